@@ -1,0 +1,53 @@
+# The one interface to the project: people and CI run the same lines. `make help` lists them.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CARGO := cargo
+export STILLPOINT_CACHE ?= $(CURDIR)/.cache
+RELEASE := target/release
+
+.PHONY: help
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
+
+.PHONY: build
+build: ## The two commands, release build, in target/release
+	$(CARGO) build --release --locked -p apiserver -p cli
+
+.PHONY: setup
+setup: ## Debian packages that the tests want (needs root once; nothing when they are there)
+	tests/tools/setup
+
+.PHONY: test
+test: setup lint ## Everything but the long suites
+	$(CARGO) build --locked -p apiserver -p cli
+	$(CARGO) test --workspace --locked
+
+.PHONY: lint
+lint: ## Formatting, clippy, and that no second crypto provider is linked; warnings are errors
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	@if $(CARGO) tree --workspace --locked -e normal,build -i aws-lc-rs >/dev/null 2>&1 || $(CARGO) tree --workspace --locked -e normal,build -i openssl-sys >/dev/null 2>&1; then \
+		echo 'aws-lc-rs or OpenSSL is linked; ring is the only crypto provider (CONTRIBUTING.md)'; exit 1; fi
+
+.PHONY: demo-build
+demo-build: ## Build what the demo runs, and fetch its databases
+	$(CARGO) build --release --locked -p apiserver -p cli -p tests --bins
+	$(RELEASE)/demo --fetch-only
+
+.PHONY: demo
+demo: setup demo-build ## What is lost without Stillpoint, and with it: real databases, a short report
+	$(RELEASE)/demo
+
+.PHONY: soak
+soak: setup ## The long suites: at least 300 cuts per engine and level
+	$(CARGO) build --release --locked -p apiserver -p cli -p tests --bins
+	$(RELEASE)/soak
+
+.PHONY: bench
+bench: setup ## The numbers, each beside its yardstick in one run
+	$(CARGO) build --release --locked -p apiserver -p cli -p tests --bins
+	$(RELEASE)/bench
+
+.PHONY: clean
+clean: ## Remove target/ and the cache
+	rm -rf target $(STILLPOINT_CACHE)

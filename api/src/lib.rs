@@ -1,0 +1,54 @@
+//! What Stillpoint says: its kinds, its words, its names, and what makes an object valid.
+//!
+//! No I/O, no clocks (time is an argument), and nothing of ours below it. One [`validate`] serves the standalone
+//! registry, the webhooks and the controllers.
+//!
+//! ```text
+//! stillpoint.dev/v1alpha1        Database, Freeze               stored; custom resources in a cluster
+//! live.stillpoint.dev/v1alpha1   databases (LiveDatabase)       never stored; state as the freezer knows it now
+//!                                databases/{quiesce,unquiesce,renew}   verbs: POST a typed body, get it back answered
+//! ```
+
+pub mod conditions;
+mod database;
+mod freeze;
+mod live;
+mod position;
+pub mod validate;
+mod words;
+
+pub use database::{
+    BlockerPolicy, Blockers, ConnectionAddress, Credentials, Database, DatabaseSpec, DatabaseStatus, Endpoint,
+    FreezePolicy, LastFreeze, LevelReach, MemberStatus, SecretReference, TargetPolicy, Tls, TlsMode,
+};
+pub use freeze::{
+    Artifact, ArtifactKind, Claim, ClaimKind, Freeze, FreezeSpec, FreezeStatus, FreezeTarget, Incarnation, Proof,
+    ProofKind, TargetStatus, Undo,
+};
+pub use live::{
+    Check, CheckResult, LiveDatabase, LiveDatabaseStatus, Quiesce, QuiesceSpec, QuiesceStatus, Renew, RenewSpec,
+    RenewStatus, Stage, Unquiesce, UnquiesceSpec, UnquiesceStatus,
+};
+pub use position::{MariadbPosition, Position, PostgresqlPosition};
+pub use words::{Copy, Desired, Engine, Level, Phase, Role};
+
+/// The group of everything that is stored.
+pub const GROUP: &str = "stillpoint.dev";
+/// The group of what is never stored: live views and verbs.
+pub const LIVE_GROUP: &str = "live.stillpoint.dev";
+/// The one version of both groups.
+pub const VERSION: &str = "v1alpha1";
+/// `apiVersion` of stored kinds.
+pub const API_VERSION: &str = "stillpoint.dev/v1alpha1";
+/// `apiVersion` of live kinds.
+pub const LIVE_API_VERSION: &str = "live.stillpoint.dev/v1alpha1";
+
+/// Keeps a [`Freeze`] that holds something until it has been thawed.
+pub const FINALIZER_THAW: &str = "stillpoint.dev/thaw";
+/// Label on a [`Freeze`] made by a verb: the Database it was asked of.
+pub const LABEL_DATABASE: &str = "stillpoint.dev/database";
+
+/// Now, in whole microseconds: what `MicroTime` can carry.
+pub fn micro_time(at: jiff::Timestamp) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime {
+    k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at)
+}

@@ -1,0 +1,244 @@
+//! From a `Database` object and its Secrets to what the freezer works with. Pure: objects in, [`Target`] out.
+//!
+//! Promises that a password never leaves this path but inside [`Account`], which does not print itself.
+
+use std::{sync::Arc, time::Duration};
+
+use api::{BlockerPolicy, ConnectionAddress, Copy, Database, Level};
+use freeze::{Account, Drivers, Member, Plan, Target, Tls, TlsRoots};
+use k8s_openapi::api::core::v1::Secret;
+use thiserror::Error;
+
+/// The objects that one target is made of.
+#[derive(Clone, Debug)]
+pub struct Ingredients {
+    pub database: Database,
+    /// The Secrets that its spec names, those that exist.
+    pub secrets: Vec<Secret>,
+}
+
+/// Why a Database cannot be frozen, before anybody was asked.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Unresolved {
+    #[error("Database {database} is paused")]
+    Paused { database: String },
+    #[error("Database {database} needs key {key:?} of Secret {secret:?}, which {why}")]
+    Credentials { database: String, secret: String, key: String, why: &'static str },
+    #[error("Database {database} names no usable endpoint")]
+    Endpoint { database: String },
+    #[error("this server has no driver for {engine}")]
+    Engine { engine: api::Engine },
+    #[error("Database {database} has one member, {member:?}, and {wanted:?} was asked for")]
+    Member { database: String, member: String, wanted: String },
+}
+
+/// How one freeze wants its targets.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    pub level: Level,
+    pub copy: Copy,
+    pub freeze_uid: &'a str,
+    pub member: Option<&'a str>,
+}
+
+/// The names of the Secrets that a Database refers to.
+pub fn secret_names(database: &Database) -> Vec<&str> {
+    let spec = &database.spec;
+    let tls = spec.tls.as_ref();
+    let references = [
+        spec.credentials.as_ref().map(|credentials| &credentials.secret_ref),
+        tls.and_then(|tls| tls.ca_secret_ref.as_ref()),
+        tls.and_then(|tls| tls.cert_secret_ref.as_ref()),
+    ];
+    let mut names: Vec<&str> = references.into_iter().flatten().map(|reference| reference.name.as_str()).collect();
+    names.dedup();
+    names
+}
+
+/// The target of a freeze, or why there is none.
+pub fn target(drivers: &Drivers, from: &Ingredients, wanted: Wanted<'_>) -> Result<Target, Unresolved> {
+    let spec = &from.database.spec;
+    let name = name_of(&from.database);
+    if spec.paused {
+        return Err(Unresolved::Paused { database: name });
+    }
+    let driver = drivers.of(spec.engine).ok_or(Unresolved::Engine { engine: spec.engine })?;
+    let member = member(from)?;
+    let address = member.address.to_string();
+    if let Some(wanted) = wanted.member.filter(|wanted| *wanted != address) {
+        return Err(Unresolved::Member { database: name, member: address, wanted: wanted.to_owned() });
+    }
+    Ok(Target {
+        database: name,
+        name: address,
+        driver: Arc::clone(driver),
+        member,
+        plan: plan(&from.database, wanted),
+        prepare_timeout: spec.freeze.prepare_timeout(),
+        max_stalled_sessions: spec.freeze.max_stalled_sessions,
+    })
+}
+
+/// How to reach the Database's server; also without any intent to freeze it.
+pub fn member(from: &Ingredients) -> Result<Member, Unresolved> {
+    let spec = &from.database.spec;
+    let address = spec
+        .endpoint
+        .address(spec.engine)
+        .ok_or_else(|| Unresolved::Endpoint { database: name_of(&from.database) })?;
+    Ok(Member { account: account(from)?, tls: tls(from, &address)?, databases: spec.databases.clone(), address })
+}
+
+/// What is to be made true there.
+pub fn plan(database: &Database, wanted: Wanted<'_>) -> Plan {
+    let policy = &database.spec.freeze;
+    Plan {
+        freeze_uid: wanted.freeze_uid.to_owned(),
+        level: wanted.level,
+        copy: wanted.copy,
+        role: policy.target.role,
+        acquire_timeout: policy.acquire_timeout(),
+        blockers: policy.blockers.policy,
+        blockers_older_than: Duration::from_secs(u64::from(policy.blockers.older_than_seconds)),
+        // Until the first heartbeat the session must outlive preparing and taking hold.
+        server_ttl: FIRST_SERVER_TTL,
+    }
+}
+
+/// The level a request gets that names none: the Database's own; a group is held at WriteBlocked.
+pub fn level(databases: &[Database], wanted: Option<Level>) -> Level {
+    match (wanted, databases) {
+        (Some(level), _) => level,
+        (None, [one]) => one.spec.freeze.level,
+        (None, _) => Level::WriteBlocked,
+    }
+}
+
+/// How long its claims last and how long it may last at all: the shortest that every Database allows.
+pub fn durations(databases: &[Database], level: Level, copy: Copy, wanted: Option<u32>) -> (Duration, Duration) {
+    let policies = || databases.iter().map(|database| &database.spec.freeze);
+    let max = policies().map(|policy| policy.max_frozen(level, copy)).min().unwrap_or(copy.longest(level));
+    let ttl = policies().map(|policy| policy.ttl(level, copy, wanted)).min().unwrap_or(level.default_ttl());
+    (ttl.min(max), max)
+}
+
+/// Whether a freeze under this policy may end sessions of others.
+pub fn may_kill(database: &Database) -> bool {
+    matches!(database.spec.freeze.blockers.policy, BlockerPolicy::KillReads | BlockerPolicy::KillAll)
+}
+
+/// See [`plan`]: the longest idle time that a server grants us.
+const FIRST_SERVER_TTL: Duration = Duration::from_secs(5);
+
+fn account(from: &Ingredients) -> Result<Option<Account>, Unresolved> {
+    let Some(credentials) = &from.database.spec.credentials else { return Ok(None) };
+    let secret = &credentials.secret_ref.name;
+    let user = text(from, secret, &credentials.username_key)?;
+    let password = match text(from, secret, &credentials.password_key) {
+        Ok(password) => Some(password),
+        Err(Unresolved::Credentials { why: NO_KEY, .. }) => None,
+        Err(other) => return Err(other),
+    };
+    Ok(Some(Account { user, password }))
+}
+
+fn tls(from: &Ingredients, address: &ConnectionAddress) -> Result<Tls, Unresolved> {
+    let spec = &from.database.spec;
+    let mode = spec.tls_mode(address);
+    let Some(tls) = &spec.tls else { return Ok(Tls { mode, roots: None }) };
+    let ca = match &tls.ca_secret_ref {
+        Some(secret) => Some(text(from, &secret.name, "ca.crt")?.into()),
+        None => None,
+    };
+    let identity = match &tls.cert_secret_ref {
+        Some(secret) => Some((text(from, &secret.name, "tls.crt")?.into(), text(from, &secret.name, "tls.key")?.into())),
+        None => None,
+    };
+    Ok(Tls { mode, roots: Some(TlsRoots { ca, identity }) })
+}
+
+const NO_SECRET: &str = "does not exist";
+const NO_KEY: &str = "the Secret does not have";
+const NO_TEXT: &str = "is not UTF-8 text";
+
+fn text(from: &Ingredients, secret: &str, key: &str) -> Result<String, Unresolved> {
+    let missing = |why| Unresolved::Credentials {
+        database: name_of(&from.database),
+        secret: secret.to_owned(),
+        key: key.to_owned(),
+        why,
+    };
+    let found = from.secrets.iter().find(|candidate| candidate.metadata.name.as_deref() == Some(secret));
+    let data = found.ok_or_else(|| missing(NO_SECRET))?.data.as_ref();
+    let bytes = data.and_then(|data| data.get(key)).ok_or_else(|| missing(NO_KEY))?;
+    String::from_utf8(bytes.0.clone()).map_err(|_| missing(NO_TEXT))
+}
+
+fn name_of(database: &Database) -> String {
+    database.metadata.name.clone().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn database(spec: serde_json::Value) -> Database {
+        let mut database = Database::new("orders", serde_json::from_value(spec).unwrap());
+        database.metadata.namespace = Some("shop".to_owned());
+        database
+    }
+
+    fn secret(data: serde_json::Value) -> Secret {
+        serde_json::from_value(json!({"metadata": {"name": "orders-freezer"}, "data": data})).unwrap()
+    }
+
+    fn with_credentials() -> Database {
+        database(json!({
+            "engine": "PostgreSQL",
+            "endpoint": {"host": "db.example"},
+            "credentials": {"secretRef": {"name": "orders-freezer"}},
+        }))
+    }
+
+    #[test]
+    fn a_missing_secret_or_user_name_is_named_and_a_missing_password_is_not_wanted() {
+        let member_of = |secrets| member(&Ingredients { database: with_credentials(), secrets });
+        assert!(matches!(member_of(vec![]), Err(Unresolved::Credentials { why: NO_SECRET, .. })));
+        let no_user = secret(json!({"password": "cHc="}));
+        assert!(matches!(member_of(vec![no_user]), Err(Unresolved::Credentials { key, .. }) if key == "username"));
+        let no_password = secret(json!({"username": "ZGJh"}));
+        let account = member_of(vec![no_password]).unwrap().account.unwrap();
+        assert_eq!((account.user.as_str(), account.password), ("dba", None));
+    }
+
+    #[test]
+    fn nothing_of_a_target_prints_its_password() {
+        let secret = secret(json!({"username": "ZGJh", "password": "c2VzYW1l"}));
+        let member = member(&Ingredients { database: with_credentials(), secrets: vec![secret] }).unwrap();
+        assert_eq!(member.account.as_ref().unwrap().password.as_deref(), Some("sesame"));
+        assert!(!format!("{member:?}").contains("sesame"));
+    }
+
+    #[test]
+    fn a_group_lasts_as_long_as_its_shortest_member_allows() {
+        let long = database(json!({"engine": "PostgreSQL", "endpoint": {"host": "a"}}));
+        let short = database(json!({"engine": "MariaDB", "endpoint": {"host": "b"}, "freeze": {"maxFrozenSeconds": 4}}));
+        let both = [long, short];
+        assert_eq!(level(&both, None), Level::WriteBlocked);
+        let (ttl, max) = durations(&both, Level::WriteBlocked, Copy::Atomic, None);
+        assert_eq!((ttl, max), (Duration::from_secs(4), Duration::from_secs(4)));
+    }
+
+    #[test]
+    fn encryption_is_wanted_unless_the_bytes_stay_on_the_machine() {
+        use api::TlsMode;
+        let mode = |host: &str| {
+            let database = database(json!({"engine": "MariaDB", "endpoint": {"host": host}}));
+            member(&Ingredients { database, secrets: vec![] }).unwrap().tls.mode
+        };
+        assert_eq!(mode("127.0.0.1"), TlsMode::Disable);
+        assert_eq!(mode("db.example"), TlsMode::Require);
+    }
+}

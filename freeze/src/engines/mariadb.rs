@@ -1,0 +1,128 @@
+//! MariaDB 10.4.1 and later.
+//!
+//! ```text
+//! copy: Atomic  Recoverable   one session; the preconditions of crash recovery are checked
+//!               Durable       + a barrier that flushes redo and binary log to disk; blocks nobody
+//!               WriteBlocked  + BACKUP STAGE … BLOCK_COMMIT, then the barrier while no commit can pass
+//! copy: Files   refused: under every lock InnoDB goes on writing pages and redo, so a file-by-file copy is torn
+//! ```
+//! Locks are bound to one session that the server ends after a few seconds of silence (`wait_timeout`). Only the global
+//! settings that the barrier may have to raise outlive it: they are in the undo log before they are touched. Facts are
+//! from the MariaDB documentation ("BACKUP STAGE", "FLUSH", "InnoDB System Variables") unless said otherwise.
+
+mod barrier;
+mod blockers;
+mod checks;
+mod connect;
+mod errors;
+mod hold;
+
+use std::sync::Arc;
+
+use api::{Artifact, Check, Copy, Engine, Level, Position, Undo};
+use async_trait::async_trait;
+use tokio::time::Instant;
+
+use crate::{
+    driver::{Driver, Grant, Member, Observed, Plan, Prepared, ServerInfo},
+    error::Error,
+    journal::UndoLog,
+    lease::LONGEST_SERVER_TTL,
+};
+use connect::{Link, MARK, literal, text};
+
+/// The MariaDB engine.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mariadb;
+
+#[async_trait]
+impl Driver for Mariadb {
+    fn engine(&self) -> Engine {
+        Engine::MariaDB
+    }
+
+    async fn probe(&self, member: &Member, deadline: Instant) -> Result<ServerInfo, Error> {
+        let link = Link::open(member, LONGEST_SERVER_TTL, deadline).await?;
+        link.hello.supported()?;
+        let server = link.hello.server();
+        link.close(deadline).await;
+        Ok(server)
+    }
+
+    async fn preflight(&self, member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check> {
+        checks::preflight(member, plan, deadline).await
+    }
+
+    async fn prepare(
+        &self,
+        member: &Member,
+        plan: &Plan,
+        undo: Arc<dyn UndoLog>,
+        deadline: Instant,
+    ) -> Result<Box<dyn Prepared>, Error> {
+        self.supports(plan.level, plan.copy)?;
+        Ok(Box::new(hold::prepare(member, plan, undo, deadline).await?))
+    }
+
+    async fn recover(&self, member: &Member, undo: &Undo, deadline: Instant) -> Result<bool, Error> {
+        let Some(settings) = barrier::Settings::from_undo(undo) else { return Ok(false) };
+        let mut link = Link::open(member, LONGEST_SERVER_TTL, deadline).await?;
+        settings.restore(&mut link, deadline).await?;
+        link.close(deadline).await;
+        Ok(true)
+    }
+
+    /// A session of ours holds the user lock `stillpoint/<uid>`; anybody may ask whose it is.
+    async fn observe(&self, member: &Member, freeze_uid: &str, deadline: Instant) -> Result<Observed, Error> {
+        let mut link = Link::open(member, LONGEST_SERVER_TTL, deadline).await?;
+        let sql = format!("SELECT IS_USED_LOCK({})", literal(&format!("{MARK}/{freeze_uid}")));
+        let rows = link.run(deadline, "looking for what is held", &sql).await?;
+        link.close(deadline).await;
+        Ok(match rows.first().and_then(|row| text(row, 0)) {
+            Some(id) => Observed::Holds(format!("session {id}")),
+            None => Observed::Nothing,
+        })
+    }
+
+    async fn thaw_all(&self, member: &Member, deadline: Instant) -> Result<Vec<String>, Error> {
+        let mut link = Link::open(member, LONGEST_SERVER_TTL, deadline).await?;
+        let sql = format!("SELECT IS_USED_LOCK({})", literal(MARK));
+        let rows = link.run(deadline, "looking for what is held", &sql).await?;
+        let mut ended = Vec::new();
+        if let Some(id) = rows.first().and_then(|row| text(row, 0)).and_then(|id| id.parse::<u64>().ok()) {
+            link.run(deadline, "ending what is held", &format!("KILL CONNECTION {id}")).await?;
+            ended.push(format!("session {id}"));
+        }
+        link.close(deadline).await;
+        Ok(ended)
+    }
+
+    fn grants(&self, user: &str, level: Level, _copy: Copy) -> Vec<Grant> {
+        checks::grants(user, level)
+    }
+
+    fn supports(&self, _level: Level, copy: Copy) -> Result<(), Error> {
+        match copy {
+            Copy::Atomic => Ok(()),
+            Copy::Files => Err(Error::Unsupported {
+                what: "MariaDB cannot be held for copy: Files: under every lock InnoDB goes on writing pages and redo, so \
+                       files that are copied one after the other do not fit together"
+                    .to_owned(),
+                instead: "take an atomic copy (a volume snapshot, LVM, ZFS, btrfs), or use mariadb-backup or mariadb-dump"
+                    .to_owned(),
+            }),
+        }
+    }
+
+    fn restore_recipe(&self, _copy: Copy, position: Option<&Position>, _artifacts: &[Artifact]) -> String {
+        let stood = position.map(Position::summary).unwrap_or_else(|| "not recorded".to_owned());
+        format!(
+            "Position: {stood}\n\n\
+             1. Mount the copy; remove the pid file from the data directory.\n\
+             2. Start the same major version on it, isolated first: `--skip-slave-start --event-scheduler=OFF \
+             --skip-networking`. InnoDB recovers as after a power cut.\n\
+             3. Check it: `mariadb-check --all-databases --extended`. Delete what is left of temporary tables (`#sql*`).\n\
+             4. A replica of the original starts from the position above.\n"
+        )
+    }
+}

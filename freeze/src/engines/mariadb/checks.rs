@@ -1,0 +1,243 @@
+//! What must be true before a freeze, as named checks.
+
+use api::{BlockerPolicy, Check, Level, Role, conditions::reasons};
+use tokio::time::Instant;
+
+use super::{
+    barrier::{self, Way},
+    blockers,
+    connect::{Hello, Link, MARK, literal, text},
+};
+use crate::{
+    driver::{Grant, Member, Plan},
+    error::Error,
+    lease::LONGEST_SERVER_TTL,
+};
+
+/// Every check, nothing touched.
+pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check> {
+    let mut link = match Link::open(member, LONGEST_SERVER_TTL, deadline).await {
+        Ok(link) => link,
+        Err(error @ Error::Pooler { .. }) => return vec![reachable(member), failed("pooler", &error)],
+        Err(error) => return vec![failed("reachable", &error)],
+    };
+    let hello = link.hello.clone();
+    let mut checks = vec![reachable(member), Check::pass("pooler", "the server itself answers")];
+    checks.extend(judge(&hello, plan));
+    if hello.supported().is_err() {
+        return checks;
+    }
+    checks.push(durability(&mut link, &hello, plan, deadline).await);
+    if plan.level > Level::Recoverable {
+        checks.push(reload(&mut link, deadline).await);
+    }
+    checks.push(binlog_monitor(&mut link, &hello, deadline).await);
+    checks.push(foreign(&mut link, deadline).await);
+    checks.push(not_innodb(&mut link, deadline).await);
+    if plan.level == Level::WriteBlocked {
+        checks.push(blockers_now(&mut link, plan, deadline).await);
+    }
+    link.close(deadline).await;
+    checks
+}
+
+/// The verdicts that follow from the server's own word, for prepare too: an error refuses.
+pub(super) fn refuse(hello: &Hello, plan: &Plan) -> Result<(), Error> {
+    hello.supported()?;
+    role(hello, plan)?;
+    settings(hello)?;
+    no_cluster(hello)
+}
+
+pub(super) fn grants(user: &str, level: Level) -> Vec<Grant> {
+    let account = user.split_once('@').map_or_else(
+        || format!("'{}'@'%'", user.replace('\'', "''")),
+        |(name, host)| format!("'{}'@'{}'", name.replace('\'', "''"), host.replace('\'', "''")),
+    );
+    let grant = |privilege: &str, reason: &str| Grant {
+        statement: format!("GRANT {privilege} ON *.* TO {account};"),
+        reason: reason.to_owned(),
+    };
+    let mut grants = vec![grant("BINLOG MONITOR", "read the binary log's position (before 10.5: REPLICATION CLIENT)")];
+    if level > Level::Recoverable {
+        grants.push(grant("RELOAD", "FLUSH ENGINE LOGS and BACKUP STAGE"));
+        grants.push(grant(
+            "SUPER",
+            "only where innodb_flush_log_at_trx_commit or sync_binlog is not 1: raised for the moment of the barrier. \
+             Without it, InnoDB's own flush is waited for (up to 1 s), and the binary log in the copy may be behind",
+        ));
+    }
+    if level == Level::WriteBlocked {
+        grants.push(grant("PROCESS", "see the sessions that stand in the way, and those that wait"));
+        grants.push(grant("CONNECTION ADMIN", "only for spec.freeze.blockers.policy KillReads or KillAll"));
+    }
+    grants
+}
+
+fn judge(hello: &Hello, plan: &Plan) -> Vec<Check> {
+    let named: [(&'static str, Result<(), Error>, String); 4] = [
+        ("version", hello.supported(), format!("MariaDB {}", hello.version)),
+        ("role", role(hello, plan), format!("{}", hello.server().role).to_lowercase()),
+        ("settings", settings(hello), "innodb_doublewrite is on".to_owned()),
+        ("cluster", no_cluster(hello), "not a member of a Galera cluster".to_owned()),
+    ];
+    named
+        .into_iter()
+        .map(|(name, verdict, passed)| match verdict {
+            Ok(()) => Check::pass(name, passed),
+            Err(error) => failed(name, &error),
+        })
+        .collect()
+}
+
+fn role(hello: &Hello, plan: &Plan) -> Result<(), Error> {
+    let found = hello.server().role;
+    if found != plan.role {
+        return Err(Error::Role { found, wanted: plan.role });
+    }
+    if found == Role::Replica && plan.level > Level::Recoverable {
+        return Err(Error::Unsupported {
+            what: format!("a replica cannot be held at {}: what its primary acknowledged may not have arrived", plan.level),
+            instead: "freeze the primary, or use level: Recoverable".to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Torn pages cannot be repaired without it.
+fn settings(hello: &Hello) -> Result<(), Error> {
+    if hello.doublewrite {
+        return Ok(());
+    }
+    Err(Error::UnsafeSettings {
+        what: "innodb_doublewrite is off: no copy of this server can be trusted".to_owned(),
+        fix: "set innodb_doublewrite = ON and restart".to_owned(),
+    })
+}
+
+fn no_cluster(hello: &Hello) -> Result<(), Error> {
+    if hello.cluster_size == 0 {
+        return Ok(());
+    }
+    Err(Error::Unsupported {
+        what: "the server is a member of a Galera cluster: holding one member does not hold the others".to_owned(),
+        instead: "take it out of the cluster for the copy, or use mariadb-backup".to_owned(),
+    })
+}
+
+/// What the barrier has to do here; tried by setting the settings to what they are.
+async fn durability(link: &mut Link, hello: &Hello, plan: &Plan, deadline: Instant) -> Check {
+    let name = "durability";
+    let settings = format!(
+        "innodb_flush_log_at_trx_commit={}, sync_binlog={}{}",
+        hello.flush_log_at_trx_commit,
+        hello.sync_binlog,
+        if hello.log_bin { "" } else { " (no binary log)" }
+    );
+    if plan.level == Level::Recoverable {
+        return Check::pass(name, settings);
+    }
+    match barrier::way(link, deadline).await {
+        Ok(Way::Flush) if hello.log_bin && hello.sync_binlog != 1 => Check::warn(
+            name,
+            format!("{settings}: commits are flushed, but the binary log in the copy may be behind"),
+            "GRANT SUPER, so that the binary log can be synced too",
+        ),
+        Ok(Way::Flush) => Check::pass(name, settings),
+        Ok(Way::Raise(_)) => Check::pass(name, format!("{settings}: raised to 1 for the moment of the barrier")),
+        Ok(Way::Wait) => Check::warn(
+            name,
+            format!("{settings}: InnoDB's own flush has to be waited for, up to 1 s"),
+            "GRANT SUPER, so that it can be flushed at once",
+        ),
+        Err(error) => failed(name, &error),
+    }
+}
+
+/// FLUSH STATUS is what RELOAD allows and changes nothing but this session's counters; so the right is read instead.
+async fn reload(link: &mut Link, deadline: Instant) -> Check {
+    let sql = "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE IN ('RELOAD', 'SUPER') \
+               AND GRANTEE = CONCAT('\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', \
+               SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
+    match link.run(deadline, "reading rights", sql).await {
+        Ok(rows) if rows.iter().any(|row| text(row, 0).as_deref() == Some("RELOAD")) => {
+            Check::pass("privilege-reload", "the account has RELOAD")
+        }
+        Ok(_) => failed(
+            "privilege-reload",
+            &Error::Privilege { privilege: "RELOAD".to_owned(), grant: "GRANT RELOAD ON *.* TO the account".to_owned() },
+        ),
+        Err(error) => failed("privilege-reload", &error),
+    }
+}
+
+async fn binlog_monitor(link: &mut Link, hello: &Hello, deadline: Instant) -> Check {
+    let name = "privilege-binlog-monitor";
+    if !hello.log_bin {
+        return Check::warn(
+            name,
+            "there is no binary log: that writes were blocked can only be proved by the session that held",
+            "set log_bin for an exact position",
+        );
+    }
+    match link.run(deadline, "reading the position", "SHOW MASTER STATUS").await {
+        Ok(_) => Check::pass(name, "the account can read the binary log's position"),
+        Err(_) => Check::warn(name, "the account cannot read the binary log's position", "GRANT BINLOG MONITOR ON *.* TO the account"),
+    }
+}
+
+async fn foreign(link: &mut Link, deadline: Instant) -> Check {
+    let sql = format!("SELECT IS_USED_LOCK({})", literal(MARK));
+    match link.run(deadline, "looking for other freezes", &sql).await {
+        Ok(rows) => match rows.first().and_then(|row| text(row, 0)) {
+            None => Check::pass("foreign-freeze", "no other freeze"),
+            Some(id) => failed("foreign-freeze", &Error::ForeignFreeze { holder: format!("session {id}, a freeze of Stillpoint") }),
+        },
+        Err(error) => failed("foreign-freeze", &error),
+    }
+}
+
+/// Their writes only reach the page cache by any lock or flush.
+async fn not_innodb(link: &mut Link, deadline: Instant) -> Check {
+    let sql = "SELECT COUNT(*), MIN(CONCAT(TABLE_SCHEMA, '.', TABLE_NAME)) FROM information_schema.TABLES \
+               WHERE ENGINE IN ('MyISAM', 'Aria', 'CSV', 'ARCHIVE') AND TABLE_TYPE = 'BASE TABLE' \
+               AND TABLE_SCHEMA NOT IN ('mysql', 'information_schema', 'performance_schema', 'sys')";
+    match link.run(deadline, "looking at storage engines", sql).await {
+        Ok(rows) => match rows.first().and_then(|row| text(row, 0)).as_deref() {
+            None | Some("0") => Check::pass("storage-engines", "all tables that the account sees are transactional"),
+            Some(count) => Check::warn(
+                "storage-engines",
+                format!(
+                    "{count} tables are not transactional, among them {}: what was written to them last may be missing",
+                    rows.first().and_then(|row| text(row, 1)).unwrap_or_default()
+                ),
+                "ALTER TABLE … ENGINE = InnoDB",
+            ),
+        },
+        Err(error) => failed("storage-engines", &error),
+    }
+}
+
+async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check {
+    match blockers::running_longer(link, plan.blockers_older_than, deadline).await {
+        Ok(sessions) if sessions.is_empty() => Check::pass("blockers", "no session stands in the way"),
+        Ok(sessions) => {
+            let sessions = sessions.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+            let message = format!("running for long, and perhaps in the way: {sessions}");
+            let fix = "wait for them, end them, or set spec.freeze.blockers.policy";
+            match plan.blockers {
+                BlockerPolicy::Fail => Check::fail("blockers", reasons::BLOCKED, message, fix),
+                _ => Check::warn("blockers", message, fix),
+            }
+        }
+        Err(error) => failed("blockers", &error),
+    }
+}
+
+fn reachable(member: &Member) -> Check {
+    Check::pass("reachable", format!("{} answers, and lets the account in", member.address))
+}
+
+fn failed(name: &'static str, error: &Error) -> Check {
+    Check::fail(name, error.reason(), error.to_string(), error.advice())
+}

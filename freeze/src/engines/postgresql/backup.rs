@@ -1,0 +1,85 @@
+//! `copy: Files`: backup mode and a temporary slot in one session (manual, 26.3.3 "Making a Base Backup Using the Low
+//! Level API"). The slot keeps the WAL from start on until the session ends, so WAL can be copied after stop.
+
+use api::{Artifact, ArtifactKind, PostgresqlPosition};
+use tokio::time::Instant;
+
+use super::connect::{Link, literal, text};
+use crate::error::Error;
+
+/// Where the backup began, and what it gave when it was stopped.
+#[derive(Clone, Debug)]
+pub(super) struct Backup {
+    start_lsn: String,
+    first_segment: String,
+    stopped: Option<Vec<Artifact>>,
+}
+
+/// Slot names: lower-case letters, digits and underscores, at most 63 (manual, 26.2.6).
+pub(super) fn slot_name(freeze_uid: &str) -> String {
+    let safe = freeze_uid.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
+    "stillpoint_".chars().chain(safe).take(63).collect()
+}
+
+impl Backup {
+    /// Slow (it waits for a checkpoint) and blocks nobody.
+    pub(super) async fn start(link: &mut Link, freeze_uid: &str, deadline: Instant) -> Result<Self, Error> {
+        let sql = format!(
+            "SELECT slot_name::text FROM pg_create_physical_replication_slot({slot}, immediately_reserve => true, \
+             temporary => true); SELECT lsn::text, pg_walfile_name(lsn) FROM pg_backup_start({label}, fast => true) AS lsn",
+            slot = literal(&slot_name(freeze_uid)),
+            label = literal(&format!("stillpoint {freeze_uid}")),
+        );
+        let rows = link.run(deadline, "starting backup mode", &sql).await?;
+        let row = rows.last().filter(|row| text(row, 1).is_some());
+        let row = row.ok_or(Error::Server { doing: "starting backup mode", detail: "no position".into() })?;
+        Ok(Self {
+            start_lsn: text(row, 0).unwrap_or_default(),
+            first_segment: text(row, 1).unwrap_or_default(),
+            stopped: None,
+        })
+    }
+
+    /// Ends the data phase. `pg_walfile_name` names the segment before a position on a boundary: the last one written.
+    pub(super) async fn stop(
+        &mut self,
+        link: &mut Link,
+        position: &mut PostgresqlPosition,
+        deadline: Instant,
+    ) -> Result<Vec<Artifact>, Error> {
+        if let Some(artifacts) = &self.stopped {
+            return Ok(artifacts.clone());
+        }
+        let sql = "SET statement_timeout = 0; \
+                   SELECT lsn::text, labelfile, spcmapfile, pg_walfile_name(lsn) FROM pg_backup_stop(wait_for_archive => false)";
+        let rows = link.run(deadline, "ending backup mode", sql).await?;
+        let row = rows.last().ok_or(Error::Server { doing: "ending backup mode", detail: "no label".into() })?;
+        let column = |at| text(row, at).unwrap_or_default();
+        position.start_lsn = Some(self.start_lsn.clone());
+        position.stop_lsn = Some(column(0));
+        let artifact = |kind, name: &str, content| Artifact { kind, name: name.to_owned(), content };
+        let mut artifacts = vec![artifact(ArtifactKind::BackupLabel, "backup_label", column(1))];
+        if !column(2).is_empty() {
+            artifacts.push(artifact(ArtifactKind::TablespaceMap, "tablespace_map", column(2)));
+        }
+        let range = format!("{} {}", self.first_segment, column(3));
+        artifacts.push(artifact(ArtifactKind::WalRange, "pg_wal", range));
+        self.stopped = Some(artifacts.clone());
+        Ok(artifacts)
+    }
+
+    pub(super) fn start_lsn(&self) -> &str {
+        &self.start_lsn
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slot_names_are_what_the_server_takes() {
+        let name = slot_name("3F2504E0-4F89-11D3-9A0C-0305E82C3301/with/much/more/than/fits/into/it");
+        assert!(name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+    }
+}

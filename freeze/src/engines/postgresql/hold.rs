@@ -1,0 +1,283 @@
+//! The stages of a hold: prepared, held. All sessions of a hold are opened before anybody is blocked.
+
+use std::time::Duration;
+
+use api::{Artifact, Check, Copy, Incarnation, Level, Position, PostgresqlPosition, Proof, ProofKind};
+use async_trait::async_trait;
+use futures::future::{join_all, try_join_all};
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{
+    backup::Backup,
+    checks::{self, Facts},
+    connect::{Link, MARK, literal, text},
+    locks::{self, Database},
+};
+use crate::{
+    driver::{Acquired, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
+    engines::deadline::left,
+    error::Error,
+    lease::LONGEST_SERVER_TTL,
+};
+
+#[derive(Debug)]
+pub(super) struct Ready {
+    member: Member,
+    plan: Plan,
+    server: ServerInfo,
+    facts: Facts,
+    warnings: Vec<Check>,
+    main: Link,
+    databases: Vec<Database>,
+    backup: Option<Backup>,
+}
+
+#[derive(Debug)]
+struct Holding {
+    member: Member,
+    plan: Plan,
+    incarnation: Incarnation,
+    main: Link,
+    databases: Vec<Database>,
+    backup: Option<Backup>,
+    position: PostgresqlPosition,
+    /// WriteBlocked: `pg_current_snapshot()` once every lock was granted.
+    snapshot: Option<String>,
+}
+
+/// Opens every session that the plan needs and does what is slow. Blocks nobody.
+pub(super) async fn prepare(member: &Member, plan: &Plan, deadline: Instant) -> Result<Ready, Error> {
+    let mut main = Link::open(member, None, Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
+    let facts = checks::facts(&mut main, deadline).await?;
+    let warnings = checks::refuse_or_warn(&main.hello, &facts, plan)?;
+    let databases = match plan.level {
+        Level::WriteBlocked => locks::prepare(member, plan, &mut main, deadline).await?,
+        Level::Recoverable | Level::Durable => Vec::new(),
+    };
+    let backup = match plan.copy {
+        Copy::Files => Some(Backup::start(&mut main, &plan.freeze_uid, deadline).await?),
+        Copy::Atomic => None,
+    };
+    let server = main.hello.server();
+    Ok(Ready { member: member.clone(), plan: plan.clone(), server, facts, warnings, main, databases, backup })
+}
+
+#[async_trait]
+impl Prepared for Ready {
+    fn server(&self) -> &ServerInfo {
+        &self.server
+    }
+
+    fn warnings(&self) -> Vec<Check> {
+        self.warnings.clone()
+    }
+
+    async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
+        let Self { member, plan, server, facts, mut main, mut databases, backup, .. } = *self;
+        let deadline = Instant::now() + plan.acquire_timeout;
+        let ended_sessions = if plan.level == Level::WriteBlocked {
+            locks::acquire(&mut databases, &mut main, &plan, facts.deadlock_timeout, deadline).await?
+        } else {
+            Vec::new()
+        };
+        let mut held = Holding {
+            member,
+            plan,
+            incarnation: server.incarnation,
+            main,
+            databases,
+            backup,
+            position: PostgresqlPosition::default(),
+            snapshot: None,
+        };
+        let mut acquired = held.still_point(deadline).await?;
+        acquired.ended_sessions = ended_sessions;
+        if held.plan.level == Level::WriteBlocked {
+            held.snapshot = Some(held.snapshot_now(deadline).await?);
+        }
+        Ok((Box::new(held), acquired))
+    }
+
+    async fn abandon(self: Box<Self>, deadline: Instant) -> Result<(), Error> {
+        close(self.main, self.databases, deadline).await;
+        Ok(())
+    }
+}
+
+impl Holding {
+    /// Makes true what the level promises, from an instant on.
+    ///
+    /// At Durable the instant comes before the marker: whatever was acknowledged until then is flushed with it. At
+    /// WriteBlocked every lock is granted by now, so nothing is acknowledged any more; the marker then flushes it all.
+    async fn still_point(&mut self, deadline: Instant) -> Result<Acquired, Error> {
+        let frozen_at = Timestamp::now();
+        if self.plan.level > Level::Recoverable {
+            self.marker(deadline).await?;
+        }
+        self.read_position(deadline).await?;
+        Ok(Acquired { frozen_at, position: Position::Postgresql(self.position.clone()), ended_sessions: Vec::new() })
+    }
+
+    /// A record in WAL that says who froze, committed and flushed. `local`, or it would wait for a standby that is away.
+    /// A commit record is flushed before the commit is reported, and all WAL before it (manual, 20.5.1).
+    async fn marker(&mut self, deadline: Instant) -> Result<(), Error> {
+        let sql = format!(
+            "SET statement_timeout = {}; BEGIN; SET LOCAL synchronous_commit = local; \
+             SELECT pg_logical_emit_message(true, 'stillpoint', {})::text; COMMIT",
+            left(deadline).as_millis(),
+            literal(&self.plan.freeze_uid),
+        );
+        self.main.run(deadline, "writing the marker", &sql).await.map(drop)
+    }
+
+    async fn read_position(&mut self, deadline: Instant) -> Result<(), Error> {
+        let sql = if self.incarnation.replica {
+            "SELECT pg_last_wal_replay_lsn()::text, NULL"
+        } else if self.plan.level > Level::Recoverable {
+            "SELECT pg_current_wal_flush_lsn()::text, pg_walfile_name(pg_current_wal_flush_lsn())"
+        } else {
+            "SELECT pg_current_wal_insert_lsn()::text, pg_walfile_name(pg_current_wal_insert_lsn())"
+        };
+        let rows = self.main.run(deadline, "reading the position", sql).await?;
+        let row = rows.first().ok_or(Error::Server { doing: "reading the position", detail: "no row".into() })?;
+        self.position = PostgresqlPosition {
+            lsn: text(row, 0).unwrap_or_default(),
+            timeline: self.incarnation.timeline.unwrap_or_default(),
+            wal_file: text(row, 1),
+            start_lsn: self.backup.as_ref().map(|backup| backup.start_lsn().to_owned()),
+            stop_lsn: self.position.stop_lsn.take(),
+        };
+        Ok(())
+    }
+
+    async fn snapshot_now(&mut self, deadline: Instant) -> Result<String, Error> {
+        let rows = self.main.run(deadline, "reading the snapshot", "SELECT pg_current_snapshot()::text").await?;
+        rows.first().and_then(|row| text(row, 0)).ok_or(Error::Server { doing: "reading the snapshot", detail: "no row".into() })
+    }
+
+    /// Every session answers, and the server's patience with each begins anew.
+    async fn beat(&mut self, ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
+        let ttl = ttl.as_millis();
+        let patience = format!(
+            "SET statement_timeout = 5000; SET idle_session_timeout = {ttl}; \
+             SET idle_in_transaction_session_timeout = {ttl}"
+        );
+        // Every lock of ours is a relation lock of this server, and a session that waits for it shows here to everybody.
+        let count = format!("{patience}; SELECT count(DISTINCT pid)::text FROM pg_locks WHERE NOT granted AND locktype = 'relation'");
+        let locked = !self.databases.is_empty();
+        let beats = try_join_all(
+            self.databases.iter_mut().map(|database| database.link.run(deadline, "the heartbeat", &patience)),
+        );
+        let main = self.main.run(deadline, "the heartbeat", if locked { &count } else { &patience });
+        let (rows, _) = tokio::try_join!(main, beats)?;
+        let stalled = rows.last().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok());
+        Ok(Pulse { stalled_sessions: stalled.filter(|_| locked) })
+    }
+
+    /// How many transactions committed that the freeze could not see. `None`: too many ids were used up to say.
+    async fn escaped(&mut self, deadline: Instant) -> Result<Option<u64>, Error> {
+        let Some(snapshot) = &self.snapshot else { return Ok(Some(0)) };
+        let sql = format!(
+            "WITH frozen AS (SELECT {snapshot}::pg_snapshot AS s), span AS (SELECT s, pg_snapshot_xmax(s)::text::bigint AS \
+             first, pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next FROM frozen) \
+             SELECT CASE WHEN next - first > {MOST_IDS} THEN NULL ELSE (SELECT count(*)::text FROM \
+             (SELECT x FROM pg_snapshot_xip(s) x UNION ALL SELECT g::text::xid8 FROM generate_series(first, next - 1) g) ids \
+             WHERE pg_xact_status(x) = 'committed') END FROM span",
+            snapshot = literal(snapshot),
+        );
+        let rows = self.main.run(deadline, "looking for commits that escaped", &sql).await?;
+        Ok(rows.first().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok()))
+    }
+
+    /// Asks whoever answers at the address now, and whether our session is still among its sessions.
+    async fn still_the_same(&self, deadline: Instant) -> Result<Option<String>, Error> {
+        let mut fresh = Link::open(&self.member, None, None, LONGEST_SERVER_TTL, deadline).await?;
+        let sql = format!(
+            "SELECT count(*)::text FROM pg_stat_activity WHERE pid = {} AND application_name = {}",
+            self.main.hello.backend_pid,
+            literal(&format!("{MARK}{}", self.plan.freeze_uid)),
+        );
+        let rows = fresh.run(deadline, "looking for our session", &sql).await?;
+        let found = fresh.hello.incarnation.clone();
+        fresh.close(deadline).await;
+        if found != self.incarnation {
+            return Ok(Some(format!("the server at the address is another, or was restarted: {found:?}")));
+        }
+        let ours = rows.first().and_then(|row| text(row, 0)).as_deref() == Some("1");
+        Ok((!ours).then(|| "the server at the address does not know our session".to_owned()))
+    }
+}
+
+/// More transaction ids than this used up under a write block: the proof would cost more than it is worth.
+const MOST_IDS: u32 = 100_000;
+
+#[async_trait]
+impl Held for Holding {
+    async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
+        self.beat(server_ttl, deadline).await
+    }
+
+    async fn barrier(&mut self, deadline: Instant) -> Result<Acquired, Error> {
+        if self.plan.level == Level::WriteBlocked {
+            // Nothing was acknowledged since the locks were granted: the first still point is still the last.
+            let frozen_at = Timestamp::now();
+            self.beat(LONGEST_SERVER_TTL, deadline).await?;
+            let position = Position::Postgresql(self.position.clone());
+            return Ok(Acquired { frozen_at, position, ended_sessions: Vec::new() });
+        }
+        self.still_point(deadline).await
+    }
+
+    async fn stop(&mut self, deadline: Instant) -> Result<Vec<Artifact>, Error> {
+        let Some(backup) = &mut self.backup else {
+            return Err(Error::Unsupported {
+                what: "an atomic copy has one stage".to_owned(),
+                instead: "unquiesce without stage: Stop".to_owned(),
+            });
+        };
+        let artifacts = backup.stop(&mut self.main, &mut self.position, deadline).await?;
+        // The segment that the stop position lies in must be on disk before its file is copied.
+        self.marker(deadline).await?;
+        Ok(artifacts)
+    }
+
+    async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error> {
+        let kind = if self.plan.level == Level::WriteBlocked { ProofKind::NoCommit } else { ProofKind::SessionHeld };
+        let before = Position::Postgresql(self.position.clone());
+        self.beat(LONGEST_SERVER_TTL, deadline).await?;
+        let reason = match self.still_the_same(deadline).await {
+            Ok(None) => match self.escaped(deadline).await? {
+                Some(0) => None,
+                Some(count) => Some(format!(
+                    "CommitEscaped: {count} transactions committed while writes were blocked (tables made since, large \
+                     objects and DDL are not covered by table locks)"
+                )),
+                None => Some(format!("more than {MOST_IDS} transaction ids were used up; commits cannot be ruled out")),
+            },
+            Ok(changed) => changed,
+            Err(error) => Some(format!("the server could not be asked on a fresh connection: {error}")),
+        };
+        let after = (kind == ProofKind::NoCommit).then(|| before.clone());
+        Ok(Proof { held: reason.is_none(), kind, before: Some(before), after, incarnation: self.incarnation.clone(), reason })
+    }
+
+    async fn release(mut self: Box<Self>, deadline: Instant) -> Result<Released, Error> {
+        // Writers first: nothing of what follows concerns them.
+        let unlocked = join_all(self.databases.iter_mut().map(|database| database.link.run(deadline, "unlocking", "ROLLBACK")));
+        let unlocked: Vec<_> = unlocked.await;
+        let artifacts = match &mut self.backup {
+            Some(backup) => backup.stop(&mut self.main, &mut self.position, deadline).await.unwrap_or_default(),
+            None => Vec::new(),
+        };
+        let Self { main, databases, .. } = *self;
+        close(main, databases, deadline).await;
+        unlocked.into_iter().collect::<Result<Vec<_>, _>>()?;
+        Ok(Released { artifacts })
+    }
+}
+
+async fn close(main: Link, databases: Vec<Database>, deadline: Instant) {
+    let links = std::iter::once(main).chain(databases.into_iter().map(|database| database.link));
+    join_all(links.map(|link| link.close(deadline))).await;
+}

@@ -1,0 +1,281 @@
+//! WriteBlocked: every user table of every database in SHARE mode, so that no transaction that writes one can commit.
+//!
+//! SHARE conflicts with what writers hold (ROW EXCLUSIVE), not with readers (manual, 13.3.1): the lock is granted when
+//! every transaction that has written is finished. While we wait, later writers queue behind us, so one attempt is short:
+//! shorter than `deadlock_timeout`, after which the server would look for a deadlock and could end a *client's*
+//! transaction. Between attempts the queue drains.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use api::{BlockerPolicy, Check};
+use futures::future::{join_all, try_join_all};
+use sqlx::postgres::PgRow;
+use tokio::time::{Instant, sleep};
+
+use super::{
+    connect::{Link, MARK, literal, text},
+    errors,
+};
+use crate::{
+    driver::{Blocker, Member, Plan},
+    engines::deadline::left,
+    error::Error,
+};
+
+/// One database of the server, with the session that locks its tables.
+#[derive(Debug)]
+pub(super) struct Database {
+    pub(super) link: Link,
+    tables: BTreeSet<String>,
+}
+
+/// What would have to be locked.
+#[derive(Debug, Default)]
+pub(super) struct Survey {
+    databases: usize,
+    tables: usize,
+    /// Tables that the account may not lock.
+    forbidden: Vec<String>,
+    /// `max_locks_per_transaction × (max_connections + max_prepared_transactions)` (manual, 20.12).
+    room: usize,
+}
+
+/// Tables and partitioned tables of users; partitions are locked with their parent. Quoted, with our right to lock them.
+const TABLES: &str = "SELECT format('%I.%I', n.nspname, c.relname), \
+    (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, \
+      CASE WHEN current_setting('server_version_num')::int >= 170000 THEN 'UPDATE,DELETE,TRUNCATE,MAINTAIN' \
+           ELSE 'UPDATE,DELETE,TRUNCATE' END))::text \
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't' \
+      AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_t%' ORDER BY 1";
+
+/// One row per session, as [`session`] reads it. Of its statement only the first word: the rest is the client's business.
+pub(super) const SESSIONS: &str = "SELECT a.pid::text, coalesce(a.usename, ''), coalesce(a.application_name, ''), \
+    (extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start, a.backend_start)) * 1000)::bigint::text, \
+    coalesce(a.state, a.backend_type) || ', ' || coalesce(upper(substring(a.query FROM '^\\s*(\\w+)')), 'no statement'), \
+    (a.backend_xid IS NOT NULL)::text, \
+    (a.backend_type = 'client backend' AND a.application_name NOT LIKE 'stillpoint%' \
+      AND NOT EXISTS (SELECT FROM pg_stat_progress_basebackup b WHERE b.pid = a.pid))::text \
+    FROM pg_stat_activity a";
+
+/// One attempt's share of `deadlock_timeout`: we give up before any client that waits for us looks for a deadlock.
+const SHARE_OF_DEADLOCK_TIMEOUT: (u32, u32) = (8, 10);
+/// The pause between attempts, in which those who queued behind us go on.
+const DRAIN: Duration = Duration::from_millis(250);
+/// How long we wait before we look who is in the way.
+const PATIENCE: Duration = Duration::from_millis(60);
+
+/// Opens one session per database and lists its tables. Blocks nobody.
+pub(super) async fn prepare(member: &Member, plan: &Plan, main: &mut Link, deadline: Instant) -> Result<Vec<Database>, Error> {
+    let names = databases(member, main, deadline).await?;
+    try_join_all(names.iter().map(|name| async move {
+        let mut link = Link::open(member, Some(name), Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
+        let tables = lockable(&mut link, deadline).await?;
+        Ok(Database { link, tables })
+    }))
+    .await
+}
+
+/// Locks everything by `deadline`; answers the sessions that were ended for it.
+pub(super) async fn acquire(
+    databases: &mut [Database],
+    main: &mut Link,
+    plan: &Plan,
+    deadlock_timeout: Duration,
+    deadline: Instant,
+) -> Result<Vec<String>, Error> {
+    let (share, of) = SHARE_OF_DEADLOCK_TIMEOUT;
+    let longest_attempt = deadlock_timeout * share / of;
+    let mut in_the_way = InTheWay::default();
+    loop {
+        let budget = left(deadline).min(longest_attempt);
+        let pids: Vec<i32> = databases.iter().map(|database| database.link.hello.backend_pid).collect();
+        let attempt = join_all(databases.iter_mut().map(|database| database.lock(budget)));
+        let results = tokio::select! {
+            results = attempt => results,
+            never = watch(main, &pids, plan, deadline, &mut in_the_way) => match never {},
+        };
+        match results.into_iter().find_map(Result::err) {
+            None => return Ok(in_the_way.ended),
+            Some(Attempt::NotGranted) => {}
+            Some(Attempt::Failed(error)) => return Err(error),
+        }
+        // Whatever was granted is let go at once: nobody waits for us while we wait for somebody else.
+        try_join_all(databases.iter_mut().map(|database| database.link.run(deadline + DRAIN, "letting go", "ROLLBACK")))
+            .await?;
+        if left(deadline) <= DRAIN {
+            return Err(Error::Blocked { limit: plan.acquire_timeout, blockers: in_the_way.seen });
+        }
+        sleep(DRAIN).await;
+    }
+}
+
+/// What a freeze at WriteBlocked would lock, database by database, nothing locked.
+pub(super) async fn survey(member: &Member, main: &mut Link, deadline: Instant) -> Result<Survey, Error> {
+    let names = databases(member, main, deadline).await?;
+    let mut survey = Survey { databases: names.len(), room: room_in_the_lock_table(main, deadline).await?, ..Survey::default() };
+    for name in names {
+        let mut link = Link::open(member, Some(&name), None, crate::lease::LONGEST_SERVER_TTL, deadline).await?;
+        let rows = link.run(deadline, "listing tables", TABLES).await?;
+        link.close(deadline).await;
+        survey.tables += rows.len();
+        let forbidden = rows.iter().filter(|row| text(row, 1).as_deref() != Some("true"));
+        survey.forbidden.extend(forbidden.filter_map(|row| text(row, 0)).map(|table| format!("{name}: {table}")));
+    }
+    Ok(survey)
+}
+
+pub(super) fn privilege(survey: &Survey) -> Check {
+    if survey.forbidden.is_empty() {
+        return Check::pass(
+            "privilege-lock",
+            format!("all {} tables of {} databases can be locked", survey.tables, survey.databases),
+        );
+    }
+    let shown = survey.forbidden.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
+    super::checks::failed("privilege-lock", &forbidden(&shown, survey.forbidden.len()))
+}
+
+pub(super) fn room(survey: &Survey) -> Check {
+    let message = format!("{} tables to lock; the lock table has room for {}", survey.tables, survey.room);
+    if survey.tables * 2 < survey.room {
+        return Check::pass("lock-table", message);
+    }
+    Check::warn("lock-table", message, "raise max_locks_per_transaction and restart")
+}
+
+/// Reads a row of [`SESSIONS`]: the session, whether it has written, and whether it may ever be ended.
+pub(super) fn session(row: &PgRow) -> (Blocker, bool, bool) {
+    let number = |at| text(row, at).and_then(|value| value.parse::<i64>().ok()).unwrap_or(0);
+    let blocker = Blocker {
+        id: number(0),
+        user: text(row, 1).unwrap_or_default(),
+        application: text(row, 2).unwrap_or_default(),
+        age: Duration::from_millis(u64::try_from(number(3)).unwrap_or(0)),
+        doing: text(row, 4).unwrap_or_default(),
+    };
+    (blocker, text(row, 5).as_deref() == Some("true"), text(row, 6).as_deref() == Some("true"))
+}
+
+enum Attempt {
+    NotGranted,
+    Failed(Error),
+}
+
+/// Who stood in the way, as last seen, and who was ended for it.
+#[derive(Default)]
+struct InTheWay {
+    seen: Vec<Blocker>,
+    ended: Vec<String>,
+}
+
+impl Database {
+    /// One attempt, in one transaction that stays open when it succeeds.
+    async fn lock(&mut self, budget: Duration) -> Result<(), Attempt> {
+        let limit = budget.as_millis();
+        let begin = format!("BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
+        let deadline = Instant::now() + budget;
+        let mut missing: Vec<String> = self.tables.iter().cloned().collect();
+        let mut first = true;
+        // Tables that were created since they were listed; their creators are stopped by the locks, so this ends.
+        while first || !missing.is_empty() {
+            let lock = if missing.is_empty() { String::new() } else { format!("; LOCK TABLE {} IN SHARE MODE", missing.join(", ")) };
+            let sql = format!("{}{lock}; {TABLES}", if first { &begin } else { "SELECT" });
+            first = false;
+            let rows = match tokio::time::timeout_at(deadline + DRAIN, self.link.attempt(&sql)).await {
+                Ok(Ok(rows)) => rows,
+                Ok(Err(error)) if errors::not_granted(&error) => return Err(Attempt::NotGranted),
+                // Dropped between listing and locking (undefined_table): list again.
+                Ok(Err(error)) if error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "42P01") => {
+                    self.tables.clear();
+                    return Err(Attempt::NotGranted);
+                }
+                Ok(Err(error)) => return Err(Attempt::Failed(errors::running(error, "locking tables"))),
+                Err(_) => return Err(Attempt::NotGranted),
+            };
+            let listed: BTreeSet<String> = rows.iter().filter_map(|row| text(row, 0)).collect();
+            missing = listed.difference(&self.tables).cloned().collect();
+            self.tables.extend(listed);
+        }
+        let keep = "SET LOCAL statement_timeout = 5000";
+        self.link.attempt(keep).await.map(drop).map_err(|error| Attempt::Failed(errors::running(error, "locking tables")))
+    }
+}
+
+/// Looks who is in the way of `pids`, and ends them where the policy says so. Never ends by itself.
+async fn watch(
+    main: &mut Link,
+    pids: &[i32],
+    plan: &Plan,
+    deadline: Instant,
+    in_the_way: &mut InTheWay,
+) -> std::convert::Infallible {
+    let ours = pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    let sql = format!(
+        "{SESSIONS} WHERE a.application_name NOT LIKE {} AND a.pid IN \
+         (SELECT unnest(pg_blocking_pids(ours)) FROM unnest(ARRAY[{ours}]::int[]) ours)",
+        literal(&format!("{MARK}%")),
+    );
+    loop {
+        sleep(PATIENCE).await;
+        let Ok(rows) = main.run(deadline + DRAIN, "looking for sessions in the way", &sql).await else { continue };
+        let sessions: Vec<_> = rows.iter().map(session).collect();
+        if !sessions.is_empty() {
+            in_the_way.seen = sessions.iter().map(|(blocker, ..)| blocker.clone()).collect();
+        }
+        for (blocker, has_written, may_end) in sessions {
+            let policy = match plan.blockers {
+                BlockerPolicy::KillAll => true,
+                BlockerPolicy::KillReads => !has_written,
+                BlockerPolicy::Wait | BlockerPolicy::Fail => false,
+            };
+            if policy && may_end && blocker.age >= plan.blockers_older_than {
+                end(main, &blocker, deadline, in_the_way).await;
+            }
+        }
+    }
+}
+
+async fn end(main: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: &mut InTheWay) {
+    let sql = format!("SELECT pg_terminate_backend({})::text", blocker.id);
+    match main.run(deadline, "ending a session in the way", &sql).await {
+        Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("true") => {
+            in_the_way.ended.push(blocker.to_string());
+        }
+        Ok(_) => {}
+        Err(error) => tracing::warn!(session = blocker.id, %error, "a session in the way could not be ended"),
+    }
+}
+
+async fn databases(member: &Member, main: &mut Link, deadline: Instant) -> Result<Vec<String>, Error> {
+    if !member.databases.is_empty() {
+        return Ok(member.databases.clone());
+    }
+    let sql = "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
+    Ok(main.run(deadline, "listing databases", sql).await?.iter().filter_map(|row| text(row, 0)).collect())
+}
+
+/// The tables to lock. One that may not be locked refuses: what is not locked is not blocked.
+async fn lockable(link: &mut Link, deadline: Instant) -> Result<BTreeSet<String>, Error> {
+    let rows = link.run(deadline, "listing tables", TABLES).await?;
+    let not = rows.iter().filter(|row| text(row, 1).as_deref() != Some("true"));
+    let not: Vec<String> = not.filter_map(|row| text(row, 0)).collect();
+    match not.first() {
+        Some(first) => Err(forbidden(first, not.len())),
+        None => Ok(rows.iter().filter_map(|row| text(row, 0)).collect()),
+    }
+}
+
+fn forbidden(which: &str, count: usize) -> Error {
+    Error::Privilege {
+        privilege: format!("the right to lock {count} tables, among them {which}"),
+        grant: "GRANT pg_write_all_data TO the account (PostgreSQL 17 and later: pg_maintain and pg_read_all_data)".into(),
+    }
+}
+
+async fn room_in_the_lock_table(main: &mut Link, deadline: Instant) -> Result<usize, Error> {
+    let sql = "SELECT (current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint \
+               + current_setting('max_prepared_transactions')::bigint))::text";
+    let rows = main.run(deadline, "reading the size of the lock table", sql).await?;
+    Ok(rows.first().and_then(|row| text(row, 0)).and_then(|room| room.parse().ok()).unwrap_or(0))
+}

@@ -1,0 +1,386 @@
+//! The process that executes freezes: which members are held, by which freeze, and who asked.
+//!
+//! One task per freeze owns everything that holds; this table only finds it. Locks here are short and never held across
+//! an await. What a caller sees is decided by the task; a caller that goes away takes nothing with it but its claim.
+
+mod recorder;
+mod recovery;
+mod task;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+    time::Duration,
+};
+
+use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Stage};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+pub use crate::{
+    claims::{CannotJoin, Claimant},
+    group::Target,
+};
+use crate::{
+    claims::Wish,
+    journal::{FreezeName, Journal},
+    lease,
+};
+pub use recovery::Remains;
+use task::{Command, Task};
+
+/// Executes freezes. Cheap to clone; all clones are one freezer.
+#[derive(Clone, Debug)]
+pub struct Freezer(Arc<Inner>);
+
+/// What a claim asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Where a freeze that has to be begun is written to.
+    pub freeze: FreezeName,
+    /// What it is begun as. `None`: somebody declared the object already.
+    pub spec: Option<FreezeSpec>,
+    pub claimant: Claimant,
+    pub targets: Vec<Target>,
+    pub level: Level,
+    pub copy: Copy,
+    pub ttl: Duration,
+    /// The longest that a freeze begun by this request lasts, renewals included.
+    pub max_frozen: Duration,
+    pub reason: Option<String>,
+}
+
+/// A claim that holds.
+#[derive(Clone, Debug)]
+pub struct Granted {
+    pub freeze: FreezeName,
+    pub claim: Claim,
+    pub status: Arc<FreezeStatus>,
+    /// This uid held already; nothing was done.
+    pub existing: bool,
+    /// Checks that did not pass and did not refuse.
+    pub warnings: Vec<Check>,
+}
+
+/// Why a claim does not hold.
+#[derive(Clone, Debug)]
+pub enum Refused {
+    /// Held by others in a way that this claim cannot join.
+    Conflict { freeze: FreezeName, status: Arc<FreezeStatus>, why: CannotJoin },
+    /// Tried, and all undone. `status` is what the freeze ended as.
+    NotHeld { freeze: FreezeName, status: Arc<FreezeStatus>, causes: Vec<Check> },
+    /// The uid belongs to a freeze that is finished.
+    Finished { freeze: FreezeName },
+    /// The claim was ended while it waited.
+    Withdrawn { freeze: FreezeName },
+    /// What an earlier freeze left at this Database is still being undone.
+    Undoing { freeze: FreezeName },
+    /// This process is going down.
+    Stopping,
+}
+
+/// What a claim's end answers.
+#[derive(Clone, Debug)]
+pub struct Ended {
+    pub freeze: FreezeName,
+    pub status: Arc<FreezeStatus>,
+    /// Others that still want it held.
+    pub still_claimed_by: Vec<Claim>,
+}
+
+/// Why a freeze is ended from outside.
+#[derive(Clone, Debug)]
+pub enum Ending {
+    /// Somebody with the right to do so.
+    Forced { by: String },
+    /// The Database says `paused`, or its Freeze was deleted.
+    Withdrawn { why: &'static str },
+}
+
+/// A freeze as it stands now.
+#[derive(Clone, Debug)]
+pub struct FreezeView {
+    pub freeze: FreezeName,
+    pub status: Arc<FreezeStatus>,
+    pub copy: Copy,
+    /// Until the last claim lapses.
+    pub remaining: Option<Duration>,
+    /// Sessions that waited for us at the last heartbeat.
+    pub stalled_sessions: Option<u32>,
+}
+
+/// A Database, in the namespace of its freeze.
+type Member = (String, String);
+
+#[derive(Debug)]
+struct Inner {
+    /// This process, for people.
+    identity: String,
+    /// Fencing: greater than that of every freezer before.
+    epoch: i64,
+    journal: Arc<dyn Journal>,
+    table: Mutex<Table>,
+    tasks: TaskTracker,
+    /// No new freezes.
+    draining: AtomicBool,
+    /// Thaw now.
+    thaw: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    by_member: HashMap<Member, Handle>,
+    /// How freezes ended, by their claims' uids: for repeated requests. At most [`REMEMBERED`].
+    finished: HashMap<String, (FreezeName, Arc<FreezeStatus>)>,
+    /// Oldest first.
+    finished_order: VecDeque<String>,
+}
+
+/// A way to one freeze's task.
+#[derive(Clone, Debug)]
+struct Handle {
+    freeze: FreezeName,
+    members: Arc<[Member]>,
+    copy: Copy,
+    commands: mpsc::Sender<Command>,
+    shown: watch::Receiver<Arc<FreezeStatus>>,
+    /// What a status does not say: it moves with every heartbeat.
+    vitals: Arc<Vitals>,
+}
+
+#[derive(Debug)]
+struct Vitals {
+    /// −1: not known.
+    stalled: AtomicI64,
+    lease: Mutex<Option<Instant>>,
+}
+
+/// Claims that can wait for a freeze's task at once; more wait for room.
+const COMMANDS: usize = 256;
+/// Claims of finished freezes that a repeated uid is recognised by.
+const REMEMBERED: usize = 4096;
+/// How long a claim waits for a freeze that is just ending, before it begins its own.
+const ENDING: Duration = Duration::from_secs(10);
+
+impl Freezer {
+    /// A freezer that holds nothing. Must be made within a Tokio runtime.
+    pub fn new(identity: String, epoch: i64, journal: Arc<dyn Journal>) -> Self {
+        Self(Arc::new(Inner {
+            identity,
+            epoch,
+            journal,
+            table: Mutex::default(),
+            tasks: TaskTracker::new(),
+            draining: AtomicBool::new(false),
+            thaw: CancellationToken::new(),
+        }))
+    }
+
+    /// Makes the claim hold: joins what is held, or begins a freeze.
+    ///
+    /// Returns when it holds, or was refused; a bounded wait (prepare and acquire timeouts). Dropping the future
+    /// withdraws the claim, unless somebody else waits for the same uid.
+    pub async fn quiesce(&self, request: Request) -> Result<Granted, Refused> {
+        let give_up = Instant::now() + ENDING;
+        loop {
+            let (answer, waiting) = oneshot::channel();
+            let (handle, join) = self.claim(&request, answer)?;
+            if let Some(command) = join {
+                // A task that is gone drops the answer, and with it ends the wait below.
+                handle.commands.send(command).await.ok();
+            }
+            if let Ok(answer) = waiting.await {
+                return answer;
+            }
+            // It ended between our claim and its answer: wait until it has let go, then begin another.
+            let Handle { mut shown, freeze, .. } = handle;
+            let gone = async { while shown.changed().await.is_ok() {} };
+            if timeout_at(give_up, gone).await.is_err() {
+                return Err(Refused::Undoing { freeze });
+            }
+        }
+    }
+
+    /// Ends the claim `uid` on a Database; `stage: Stop` only ends the data phase of its Files copy.
+    /// `None`: nothing is known of it.
+    pub async fn unquiesce(&self, namespace: &str, database: &str, uid: &str, stage: Stage) -> Option<Result<Ended, Refused>> {
+        let Some(handle) = self.table().handle(namespace, database) else {
+            return self.outcome(uid).map(Ok);
+        };
+        let (answer, waiting) = oneshot::channel();
+        let sent = handle.commands.send(Command::End { uid: uid.to_owned(), stage, answer }).await;
+        match (sent, waiting.await) {
+            (Ok(()), Ok(Some(answer))) => Some(answer),
+            _ => self.outcome(uid).map(Ok),
+        }
+    }
+
+    /// Gives the claim `uid` a later end: now + `ttl`, or as long as it was given at first; never past the longest.
+    /// `None`: no live claim of this uid.
+    pub async fn renew(&self, namespace: &str, database: &str, uid: &str, ttl: Option<Duration>) -> Option<Granted> {
+        let handle = self.table().handle(namespace, database)?;
+        let (answer, waiting) = oneshot::channel();
+        handle.commands.send(Command::Renew { uid: uid.to_owned(), ttl, answer }).await.ok()?;
+        waiting.await.ok().flatten()
+    }
+
+    /// Ends the freeze that covers a Database, whoever claims it. `None`: nothing is held.
+    pub async fn end(&self, namespace: &str, database: &str, ending: Ending) -> Option<Ended> {
+        let handle = self.table().handle(namespace, database)?;
+        let (answer, waiting) = oneshot::channel();
+        if handle.commands.send(Command::Thaw { ending, answer }).await.is_ok()
+            && let Ok(ended) = waiting.await
+        {
+            return Some(ended);
+        }
+        let status = handle.shown.borrow().clone();
+        Some(Ended { freeze: handle.freeze, status, still_claimed_by: Vec::new() })
+    }
+
+    /// The freeze that covers a Database now, from memory.
+    pub fn view(&self, namespace: &str, database: &str) -> Option<FreezeView> {
+        let handle = self.table().handle(namespace, database)?;
+        Some(handle.view())
+    }
+
+    /// Every freeze that is not finished, from memory.
+    pub fn views(&self) -> Vec<FreezeView> {
+        let handles: HashMap<_, _> =
+            self.table().by_member.values().map(|handle| (handle.freeze.clone(), handle.clone())).collect();
+        handles.values().map(Handle::view).collect()
+    }
+
+    /// Remembers the claims of a freeze that finished before this process began, so that their uids stay finished.
+    pub fn remember(&self, freeze: &FreezeName, status: &FreezeStatus) {
+        self.table().remember(freeze, &Arc::new(status.clone()));
+    }
+
+    /// No new freezes; waits at most `patience` for those that hold, then thaws them. Returns when nothing is held.
+    pub async fn drain(&self, patience: Duration) {
+        self.0.draining.store(true, Ordering::Relaxed);
+        self.0.tasks.close();
+        if timeout(patience, self.0.tasks.wait()).await.is_err() {
+            self.0.thaw.cancel();
+            self.0.tasks.wait().await;
+        }
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.0.table()
+    }
+
+    fn outcome(&self, uid: &str) -> Option<Ended> {
+        let (freeze, status) = self.table().finished.get(uid)?.clone();
+        Some(Ended { freeze, status, still_claimed_by: Vec::new() })
+    }
+
+    /// Finds the freeze to join, with the command that joins it; or begins one, which has the claim already.
+    fn claim(&self, request: &Request, answer: Answer) -> Result<(Handle, Option<Command>), Refused> {
+        let namespace = &request.freeze.namespace;
+        let members = request.targets.iter().map(|target| (namespace.clone(), target.database.clone()));
+        let members: Arc<[Member]> = members.collect();
+        let mut table = self.table();
+        if let Some((freeze, _)) = table.finished.get(&request.claimant.uid)
+            && request.claimant.chosen
+        {
+            return Err(Refused::Finished { freeze: freeze.clone() });
+        }
+        if let Some(held) = members.iter().find_map(|member| table.by_member.get(member)) {
+            if let Some((_, database)) = members.iter().find(|member| !held.members.contains(member)) {
+                let (freeze, status) = (held.freeze.clone(), held.shown.borrow().clone());
+                return Err(Refused::Conflict { freeze, status, why: CannotJoin::Cover { database: database.clone() } });
+            }
+            let wish = Wish { level: request.level, copy: request.copy, ttl: request.ttl };
+            let command = Command::Join { claimant: request.claimant.clone(), wish, answer };
+            return Ok((held.clone(), Some(command)));
+        }
+        if self.0.draining.load(Ordering::Relaxed) {
+            return Err(Refused::Stopping);
+        }
+        let (task, handle) = Task::new(Arc::clone(&self.0), request, Arc::clone(&members), answer);
+        table.by_member.extend(members.iter().map(|member| (member.clone(), handle.clone())));
+        self.0.tasks.spawn(task.run());
+        Ok((handle, None))
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Table ===
+
+impl Table {
+    fn handle(&self, namespace: &str, database: &str) -> Option<Handle> {
+        self.by_member.get(&(namespace.to_owned(), database.to_owned())).cloned()
+    }
+
+    /// The freeze lets its members go; its claims stay known.
+    fn forget(&mut self, freeze: &FreezeName, members: &[Member]) {
+        for member in members {
+            if self.by_member.get(member).is_some_and(|handle| handle.freeze == *freeze) {
+                self.by_member.remove(member);
+            }
+        }
+    }
+
+    fn remember(&mut self, freeze: &FreezeName, status: &Arc<FreezeStatus>) {
+        for claim in &status.claims {
+            if self.finished.insert(claim.uid.clone(), (freeze.clone(), Arc::clone(status))).is_none() {
+                self.finished_order.push_back(claim.uid.clone());
+            }
+        }
+        while self.finished_order.len() > REMEMBERED {
+            if let Some(uid) = self.finished_order.pop_front() {
+                self.finished.remove(&uid);
+            }
+        }
+    }
+}
+
+// === impl Handle ===
+
+impl Handle {
+    fn view(&self) -> FreezeView {
+        let stalled = self.vitals.stalled.load(Ordering::Relaxed);
+        FreezeView {
+            freeze: self.freeze.clone(),
+            status: self.shown.borrow().clone(),
+            copy: self.copy,
+            remaining: self.vitals.lease().map(|end| lease::left(end, Instant::now())),
+            stalled_sessions: u32::try_from(stalled).ok(),
+        }
+    }
+}
+
+// === impl Vitals ===
+
+impl Vitals {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { stalled: AtomicI64::new(-1), lease: Mutex::new(None) })
+    }
+
+    fn lease(&self) -> Option<Instant> {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set_lease(&self, end: Option<Instant>) {
+        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    }
+
+    fn set_stalled(&self, sessions: Option<u32>) {
+        self.stalled.store(sessions.map_or(-1, i64::from), Ordering::Relaxed);
+    }
+}
+
+type Answer = oneshot::Sender<Result<Granted, Refused>>;

@@ -1,0 +1,112 @@
+//! The status of one freeze: shown to whoever watches, and written to the journal.
+//!
+//! Only the freeze's own task and its drivers' undo logs write. A write that fails leaves the status in memory as it was
+//! before, so memory never claims what the journal does not know, except where the caller says that it must not wait
+//! ([`Recorder::show`]).
+
+use std::{sync::Arc, time::Duration};
+
+use api::{FreezeSpec, FreezeStatus, Undo};
+use async_trait::async_trait;
+use tokio::{
+    sync::{Mutex, MutexGuard, watch},
+    time::timeout,
+};
+
+use crate::journal::{FreezeName, Journal, JournalError, UndoLog};
+
+/// How long a write of the journal may take before it counts as failed (design section 2).
+const WRITE: Duration = Duration::from_secs(1);
+
+#[derive(Debug)]
+pub(super) struct Recorder {
+    freeze: FreezeName,
+    journal: Arc<dyn Journal>,
+    status: Mutex<FreezeStatus>,
+    shown: watch::Sender<Arc<FreezeStatus>>,
+}
+
+/// One target's undo list within the status.
+#[derive(Debug)]
+pub(super) struct TargetUndo {
+    recorder: Arc<Recorder>,
+    target: usize,
+}
+
+/// Holds back every other write until the journal knows of the freeze.
+pub(super) struct Opening<'a> {
+    recorder: &'a Recorder,
+    status: MutexGuard<'a, FreezeStatus>,
+}
+
+impl Recorder {
+    pub(super) fn new(freeze: FreezeName, journal: Arc<dyn Journal>, status: FreezeStatus) -> Arc<Self> {
+        let (shown, _) = watch::channel(Arc::new(status.clone()));
+        Arc::new(Self { freeze, journal, status: Mutex::new(status), shown })
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<Arc<FreezeStatus>> {
+        self.shown.subscribe()
+    }
+
+    pub(super) fn shown(&self) -> Arc<FreezeStatus> {
+        self.shown.borrow().clone()
+    }
+
+    pub(super) async fn opening(&self) -> Opening<'_> {
+        Opening { recorder: self, status: self.status.lock().await }
+    }
+
+    /// Changes the status in memory and lets it be seen; the next write carries it.
+    pub(super) async fn show(&self, change: impl FnOnce(&mut FreezeStatus)) {
+        let mut status = self.status.lock().await;
+        change(&mut status);
+        self.shown.send_replace(Arc::new(status.clone()));
+    }
+
+    /// Changes the status once the journal has it.
+    pub(super) async fn write(&self, change: impl FnOnce(&mut FreezeStatus)) -> Result<(), JournalError> {
+        let mut status = self.status.lock().await;
+        let mut changed = status.clone();
+        change(&mut changed);
+        bounded(self.journal.write(&self.freeze, &changed)).await?;
+        *status = changed;
+        self.shown.send_replace(Arc::new(status.clone()));
+        Ok(())
+    }
+
+    pub(super) fn undo_of(self: &Arc<Self>, target: usize) -> Arc<dyn UndoLog> {
+        Arc::new(TargetUndo { recorder: Arc::clone(self), target })
+    }
+}
+
+impl Opening<'_> {
+    /// Makes the journal know of the freeze.
+    pub(super) async fn open(self, spec: Option<&FreezeSpec>) -> Result<(), JournalError> {
+        let Self { recorder, status } = self;
+        let journal = &recorder.journal;
+        match spec {
+            Some(spec) => bounded(journal.open(&recorder.freeze, spec, &status)).await,
+            None => bounded(journal.write(&recorder.freeze, &status)).await,
+        }
+    }
+}
+
+#[async_trait]
+impl UndoLog for TargetUndo {
+    async fn intend(&self, undo: Undo) -> Result<(), JournalError> {
+        self.recorder.write(|status| status.targets[self.target].undo.push(undo)).await
+    }
+
+    /// Carried by the next write: undoing twice is harmless, a write more per freeze is not free.
+    async fn settled(&self, kind: &str) -> Result<(), JournalError> {
+        self.recorder.show(|status| status.targets[self.target].undo.retain(|undo| undo.kind != kind)).await;
+        Ok(())
+    }
+}
+
+async fn bounded(write: impl Future<Output = Result<(), JournalError>>) -> Result<(), JournalError> {
+    timeout(WRITE, write)
+        .await
+        .unwrap_or_else(|_| Err(JournalError::Unavailable(format!("not written within {} s", WRITE.as_secs()))))
+}

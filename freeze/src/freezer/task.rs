@@ -1,0 +1,747 @@
+//! The life of one freeze. The task owns everything that holds: when it ends, or is dropped, nothing holds any more.
+//!
+//! ```text
+//! take hold (prepare ∥ open the journal, acquire, write Frozen) ─► hold (heartbeats, claims, lease) ─► let go (prove,
+//! release, write) ─► undo what outlived the sessions, for ever ─► gone
+//! ```
+
+use std::{sync::Arc, time::Duration};
+
+use api::{Artifact, Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Proof, Stage, TargetStatus, conditions::reasons};
+use jiff::Timestamp;
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
+};
+use tracing::{error, info, warn};
+
+use super::{Answer, COMMANDS, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals, recorder::Recorder};
+use crate::{
+    claims::{Claimant, Claims, Wish, may_join},
+    driver::Acquired,
+    error::Error,
+    group::{self, Fault, Group, Target},
+    journal::{FreezeName, JournalError},
+    lease::{self, HEARTBEAT, LONGEST_SERVER_TTL},
+};
+
+/// What a freeze is asked.
+#[derive(Debug)]
+pub(super) enum Command {
+    Join { claimant: Claimant, wish: Wish, answer: Answer },
+    End { uid: String, stage: Stage, answer: oneshot::Sender<Option<Result<Ended, Refused>>> },
+    Renew { uid: String, ttl: Option<Duration>, answer: oneshot::Sender<Option<Granted>> },
+    Thaw { ending: Ending, answer: oneshot::Sender<Ended> },
+}
+
+#[derive(Debug)]
+pub(super) struct Task {
+    inner: Arc<Inner>,
+    freeze: FreezeName,
+    spec: Option<FreezeSpec>,
+    members: Arc<[Member]>,
+    level: Level,
+    copy: Copy,
+    targets: Vec<Target>,
+    max_frozen: Duration,
+    recorder: Arc<Recorder>,
+    vitals: Arc<Vitals>,
+    commands: mpsc::Receiver<Command>,
+    claims: Claims,
+    /// Callers that wait for their claim to hold.
+    waiting: Vec<Waiter>,
+    /// Callers that wait for the end.
+    leaving: Vec<Leaver>,
+    warnings: Vec<Check>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    uid: String,
+    answer: Answer,
+}
+
+#[derive(Debug)]
+enum Leaver {
+    Claim(oneshot::Sender<Option<Result<Ended, Refused>>>),
+    Forced(oneshot::Sender<Ended>),
+}
+
+/// Why a freeze ends.
+#[derive(Debug)]
+enum Finish {
+    /// Its last claim was ended.
+    Released,
+    Forced(String),
+    Withdrawn(&'static str),
+    Shutdown,
+    Expired,
+    Lost(Fault),
+    /// It never held.
+    Failed(Vec<Fault>),
+}
+
+/// How long proving may last: a thaw does not wait longer for it.
+const PROVE: Duration = Duration::from_secs(2);
+/// How long letting go may last; after it, connections are simply closed.
+const RELEASE: Duration = Duration::from_secs(2);
+/// How long a further still point for late claims may last.
+const BARRIER: Duration = Duration::from_secs(2);
+/// How long ending the data phase may last: `pg_backup_stop` writes a checkpoint record and switches WAL.
+const STOP: Duration = Duration::from_secs(30);
+/// First and longest pause between tries to undo what outlived the sessions.
+const UNDO_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+impl Task {
+    pub(super) fn new(inner: Arc<Inner>, request: &Request, members: Arc<[Member]>, answer: Answer) -> (Self, Handle) {
+        let now = Timestamp::now();
+        let mut claims = Claims::default();
+        claims.add(request.claimant.clone(), request.ttl, now);
+        let status = FreezeStatus {
+            phase: Phase::Preparing,
+            freezer: Some(inner.identity.clone()),
+            epoch: Some(inner.epoch),
+            level: Some(request.level),
+            claims: claims.show(Instant::now(), now),
+            targets: request.targets.iter().map(blank).collect(),
+            requested_at: Some(api::micro_time(now)),
+            ..FreezeStatus::default()
+        };
+        let recorder = Recorder::new(request.freeze.clone(), Arc::clone(&inner.journal), status);
+        let (sender, commands) = mpsc::channel(COMMANDS);
+        let vitals = Vitals::new();
+        let handle = Handle {
+            freeze: request.freeze.clone(),
+            members: Arc::clone(&members),
+            copy: request.copy,
+            commands: sender,
+            shown: recorder.watch(),
+            vitals: Arc::clone(&vitals),
+        };
+        let task = Self {
+            inner,
+            freeze: request.freeze.clone(),
+            spec: request.spec.clone(),
+            members,
+            level: request.level,
+            copy: request.copy,
+            targets: request.targets.clone(),
+            max_frozen: request.max_frozen,
+            recorder,
+            vitals,
+            commands,
+            waiting: vec![Waiter { uid: request.claimant.uid.clone(), answer }],
+            leaving: Vec::new(),
+            claims,
+            warnings: Vec::new(),
+        };
+        (task, handle)
+    }
+
+    pub(super) async fn run(mut self) {
+        info!(freeze = %self.freeze, level = %self.level, copy = %self.copy, "freeze begins");
+        let (held, finish) = match self.take_hold().await {
+            Ok((group, hard_end)) => self.hold(group, hard_end).await,
+            Err(finish) => (None, finish),
+        };
+        self.let_go(held, finish).await;
+        self.undo_the_rest().await;
+    }
+
+    // --- taking hold ---
+
+    /// Cancellation: a claim's end or a thaw drops the work in progress, and its connections with it.
+    async fn take_hold(&mut self) -> Result<(Group, Instant), Finish> {
+        let work = take(self.targets.clone(), self.spec.clone(), Arc::clone(&self.recorder));
+        tokio::pin!(work);
+        let thaw = self.inner.thaw.clone();
+        let (group, acquired, warnings) = loop {
+            tokio::select! {
+                biased;
+                () = thaw.cancelled() => return Err(Finish::Shutdown),
+                taken = &mut work => break taken.map_err(Finish::Failed)?,
+                Some(command) = self.commands.recv() => {
+                    if let Some(finish) = self.while_taking(command) {
+                        return Err(finish);
+                    }
+                }
+            }
+        };
+        self.warnings = warnings;
+        self.record_frozen(group, acquired).await
+    }
+
+    /// It holds: grants the claims that were made before the still point, and writes it down.
+    async fn record_frozen(&mut self, group: Group, acquired: Vec<Acquired>) -> Result<(Group, Instant), Finish> {
+        let (now, at) = (Instant::now(), Timestamp::now());
+        let hard_end = now + self.max_frozen;
+        let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or(at);
+        self.claims.grant(frozen_at, now, hard_end);
+        let claims = self.claims.show(now, at);
+        let expires_at = self.expires_at(now, at, hard_end);
+        self.vitals.set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
+        let written = self.recorder.write(|status| {
+            status.phase = Phase::Frozen;
+            status.frozen_at = Some(api::micro_time(frozen_at));
+            status.expires_at = Some(api::micro_time(expires_at));
+            status.claims = claims;
+            for (target, acquired) in status.targets.iter_mut().zip(acquired) {
+                target.position = Some(acquired.position);
+                target.ended_sessions = acquired.ended_sessions;
+            }
+            conclude(status, reasons::OK, "holds", at);
+        });
+        if let Err(journal) = written.await {
+            let (_, faults) = group.release(Instant::now() + RELEASE).await;
+            report(&self.freeze, &faults);
+            return Err(Finish::Failed(vec![self.fault(journal.into())]));
+        }
+        info!(freeze = %self.freeze, "frozen");
+        Ok((group, hard_end))
+    }
+
+    fn while_taking(&mut self, command: Command) -> Option<Finish> {
+        match command {
+            Command::Join { claimant, wish, answer } => {
+                match may_join((self.level, self.copy), wish, self.max_frozen) {
+                    // The same claim, waited for twice, is not a second data phase.
+                    Err(why) if !self.claims.is_alive(&claimant.uid) => {
+                        answer.send(Err(self.conflict(why))).ok();
+                    }
+                    _ => self.admit(claimant, wish, answer),
+                }
+                None
+            }
+            Command::End { uid, stage: Stage::Thaw, answer } => {
+                if !self.claims.end(&uid, Timestamp::now()) {
+                    answer.send(None).ok();
+                    return None;
+                }
+                self.leaving.push(Leaver::Claim(answer));
+                self.claims.is_empty().then_some(Finish::Released)
+            }
+            Command::End { answer, .. } => {
+                answer.send(None).ok();
+                None
+            }
+            Command::Renew { answer, .. } => {
+                answer.send(None).ok();
+                None
+            }
+            Command::Thaw { ending, answer } => Some(self.forced(ending, answer)),
+        }
+    }
+
+    // --- holding ---
+
+    /// Until the last claim ends or lapses, the hold is lost, or somebody says thaw.
+    async fn hold(&mut self, mut group: Group, hard_end: Instant) -> (Option<Group>, Finish) {
+        let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let thaw = self.inner.thaw.clone();
+        let mut last_pulse = Instant::now();
+        loop {
+            match self.settle_claims(&mut group, hard_end).await {
+                Ok(None) => {}
+                Ok(Some(finish)) => return (Some(group), finish),
+                Err(fault) => return (Some(group), Finish::Lost(fault)),
+            }
+            let next_lapse = self.claims.next_lapse().unwrap_or(hard_end);
+            tokio::select! {
+                biased;
+                () = thaw.cancelled() => return (Some(group), Finish::Shutdown),
+                () = sleep_until(next_lapse) => {
+                    self.claims.lapse(Instant::now(), Timestamp::now());
+                    if self.claims.is_empty() {
+                        return (Some(group), Finish::Expired);
+                    }
+                    self.show_claims().await;
+                }
+                command = self.commands.recv() => {
+                    let Some(command) = command else { return (Some(group), Finish::Shutdown) };
+                    match self.while_holding(command, &mut group, hard_end).await {
+                        Ok(None) => {}
+                        Ok(Some(finish)) => return (Some(group), finish),
+                        Err(fault) => return (Some(group), Finish::Lost(fault)),
+                    }
+                }
+                _ = heartbeat.tick() => {
+                    let lease = self.claims.end_of_lease().unwrap_or(hard_end);
+                    let ttl = lease::server_ttl(lease::left(lease, Instant::now()));
+                    // Past this instant the server has ended the session by itself: no answer can save the hold.
+                    let deadline = (last_pulse + LONGEST_SERVER_TTL).min(lease);
+                    match group.heartbeat(ttl, deadline).await {
+                        Ok(stalled) => self.vitals.set_stalled(stalled),
+                        Err(_) if Instant::now() >= lease => {
+                            self.claims.lapse(Instant::now(), Timestamp::now());
+                            return (Some(group), Finish::Expired);
+                        }
+                        Err(fault) => return (Some(group), Finish::Lost(fault)),
+                    }
+                    last_pulse = Instant::now();
+                }
+            }
+        }
+    }
+
+    /// Takes what is queued, so that many claims that come and go together share one barrier and one proof.
+    async fn settle_claims(&mut self, group: &mut Group, hard_end: Instant) -> Result<Option<Finish>, Fault> {
+        for _ in 0..COMMANDS {
+            let Ok(command) = self.commands.try_recv() else { break };
+            if let Some(finish) = self.while_holding(command, group, hard_end).await? {
+                return Ok(Some(finish));
+            }
+        }
+        if self.claims.any_waiting() {
+            self.still_point(group, hard_end).await?;
+        }
+        self.answer_granted().await;
+        if self.claims.is_empty() {
+            return Ok(Some(Finish::Released));
+        }
+        self.answer_leaving(group).await?;
+        Ok(None)
+    }
+
+    async fn while_holding(
+        &mut self,
+        command: Command,
+        group: &mut Group,
+        hard_end: Instant,
+    ) -> Result<Option<Finish>, Fault> {
+        match command {
+            Command::Join { claimant, wish, answer } => self.join(claimant, wish, answer, hard_end),
+            Command::Renew { uid, ttl, answer } => {
+                let renewed = self.claims.renew(&uid, ttl, Instant::now(), hard_end);
+                self.show_claims().await;
+                answer.send(renewed.and_then(|_| self.granted(&uid, true))).ok();
+            }
+            Command::Thaw { ending, answer } => return Ok(Some(self.forced(ending, answer))),
+            Command::End { uid, stage: Stage::Stop, answer } => self.stop(&uid, answer, group).await?,
+            Command::End { uid, stage: Stage::Thaw, answer } => {
+                if !self.claims.is_alive(&uid) {
+                    // Ended before: the same answer again, and nothing is done.
+                    answer.send(self.known(&uid).then(|| Ok(self.ended()))).ok();
+                    return Ok(None);
+                }
+                self.claims.end(&uid, Timestamp::now());
+                self.leaving.push(Leaver::Claim(answer));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Those who leave while others stay have made their copy: their proof is due now, one for all of them.
+    async fn answer_leaving(&mut self, group: &mut Group) -> Result<(), Fault> {
+        if self.leaving.is_empty() {
+            return Ok(());
+        }
+        let proofs = group.prove(Instant::now() + PROVE).await?;
+        self.recorder.show(|status| prove(status, proofs)).await;
+        self.show_claims().await;
+        self.dismiss_leaving();
+        Ok(())
+    }
+
+    fn dismiss_leaving(&mut self) {
+        for leaver in std::mem::take(&mut self.leaving) {
+            match leaver {
+                Leaver::Claim(answer) => drop(answer.send(Some(Ok(self.ended())))),
+                Leaver::Forced(answer) => drop(answer.send(self.ended())),
+            }
+        }
+    }
+
+    fn join(&mut self, claimant: Claimant, wish: Wish, answer: Answer, hard_end: Instant) {
+        if self.claims.is_alive(&claimant.uid) {
+            return self.admit(claimant, wish, answer);
+        }
+        let left = lease::left(hard_end, Instant::now());
+        match may_join((self.level, self.copy), wish, left) {
+            Ok(()) => self.admit(claimant, wish, answer),
+            Err(why) => {
+                answer.send(Err(self.conflict(why))).ok();
+            }
+        }
+    }
+
+    fn admit(&mut self, claimant: Claimant, wish: Wish, answer: Answer) {
+        self.waiting.push(Waiter { uid: claimant.uid.clone(), answer });
+        self.claims.add(claimant, wish.ttl, Timestamp::now());
+    }
+
+    /// One further still point for all claims that wait for one, those in the queue included.
+    async fn still_point(&mut self, group: &mut Group, hard_end: Instant) -> Result<(), Fault> {
+        let acquired = group.barrier(Instant::now() + BARRIER).await?;
+        let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or_else(Timestamp::now);
+        self.claims.grant(frozen_at, Instant::now(), hard_end);
+        self.show_claims().await;
+        Ok(())
+    }
+
+    /// Tells those who wait that their claim holds. A claim that nobody waits for any more is nobody's: it ends.
+    async fn answer_granted(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let (granted, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiter| self.claims.is_granted(&waiter.uid));
+        self.waiting = waiting;
+        let (mut heard, mut unheard) = (Vec::new(), Vec::new());
+        for Waiter { uid, answer } in granted {
+            let existing = heard.contains(&uid);
+            let Some(grant) = self.granted(&uid, existing) else { continue };
+            if answer.send(Ok(grant)).is_ok() { heard.push(uid) } else { unheard.push(uid) }
+        }
+        for uid in unheard.iter().filter(|uid| !heard.contains(uid)) {
+            warn!(freeze = %self.freeze, claim = %uid, "whoever asked is gone; the claim ends");
+            self.claims.end(uid, Timestamp::now());
+        }
+        if !unheard.is_empty() {
+            self.show_claims().await;
+        }
+    }
+
+    /// Ends the data phase of a Files copy; session and slot stay.
+    async fn stop(
+        &mut self,
+        uid: &str,
+        answer: oneshot::Sender<Option<Result<Ended, Refused>>>,
+        group: &mut Group,
+    ) -> Result<(), Fault> {
+        if !self.claims.is_alive(uid) {
+            answer.send(None).ok();
+            return Ok(());
+        }
+        match group.stop(Instant::now() + STOP).await {
+            Ok(artifacts) => {
+                let written = self.recorder.write(|status| keep(status, artifacts)).await;
+                answer.send(Some(written.map(|()| self.ended()).map_err(|error| self.not_written(error)))).ok();
+                Ok(())
+            }
+            Err(Fault { database, error: error @ Error::Unsupported { .. } }) => {
+                answer.send(Some(Err(self.refused(vec![Fault { database, error }])))).ok();
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+
+    // --- letting go ---
+
+    /// Proves what can be proved, releases everything, writes how it ended, and answers everybody who waits.
+    async fn let_go(&mut self, group: Option<Group>, finish: Finish) {
+        self.recorder.show(|status| status.phase = Phase::Thawing).await;
+        let (mut proofs, mut artifacts, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+        let mut finish = finish;
+        let held = group.is_some();
+        if let Some(mut group) = group {
+            // Only a claim that is still wanted is proved: a lapsed or lost one must not keep writers waiting.
+            if matches!(finish, Finish::Released) {
+                match group.prove(Instant::now() + PROVE).await {
+                    Ok(all) => proofs = all,
+                    Err(fault) => finish = Finish::Lost(fault),
+                }
+            }
+            (artifacts, faults) = group.release(Instant::now() + RELEASE).await;
+        }
+        let at = Timestamp::now();
+        report(&self.freeze, &faults);
+        let (phase, reason, message) = finish.tell(held);
+        let causes = finish.causes();
+        self.claims.end_all(at);
+        let claims = self.claims.show(Instant::now(), at);
+        let change = |status: &mut FreezeStatus| {
+            status.phase = phase;
+            status.claims.clone_from(&claims);
+            status.message = Some(message.clone());
+            if held {
+                status.thawed_at = Some(api::micro_time(at));
+                status.frozen_milliseconds = status.frozen_at.as_ref().map(|frozen| milliseconds(frozen.0, at));
+            }
+            prove(status, proofs.clone());
+            keep(status, artifacts.clone());
+            conclude(status, reason, &message, at);
+        };
+        // A thaw does not wait for the journal: what is thawed is thawed. The record follows as soon as it can.
+        if let Err(journal) = self.recorder.write(change).await {
+            error!(freeze = %self.freeze, error = %journal, "the end of the freeze is not written yet");
+            self.recorder.show(change).await;
+        }
+        info!(freeze = %self.freeze, %phase, %message, "freeze ended");
+        self.vitals.set_lease(None);
+        let status = self.recorder.shown();
+        self.inner.table().remember(&self.freeze, &status);
+        if status.targets.iter().all(|target| target.undo.is_empty()) {
+            self.inner.table().forget(&self.freeze, &self.members);
+        }
+        self.answer_everybody(&finish, &causes);
+    }
+
+    fn answer_everybody(&mut self, finish: &Finish, causes: &[Check]) {
+        let status = self.recorder.shown();
+        for waiter in self.waiting.drain(..) {
+            let refused = match finish {
+                Finish::Released | Finish::Withdrawn(_) | Finish::Forced(_) => {
+                    Refused::Withdrawn { freeze: self.freeze.clone() }
+                }
+                Finish::Shutdown => Refused::Stopping,
+                _ => Refused::NotHeld {
+                    freeze: self.freeze.clone(),
+                    status: Arc::clone(&status),
+                    causes: causes.to_vec(),
+                },
+            };
+            waiter.answer.send(Err(refused)).ok();
+        }
+        self.dismiss_leaving();
+    }
+
+    /// What outlived the sessions is undone until it is undone; meanwhile no other freeze may take these members.
+    async fn undo_the_rest(&mut self) {
+        undo_until_done(&self.freeze, &self.targets, &self.recorder).await;
+    }
+
+    // --- small things ---
+
+    fn forced(&mut self, ending: Ending, answer: oneshot::Sender<Ended>) -> Finish {
+        self.leaving.push(Leaver::Forced(answer));
+        match ending {
+            Ending::Forced { by } => Finish::Forced(by),
+            Ending::Withdrawn { why } => Finish::Withdrawn(why),
+        }
+    }
+
+    async fn show_claims(&self) {
+        let (now, at) = (Instant::now(), Timestamp::now());
+        let end = self.claims.end_of_lease();
+        self.vitals.set_lease(end);
+        let claims = self.claims.show(now, at);
+        let change = |status: &mut FreezeStatus| {
+            status.claims.clone_from(&claims);
+            if let Some(end) = end {
+                status.expires_at = Some(api::micro_time(crate::claims::date(end, now, at)));
+            }
+        };
+        if let Err(error) = self.recorder.write(change).await {
+            warn!(freeze = %self.freeze, %error, "the claims are not written yet");
+            self.recorder.show(change).await;
+        }
+    }
+
+    fn expires_at(&self, now: Instant, at: Timestamp, hard_end: Instant) -> Timestamp {
+        crate::claims::date(self.claims.end_of_lease().unwrap_or(hard_end), now, at)
+    }
+
+    fn known(&self, uid: &str) -> bool {
+        self.recorder.shown().claims.iter().any(|claim| claim.uid == uid)
+    }
+
+    fn granted(&self, uid: &str, existing: bool) -> Option<Granted> {
+        let status = self.recorder.shown();
+        let claim = status.claims.iter().rev().find(|claim| claim.uid == uid)?.clone();
+        Some(Granted { freeze: self.freeze.clone(), claim, status, existing, warnings: self.warnings.clone() })
+    }
+
+    fn ended(&self) -> Ended {
+        let status = self.recorder.shown();
+        let alive = |claim: &&Claim| claim.ended_at.is_none() && !status.phase.is_finished();
+        let still_claimed_by = status.claims.iter().filter(alive).cloned().collect();
+        Ended { freeze: self.freeze.clone(), still_claimed_by, status }
+    }
+
+    fn conflict(&self, why: super::CannotJoin) -> Refused {
+        Refused::Conflict { freeze: self.freeze.clone(), status: self.recorder.shown(), why }
+    }
+
+    fn refused(&self, faults: Vec<Fault>) -> Refused {
+        let causes = faults.iter().map(Fault::cause).collect();
+        Refused::NotHeld { freeze: self.freeze.clone(), status: self.recorder.shown(), causes }
+    }
+
+    fn not_written(&self, error: JournalError) -> Refused {
+        self.refused(vec![self.fault(error.into())])
+    }
+
+    fn fault(&self, error: Error) -> Fault {
+        Fault { database: self.members.first().map(|(_, database)| database.clone()).unwrap_or_default(), error }
+    }
+}
+
+impl Drop for Task {
+    /// Also when the task panics: a member must never stay taken by a freeze that nobody runs.
+    fn drop(&mut self) {
+        self.inner.table().forget(&self.freeze, &self.members);
+    }
+}
+
+impl Finish {
+    /// How it is told: phase, condition reason, message.
+    fn tell(&self, held: bool) -> (Phase, &'static str, String) {
+        let thawed = if held { Phase::Thawed } else { Phase::Failed };
+        match self {
+            Self::Released if held => (thawed, reasons::RELEASED, "held until its last claim ended".to_owned()),
+            Self::Released => (thawed, reasons::RELEASED, "every claim ended before it held".to_owned()),
+            Self::Forced(by) => (thawed, reasons::FORCED, format!("thawed by {by}")),
+            Self::Withdrawn(why) => (thawed, reasons::RELEASED, (*why).to_owned()),
+            Self::Shutdown => (thawed, reasons::SHUTDOWN, "thawed because its freezer goes down".to_owned()),
+            Self::Expired => (
+                Phase::Expired,
+                reasons::LEASE_EXPIRED,
+                "its lease ended before its claims did; ask for a longer ttlSeconds, or renew".to_owned(),
+            ),
+            Self::Lost(fault) => (Phase::Lost, fault.error.reason(), fault.to_string()),
+            Self::Failed(faults) => {
+                let reason = faults.first().map_or(reasons::SERVER_ERROR, |fault| fault.error.reason());
+                let message = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
+                (Phase::Failed, reason, message)
+            }
+        }
+    }
+
+    fn causes(&self) -> Vec<Check> {
+        match self {
+            Self::Failed(faults) => faults.iter().map(Fault::cause).collect(),
+            Self::Lost(fault) => vec![fault.cause()],
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Prepares all while the journal is told of the freeze, then acquires all.
+async fn take(
+    targets: Vec<Target>,
+    spec: Option<FreezeSpec>,
+    recorder: Arc<Recorder>,
+) -> Result<(Group, Vec<Acquired>, Vec<Check>), Vec<Fault>> {
+    // Held before preparing starts, so that no undo item can be written before the object exists.
+    let opening = recorder.opening().await;
+    let (opened, prepared) =
+        tokio::join!(opening.open(spec.as_ref()), group::prepare(&targets, |at| recorder.undo_of(at)));
+    let prepared = prepared?;
+    if let Err(error) = opened {
+        group::abandon(prepared).await;
+        let database = targets.first().map(|target| target.database.clone()).unwrap_or_default();
+        return Err(vec![Fault { database, error: error.into() }]);
+    }
+    let incarnations: Vec<_> = prepared.iter().map(|prepared| prepared.server().incarnation.clone()).collect();
+    let warnings = targets.iter().zip(&prepared).flat_map(|(target, prepared)| {
+        let name = |check| Check { database: target.database.clone(), ..check };
+        prepared.warnings().into_iter().map(name)
+    });
+    let warnings = warnings.collect();
+    recorder
+        .show(|status| {
+            status.phase = Phase::Acquiring;
+            for (target, incarnation) in status.targets.iter_mut().zip(incarnations) {
+                target.incarnation = Some(incarnation);
+            }
+        })
+        .await;
+    let (group, acquired) = group::acquire(&targets, prepared).await?;
+    Ok((group, acquired, warnings))
+}
+
+/// Undoes, by the journal, what outlived the sessions. Retried for ever, with a pause that grows to 30 s.
+pub(super) async fn undo_until_done(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recorder>) {
+    let mut pause = UNDO_PAUSE.0;
+    loop {
+        let left = undo_once(freeze, targets, recorder).await;
+        if left == 0 {
+            return;
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(UNDO_PAUSE.1);
+    }
+}
+
+/// One try at everything; answers how much is left that a further try could undo.
+async fn undo_once(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recorder>) -> usize {
+    let mut left = 0;
+    for (at, target) in targets.iter().enumerate() {
+        let undo = recorder.shown().targets.get(at).map(|status| status.undo.clone()).unwrap_or_default();
+        for item in undo {
+            let deadline = Instant::now() + target.prepare_timeout.min(Duration::from_secs(10));
+            match target.driver.recover(&target.member, &item, deadline).await {
+                Ok(true) => {
+                    let settle = |status: &mut FreezeStatus| status.targets[at].undo.retain(|other| *other != item);
+                    if recorder.write(settle).await.is_err() {
+                        left += 1;
+                    }
+                }
+                Ok(false) => warn!(%freeze, database = %target.database, kind = %item.kind, "cannot be undone: unknown kind"),
+                Err(error) => {
+                    error!(%freeze, database = %target.database, kind = %item.kind, %error, "not undone yet; trying again");
+                    left += 1;
+                }
+            }
+        }
+    }
+    left
+}
+
+impl Fault {
+    /// As a named cause, with what to do.
+    pub(crate) fn cause(&self) -> Check {
+        let check = Check::fail("freeze", self.error.reason(), self.error.to_string(), self.error.advice());
+        Check { database: self.database.clone(), ..check }
+    }
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}; {}", self.database, self.error, self.error.advice())
+    }
+}
+
+fn blank(target: &Target) -> TargetStatus {
+    TargetStatus {
+        database: target.database.clone(),
+        engine: target.driver.engine(),
+        member: target.name.clone(),
+        position: None,
+        incarnation: None,
+        undo: Vec::new(),
+        artifacts: Vec::new(),
+        proof: None,
+        ended_sessions: Vec::new(),
+    }
+}
+
+fn prove(status: &mut FreezeStatus, proofs: Vec<Proof>) {
+    for (target, proof) in status.targets.iter_mut().zip(proofs) {
+        target.proof = Some(proof);
+    }
+}
+
+/// Keeps what a restore needs; what `stop` gave is not overwritten by an empty hand at release.
+fn keep(status: &mut FreezeStatus, artifacts: Vec<Vec<Artifact>>) {
+    for (target, artifacts) in status.targets.iter_mut().zip(artifacts) {
+        if !artifacts.is_empty() {
+            target.artifacts = artifacts;
+        }
+    }
+}
+
+fn conclude(status: &mut FreezeStatus, reason: &str, message: &str, at: Timestamp) {
+    let frozen = status.phase == Phase::Frozen;
+    api::conditions::set_condition(
+        &mut status.conditions,
+        api::conditions::types::FROZEN,
+        frozen,
+        reason,
+        message,
+        None,
+        at,
+    );
+}
+
+fn report(freeze: &FreezeName, faults: &[Fault]) {
+    for fault in faults {
+        error!(%freeze, database = %fault.database, error = %fault.error, "letting go went wrong; the connections are closed");
+    }
+}
+
+fn milliseconds(from: Timestamp, to: Timestamp) -> u64 {
+    u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
+}

@@ -1,0 +1,207 @@
+//! The members of one freeze, as one: prepared together, acquired together, released only together.
+//!
+//! None is released before all have been proved (design section 4, invariant 6): a copy of one member then never knows
+//! what another's does not. Members are worked on in parallel; one failure undoes all.
+
+use std::{sync::Arc, time::Duration};
+
+use api::{Artifact, Proof};
+use futures::future::{BoxFuture, join_all, try_join_all};
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    driver::{Acquired, Driver, Held, Member, Plan, Prepared},
+    error::Error,
+    journal::UndoLog,
+};
+
+/// One member of one Database, and what is to be made true there.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The Database's name, in the namespace of the freeze.
+    pub database: String,
+    /// The member's name: its address.
+    pub name: String,
+    pub driver: Arc<dyn Driver>,
+    pub member: Member,
+    pub plan: Plan,
+    pub prepare_timeout: Duration,
+    /// Thaw when more sessions than this wait for us.
+    pub max_stalled_sessions: Option<u32>,
+}
+
+/// What went wrong, and at which Database.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    pub(crate) database: String,
+    pub(crate) error: Error,
+}
+
+/// Members that hold, in the order of the targets.
+#[derive(Debug)]
+pub(crate) struct Group(Vec<Holding>);
+
+#[derive(Debug)]
+struct Holding {
+    database: String,
+    max_stalled_sessions: Option<u32>,
+    held: Box<dyn Held>,
+}
+
+/// A backstop behind the driver's own deadline: a driver that overruns is dropped, and its connections with it.
+const OVERRUN: Duration = Duration::from_millis(500);
+/// How long undoing a group that did not come to hold may last; what it leaves is closed by dropping it.
+const ABANDON: Duration = Duration::from_secs(2);
+
+/// Connects to all, does what is slow, blocks nobody.
+pub(crate) async fn prepare(
+    targets: &[Target],
+    undo: impl Fn(usize) -> Arc<dyn UndoLog>,
+) -> Result<Vec<Box<dyn Prepared>>, Vec<Fault>> {
+    let prepared = join_all(targets.iter().enumerate().map(|(at, target)| {
+        let undo = undo(at);
+        async move {
+            let deadline = Instant::now() + target.prepare_timeout;
+            let work = target.driver.prepare(&target.member, &target.plan, undo, deadline);
+            within(target.prepare_timeout + OVERRUN, "preparing", work).await
+        }
+    }))
+    .await;
+    let (prepared, faults) = sort(targets, prepared);
+    if faults.is_empty() {
+        return Ok(prepared);
+    }
+    abandon(prepared).await;
+    Err(faults)
+}
+
+/// Takes hold of all, in parallel. One failure lets go of all.
+pub(crate) async fn acquire(
+    targets: &[Target],
+    prepared: Vec<Box<dyn Prepared>>,
+) -> Result<(Group, Vec<Acquired>), Vec<Fault>> {
+    let acquired = join_all(targets.iter().zip(prepared).map(|(target, prepared)| {
+        within(target.plan.acquire_timeout + OVERRUN, "taking hold", prepared.acquire())
+    }))
+    .await;
+    let (acquired, faults) = sort(targets, acquired);
+    if !faults.is_empty() {
+        let deadline = Instant::now() + ABANDON;
+        join_all(acquired.into_iter().map(|(held, _)| timeout(ABANDON + OVERRUN, held.release(deadline)))).await;
+        return Err(faults);
+    }
+    let (held, acquired): (Vec<_>, Vec<_>) = acquired.into_iter().unzip();
+    let members = targets.iter().zip(held).map(|(target, held)| Holding {
+        database: target.database.clone(),
+        max_stalled_sessions: target.max_stalled_sessions,
+        held,
+    });
+    Ok((Group(members.collect()), acquired))
+}
+
+/// Lets go of members that never held.
+pub(crate) async fn abandon(prepared: Vec<Box<dyn Prepared>>) {
+    let deadline = Instant::now() + ABANDON;
+    join_all(prepared.into_iter().map(|prepared| timeout(ABANDON + OVERRUN, prepared.abandon(deadline)))).await;
+}
+
+impl Group {
+    /// All still hold; answers how many sessions wait for us, where that can be seen. One that does not ends all.
+    pub(crate) async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Option<u32>, Fault> {
+        let pulses = try_join_all(self.0.iter_mut().map(|member| async {
+            let work = member.held.heartbeat(server_ttl, deadline);
+            let pulse = by(deadline, "the heartbeat", work).await;
+            match pulse {
+                Ok(pulse) => match (pulse.stalled_sessions, member.max_stalled_sessions) {
+                    (Some(stalled), Some(most)) if stalled > most => Err(Fault {
+                        database: member.database.clone(),
+                        error: Error::TooManyStalled { stalled, most },
+                    }),
+                    _ => Ok(pulse.stalled_sessions),
+                },
+                Err(error) => Err(Fault { database: member.database.clone(), error: lost(error) }),
+            }
+        }))
+        .await?;
+        Ok(pulses.into_iter().flatten().reduce(|a, b| a + b))
+    }
+
+    /// A further still point of all.
+    pub(crate) async fn barrier(&mut self, deadline: Instant) -> Result<Vec<Acquired>, Fault> {
+        self.each("the barrier", deadline, |held| held.barrier(deadline)).await
+    }
+
+    /// Ends the data phase of a Files copy.
+    pub(crate) async fn stop(&mut self, deadline: Instant) -> Result<Vec<Vec<Artifact>>, Fault> {
+        self.each("ending the data phase", deadline, |held| held.stop(deadline)).await
+    }
+
+    /// Whether all held all the time.
+    pub(crate) async fn prove(&mut self, deadline: Instant) -> Result<Vec<Proof>, Fault> {
+        self.each("the proof", deadline, |held| held.prove(deadline)).await
+    }
+
+    /// Lets go of all; answers artifacts per member, and what went wrong. Nothing holds any more either way.
+    pub(crate) async fn release(self, deadline: Instant) -> (Vec<Vec<Artifact>>, Vec<Fault>) {
+        let released = join_all(self.0.into_iter().map(|member| async move {
+            let result = by(deadline + OVERRUN, "letting go", member.held.release(deadline)).await;
+            result.map_err(|error| Fault { database: member.database, error })
+        }))
+        .await;
+        let mut faults = Vec::new();
+        let artifacts = released.into_iter().map(|released| match released {
+            Ok(released) => released.artifacts,
+            Err(fault) => {
+                faults.push(fault);
+                Vec::new()
+            }
+        });
+        (artifacts.collect(), faults)
+    }
+
+    /// One step at all members in parallel; a step that fails is a lost hold.
+    async fn each<T>(
+        &mut self,
+        doing: &'static str,
+        deadline: Instant,
+        step: impl for<'a> Fn(&'a mut dyn Held) -> BoxFuture<'a, Result<T, Error>>,
+    ) -> Result<Vec<T>, Fault> {
+        let steps: Vec<_> = self
+            .0
+            .iter_mut()
+            .map(|member| {
+                let work = by(deadline, doing, step(member.held.as_mut()));
+                let database = &member.database;
+                async move { work.await.map_err(|error| Fault { database: database.clone(), error: lost(error) }) }
+            })
+            .collect();
+        try_join_all(steps).await
+    }
+}
+
+/// Whatever goes wrong on the session that holds, the hold can no longer be trusted.
+fn lost(error: Error) -> Error {
+    match error {
+        Error::Lost { .. } | Error::Incarnation { .. } | Error::TooManyStalled { .. } | Error::Unsupported { .. } => error,
+        other => Error::Lost { detail: other.to_string() },
+    }
+}
+
+async fn within<T>(limit: Duration, doing: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    timeout(limit, work).await.unwrap_or(Err(Error::Timeout { doing, limit }))
+}
+
+async fn by<T>(deadline: Instant, doing: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    within(deadline.saturating_duration_since(Instant::now()), doing, work).await
+}
+
+fn sort<T>(targets: &[Target], results: Vec<Result<T, Error>>) -> (Vec<T>, Vec<Fault>) {
+    let (mut done, mut faults) = (Vec::new(), Vec::new());
+    for (target, result) in targets.iter().zip(results) {
+        match result {
+            Ok(value) => done.push(value),
+            Err(error) => faults.push(Fault { database: target.database.clone(), error }),
+        }
+    }
+    (done, faults)
+}

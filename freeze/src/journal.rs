@@ -1,0 +1,53 @@
+//! Where a freeze is written down. The journal is the truth after a crash: what would outlive the freezer is in it
+//! before it is done.
+
+use std::fmt;
+
+use api::{FreezeSpec, FreezeStatus, Undo};
+use async_trait::async_trait;
+use thiserror::Error;
+
+/// The `Freeze` object that a freeze is written to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FreezeName {
+    pub namespace: String,
+    pub name: String,
+}
+
+impl fmt::Display for FreezeName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+/// Stores the status of a freeze.
+///
+/// # Contract
+/// `open` makes the object of a freeze that nobody declared; `write` stores the status of one that exists.
+/// When either returns, the status survives the death of this process and of the machine's power. Writes of one freeze
+/// come one after the other, from one task. Writing a freeze whose object is gone is `Gone`.
+#[async_trait]
+pub trait Journal: fmt::Debug + Send + Sync + 'static {
+    async fn open(&self, freeze: &FreezeName, spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError>;
+    async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError>;
+}
+
+#[derive(Clone, Debug, Error)]
+pub enum JournalError {
+    /// The object was deleted.
+    #[error("the Freeze object is gone")]
+    Gone,
+    #[error("{0}")]
+    Unavailable(String),
+}
+
+/// One member's undo list, as its driver sees it.
+///
+/// # Contract
+/// `intend` returns only when the item is stored, so the step may follow. `settled` may be lost in a crash: undoing
+/// twice must be harmless.
+#[async_trait]
+pub trait UndoLog: fmt::Debug + Send + Sync {
+    async fn intend(&self, undo: Undo) -> Result<(), JournalError>;
+    async fn settled(&self, kind: &str) -> Result<(), JournalError>;
+}
