@@ -1,1 +1,36 @@
-//! Placeholder until the first slice lands.
+//! `stillpoint-apiserver`: the verbs, the live views and, standalone, the stored kinds.
+//!
+//! ```text
+//! args ─► Server ─► app (pipeline) ─► objects ─► registry ─► store        stored kinds
+//!                                        └─────► verbs ─► freeze::Freezer  quiesce, unquiesce, renew
+//!                   controllers ─► registry, verbs                         what was declared, and what people see
+//! ```
+//! ARCHITECTURE.md walks through a request.
+
+mod app;
+mod args;
+mod auth;
+mod body;
+mod controllers;
+mod data_dir;
+mod discovery;
+mod error;
+mod journal;
+mod meta;
+mod metrics;
+mod negotiate;
+mod objects;
+mod openapi;
+mod patch;
+mod query;
+mod registry;
+mod resources;
+mod selector;
+mod store;
+mod table;
+mod target;
+mod targets;
+mod verbs;
+mod watching;
+
+pub use args::{Args, Server};

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{BlockerPolicy, ConnectionAddress, Copy, Database, Level};
+use api::{ConnectionAddress, Copy, Database, Level};
 use freeze::{Account, Drivers, Member, Plan, Target, Tls, TlsRoots};
 use k8s_openapi::api::core::v1::Secret;
 use thiserror::Error;
@@ -120,11 +120,6 @@ pub fn durations(databases: &[Database], level: Level, copy: Copy, wanted: Optio
     let max = policies().map(|policy| policy.max_frozen(level, copy)).min().unwrap_or(copy.longest(level));
     let ttl = policies().map(|policy| policy.ttl(level, copy, wanted)).min().unwrap_or(level.default_ttl());
     (ttl.min(max), max)
-}
-
-/// Whether a freeze under this policy may end sessions of others.
-pub fn may_kill(database: &Database) -> bool {
-    matches!(database.spec.freeze.blockers.policy, BlockerPolicy::KillReads | BlockerPolicy::KillAll)
 }
 
 /// See [`plan`]: the longest idle time that a server grants us.

@@ -59,6 +59,8 @@ pub(super) struct Task {
 struct Waiter {
     uid: String,
     answer: Answer,
+    /// The claim was there before this request.
+    existing: bool,
 }
 
 #[derive(Debug)]
@@ -130,7 +132,7 @@ impl Task {
             recorder,
             vitals,
             commands,
-            waiting: vec![Waiter { uid: request.claimant.uid.clone(), answer }],
+            waiting: vec![Waiter { uid: request.claimant.uid.clone(), answer, existing: false }],
             leaving: Vec::new(),
             claims,
             warnings: Vec::new(),
@@ -366,8 +368,9 @@ impl Task {
     }
 
     fn admit(&mut self, claimant: Claimant, wish: Wish, answer: Answer) {
-        self.waiting.push(Waiter { uid: claimant.uid.clone(), answer });
-        self.claims.add(claimant, wish.ttl, Timestamp::now());
+        let uid = claimant.uid.clone();
+        let existing = !self.claims.add(claimant, wish.ttl, Timestamp::now());
+        self.waiting.push(Waiter { uid, answer, existing });
     }
 
     /// One further still point for all claims that wait for one, those in the queue included.
@@ -388,8 +391,7 @@ impl Task {
             std::mem::take(&mut self.waiting).into_iter().partition(|waiter| self.claims.is_granted(&waiter.uid));
         self.waiting = waiting;
         let (mut heard, mut unheard) = (Vec::new(), Vec::new());
-        for Waiter { uid, answer } in granted {
-            let existing = heard.contains(&uid);
+        for Waiter { uid, answer, existing } in granted {
             let Some(grant) = self.granted(&uid, existing) else { continue };
             if answer.send(Ok(grant)).is_ok() { heard.push(uid) } else { unheard.push(uid) }
         }

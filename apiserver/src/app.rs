@@ -1,0 +1,303 @@
+//! The request pipeline, top to bottom, one function per stage. The stage's output is the next stage's input.
+//!
+//! ```text
+//! (Request, Peer) ─► Target ─► User ─► Permitted<Target> ─► Form ─► Answer ─► Response
+//!                    400/404   401     403                  406     (objects.rs, verbs.rs, discovery.rs, …)
+//! ```
+//! One wrapper owns the request's id, deadline, body limit, panic, metrics and the rendering of errors; handlers return
+//! a `Result`.
+
+use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use certs::Peer;
+use futures::FutureExt;
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use hyper::body::Incoming;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio::time::{Instant, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{Instrument, debug, error, info_span};
+
+use crate::{
+    auth::{Authenticator, Authorizer, User, authorize},
+    discovery,
+    error::ApiError,
+    metrics::{self, Metrics},
+    negotiate::{self, Form},
+    objects::Objects,
+    openapi,
+    query::Query,
+    resources::Resource,
+    target::{Document, Target, target},
+};
+
+/// What a response's body is made of.
+pub type AnswerBody = UnsyncBoxBody<Bytes, Infallible>;
+
+/// Everything that a request may need. One per server.
+#[derive(Debug)]
+pub struct App {
+    pub authenticator: Authenticator,
+    pub authorizer: Arc<dyn Authorizer>,
+    pub objects: Objects,
+    pub metrics: Arc<Metrics>,
+    /// Set when shutdown begins: no longer ready, watches end.
+    pub stopping: CancellationToken,
+}
+
+/// What a handler answers.
+pub enum Answer {
+    /// Bytes that are JSON already.
+    Json { code: StatusCode, bytes: Bytes, warnings: Vec<String> },
+    Other { code: StatusCode, content_type: &'static str, bytes: Bytes, headers: Vec<(header::HeaderName, String)> },
+    /// A stream that ends when the server stops.
+    Stream(AnswerBody),
+}
+
+/// Upstream's limit of a body.
+const BODY: usize = 3 * 1024 * 1024;
+/// Upstream's deadline of what does not watch.
+const DEADLINE: Duration = Duration::from_secs(60);
+/// Above this, gzip pays (apiserver `responsewriters/writers.go`).
+const GZIP_ABOVE: usize = 128 * 1024;
+
+/// A request without its body.
+pub(crate) struct Parts<'a> {
+    pub(crate) headers: &'a HeaderMap,
+    pub(crate) query: Query,
+    pub(crate) form: Form,
+}
+
+impl App {
+    /// The one wrapper.
+    pub async fn serve(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<AnswerBody> {
+        let began = Instant::now();
+        let id = request.headers().get("audit-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let id = id.filter(|id| id.len() <= 64).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let (parts, body) = request.into_parts();
+        let query = Query::parse(parts.uri.query());
+        let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
+        let label = label(asked.as_ref().ok());
+        let span = info_span!("request", method = %parts.method, path = parts.uri.path(), audit_id = %id);
+        let gzip = parts.headers.get(header::ACCEPT_ENCODING).is_some_and(|value| value.as_bytes().windows(4).any(|w| w == b"gzip"));
+        let work = async {
+            let answer = timeout(DEADLINE, self.answer(asked, &parts, query, body, &peer)).await;
+            answer.unwrap_or_else(|_| Err(ApiError::timeout("the request did not finish within 60 s")))
+        };
+        let answer = AssertUnwindSafe(work.instrument(span.clone())).catch_unwind().await;
+        let answer = answer.unwrap_or_else(|_| Err(ApiError::internal("a handler panicked")));
+        let mut response = span.in_scope(|| render(answer, gzip));
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            response.headers_mut().insert("audit-id", value);
+        }
+        self.metrics.request(label, response.status().as_u16(), began.elapsed().as_secs_f64());
+        response
+    }
+
+    async fn answer(
+        &self,
+        asked: Result<Target, ApiError>,
+        parts: &http::request::Parts,
+        query: Query,
+        body: Incoming,
+        peer: &Peer,
+    ) -> Result<Answer, ApiError> {
+        let target = asked?;
+        let now = Timestamp::now();
+        if let Target::Health(path) = target {
+            return self.health(path);
+        }
+        let user = self.authenticator.authenticate(peer, &parts.headers, now)?;
+        let target = authorize(self.authorizer.as_ref(), &user, target)?.into_inner();
+        let accept = parts.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+        let form = match &target {
+            // Their own types, checked where they are served.
+            Target::OpenApiV2 | Target::OpenApiV3(_) | Target::Metrics => Form::Object,
+            _ => negotiate::form(accept)?,
+        };
+        let parts = Parts { headers: &parts.headers, query, form };
+        match target {
+            Target::Health(path) => self.health(path),
+            Target::Metrics => self.metrics(),
+            Target::Version => json_answer(&version()),
+            Target::Discovery(document) => discover(&document, &parts),
+            Target::OpenApiV2 => openapi_v2(accept),
+            Target::OpenApiV3(wanted) => openapi_v3(wanted.as_ref(), &parts),
+            Target::Resource(resource) => {
+                let bytes = read(body).await?;
+                self.objects.serve(&user, resource, &parts, bytes, now, &self.stopping).await
+            }
+        }
+    }
+
+    /// Readiness ends at once when shutdown begins; liveness does not.
+    fn health(&self, path: &str) -> Result<Answer, ApiError> {
+        let stopping = self.stopping.is_cancelled() && path == "readyz";
+        let (code, text) = if stopping {
+            (StatusCode::INTERNAL_SERVER_ERROR, "[-]shutdown failed: reason withheld\nreadyz check failed\n")
+        } else {
+            (StatusCode::OK, "ok")
+        };
+        Ok(text_answer(code, "text/plain; charset=utf-8", text))
+    }
+
+    fn metrics(&self) -> Result<Answer, ApiError> {
+        let frozen = self.objects.verbs.freezer.views().iter().filter(|view| view.status.phase == api::Phase::Frozen).count();
+        let text = self.metrics.text(frozen).map_err(ApiError::internal)?;
+        let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+        Ok(text_answer(StatusCode::OK, content_type, text))
+    }
+}
+
+/// An answer of one JSON value.
+pub(crate) fn json_answer(value: &Value) -> Result<Answer, ApiError> {
+    coded(StatusCode::OK, value, Vec::new())
+}
+
+pub(crate) fn coded(code: StatusCode, value: &Value, warnings: Vec<String>) -> Result<Answer, ApiError> {
+    let bytes = serde_json::to_vec(value).map_err(ApiError::internal)?.into();
+    Ok(Answer::Json { code, bytes, warnings })
+}
+
+fn text_answer(code: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Answer {
+    Answer::Other { code, content_type, bytes: text.into(), headers: Vec::new() }
+}
+
+async fn read(body: Incoming) -> Result<Bytes, ApiError> {
+    match Limited::new(body, BODY).collect().await {
+        Ok(collected) => Ok(collected.to_bytes()),
+        Err(error) if error.is::<http_body_util::LengthLimitError>() => Err(ApiError::too_large(BODY)),
+        Err(error) => Err(ApiError::bad_request(format!("the body could not be read: {error}"))),
+    }
+}
+
+fn discover(document: &Document, parts: &Parts<'_>) -> Result<Answer, ApiError> {
+    let aggregated = match (document, parts.form) {
+        (Document::Groups, Form::AggregatedDiscovery) => Some(discovery::aggregated(false)),
+        (Document::CoreVersions, Form::AggregatedDiscovery) => Some(discovery::aggregated(true)),
+        _ => None,
+    };
+    let Some(value) = aggregated else { return json_answer(&discovery::document(document)?) };
+    let bytes = Bytes::from(value.to_string());
+    Ok(tagged(parts, discovery::AGGREGATED, &discovery::etag(&bytes), bytes.clone()))
+}
+
+/// 304 when the client has it already.
+fn tagged(parts: &Parts<'_>, content_type: &'static str, etag: &str, bytes: Bytes) -> Answer {
+    let same = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|wanted| wanted.as_bytes() == etag.as_bytes());
+    let headers = vec![
+        (header::ETAG, etag.to_owned()),
+        (header::VARY, "Accept".to_owned()),
+        (header::CACHE_CONTROL, "public".to_owned()),
+    ];
+    let (code, bytes) = if same { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, bytes) };
+    Answer::Other { code, content_type, bytes, headers }
+}
+
+/// JSON only: whoever asks for protobuf falls back (kubectl does).
+fn openapi_v2(accept: Option<&str>) -> Result<Answer, ApiError> {
+    negotiate::form(accept)?;
+    Ok(text_answer(StatusCode::OK, "application/json", openapi::v2().clone()))
+}
+
+fn openapi_v3(wanted: Option<&(String, String)>, parts: &Parts<'_>) -> Result<Answer, ApiError> {
+    let Some((group, version)) = wanted else { return json_answer(&openapi::index()) };
+    let document = openapi::v3().iter().find(|document| document.group == group && document.version == version);
+    let document = document.ok_or_else(ApiError::no_such_path)?;
+    let mut headers = vec![(header::ETAG, format!("\"{}\"", document.hash)), (header::VARY, "Accept".to_owned())];
+    if parts.query.get("hash") == Some(document.hash.as_str()) {
+        headers.push((header::CACHE_CONTROL, "public, immutable".to_owned()));
+    }
+    Ok(Answer::Other { code: StatusCode::OK, content_type: "application/json", bytes: document.bytes.clone(), headers })
+}
+
+/// Clients read the minor version to know what they may ask for.
+fn version() -> Value {
+    json!({
+        "major": "1", "minor": "34", "gitVersion": concat!("v1.34.0+stillpoint-", env!("CARGO_PKG_VERSION")),
+        "gitCommit": "", "gitTreeState": "clean", "buildDate": "", "goVersion": "", "compiler": "rustc",
+        "platform": "linux/amd64",
+    })
+}
+
+fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> {
+    let answer = answer.unwrap_or_else(|error| {
+        if error.code.is_server_error() {
+            error!(code = error.code.as_u16(), message = %error.message, internal = error.internal, "request failed");
+        } else {
+            debug!(code = error.code.as_u16(), message = %error.message, internal = error.internal, "request refused");
+        }
+        Answer::Json { code: error.code, bytes: Bytes::from(error.status().to_string()), warnings: Vec::new() }
+    });
+    let (code, content_type, bytes, headers, warnings) = match answer {
+        Answer::Stream(body) => return stream(body),
+        Answer::Json { code, bytes, warnings } => (code, "application/json", bytes, Vec::new(), warnings),
+        Answer::Other { code, content_type, bytes, headers } => (code, content_type, bytes, headers, Vec::new()),
+    };
+    let zipped = (gzip && bytes.len() > GZIP_ABOVE).then(|| compress(&bytes)).flatten();
+    let encoded = zipped.is_some();
+    let mut response = Response::new(full(zipped.unwrap_or(bytes)));
+    *response.status_mut() = code;
+    let map = response.headers_mut();
+    map.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if encoded {
+        map.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    }
+    for (name, value) in headers {
+        if let Ok(value) = HeaderValue::from_str(&value) {
+            map.insert(name, value);
+        }
+    }
+    for warning in warnings.iter().take(16) {
+        let text: String = warning.chars().filter(|c| !c.is_control()).take(256).collect();
+        let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_str(&format!("299 - \"{text}\"")) {
+            map.append(header::WARNING, value);
+        }
+    }
+    response
+}
+
+fn stream(body: AnswerBody) -> Response<AnswerBody> {
+    let mut response = Response::new(body);
+    let map = response.headers_mut();
+    map.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+fn full(bytes: Bytes) -> AnswerBody {
+    Full::new(bytes).boxed_unsync()
+}
+
+/// Level 4, as upstream. Writing to memory does not fail; if it did, the plain bytes would do.
+fn compress(bytes: &[u8]) -> Option<Bytes> {
+    use std::io::Write;
+    let mut encoder = flate2::write::GzEncoder::new(Vec::with_capacity(bytes.len() / 4), flate2::Compression::new(4));
+    encoder.write_all(bytes).ok()?;
+    encoder.finish().ok().map(Bytes::from)
+}
+
+/// What a request was for, in words that come from our own tables only.
+fn label(target: Option<&Target>) -> metrics::Request {
+    let none = metrics::Request { verb: "", group: "", resource: "", subresource: "" };
+    let Some(Target::Resource(target)) = target else { return none };
+    let Some(resource) = Resource::find(&target.group, &target.version, &target.resource) else { return none };
+    let wanted = target.subresource.as_deref();
+    let subresource = resource.subresources.iter().find(|subresource| Some(subresource.name) == wanted);
+    metrics::Request {
+        verb: target.verb.word(),
+        group: resource.group,
+        resource: resource.plural,
+        subresource: subresource.map_or("", |subresource| subresource.name),
+    }
+}
+
+/// Who asked, for handlers that write it down.
+pub(crate) fn author(user: &User) -> Value {
+    user.name.clone().into()
+}

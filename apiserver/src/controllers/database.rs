@@ -1,0 +1,183 @@
+//! What a Database says of itself: `Reachable`, `Privileged`, `Ready`, its member, and the levels that it reaches.
+
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use api::{
+    Check, CheckResult, Copy, Database, DatabaseStatus, Level, LevelReach, MemberStatus,
+    conditions::{self, reasons, types},
+};
+use freeze::{Ending, ServerInfo};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, interval_at},
+};
+
+use super::Observed;
+use crate::{
+    resources::DATABASES,
+    targets::{self, Ingredients, Wanted},
+    verbs::{self, Verbs},
+};
+
+/// How often a Database is looked at when nothing changes.
+const EVERY: Duration = Duration::from_secs(60);
+/// Servers that are asked at once.
+const AT_ONCE: usize = 16;
+/// How long one look may last.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// What one look found.
+#[derive(Debug)]
+struct Look {
+    server: Option<ServerInfo>,
+    checks: Vec<Check>,
+    levels: Vec<LevelReach>,
+}
+
+/// Follows all Databases, and looks at each when its spec changes and once in a while.
+pub async fn run(verbs: Verbs) {
+    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let mut looked: HashMap<String, i64> = HashMap::new();
+    let mut observed = Observed::<Database>::new(verbs.registry.clone(), &DATABASES);
+    let mut tick = interval_at(Instant::now() + EVERY, EVERY);
+    loop {
+        tokio::select! {
+            next = observed.next() => {
+                let Some((database, gone)) = next else { return };
+                changed(&verbs, &room, &mut looked, &database, gone).await;
+            }
+            _ = tick.tick() => {
+                for database in verbs.registry.all::<Database>(&DATABASES, None) {
+                    spawn(&verbs, &room, &database);
+                }
+            }
+        }
+    }
+}
+
+async fn changed(
+    verbs: &Verbs,
+    room: &Arc<Semaphore>,
+    looked: &mut HashMap<String, i64>,
+    database: &Database,
+    gone: bool,
+) {
+    let uid = database.metadata.uid.clone().unwrap_or_default();
+    if gone {
+        looked.remove(&uid);
+        end(verbs, database, "its Database was deleted").await;
+        return;
+    }
+    if database.spec.paused {
+        end(verbs, database, "its Database is paused").await;
+    }
+    let generation = database.metadata.generation.unwrap_or_default();
+    if looked.insert(uid, generation) != Some(generation) {
+        spawn(verbs, room, database);
+    }
+}
+
+async fn end(verbs: &Verbs, database: &Database, why: &'static str) {
+    if let (Some(namespace), Some(name)) = (&database.metadata.namespace, &database.metadata.name) {
+        verbs.freezer.end(namespace, name, Ending::Withdrawn { why }).await;
+    }
+}
+
+fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
+    let (Some(namespace), Some(name)) = (database.metadata.namespace.clone(), database.metadata.name.clone()) else { return };
+    let (verbs, room) = (verbs.clone(), Arc::clone(room));
+    let tasks = verbs.tasks.clone();
+    tasks.spawn(async move {
+        let Ok(_permit) = room.acquire().await else { return };
+        // Nobody is asked twice at once: while it is held, the freeze itself is the better witness.
+        if verbs.freezer.view(&namespace, &name).is_some() {
+            return;
+        }
+        let Ok(ingredients) = verbs.ingredients(&namespace, &name) else { return };
+        let look = look(&verbs, &ingredients).await;
+        let old = ingredients.database.status.clone().unwrap_or_default();
+        let status = judge(&ingredients.database, old, &look, Timestamp::now());
+        if ingredients.database.status.as_ref() != Some(&status) {
+            verbs.registry.update_status(&DATABASES, &namespace, &name, &status).await.ok();
+        }
+    });
+}
+
+async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
+    let database = &ingredients.database;
+    let wanted = Wanted { level: verbs::own_level(database), copy: Copy::Atomic, freeze_uid: "preflight", member: None };
+    let target = match targets::target(&verbs.drivers, ingredients, wanted) {
+        Ok(target) => target,
+        Err(error) => return Look { server: None, checks: vec![verbs::unresolved_check(&error)], levels: Vec::new() },
+    };
+    let deadline = Instant::now() + LOOK;
+    let checks = target.driver.preflight(&target.member, &target.plan, deadline).await;
+    let server = match checks.first() {
+        Some(check) if check.result == CheckResult::Pass => target.driver.probe(&target.member, deadline).await.ok(),
+        _ => None,
+    };
+    let mut levels = Vec::new();
+    for level in Level::ALL {
+        for copy in [Copy::Atomic, Copy::Files] {
+            if let Err(error) = target.driver.supports(*level, copy) {
+                levels.push(unreachable(*level, copy, &error.to_string()));
+            } else if *level == target.plan.level && copy == Copy::Atomic {
+                let failed = checks.iter().find(|check| check.result == CheckResult::Fail);
+                levels.push(match failed {
+                    None => LevelReach { level: *level, copy, reachable: true, message: None },
+                    Some(check) => unreachable(*level, copy, &said(check)),
+                });
+            }
+        }
+    }
+    Look { server, checks, levels }
+}
+
+/// The status that follows from a look; pure.
+fn judge(database: &Database, old: DatabaseStatus, look: &Look, now: Timestamp) -> DatabaseStatus {
+    let failed: Vec<&Check> = look.checks.iter().filter(|check| check.result == CheckResult::Fail).collect();
+    let unreachable = failed.iter().find(|check| matches!(check.name.as_str(), "reachable" | "resolved" | "pooler"));
+    let unprivileged = failed.iter().find(|check| check.name.starts_with("privilege"));
+    let mut status = DatabaseStatus {
+        observed_generation: database.metadata.generation,
+        levels: look.levels.clone(),
+        members: look.server.iter().map(|server| member(database, server)).collect(),
+        ..old
+    };
+    let generation = database.metadata.generation;
+    let mut set = |type_: &str, failed: Option<&&Check>, good: &str| {
+        let (reason, message) = match failed {
+            None => (reasons::OK.to_owned(), good.to_owned()),
+            Some(check) => (check.reason.clone().unwrap_or_else(|| reasons::SERVER_ERROR.to_owned()), said(check)),
+        };
+        conditions::set_condition(&mut status.conditions, type_, failed.is_none(), &reason, &message, generation, now);
+    };
+    set(types::REACHABLE, unreachable, "the server answers and lets the account in");
+    set(types::PRIVILEGED, unreachable.or(unprivileged), "the account may do what the level needs");
+    set(types::READY, failed.first(), "a freeze at its level would be tried");
+    status
+}
+
+fn member(database: &Database, server: &ServerInfo) -> MemberStatus {
+    let address = database.spec.endpoint.address(database.spec.engine);
+    MemberStatus {
+        name: address.map(|address| address.to_string()).unwrap_or_default(),
+        role: server.role,
+        version: server.version.clone(),
+        id: server.incarnation.server.clone(),
+        started_at: server.started_at.map(Time),
+    }
+}
+
+fn unreachable(level: Level, copy: Copy, why: &str) -> LevelReach {
+    LevelReach { level, copy, reachable: false, message: Some(why.to_owned()) }
+}
+
+fn said(check: &Check) -> String {
+    match &check.fix {
+        Some(fix) => format!("{}; {fix}", check.message),
+        None => check.message.clone(),
+    }
+}

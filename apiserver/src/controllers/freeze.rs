@@ -1,0 +1,192 @@
+//! Declared freezes: what somebody wants (`kubectl apply` of a `Freeze`), and what has to be done about it.
+
+use api::{ClaimKind, Desired, Freeze, FreezeStatus, Phase, conditions};
+use freeze::{Claimant, Ending, FreezeName, Refused};
+use jiff::Timestamp;
+use tracing::{info, warn};
+
+use super::Observed;
+use crate::{resources::FREEZES, verbs::Verbs};
+
+/// Who declared a Freeze; set by the registry, never by the author.
+pub const CREATED_BY: &str = "stillpoint.dev/created-by";
+
+/// What a Freeze needs now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    Nothing,
+    /// Nobody has begun it.
+    Begin,
+    /// It is not wanted any more.
+    End(&'static str),
+    /// It will never hold: it was withdrawn before it was begun.
+    Fail,
+    /// It holds nothing and is to be deleted.
+    Let,
+}
+
+/// Decides; pure.
+pub fn plan(freeze: &Freeze) -> Step {
+    let phase = freeze.status.as_ref().map_or(Phase::Pending, |status| status.phase);
+    let deleted = freeze.metadata.deletion_timestamp.is_some();
+    let thawed = freeze.spec.desired == Desired::Thawed;
+    match phase {
+        Phase::Pending if deleted => Step::Let,
+        Phase::Pending if thawed => Step::Fail,
+        Phase::Pending => Step::Begin,
+        phase if phase.is_finished() && deleted => Step::Let,
+        phase if phase.is_finished() => Step::Nothing,
+        _ if deleted => Step::End("its Freeze was deleted"),
+        _ if thawed => Step::End("its Freeze says desired: Thawed"),
+        _ => Step::Nothing,
+    }
+}
+
+/// Follows all Freezes.
+pub async fn run(verbs: Verbs) {
+    let mut observed = Observed::<Freeze>::new(verbs.registry.clone(), &FREEZES);
+    while let Some((freeze, gone)) = observed.next().await {
+        if !gone {
+            act(&verbs, freeze).await;
+        }
+    }
+}
+
+async fn act(verbs: &Verbs, freeze: Freeze) {
+    let (Some(namespace), Some(name)) = (freeze.metadata.namespace.clone(), freeze.metadata.name.clone()) else { return };
+    let freeze_name = FreezeName { namespace: namespace.clone(), name: name.clone() };
+    match plan(&freeze) {
+        Step::Nothing => {}
+        Step::Begin => begin(verbs, freeze_name, freeze).await,
+        Step::End(why) => end(verbs, freeze_name, &freeze, why),
+        Step::Fail => fail(verbs, &freeze_name, conditions::reasons::RELEASED, "it was withdrawn before it was begun").await,
+        Step::Let => {
+            let removed = verbs.registry.remove_finalizer(&FREEZES, &namespace, &name, api::FINALIZER_THAW).await;
+            if let Err(error) = removed {
+                warn!(freeze = %freeze_name, message = %error.message, "a finished Freeze could not be let go");
+            }
+        }
+    }
+}
+
+/// Its own task: a freeze waits for its servers, others do not wait for it.
+async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
+    let user = freeze.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CREATED_BY)).cloned();
+    let claimant = Claimant {
+        kind: ClaimKind::Freeze,
+        name: name.name.clone(),
+        uid: freeze.metadata.uid.clone().unwrap_or_default(),
+        chosen: true,
+        user: user.unwrap_or_default(),
+    };
+    let request = match verbs.request(name.clone(), &freeze.spec, true, claimant) {
+        Ok((request, _)) => request,
+        Err(error) => return fail(verbs, &name, error.reason, &error.message).await,
+    };
+    // Said before it is begun, so that it is never begun twice.
+    let status = FreezeStatus { phase: Phase::Preparing, ..FreezeStatus::default() };
+    if let Err(error) = verbs.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await {
+        warn!(freeze = %name, message = %error.message, "a Freeze could not be begun");
+        return;
+    }
+    let task = verbs.clone();
+    verbs.tasks.spawn(async move {
+        match task.freezer.quiesce(request).await {
+            // It joined a freeze that another object stands for: this one says so, and where.
+            Ok(granted) if granted.freeze != name => {
+                let mut status = (*granted.status).clone();
+                status.message = Some(format!("joined Freeze {}", granted.freeze.name));
+                status.phase = Phase::Frozen;
+                status.claims = vec![granted.claim];
+                task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();
+            }
+            Ok(_) => info!(freeze = %name, "declared freeze holds"),
+            Err(Refused::NotHeld { freeze, .. } | Refused::Withdrawn { freeze }) if freeze == name => {}
+            Err(refused) => {
+                let message = match refused {
+                    Refused::Conflict { freeze, why, .. } => format!("Freeze {} covers it: {why}", freeze.name),
+                    Refused::Stopping => "the server is going down".to_owned(),
+                    other => format!("{other:?}"),
+                };
+                fail(&task, &name, conditions::reasons::BLOCKED, &message).await;
+            }
+        }
+    });
+}
+
+/// Ends the claim of this object; a freeze that was made by a verb is ended whole.
+fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
+    let uid = freeze.metadata.uid.clone().unwrap_or_default();
+    let Some(database) = freeze.spec.targets.first().map(|target| target.database.clone()) else { return };
+    let task = verbs.clone();
+    verbs.tasks.spawn(async move {
+        let view = task.freezer.view(&name.namespace, &database);
+        match view {
+            Some(view) if view.freeze == name => {
+                task.freezer.end(&name.namespace, &database, Ending::Withdrawn { why }).await;
+            }
+            Some(_) => {
+                if let Some(Ok(ended)) = task.freezer.unquiesce(&name.namespace, &database, &uid, api::Stage::Thaw).await {
+                    let mut status = (*ended.status).clone();
+                    status.phase = Phase::Thawed;
+                    status.message = Some(format!("its claim on Freeze {} ended", ended.freeze.name));
+                    task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();
+                }
+            }
+            // Nothing holds: whatever it says, it is over.
+            None => fail(&task, &name, conditions::reasons::FREEZER_DIED, "nothing holds it any more").await,
+        }
+    });
+}
+
+async fn fail(verbs: &Verbs, name: &FreezeName, reason: &str, message: &str) {
+    let mut status = FreezeStatus {
+        phase: Phase::Failed,
+        message: Some(message.to_owned()),
+        ..FreezeStatus::default()
+    };
+    let type_ = conditions::types::FROZEN;
+    conditions::set_condition(&mut status.conditions, type_, false, reason, message, None, Timestamp::now());
+    if let Err(error) = verbs.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await {
+        warn!(freeze = %name, message = %error.message, "a failed Freeze could not be written");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn freeze(phase: Option<&str>, desired: &str, deleted: bool) -> Freeze {
+        let mut value = json!({
+            "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"name": "f"},
+            "spec": {"targets": [{"database": "orders"}], "desired": desired},
+        });
+        if let Some(phase) = phase {
+            value["status"] = json!({"phase": phase});
+        }
+        if deleted {
+            value["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
+        }
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn every_state_has_one_step() {
+        let cases = [
+            (freeze(None, "Frozen", false), Step::Begin),
+            (freeze(None, "Thawed", false), Step::Fail),
+            (freeze(None, "Frozen", true), Step::Let),
+            (freeze(Some("Preparing"), "Frozen", false), Step::Nothing),
+            (freeze(Some("Frozen"), "Frozen", false), Step::Nothing),
+            (freeze(Some("Frozen"), "Thawed", false), Step::End("its Freeze says desired: Thawed")),
+            (freeze(Some("Frozen"), "Frozen", true), Step::End("its Freeze was deleted")),
+            (freeze(Some("Thawed"), "Frozen", false), Step::Nothing),
+            (freeze(Some("Lost"), "Frozen", true), Step::Let),
+        ];
+        for (freeze, step) in cases {
+            assert_eq!(plan(&freeze), step, "{:?}", freeze.status);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What has to go: namespaces that are being deleted, finished Freezes, old Events.
+
+use std::{collections::HashMap, time::Duration};
+
+use api::Freeze;
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Event, Namespace};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{
+    registry::{DeleteOptions, Registry},
+    resources::{EVENTS, FREEZES, NAMESPACES},
+};
+
+/// While a namespace is being deleted somebody waits for it.
+const NAMESPACES_EVERY: Duration = Duration::from_millis(250);
+const SWEEP_EVERY: Duration = Duration::from_secs(60);
+/// Finished Freezes that are kept of each Database, and how long a Freeze is kept at most; younger than the least age
+/// all are kept.
+const KEEP_FREEZES: usize = 20;
+const FREEZE_AGE: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(7 * 24 * 3600));
+/// Upstream's `--event-ttl`.
+const EVENT_AGE: Duration = Duration::from_secs(3600);
+
+/// Deletes the contents of namespaces that are going, and then these.
+pub async fn namespaces(registry: Registry) {
+    let mut tick = interval(NAMESPACES_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        let all = registry.all::<Namespace>(&NAMESPACES, None);
+        for namespace in all.iter().filter(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
+            let Some(name) = &namespace.metadata.name else { continue };
+            for (resource, object) in registry.contents(name) {
+                registry.delete(resource, Some(name), &object, &DeleteOptions::default(), Timestamp::now()).await.ok();
+            }
+            if !registry.has_contents(name) {
+                registry.delete(&NAMESPACES, None, name, &DeleteOptions::default(), Timestamp::now()).await.ok();
+            }
+        }
+    }
+}
+
+/// Removes finished Freezes by count and age, and old Events.
+pub async fn sweep(registry: Registry) {
+    let mut tick = interval(SWEEP_EVERY);
+    loop {
+        tick.tick().await;
+        let now = Timestamp::now();
+        for (namespace, name) in over(&registry.all::<Freeze>(&FREEZES, None), now) {
+            registry.remove_finalizer(&FREEZES, &namespace, &name, api::FINALIZER_THAW).await.ok();
+            registry.delete(&FREEZES, Some(&namespace), &name, &DeleteOptions::default(), now).await.ok();
+        }
+        for event in registry.all::<Event>(&EVENTS, None) {
+            let old = event.last_timestamp.as_ref().is_some_and(|seen| now.duration_since(seen.0) > older(EVENT_AGE));
+            if let (true, Some(namespace), Some(name)) = (old, &event.metadata.namespace, &event.metadata.name) {
+                registry.delete(&EVENTS, Some(namespace), name, &DeleteOptions::default(), now).await.ok();
+            }
+        }
+    }
+}
+
+/// The finished Freezes that are too many or too old; pure. What still has to be undone is kept.
+fn over(freezes: &[Freeze], now: Timestamp) -> Vec<(String, String)> {
+    let mut finished: Vec<(&Freeze, Timestamp)> = freezes
+        .iter()
+        .filter(|freeze| {
+            freeze.status.as_ref().is_some_and(|status| {
+                status.phase.is_finished() && status.targets.iter().all(|target| target.undo.is_empty())
+            })
+        })
+        .filter_map(|freeze| Some((freeze, freeze.metadata.creation_timestamp.as_ref()?.0)))
+        .collect();
+    finished.sort_by_key(|(_, created)| std::cmp::Reverse(*created));
+    let mut of_database: HashMap<(Option<&str>, Option<&str>), usize> = HashMap::new();
+    let mut over = Vec::new();
+    for (freeze, created) in finished {
+        let database = freeze.spec.targets.first().map(|target| target.database.as_str());
+        let count = of_database.entry((freeze.metadata.namespace.as_deref(), database)).or_default();
+        *count += 1;
+        let age = now.duration_since(created);
+        if (*count > KEEP_FREEZES && age > older(FREEZE_AGE.0)) || age > older(FREEZE_AGE.1) {
+            over.extend(freeze.metadata.namespace.clone().zip(freeze.metadata.name.clone()));
+        }
+    }
+    over
+}
+
+fn older(than: Duration) -> jiff::SignedDuration {
+    jiff::SignedDuration::try_from(than).unwrap_or(jiff::SignedDuration::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn finished_freezes_go_by_count_and_age_and_what_is_to_be_undone_stays() {
+        let now: Timestamp = "2026-06-10T00:00:00Z".parse().unwrap();
+        let freeze = |name: &str, created: &str, phase: &str, undo: bool| -> Freeze {
+            let undo = if undo { json!([{"version": 1, "kind": "mariadbGlobals"}]) } else { json!([]) };
+            serde_json::from_value(json!({
+                "apiVersion": api::API_VERSION, "kind": "Freeze",
+                "metadata": {"name": name, "namespace": "ns", "creationTimestamp": created},
+                "spec": {"targets": [{"database": "orders"}]},
+                "status": {"phase": phase, "targets": [
+                    {"database": "orders", "engine": "MariaDB", "member": "m", "undo": undo}]},
+            }))
+            .unwrap()
+        };
+        let mut freezes: Vec<Freeze> =
+            (0..25).map(|n| freeze(&format!("f{n}"), "2026-06-09T00:00:00Z", "Thawed", false)).collect();
+        freezes.push(freeze("ancient", "2026-05-01T00:00:00Z", "Lost", false));
+        freezes.push(freeze("undoing", "2026-05-01T00:00:00Z", "Lost", true));
+        freezes.push(freeze("held", "2026-05-01T00:00:00Z", "Frozen", false));
+        let gone = over(&freezes, now);
+        assert_eq!(gone.len(), 6, "{gone:?}");
+        assert!(gone.iter().all(|(_, name)| name != "undoing" && name != "held"));
+    }
+}

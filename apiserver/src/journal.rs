@@ -1,0 +1,90 @@
+//! The freezer's journal as `Freeze` objects in the registry, and what people see of it: Events and the Database's last
+//! freeze. The object is the truth; Events are told after it, and their failure is only logged.
+
+use std::{fmt, sync::Arc};
+
+use api::{Freeze, FreezeSpec, FreezeStatus, LastFreeze, Phase};
+use async_trait::async_trait;
+use freeze::{FreezeName, Journal, JournalError};
+use tokio::sync::mpsc;
+
+use crate::{
+    error::ApiError,
+    metrics::Metrics,
+    registry::Registry,
+    resources::FREEZES,
+};
+
+/// Writes freezes to the registry, and tells of each phase once.
+pub struct RegistryJournal {
+    registry: Registry,
+    metrics: Arc<Metrics>,
+    told: mpsc::Sender<Told>,
+}
+
+/// A freeze entered a phase.
+#[derive(Clone, Debug)]
+pub struct Told {
+    pub freeze: FreezeName,
+    pub status: FreezeStatus,
+}
+
+/// Phases that wait to be told as Events; when it is full, Events are dropped, never the freeze delayed.
+const TOLD: usize = 1024;
+
+impl RegistryJournal {
+    pub fn new(registry: Registry, metrics: Arc<Metrics>) -> (Arc<Self>, mpsc::Receiver<Told>) {
+        let (told, hear) = mpsc::channel(TOLD);
+        (Arc::new(Self { registry, metrics, told }), hear)
+    }
+
+    fn tell(&self, freeze: &FreezeName, status: &FreezeStatus) {
+        if matches!(status.phase, Phase::Frozen) || status.phase.is_finished() {
+            self.metrics.phase(status);
+            self.told.try_send(Told { freeze: freeze.clone(), status: status.clone() }).ok();
+        }
+    }
+}
+
+#[async_trait]
+impl Journal for RegistryJournal {
+    async fn open(&self, freeze: &FreezeName, spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError> {
+        let mut object = Freeze::new(&freeze.name, spec.clone());
+        object.metadata.namespace = Some(freeze.namespace.clone());
+        object.metadata.finalizers = Some(vec![api::FINALIZER_THAW.to_owned()]);
+        let database = spec.targets.first().map(|target| target.database.clone()).unwrap_or_default();
+        object.metadata.labels = Some([(api::LABEL_DATABASE.to_owned(), database)].into());
+        object.status = Some(status.clone());
+        self.registry.create_with_status(&FREEZES, &freeze.namespace, &object).await.map(drop).map_err(unavailable)
+    }
+
+    async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
+        let written = self.registry.update_status(&FREEZES, &freeze.namespace, &freeze.name, status).await;
+        written.map_err(|error| if error.code == 404 { JournalError::Gone } else { unavailable(error) })?;
+        self.tell(freeze, status);
+        Ok(())
+    }
+}
+
+impl fmt::Debug for RegistryJournal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RegistryJournal").finish_non_exhaustive()
+    }
+}
+
+/// What a Database says of its newest freeze.
+pub fn last_freeze(freeze: &FreezeName, status: &FreezeStatus) -> LastFreeze {
+    let proofs: Vec<bool> = status.targets.iter().filter_map(|target| target.proof.as_ref()).map(|proof| proof.held).collect();
+    LastFreeze {
+        name: freeze.name.clone(),
+        phase: status.phase,
+        level: status.level.unwrap_or_default(),
+        frozen_at: status.frozen_at.clone(),
+        frozen_milliseconds: status.frozen_milliseconds,
+        proved: proofs.len() == status.targets.len() && proofs.iter().all(|held| *held),
+    }
+}
+
+fn unavailable(error: ApiError) -> JournalError {
+    JournalError::Unavailable(error.internal.unwrap_or(error.message))
+}

@@ -1,0 +1,124 @@
+//! Metrics, by closed labels only: upstream's request metrics under upstream's names, and the freezes' own.
+
+use api::{FreezeStatus, Phase};
+use prometheus_client::{
+    encoding::{EncodeLabelSet, text::encode},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    registry::Registry,
+};
+
+/// Everything that this process counts.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<RequestLabels, Counter>,
+    request_seconds: Family<VerbLabels, Histogram, fn() -> Histogram>,
+    freezes: Family<FreezeLabels, Counter>,
+    frozen_seconds: Family<LevelLabels, Histogram, fn() -> Histogram>,
+    frozen: Gauge,
+    last_success: Gauge,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RequestLabels {
+    verb: &'static str,
+    group: &'static str,
+    resource: &'static str,
+    subresource: &'static str,
+    code: u16,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct VerbLabels {
+    verb: &'static str,
+    resource: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct FreezeLabels {
+    engine: String,
+    level: String,
+    phase: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct LevelLabels {
+    engine: String,
+    level: String,
+}
+
+/// What a request was for, in the closed words of the resource table.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub verb: &'static str,
+    pub group: &'static str,
+    pub resource: &'static str,
+    pub subresource: &'static str,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        let mut registry = Registry::default();
+        let requests = Family::default();
+        let request_seconds = Family::new_with_constructor(request_buckets as fn() -> Histogram);
+        let freezes = Family::default();
+        let frozen_seconds = Family::new_with_constructor(freeze_buckets as fn() -> Histogram);
+        let (frozen, last_success) = (Gauge::default(), Gauge::default());
+        registry.register("apiserver_request", "Requests by verb, resource and code", Family::clone(&requests));
+        registry.register("apiserver_request_duration_seconds", "How long requests took", Family::clone(&request_seconds));
+        registry.register("stillpoint_freezes", "Finished freezes", Family::clone(&freezes));
+        registry.register("stillpoint_freeze_seconds", "How long freezes held", Family::clone(&frozen_seconds));
+        registry.register("stillpoint_frozen", "Freezes that hold now", frozen.clone());
+        registry.register("stillpoint_last_success_timestamp_seconds", "When a proved freeze ended last", last_success.clone());
+        Self { registry, requests, request_seconds, freezes, frozen_seconds, frozen, last_success }
+    }
+
+    pub fn request(&self, request: Request, code: u16, seconds: f64) {
+        let Request { verb, group, resource, subresource } = request;
+        self.requests.get_or_create(&RequestLabels { verb, group, resource, subresource, code }).inc();
+        self.request_seconds.get_or_create(&VerbLabels { verb, resource }).observe(seconds);
+    }
+
+    /// A freeze entered a phase that is told: it holds, or it is finished.
+    pub fn phase(&self, status: &FreezeStatus) {
+        if status.phase == Phase::Frozen {
+            return;
+        }
+        let level = status.level.unwrap_or_default().to_string();
+        for target in &status.targets {
+            let engine = target.engine.to_string();
+            let labels = FreezeLabels { engine: engine.clone(), level: level.clone(), phase: status.phase.to_string() };
+            self.freezes.get_or_create(&labels).inc();
+            if let Some(milliseconds) = status.frozen_milliseconds.and_then(|ms| u32::try_from(ms).ok()) {
+                let labels = LevelLabels { engine, level: level.clone() };
+                self.frozen_seconds.get_or_create(&labels).observe(f64::from(milliseconds) / 1000.0);
+            }
+        }
+        let proved = status.targets.iter().all(|target| target.proof.as_ref().is_some_and(|proof| proof.held));
+        if status.phase == Phase::Thawed && proved && let Some(thawed) = &status.thawed_at {
+            self.last_success.set(thawed.0.as_second());
+        }
+    }
+
+    /// Prometheus' text. `frozen`: how many hold now.
+    pub fn text(&self, frozen: usize) -> Result<String, std::fmt::Error> {
+        self.frozen.set(i64::try_from(frozen).unwrap_or(i64::MAX));
+        let mut text = String::new();
+        encode(&mut text, &self.registry)?;
+        Ok(text)
+    }
+}
+
+fn request_buckets() -> Histogram {
+    Histogram::new([0.001, 0.005, 0.025, 0.1, 0.5, 2.5, 10.0])
+}
+
+fn freeze_buckets() -> Histogram {
+    Histogram::new([0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 600.0])
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,440 @@
+//! Requests for resources: from a permitted target to the registry or the verbs, and back to bytes.
+
+use std::sync::Arc;
+
+use api::{Database, FreezeSpec};
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{StatusCode, header};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    app::{Answer, Parts, author, coded, json_answer},
+    auth::{Authorizer, User, forbidden},
+    body::{self, Body},
+    controllers,
+    error::ApiError,
+    meta,
+    negotiate::Form,
+    patch::Patch,
+    registry::{DeleteOptions, Deleted, Page, Registry, Write, value},
+    resources::{self, DATABASES, FREEZES, NAMESPACES, Resource, SECRETS, Storage},
+    store::{Key, Stored},
+    table::{self, Include},
+    target::{ResourceTarget, Verb},
+    verbs::{Call, Verbs},
+    watching,
+};
+
+/// Serves every resource of the table.
+#[derive(Debug)]
+pub struct Objects {
+    pub registry: Registry,
+    pub verbs: Verbs,
+    pub authorizer: Arc<dyn Authorizer>,
+}
+
+/// One request, taken apart.
+pub(crate) struct Asked<'a> {
+    pub(crate) user: &'a User,
+    pub(crate) resource: &'static Resource,
+    pub(crate) target: &'a ResourceTarget,
+    pub(crate) parts: &'a Parts<'a>,
+    pub(crate) now: Timestamp,
+}
+
+impl Objects {
+    pub(crate) async fn serve(
+        &self,
+        user: &User,
+        target: ResourceTarget,
+        parts: &Parts<'_>,
+        bytes: Bytes,
+        now: Timestamp,
+        stopping: &CancellationToken,
+    ) -> Result<Answer, ApiError> {
+        let resource = Resource::find(&target.group, &target.version, &target.resource).ok_or_else(ApiError::no_such_path)?;
+        served(resource, &target)?;
+        let asked = Asked { user, resource, target: &target, parts, now };
+        if let Some(verb) = target.subresource.as_deref().filter(|name| *name != "status") {
+            return self.verb(&asked, verb, &bytes).await;
+        }
+        match (&resource.storage, target.verb) {
+            (Storage::Live, Verb::Get) => self.get_live(&asked),
+            (Storage::Live, _) => self.list_live(&asked),
+            (Storage::Kept(_), Verb::Get) => self.get(&asked),
+            (Storage::Kept(_), Verb::List) => self.list(&asked),
+            (Storage::Kept(_), Verb::Watch) => watching::watch(&self.registry, &asked, stopping.clone()),
+            (Storage::Kept(_), Verb::Create) => self.create(&asked, &bytes).await,
+            (Storage::Kept(_), Verb::Update) => self.update(&asked, &bytes).await,
+            (Storage::Kept(_), Verb::Patch) => self.patch(&asked, &bytes).await,
+            (Storage::Kept(_), Verb::Delete) => self.delete(&asked, &bytes).await,
+            (Storage::Kept(_), Verb::DeleteCollection) => self.delete_collection(&asked, &bytes).await,
+        }
+    }
+
+    // --- verbs and live views ---
+
+    async fn verb(&self, asked: &Asked<'_>, verb: &str, bytes: &[u8]) -> Result<Answer, ApiError> {
+        let body = body::decode(asked.content_type(), bytes)?;
+        let call = Call {
+            user: asked.user,
+            namespace: asked.target.namespace.as_deref().unwrap_or_default(),
+            name: asked.name(),
+            dry_run: asked.parts.query.dry_run()?,
+            validation: asked.parts.query.field_validation()?,
+        };
+        let answered = self.verbs.run(verb, call, body).await?;
+        coded(answered.code, &answered.body, answered.warnings)
+    }
+
+    fn get_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+        let namespace = asked.target.namespace.as_deref().unwrap_or_default();
+        let database: Database = self.registry.typed(&DATABASES, Some(namespace), asked.name()).map_err(|error| {
+            if error.code == 404 { ApiError::not_found(asked.resource.about(asked.name())) } else { error }
+        })?;
+        asked.one(&self.live(database)?)
+    }
+
+    fn list_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+        let databases = self.registry.all::<Database>(&DATABASES, asked.target.namespace.as_deref());
+        let selection = asked.selection()?;
+        let objects = databases.into_iter().map(|database| self.live(database)).collect::<Result<Vec<_>, _>>()?;
+        let objects: Vec<Value> = objects.into_iter().filter(|object| crate::registry::selected(&selection, object)).collect();
+        let list = json!({"resourceVersion": self.registry.revision().to_string()});
+        match asked.parts.form {
+            Form::Table => asked.table(&objects, list),
+            _ => {
+                let kind = format!("{}List", asked.resource.kind);
+                json_answer(&json!({"kind": kind, "apiVersion": asked.resource.api_version(), "metadata": list, "items": objects}))
+            }
+        }
+    }
+
+    fn live(&self, database: Database) -> Result<Value, ApiError> {
+        let namespace = database.metadata.namespace.clone().unwrap_or_default();
+        let view = self.verbs.freezer.view(&namespace, database.metadata.name.as_deref().unwrap_or_default());
+        serde_json::to_value(resources::live::show(database, view)).map_err(ApiError::internal)
+    }
+
+    // --- stored objects ---
+
+    fn get(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+        let stored = self.registry.get(asked.resource, asked.target.namespace.as_deref(), asked.name())?;
+        match asked.parts.form {
+            Form::Object | Form::AggregatedDiscovery => {
+                Ok(Answer::Json { code: StatusCode::OK, bytes: stored.bytes, warnings: Vec::new() })
+            }
+            _ => asked.one(&value(&stored).unwrap_or_default()),
+        }
+    }
+
+    fn list(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+        let query = &asked.parts.query;
+        let token = query.get("continue").map(Continue::decode).transpose()?;
+        check_list_version(asked, self.registry.revision(), token.is_some())?;
+        let selection = asked.selection()?;
+        let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok());
+        let after = token.as_ref().map(|token| token.after(asked.resource));
+        let namespace = asked.target.namespace.as_deref();
+        let page = self.registry.list(asked.resource, namespace, &selection, limit, after.as_ref())?;
+        let revision = token.map_or(page.revision, |token| token.revision);
+        let mut list = json!({"resourceVersion": revision.to_string()});
+        if let Some((key, left)) = &page.next {
+            list["continue"] = Continue { revision, namespace: key.namespace.clone(), name: key.name.clone() }.encode().into();
+            if selection.labels.is_empty() && selection.fields.is_empty() {
+                list["remainingItemCount"] = (*left).into();
+            }
+        }
+        match asked.parts.form {
+            Form::Table => {
+                let objects: Vec<Value> = page.items.iter().filter_map(|(_, stored)| value(stored)).collect();
+                asked.table(&objects, list)
+            }
+            Form::PartialObjectMetadata => {
+                let items: Vec<Value> = page.items.iter().filter_map(|(_, stored)| value(stored)).map(|o| table::partial(&o)).collect();
+                let kind = "PartialObjectMetadataList";
+                json_answer(&json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": list, "items": items}))
+            }
+            _ => Ok(Answer::Json { code: StatusCode::OK, bytes: concatenate(asked.resource, &page, &list), warnings: Vec::new() }),
+        }
+    }
+
+    async fn create(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+        let mut body = body::decode(asked.content_type(), bytes)?;
+        if body.value.is_null() {
+            return Err(ApiError::bad_request(format!("the body must be a {} object", asked.resource.kind)));
+        }
+        if asked.resource.kind == FREEZES.kind {
+            declare(&mut body, asked.user);
+        }
+        let admit = |object: &Value| self.admit(asked, object);
+        let write = asked.write(&admit)?;
+        let namespace = asked.target.namespace.as_deref();
+        let written = self.registry.create(asked.resource, namespace, body, write, asked.now).await?;
+        asked.written(&written.object, StatusCode::CREATED, written.warnings)
+    }
+
+    async fn update(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+        let body = body::decode(asked.content_type(), bytes)?;
+        let admit = |object: &Value| self.admit(asked, object);
+        let write = asked.write(&admit)?;
+        let namespace = asked.target.namespace.as_deref();
+        let written = self.registry.update(asked.resource, namespace, asked.name(), asked.status(), body, write).await?;
+        asked.written(&written.object, StatusCode::OK, written.warnings)
+    }
+
+    async fn patch(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+        let strategic = asked.resource.strategy().is_some_and(|strategy| strategy.strategic_as_merge);
+        let patch = Patch::decode(asked.content_type(), bytes, strategic)?;
+        let admit = |object: &Value| self.admit(asked, object);
+        let write = asked.write(&admit)?;
+        let namespace = asked.target.namespace.as_deref();
+        let written = self.registry.patch(asked.resource, namespace, asked.name(), asked.status(), &patch, write).await?;
+        asked.written(&written.object, StatusCode::OK, written.warnings)
+    }
+
+    async fn delete(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+        let options = delete_options(asked, bytes)?;
+        let name = asked.name();
+        if asked.resource.kind == NAMESPACES.kind && name == "default" {
+            return Err(ApiError::forbidden(asked.resource.about(name), "namespaces \"default\" is forbidden: this namespace may not be deleted"));
+        }
+        let namespace = asked.target.namespace.as_deref();
+        match self.registry.delete(asked.resource, namespace, name, &options, asked.now).await? {
+            Deleted::Gone(object) => json_answer(&json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
+                "details": {"name": name, "group": asked.resource.group, "kind": asked.resource.plural, "uid": object["metadata"]["uid"]},
+            })),
+            Deleted::Pending(object) => json_answer(&object),
+        }
+    }
+
+    async fn delete_collection(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+        if asked.resource.namespaced && asked.target.namespace.is_none() {
+            return Err(ApiError::method_not_allowed("delete", asked.resource.about("")));
+        }
+        let options = delete_options(asked, bytes)?;
+        let namespace = asked.target.namespace.as_deref();
+        let page = self.registry.list(asked.resource, namespace, &asked.selection()?, None, None)?;
+        for (key, _) in &page.items {
+            match self.registry.delete(asked.resource, namespace, &key.name, &options, asked.now).await {
+                Err(error) if error.code == 404 => {}
+                other => drop(other?),
+            }
+        }
+        let list = json!({"resourceVersion": page.revision.to_string()});
+        Ok(Answer::Json { code: StatusCode::OK, bytes: concatenate(asked.resource, &page, &list), warnings: Vec::new() })
+    }
+
+    /// What a cluster asks by policy, asked here: whoever names a Secret must be allowed to read it; whoever declares a
+    /// Freeze must be allowed to quiesce what it holds.
+    fn admit(&self, asked: &Asked<'_>, object: &Value) -> Result<(), ApiError> {
+        let namespace = asked.target.namespace.as_deref().unwrap_or_default();
+        if asked.resource.kind == DATABASES.kind
+            && let Ok(database) = serde_json::from_value::<Database>(object.clone())
+        {
+            for name in crate::targets::secret_names(&database) {
+                let target = ResourceTarget {
+                    verb: Verb::Get,
+                    group: String::new(),
+                    version: SECRETS.version.to_owned(),
+                    namespace: Some(namespace.to_owned()),
+                    resource: SECRETS.plural.to_owned(),
+                    name: Some(name.to_owned()),
+                    subresource: None,
+                };
+                self.authorizer.allowed(asked.user, &target).map_err(|why| forbidden(asked.user, &target, &why))?;
+            }
+        }
+        if asked.resource.kind == FREEZES.kind
+            && let Ok(spec) = serde_json::from_value::<FreezeSpec>(object["spec"].clone())
+        {
+            for target in &spec.targets {
+                self.verbs.may_quiesce(asked.user, namespace, &target.database)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl<'a> Asked<'a> {
+    pub(crate) fn selection(&self) -> Result<crate::query::Selection, ApiError> {
+        let selection = self.parts.query.selection()?;
+        let known: Vec<&str> = ["metadata.name", "metadata.namespace"].iter().chain(self.resource.fields).copied().collect();
+        match selection.fields.unknown(&known) {
+            None => Ok(selection),
+            Some(path) => {
+                let known = known.iter().map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", ");
+                Err(ApiError::bad_request(format!("{path:?} is not a known field selector: only {known}")))
+            }
+        }
+    }
+
+    pub(crate) fn include(&self) -> Result<Include, ApiError> {
+        Include::parse(self.parts.query.get("includeObject"))
+            .ok_or_else(|| ApiError::bad_request("includeObject must be None, Metadata or Object"))
+    }
+
+    fn name(&self) -> &str {
+        self.target.name.as_deref().unwrap_or_default()
+    }
+
+    fn status(&self) -> bool {
+        self.target.subresource.as_deref() == Some("status")
+    }
+
+    fn content_type(&self) -> Option<&str> {
+        self.parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
+    }
+
+    fn write(&self, admit: &'a (dyn Fn(&Value) -> Result<(), ApiError> + Send + Sync)) -> Result<Write<'a>, ApiError> {
+        Ok(Write { dry_run: self.parts.query.dry_run()?, validation: self.parts.query.field_validation()?, admit })
+    }
+
+    fn one(&self, object: &Value) -> Result<Answer, ApiError> {
+        self.written(object, StatusCode::OK, Vec::new())
+    }
+
+    fn written(&self, object: &Value, code: StatusCode, warnings: Vec<String>) -> Result<Answer, ApiError> {
+        match self.parts.form {
+            Form::Table => {
+                let list = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let table = table::table(self.resource, std::slice::from_ref(object), list, self.include()?, true, self.now);
+                coded(code, &table, warnings)
+            }
+            Form::PartialObjectMetadata => coded(code, &table::partial(object), warnings),
+            Form::Object | Form::AggregatedDiscovery => coded(code, object, warnings),
+        }
+    }
+
+    fn table(&self, objects: &[Value], list: Value) -> Result<Answer, ApiError> {
+        json_answer(&table::table(self.resource, objects, list, self.include()?, true, self.now))
+    }
+}
+
+/// A page's place: what `continue` carries.
+#[derive(Debug, PartialEq, Eq)]
+struct Continue {
+    revision: u64,
+    namespace: String,
+    name: String,
+}
+
+impl Continue {
+    fn encode(&self) -> String {
+        URL_SAFE_NO_PAD.encode(json!({"v": 1, "rv": self.revision, "ns": self.namespace, "name": self.name}).to_string())
+    }
+
+    fn decode(text: &str) -> Result<Self, ApiError> {
+        let decoded = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let value = decoded.filter(|value| value["v"] == 1);
+        let value = value.ok_or_else(|| ApiError::bad_request("continue key is not valid: list from the beginning"))?;
+        let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+        Ok(Self { revision: value["rv"].as_u64().unwrap_or_default(), namespace: text("ns"), name: text("name") })
+    }
+
+    fn after(&self, resource: &Resource) -> Key {
+        let key = resource.strategy().map_or("", |strategy| strategy.key);
+        Key { resource: key, namespace: self.namespace.clone(), name: self.name.clone() }
+    }
+}
+
+/// A list of objects that are encoded already.
+fn concatenate(resource: &Resource, page: &Page, list: &Value) -> Bytes {
+    let size: usize = page.items.iter().map(|(_, stored): &(Key, Stored)| stored.bytes.len() + 1).sum();
+    let mut bytes = BytesMut::with_capacity(size + 256);
+    let head = format!(
+        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{list},\"items\":[",
+        resource.kind,
+        resource.api_version()
+    );
+    bytes.put_slice(head.as_bytes());
+    for (at, (_, stored)) in page.items.iter().enumerate() {
+        if at > 0 {
+            bytes.put_u8(b',');
+        }
+        bytes.put_slice(&stored.bytes);
+    }
+    bytes.put_slice(b"]}");
+    bytes.freeze()
+}
+
+/// 404 for what is not there, 405 for what it cannot.
+fn served(resource: &'static Resource, target: &ResourceTarget) -> Result<(), ApiError> {
+    let about = resource.about(target.name.as_deref().unwrap_or_default());
+    let verbs = match target.subresource.as_deref() {
+        None => resource.verbs,
+        Some(name) => match resource.subresources.iter().find(|subresource| subresource.name == name) {
+            Some(subresource) => subresource.verbs,
+            None => return Err(ApiError::no_such_path()),
+        },
+    };
+    if resource.namespaced != target.namespace.is_some() {
+        let everywhere = matches!(target.verb, Verb::List | Verb::Watch) && target.name.is_none();
+        if !resource.namespaced || !everywhere {
+            return Err(ApiError::method_not_allowed(target.verb.word(), about));
+        }
+    }
+    let named_create = target.verb == Verb::Create && target.subresource.is_none() && target.name.is_some();
+    if !verbs.contains(&target.verb) || named_create {
+        return Err(ApiError::method_not_allowed(target.verb.word(), about));
+    }
+    Ok(())
+}
+
+/// apimachinery `apis/meta/internalversion/validation`.
+fn check_list_version(asked: &Asked<'_>, current: u64, continued: bool) -> Result<(), ApiError> {
+    let query = &asked.parts.query;
+    let version = query.number("resourceVersion")?;
+    let matching = query.get("resourceVersionMatch");
+    let wrong = |message: &str| Err(ApiError::bad_request(message.to_owned()));
+    match (matching, version) {
+        (Some(_), _) if continued => return wrong("resourceVersionMatch is forbidden when continue is provided"),
+        (Some(_), None) => return wrong("resourceVersionMatch is forbidden unless resourceVersion is provided"),
+        (Some("Exact"), Some(0)) => return wrong("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""),
+        (Some("Exact" | "NotOlderThan") | None, _) => {}
+        (Some(_), _) => return wrong("resourceVersionMatch must be Exact or NotOlderThan"),
+    }
+    match version {
+        Some(version) if version > current => {
+            let message = format!("Too large resource version: {version}, current: {current}");
+            Err(ApiError::timeout(message.clone()).because("ResourceVersionTooLarge", "", message))
+        }
+        Some(version) if matching == Some("Exact") && version != current => Err(ApiError::expired(
+            "The resourceVersion for the provided list is too old: only the newest is kept",
+        )),
+        _ => Ok(()),
+    }
+}
+
+fn delete_options(asked: &Asked<'_>, bytes: &[u8]) -> Result<DeleteOptions, ApiError> {
+    let body = body::decode(Some("application/json"), bytes)?.value;
+    let preconditions = &body["preconditions"];
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let in_body = body["dryRun"].as_array().is_some_and(|dry| dry.iter().any(|value| value == "All"));
+    Ok(DeleteOptions {
+        uid: text(&preconditions["uid"]),
+        resource_version: text(&preconditions["resourceVersion"]),
+        dry_run: asked.parts.query.dry_run()? || in_body,
+    })
+}
+
+/// A declared Freeze carries who declared it, and stays until it has been thawed.
+fn declare(body: &mut Body, user: &User) {
+    if !body.value["metadata"].is_object() {
+        body.value["metadata"] = json!({});
+    }
+    let mut finalizers: Vec<String> = meta::finalizers(&body.value).into_iter().map(str::to_owned).collect();
+    if !finalizers.iter().any(|finalizer| finalizer == api::FINALIZER_THAW) {
+        finalizers.push(api::FINALIZER_THAW.to_owned());
+    }
+    let metadata = &mut body.value["metadata"];
+    metadata["finalizers"] = json!(finalizers);
+    if !metadata["annotations"].is_object() {
+        metadata["annotations"] = json!({});
+    }
+    metadata["annotations"][controllers::freeze::CREATED_BY] = author(user);
+}

@@ -1,0 +1,137 @@
+//! `databases` of `live.stillpoint.dev/v1alpha1`: the same names as the stored Databases, and what is true of them now.
+//! Never stored; read from the freezer's memory, without dialling any server.
+
+use api::{Database, LiveDatabase, LiveDatabaseStatus};
+use freeze::FreezeView;
+use schemars::json_schema;
+
+use super::{
+    Column, Resource, Storage, Subresource,
+    cells::{AGE, NAME, text},
+};
+use crate::{openapi, target::Verb};
+
+pub static DATABASES: Resource = Resource {
+    group: api::LIVE_GROUP,
+    version: api::VERSION,
+    plural: "databases",
+    singular: "database",
+    kind: "LiveDatabase",
+    short_names: &["splive"],
+    categories: &[],
+    namespaced: true,
+    storage: Storage::Live,
+    verbs: &[Verb::Get, Verb::List],
+    subresources: &[
+        Subresource { name: "quiesce", kind: "Quiesce", verbs: &[Verb::Create], schema: Some(openapi::QUIESCE) },
+        Subresource { name: "unquiesce", kind: "Unquiesce", verbs: &[Verb::Create], schema: Some(openapi::UNQUIESCE) },
+        Subresource { name: "renew", kind: "Renew", verbs: &[Verb::Create], schema: Some(openapi::RENEW) },
+    ],
+    columns: &[
+        NAME,
+        Column {
+            name: "Engine",
+            kind: "string",
+            description: "The kind of server.",
+            priority: 0,
+            cell: |object, _| text(object, &["status", "engine"]),
+        },
+        Column {
+            name: "State",
+            kind: "string",
+            description: "Idle, or the phase of the freeze that covers it.",
+            priority: 0,
+            cell: |object, _| text(object, &["status", "state"]),
+        },
+        Column {
+            name: "Level",
+            kind: "string",
+            description: "What the freeze promises.",
+            priority: 0,
+            cell: |object, _| text(object, &["status", "level"]),
+        },
+        Column {
+            name: "Claims",
+            kind: "integer",
+            description: "How many want it held.",
+            priority: 0,
+            cell: |object, _| object["status"]["claims"].as_array().map_or(0, Vec::len).into(),
+        },
+        Column {
+            name: "Left",
+            kind: "string",
+            description: "Until it ends by itself.",
+            priority: 0,
+            cell: |object, _| match object["status"]["remainingMilliseconds"].as_u64() {
+                Some(left) => format!("{}.{}s", left / 1000, left % 1000 / 100).into(),
+                None => "".into(),
+            },
+        },
+        Column {
+            name: "Freeze",
+            kind: "string",
+            description: "The Freeze that covers it.",
+            priority: 0,
+            cell: |object, _| text(object, &["status", "freeze"]),
+        },
+        Column {
+            name: "Stalled",
+            kind: "string",
+            description: "Sessions that wait for it.",
+            priority: 1,
+            cell: |object, _| text(object, &["status", "stalledSessions"]),
+        },
+        AGE,
+    ],
+    fields: &[],
+    schema: |generator| {
+        let metadata = generator.subschema_for::<k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>();
+        let status = generator.subschema_for::<LiveDatabaseStatus>();
+        json_schema!({
+            "type": "object",
+            "description": "A Database as the freezer knows it now.",
+            "properties": {"apiVersion": {"type": "string"}, "kind": {"type": "string"}, "metadata": metadata, "status": status},
+        })
+    },
+};
+
+/// What is true of a Database now.
+pub fn show(database: Database, view: Option<FreezeView>) -> LiveDatabase {
+    let name = database.metadata.name.clone().unwrap_or_default();
+    let engine = database.spec.engine;
+    let endpoint = database.spec.endpoint.address(engine).map(|address| address.to_string()).unwrap_or_default();
+    let mut status = LiveDatabaseStatus {
+        engine,
+        endpoint,
+        state: "Idle".to_owned(),
+        freeze: None,
+        level: None,
+        copy: None,
+        position: None,
+        claims: Vec::new(),
+        frozen_at: None,
+        expires_at: None,
+        remaining_milliseconds: None,
+        stalled_sessions: None,
+    };
+    if let Some(view) = view {
+        let target = view.status.targets.iter().find(|target| target.database == name);
+        status = LiveDatabaseStatus {
+            state: view.status.phase.to_string(),
+            freeze: Some(view.freeze.name),
+            level: view.status.level,
+            copy: Some(view.copy),
+            position: target.and_then(|target| target.position.clone()),
+            claims: view.status.claims.iter().filter(|claim| claim.ended_at.is_none()).cloned().collect(),
+            frozen_at: view.status.frozen_at.clone(),
+            expires_at: view.status.expires_at.clone(),
+            remaining_milliseconds: view.remaining.and_then(|left| u64::try_from(left.as_millis()).ok()),
+            stalled_sessions: view.stalled_sessions,
+            ..status
+        };
+    }
+    let mut metadata = database.metadata;
+    metadata.managed_fields = None;
+    metadata.annotations = None;
+    LiveDatabase { api_version: api::LIVE_API_VERSION.to_owned(), kind: DATABASES.kind.to_owned(), metadata, status }
+}

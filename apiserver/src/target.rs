@@ -1,0 +1,200 @@
+//! From the request line to what is asked for. Parsed once, here; nothing later reads the URI. Pure, and never panics.
+
+use http::Method;
+
+use crate::error::ApiError;
+
+/// What a request is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    Health(&'static str),
+    Metrics,
+    Version,
+    /// `/`, `/api`, `/apis`, `/apis/GROUP`, `/api/v1`, `/apis/GROUP/VERSION`.
+    Discovery(Document),
+    OpenApiV2,
+    /// The list of documents, or the one of a group and version.
+    OpenApiV3(Option<(String, String)>),
+    Resource(ResourceTarget),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Document {
+    Root,
+    CoreVersions,
+    Groups,
+    Group(String),
+    Resources { group: String, version: String },
+}
+
+/// What a request for a resource is for, in RBAC's terms.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ResourceTarget {
+    pub verb: Verb,
+    pub group: String,
+    pub version: String,
+    pub namespace: Option<String>,
+    pub resource: String,
+    pub name: Option<String>,
+    pub subresource: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verb {
+    Get,
+    List,
+    Watch,
+    Create,
+    Update,
+    Patch,
+    Delete,
+    DeleteCollection,
+}
+
+impl Verb {
+    /// RBAC's word.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::List => "list",
+            Self::Watch => "watch",
+            Self::Create => "create",
+            Self::Update => "update",
+            Self::Patch => "patch",
+            Self::Delete => "delete",
+            Self::DeleteCollection => "deletecollection",
+        }
+    }
+}
+
+/// Reads a path and a query; `watching`: the query says `watch=true`.
+pub fn target(method: &Method, path: &str, watching: bool) -> Result<Target, ApiError> {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    let document = |document| Ok(Target::Discovery(document));
+    match parts.as_slice() {
+        [] => document(Document::Root),
+        ["healthz", ..] => Ok(Target::Health("healthz")),
+        ["livez", ..] => Ok(Target::Health("livez")),
+        ["readyz", ..] => Ok(Target::Health("readyz")),
+        ["metrics"] => Ok(Target::Metrics),
+        ["version"] => Ok(Target::Version),
+        ["openapi", "v2"] => Ok(Target::OpenApiV2),
+        ["openapi", "v3"] => Ok(Target::OpenApiV3(None)),
+        ["openapi", "v3", "api", version] => Ok(Target::OpenApiV3(Some((String::new(), (*version).to_owned())))),
+        ["openapi", "v3", "apis", group, version] => {
+            Ok(Target::OpenApiV3(Some(((*group).to_owned(), (*version).to_owned()))))
+        }
+        ["api"] => document(Document::CoreVersions),
+        ["apis"] => document(Document::Groups),
+        ["apis", group] => document(Document::Group((*group).to_owned())),
+        ["api", version] => document(Document::Resources { group: String::new(), version: (*version).to_owned() }),
+        ["apis", group, version] => {
+            document(Document::Resources { group: (*group).to_owned(), version: (*version).to_owned() })
+        }
+        ["api", version, rest @ ..] => resource(method, "", version, rest, watching).map(Target::Resource),
+        ["apis", group, version, rest @ ..] => resource(method, group, version, rest, watching).map(Target::Resource),
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+/// The path grammar of apiserver's `requestinfo.go`: `[namespaces/NS/]RESOURCE[/NAME[/SUBRESOURCE]]`.
+fn resource(
+    method: &Method,
+    group: &str,
+    version: &str,
+    rest: &[&str],
+    watching: bool,
+) -> Result<ResourceTarget, ApiError> {
+    let (namespace, rest) = match rest {
+        // `namespaces/x` and its status are a Namespace; anything below is a resource in it.
+        ["namespaces", namespace, rest @ ..] if !rest.is_empty() && !(group.is_empty() && *rest == ["status"]) => {
+            (Some(*namespace), rest)
+        }
+        _ => (None, rest),
+    };
+    let (resource, name, subresource) = match rest {
+        [resource] => (*resource, None, None),
+        [resource, name] => (*resource, Some(*name), None),
+        [resource, name, subresource] => (*resource, Some(*name), Some(*subresource)),
+        _ => return Err(ApiError::no_such_path()),
+    };
+    let verb = match (method.as_str(), name) {
+        ("GET" | "HEAD", _) if watching => Verb::Watch,
+        ("GET" | "HEAD", Some(_)) => Verb::Get,
+        ("GET" | "HEAD", None) => Verb::List,
+        ("POST", _) => Verb::Create,
+        ("PUT", _) => Verb::Update,
+        ("PATCH", _) => Verb::Patch,
+        ("DELETE", Some(_)) => Verb::Delete,
+        ("DELETE", None) => Verb::DeleteCollection,
+        _ => return Err(ApiError::no_such_path()),
+    };
+    let own = |text: &str| decoded(text);
+    Ok(ResourceTarget {
+        verb,
+        group: own(group)?,
+        version: own(version)?,
+        namespace: namespace.map(own).transpose()?,
+        resource: own(resource)?,
+        name: name.map(own).transpose()?,
+        subresource: subresource.map(own).transpose()?,
+    })
+}
+
+/// Percent-decodes one path segment. No name of ours holds a slash, so one that decodes to it names nothing.
+fn decoded(segment: &str) -> Result<String, ApiError> {
+    let mut bytes = Vec::with_capacity(segment.len());
+    let mut rest = segment.bytes();
+    while let Some(byte) = rest.next() {
+        if byte != b'%' {
+            bytes.push(byte);
+            continue;
+        }
+        let digit = |byte: Option<u8>| byte.and_then(|byte| char::from(byte).to_digit(16));
+        match (digit(rest.next()), digit(rest.next())) {
+            (Some(high), Some(low)) => bytes.push(u8::try_from(high * 16 + low).unwrap_or(b'/')),
+            _ => return Err(ApiError::bad_request("the path holds a broken percent-encoding")),
+        }
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) if !text.contains('/') && text != "." && text != ".." => Ok(text),
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn of(method: &str, path: &str, watching: bool) -> ResourceTarget {
+        match target(&method.parse().unwrap(), path, watching).unwrap() {
+            Target::Resource(target) => target,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn paths_are_read_as_upstream_reads_them() {
+        let quiesce = of("POST", "/apis/live.stillpoint.dev/v1alpha1/namespaces/shop/databases/orders/quiesce", false);
+        assert_eq!(quiesce.verb, Verb::Create);
+        assert_eq!(quiesce.namespace.as_deref(), Some("shop"));
+        assert_eq!(quiesce.subresource.as_deref(), Some("quiesce"));
+        let namespace = of("GET", "/api/v1/namespaces/shop", false);
+        assert_eq!((namespace.resource.as_str(), namespace.name.as_deref()), ("namespaces", Some("shop")));
+        assert_eq!(of("GET", "/api/v1/namespaces", true).verb, Verb::Watch);
+        assert_eq!(of("DELETE", "/api/v1/namespaces/shop/secrets", false).verb, Verb::DeleteCollection);
+        assert_eq!(of("GET", "/api/v1/namespaces/shop/secrets/a%2Db", false).name.as_deref(), Some("a-b"));
+        assert!(target(&Method::GET, "/api/v1/namespaces/shop/secrets/a%2Fb", false).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_panics(path in ".*", method in "[A-Z]{1,8}", watching: bool) {
+            if let Ok(method) = method.parse() {
+                drop(target(&method, &path, watching));
+            }
+        }
+    }
+}

@@ -1,0 +1,147 @@
+//! Client certificates: asked for, never demanded, and judged per request.
+//!
+//! The handshake only proves that the client holds the key of the certificate that it shows. Whether that certificate
+//! means anything is a question for the request, against roots that may have changed since.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use rustls::{
+    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    client::danger::HandshakeSignatureValid,
+    crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature},
+    pki_types::{CertificateDer, UnixTime, pem::PemObject},
+    server::{
+        WebPkiClientVerifier,
+        danger::{ClientCertVerified, ClientCertVerifier},
+    },
+};
+use thiserror::Error;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use crate::{authority::Identity, resolver::Leaf};
+
+/// Why a client certificate means nothing here.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Untrusted {
+    #[error("the client certificate is not signed by this server's authority, or not valid now: {0}")]
+    Chain(String),
+    #[error("the client certificate names nobody (it has no common name)")]
+    Nobody,
+    #[error("the authority's certificate is not usable: {0}")]
+    Roots(String),
+}
+
+/// A TLS configuration that serves `leaf` over HTTP/2 and HTTP/1.1 and asks clients for a certificate.
+pub fn server_config(leaf: Arc<Leaf>) -> Result<ServerConfig, rustls::Error> {
+    let provider = Arc::new(ring::default_provider());
+    let verifier = Arc::new(PossessionOnly(provider.signature_verification_algorithms));
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .with_client_cert_verifier(verifier)
+        .with_cert_resolver(leaf);
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// Who `chain` stands for, if `authority` (PEM) signed it for clients and it is valid at `now`.
+pub fn verify_client(chain: &[CertificateDer<'_>], authority: &str, now: Timestamp) -> Result<Identity, Untrusted> {
+    let (leaf, intermediates) = chain.split_first().ok_or(Untrusted::Nobody)?;
+    let mut roots = RootCertStore::empty();
+    for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
+        let certificate = certificate.map_err(|error| Untrusted::Roots(error.to_string()))?;
+        roots.add(certificate).map_err(|error| Untrusted::Roots(error.to_string()))?;
+    }
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
+        .build()
+        .map_err(|error| Untrusted::Roots(error.to_string()))?;
+    let seconds = u64::try_from(now.as_second()).unwrap_or(0);
+    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+    verifier.verify_client_cert(leaf, intermediates, now).map_err(|error| Untrusted::Chain(error.to_string()))?;
+    identity(leaf)
+}
+
+/// Common name is the user, organizations are the groups (Kubernetes: "Authenticating", X509 client certificates).
+fn identity(leaf: &CertificateDer<'_>) -> Result<Identity, Untrusted> {
+    let (_, certificate) = X509Certificate::from_der(leaf).map_err(|error| Untrusted::Chain(error.to_string()))?;
+    let subject = certificate.subject();
+    let name = subject.iter_common_name().find_map(|name| name.as_str().ok()).ok_or(Untrusted::Nobody)?;
+    let groups = subject.iter_organization().filter_map(|group| group.as_str().ok()).map(str::to_owned).collect();
+    Ok(Identity { name: name.to_owned(), groups })
+}
+
+#[derive(Debug)]
+struct PossessionOnly(WebPkiSupportedAlgorithms);
+
+impl ClientCertVerifier for PossessionOnly {
+    fn client_auth_mandatory(&self) -> bool {
+        false
+    }
+
+    /// Empty: Go clients send no certificate whose issuer is not among the hints.
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        &[]
+    }
+
+    fn verify_client_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        Ok(ClientCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::authority::{Authority, Names};
+
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+
+    fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
+        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap()
+    }
+
+    #[test]
+    fn a_client_is_who_its_certificate_says_while_it_is_valid_and_ours() {
+        let now = Timestamp::now();
+        let (ours, _) = Authority::create("ours", now).unwrap();
+        let (theirs, _) = Authority::create("theirs", now).unwrap();
+        let dba = Identity { name: "dba".into(), groups: vec!["stillpoint:freezer".into(), "people".into()] };
+        let pair = ours.client(&dba, now, DAY).unwrap();
+        let shown = chain(&pair.certificate);
+        assert_eq!(verify_client(&shown, ours.certificate(), now), Ok(dba));
+        assert!(matches!(verify_client(&shown, theirs.certificate(), now), Err(Untrusted::Chain(_))));
+        assert!(matches!(verify_client(&shown, ours.certificate(), now + DAY + DAY), Err(Untrusted::Chain(_))));
+        let serving = ours.serve(&Names::default(), now, DAY).unwrap();
+        let shown = chain(&serving.certificate);
+        assert!(matches!(verify_client(&shown, ours.certificate(), now), Err(Untrusted::Chain(_))), "not for clients");
+    }
+}
