@@ -1,0 +1,94 @@
+//! The command line.
+
+use std::ffi::OsString;
+
+use clap::{Parser, Subcommand};
+
+use crate::{client::Connection, commands, failure::Failure, print::Output, supervise};
+
+/// Hold databases still while their copies are taken, and get the proof.
+///
+/// Examples:
+///
+///   kubectl still database create orders --engine postgresql --host 127.0.0.1 --user stillpoint
+///
+///   kubectl still quiesce orders --with billing -- zfs snapshot -r tank/db@now
+///
+///   kubectl still quiesce orders --copy files --then 'rsync -a "$PGDATA"/pg_wal/ /copy/pg_wal/' -- rsync -a … /copy/
+#[derive(Debug, Parser)]
+#[command(name = "kubectl still", version, verbatim_doc_comment)]
+pub struct Args {
+    #[command(flatten)]
+    connection: Connection,
+    /// How results are printed.
+    #[arg(long, short, global = true, value_enum, default_value_t = Output::Text)]
+    output: Output,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Register databases, list them, forget them.
+    #[command(subcommand)]
+    Database(commands::database::Command),
+    /// Check everything that a freeze needs, and touch nothing. Exits with 1 when a check fails.
+    Preflight(commands::preflight::Command),
+    /// Print the least privileges that freezing needs, as SQL for an administrator.
+    Grants(commands::grants::Command),
+    /// Hold databases still: around a command, or until you say unquiesce.
+    Quiesce(commands::quiesce::Command),
+    /// What is held now, by whom, until when.
+    Status(commands::status::Command),
+    /// Ask for a later end of your claim.
+    Renew(commands::unquiesce::RenewCommand),
+    /// End your claim, and get the proof.
+    Unquiesce(commands::unquiesce::Command),
+    /// Break-glass: end every claim, whoever holds it.
+    Thaw(commands::thaw::Command),
+    #[command(name = supervise::SUPERVISE, hide = true)]
+    Supervise {
+        parent: u32,
+        #[arg(last = true)]
+        command: Vec<OsString>,
+    },
+}
+
+impl Args {
+    /// Runs the command; its exit code, or what went wrong.
+    pub async fn run(self) -> Result<u8, Failure> {
+        let Self { connection, output, command } = self;
+        match command {
+            Command::Database(command) => command.run(connection, output).await,
+            Command::Preflight(command) => command.run(connection, output).await,
+            Command::Grants(command) => command.run(connection, output).await,
+            Command::Quiesce(command) => command.run(connection, output).await,
+            Command::Status(command) => command.run(connection, output).await,
+            Command::Renew(command) => command.run(connection, output).await,
+            Command::Unquiesce(command) => command.run(connection, output).await,
+            Command::Thaw(command) => command.run(connection, output).await,
+            Command::Supervise { parent, command } => Ok(supervise::supervise(parent, &command).await),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn no_flag_takes_a_password() {
+        fn flags(command: &clap::Command) -> Vec<String> {
+            let own = command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned);
+            own.chain(command.get_subcommands().flat_map(flags)).collect()
+        }
+        assert!(!flags(&Args::command()).iter().any(|flag| flag == "password"));
+    }
+}
