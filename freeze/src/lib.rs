@@ -14,6 +14,8 @@
 //! a lost hold is never taken again silently; nothing is called proved that was not.
 
 mod claims;
+#[cfg(feature = "testing")]
+pub mod contract;
 mod driver;
 pub mod engines;
 mod error;

@@ -1,1 +1,4 @@
+//! The freezer and its engines, against the in-memory server and against real ones.
 
+mod contract;
+mod real;

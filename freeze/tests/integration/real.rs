@@ -1,0 +1,118 @@
+//! Real servers as subjects of the contract.
+
+use std::{sync::Arc, time::Duration};
+
+use api::{ConnectionAddress, TlsMode};
+use async_trait::async_trait;
+use fixtures::{Engine, Fault, Options, PASSWORD, Proxy, Server, ServerKind, USER};
+use freeze::{Account, Driver, Drivers, Member, Tls, contract::Subject};
+use tokio::sync::Mutex;
+
+pub(crate) struct Real {
+    kind: ServerKind,
+    port: u16,
+    server: Mutex<Server>,
+    hole: Proxy,
+}
+
+impl Real {
+    pub(crate) async fn start(kind: ServerKind) -> Self {
+        let options = match kind.engine {
+            Engine::PostgreSQL => Options::default(),
+            // The settings under which most has to be done, and undone.
+            Engine::MariaDB => Options::default()
+                .set("log-bin", "bin")
+                .set("server-id", "7")
+                .set("innodb-flush-log-at-trx-commit", "2")
+                .set("sync-binlog", "0"),
+        };
+        let server = Server::start(kind, options).await.unwrap();
+        let table = match kind.engine {
+            Engine::PostgreSQL => "CREATE TABLE t (n serial PRIMARY KEY)",
+            Engine::MariaDB => "CREATE DATABASE shop; CREATE TABLE shop.t (n int AUTO_INCREMENT PRIMARY KEY)",
+        };
+        server.execute("postgres", table).await.unwrap();
+        let hole = Proxy::to(server.port).await.unwrap();
+        hole.set(Fault::Stall);
+        Self { kind, port: server.port, server: Mutex::new(server), hole }
+    }
+
+    fn at(port: u16) -> Member {
+        Member {
+            address: ConnectionAddress::Tcp { host: "127.0.0.1".to_owned(), port },
+            account: Some(Account { user: USER.to_owned(), password: Some(PASSWORD.to_owned()) }),
+            tls: Tls { mode: TlsMode::Disable, roots: None },
+            databases: Vec::new(),
+        }
+    }
+}
+
+#[async_trait]
+impl Subject for Real {
+    fn name(&self) -> String {
+        self.kind.to_string()
+    }
+
+    fn driver(&self) -> Arc<dyn Driver> {
+        let engine = match self.kind.engine {
+            Engine::PostgreSQL => api::Engine::PostgreSQL,
+            Engine::MariaDB => api::Engine::MariaDB,
+        };
+        Arc::clone(Drivers::real().of(engine).unwrap())
+    }
+
+    fn member(&self) -> Member {
+        Self::at(self.port)
+    }
+
+    fn black_hole(&self) -> Member {
+        Self::at(self.hole.port)
+    }
+
+    async fn commit(&self, limit: Duration) -> bool {
+        let server = self.server.lock().await;
+        let sql = match self.kind.engine {
+            Engine::PostgreSQL => "INSERT INTO t DEFAULT VALUES",
+            Engine::MariaDB => "INSERT INTO shop.t VALUES ()",
+        };
+        tokio::time::timeout(limit, server.execute("postgres", sql)).await.is_ok_and(|done| done.is_ok())
+    }
+
+    async fn kill_sessions(&self) {
+        let server = self.server.lock().await;
+        match self.kind.engine {
+            Engine::PostgreSQL => server
+                .execute(
+                    "postgres",
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'stillpoint/%'",
+                )
+                .await
+                .unwrap(),
+            Engine::MariaDB => {
+                let id = server.scalar("", "SELECT COALESCE(IS_USED_LOCK('stillpoint'), 0)").await.unwrap();
+                if id != "0" {
+                    server.execute("", &format!("KILL CONNECTION {id}")).await.unwrap();
+                }
+            }
+        }
+    }
+
+    async fn restart(&self) {
+        self.server.lock().await.restart().await.unwrap();
+    }
+
+    async fn leftovers(&self) -> String {
+        let sql = match self.kind.engine {
+            Engine::PostgreSQL => {
+                "SELECT coalesce(string_agg(what, ', '), '') FROM (SELECT 'session ' || pid AS what FROM pg_stat_activity \
+                 WHERE application_name LIKE 'stillpoint%' UNION ALL SELECT 'slot ' || slot_name FROM pg_replication_slots \
+                 UNION ALL SELECT 'lock ' || relation::text FROM pg_locks WHERE mode = 'ShareLock' AND locktype = 'relation') left_over"
+            }
+            Engine::MariaDB => {
+                "SELECT CONCAT(IF(IS_USED_LOCK('stillpoint') IS NULL, '', 'the user lock'), \
+                 IF(@@global.innodb_flush_log_at_trx_commit = 2 AND @@global.sync_binlog = 0, '', 'raised settings'))"
+            }
+        };
+        self.server.lock().await.scalar("postgres", sql).await.unwrap_or_else(|error| error.to_string())
+    }
+}
