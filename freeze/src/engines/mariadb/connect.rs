@@ -251,7 +251,8 @@ fn options(member: &Member) -> MySqlConnectOptions {
             TlsMode::VerifyFull => MySqlSslMode::VerifyIdentity,
         })
         .disable_statement_logging();
-    let options = match password {
+    // An empty password is none: the server refuses a scrambled empty one.
+    let options = match password.filter(|password| !password.is_empty()) {
         Some(password) => options.password(password),
         None => options,
     };
