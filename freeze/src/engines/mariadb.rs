@@ -119,8 +119,9 @@ impl Driver for Mariadb {
         format!(
             "Position: {stood}\n\n\
              1. Mount the copy; remove the pid file from the data directory.\n\
-             2. Start the same major version on it, isolated first: `--skip-slave-start --event-scheduler=OFF \
-             --skip-networking`. InnoDB recovers as after a power cut.\n\
+             2. Start the same major version on it with the original's `--log-bin` setting (without it, transactions that \
+             were prepared at the cut cannot be resolved, and the server refuses to start), isolated first: \
+             `--skip-slave-start --event-scheduler=OFF --skip-networking`. InnoDB recovers as after a power cut.\n\
              3. Check it: `mariadb-check --all-databases --extended`. Delete what is left of temporary tables (`#sql*`).\n\
              4. A replica of the original starts from the position above.\n"
         )
