@@ -9,6 +9,8 @@ use crate::driver::Driver;
 
 mod deadline;
 pub mod mariadb;
+#[cfg(feature = "testing")]
+pub mod memory;
 pub mod postgresql;
 mod text;
 

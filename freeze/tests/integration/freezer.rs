@@ -1,0 +1,314 @@
+//! The freezer on servers in memory: claims, groups, faults at every step, recovery.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use api::{BlockerPolicy, ClaimKind, Copy, FreezeSpec, FreezeStatus, Level, Phase, Role, Stage};
+use async_trait::async_trait;
+use freeze::{
+    CannotJoin, Claimant, Ending, FreezeName, Freezer, Journal, JournalError, Plan, Refused, Remains, Request, Target,
+    engines::memory::{MemoryServer, Step, Strike},
+};
+use futures::future::join_all;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::memory::member;
+
+/// A journal in memory that can fail.
+#[derive(Debug, Default)]
+struct Book {
+    written: Mutex<BTreeMap<FreezeName, FreezeStatus>>,
+    phases: Mutex<Vec<Phase>>,
+    /// Writes that fail from now on, and how many succeed before.
+    fails_after: AtomicU32,
+}
+
+#[async_trait]
+impl Journal for Book {
+    async fn open(&self, freeze: &FreezeName, _spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError> {
+        self.write(freeze, status).await
+    }
+
+    async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
+        let left = self.fails_after.load(Ordering::SeqCst);
+        if left == 1 {
+            return Err(JournalError::Unavailable("on demand".to_owned()));
+        }
+        if left > 1 {
+            self.fails_after.store(left - 1, Ordering::SeqCst);
+        }
+        self.phases.lock().unwrap_or_else(PoisonError::into_inner).push(status.phase);
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(freeze.clone(), status.clone());
+        Ok(())
+    }
+}
+
+impl Book {
+    fn status(&self, name: &FreezeName) -> FreezeStatus {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
+    }
+}
+
+fn freezer() -> (Freezer, Arc<Book>) {
+    let book = Arc::new(Book::default());
+    (Freezer::new("test".to_owned(), 1, Arc::clone(&book) as Arc<dyn Journal>), book)
+}
+
+fn name(name: &str) -> FreezeName {
+    FreezeName { namespace: "ns".to_owned(), name: name.to_owned() }
+}
+
+fn target(database: &str, server: &MemoryServer, level: Level, copy: Copy) -> Target {
+    Target {
+        database: database.to_owned(),
+        name: "memory:5432".to_owned(),
+        driver: server.driver(),
+        member: member(5432),
+        plan: Plan {
+            freeze_uid: format!("freeze-of-{database}"),
+            level,
+            copy,
+            role: Role::Primary,
+            acquire_timeout: Duration::from_secs(1),
+            blockers: BlockerPolicy::Wait,
+            blockers_older_than: Duration::from_secs(5),
+            server_ttl: Duration::from_secs(5),
+        },
+        prepare_timeout: Duration::from_secs(2),
+        max_stalled_sessions: None,
+    }
+}
+
+fn request(freeze: &str, uid: &str, targets: Vec<Target>, ttl: Duration) -> Request {
+    let (level, copy) = (targets[0].plan.level, targets[0].plan.copy);
+    let spec: FreezeSpec = serde_json::from_value(serde_json::json!({"targets": [{"database": "db"}]})).unwrap();
+    Request {
+        freeze: name(freeze),
+        spec: Some(spec),
+        claimant: Claimant { kind: ClaimKind::User, name: uid.to_owned(), uid: uid.to_owned(), chosen: true, user: "dba".to_owned() },
+        targets,
+        level,
+        copy,
+        ttl,
+        max_frozen: Duration::from_secs(30),
+        reason: None,
+    }
+}
+
+const TTL: Duration = Duration::from_secs(10);
+const COMMIT: Duration = Duration::from_secs(8);
+
+#[tokio::test(start_paused = true)]
+async fn two_hundred_claims_at_once_are_one_freeze_and_thawed_after_the_last() {
+    let (freezer, book) = freezer();
+    let server = MemoryServer::default();
+    let claims = (0..200).map(|n| {
+        let request = request(&format!("f{n}"), &format!("claim-{n}"), vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL);
+        let freezer = freezer.clone();
+        tokio::spawn(async move { freezer.quiesce(request).await.unwrap() })
+    });
+    let granted: Vec<_> = join_all(claims).await.into_iter().map(Result::unwrap).collect();
+    let freezes: std::collections::BTreeSet<_> = granted.iter().map(|granted| granted.freeze.clone()).collect();
+    assert_eq!(freezes.len(), 1, "one freeze");
+    for n in 0..199 {
+        let ended = freezer.unquiesce("ns", "db", &format!("claim-{n}"), Stage::Thaw).await.unwrap().unwrap();
+        assert_eq!(ended.still_claimed_by.len(), 199 - n);
+        assert!(ended.status.targets[0].proof.as_ref().unwrap().held);
+    }
+    assert!(!server.commit(Duration::from_millis(100)).await, "one claim still holds it");
+    let last = freezer.unquiesce("ns", "db", "claim-199", Stage::Thaw).await.unwrap().unwrap();
+    assert_eq!(last.status.phase, Phase::Thawed);
+    assert!(server.commit(COMMIT).await);
+    assert_eq!(book.status(freezes.first().unwrap()).claims.len(), 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_freezes_at_once_do_not_wait_for_each_other() {
+    let (freezer, _) = freezer();
+    let servers: Vec<MemoryServer> = (0..1000).map(|_| MemoryServer::default()).collect();
+    // One of them takes its whole acquire timeout: nobody else notices.
+    servers[0].arm(Step::Acquire, Strike::Hang);
+    let freezes = servers.iter().enumerate().map(|(n, server)| {
+        let target = target(&format!("db{n}"), server, Level::Durable, Copy::Atomic);
+        let request = request(&format!("f{n}"), &format!("c{n}"), vec![target], TTL);
+        let freezer = freezer.clone();
+        tokio::spawn(async move { freezer.quiesce(request).await.is_ok() })
+    });
+    let held = join_all(freezes).await.into_iter().filter(|held| *held.as_ref().unwrap()).count();
+    assert_eq!(held, 999);
+    assert_eq!(freezer.views().len(), 999);
+    freezer.drain(Duration::ZERO).await;
+    assert!(servers.iter().all(|server| server.leftovers().is_empty()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_claim_has_a_still_point_of_its_own_and_what_cannot_join_is_told_why() {
+    let (freezer, _) = freezer();
+    let server = MemoryServer::default();
+    let durable = |freeze, uid, ttl| request(freeze, uid, vec![target("db", &server, Level::Durable, Copy::Atomic)], ttl);
+    let first = freezer.quiesce(durable("f1", "a", TTL)).await.unwrap();
+    let again = freezer.quiesce(durable("f2", "a", TTL)).await.unwrap();
+    assert!(again.existing && again.freeze == first.freeze && again.claim.frozen_at == first.claim.frozen_at);
+    assert!(server.commit(COMMIT).await);
+    let late = freezer.quiesce(durable("f3", "b", TTL)).await.unwrap();
+    assert_eq!(late.freeze, first.freeze);
+    assert!(late.claim.frozen_at.unwrap().0 > first.claim.frozen_at.unwrap().0, "its own");
+    assert_eq!(server.copy(), (1, 1), "and what was acknowledged before it is in the copy");
+    let higher = request("f4", "c", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL);
+    assert!(matches!(freezer.quiesce(higher).await, Err(Refused::Conflict { why: CannotJoin::Level { .. }, .. })));
+    let longer = freezer.quiesce(durable("f5", "d", Duration::from_secs(31))).await;
+    assert!(matches!(longer, Err(Refused::Conflict { why: CannotJoin::Time { .. }, .. })));
+    for uid in ["a", "b"] {
+        freezer.unquiesce("ns", "db", uid, Stage::Thaw).await.unwrap().unwrap();
+    }
+    assert!(matches!(freezer.quiesce(durable("f6", "a", TTL)).await, Err(Refused::Finished { .. })), "410");
+    let repeated = freezer.unquiesce("ns", "db", "a", Stage::Thaw).await.unwrap().unwrap();
+    assert_eq!(repeated.status.phase, Phase::Thawed, "the stored outcome");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_ends_by_itself_and_a_renewed_one_later_but_never_past_the_longest() {
+    let (freezer, book) = freezer();
+    let server = MemoryServer::default();
+    let wanted = request("f", "a", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], Duration::from_secs(3));
+    freezer.quiesce(wanted).await.unwrap();
+    sleep(Duration::from_secs(2)).await;
+    let renewed = freezer.renew("ns", "db", "a", Some(Duration::from_secs(600))).await.unwrap();
+    let left = renewed.claim.until.0.duration_since(jiff::Timestamp::now());
+    assert!(left <= jiff::SignedDuration::from_secs(30), "{left}");
+    assert!(!server.commit(Duration::from_secs(20)).await, "renewed");
+    assert!(server.commit(Duration::from_secs(12)).await, "ended by its longest");
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(book.status(&name("f")).phase, Phase::Expired);
+    assert_eq!(server.leftovers(), "");
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_member_that_cannot_be_held_thaws_the_group() {
+    let (freezer, _) = freezer();
+    let (a, b) = (MemoryServer::default(), MemoryServer::default());
+    b.arm(Step::Acquire, Strike::Refuse);
+    let targets = vec![target("a", &a, Level::WriteBlocked, Copy::Atomic), target("b", &b, Level::WriteBlocked, Copy::Atomic)];
+    let refused = freezer.quiesce(request("f", "x", targets.clone(), TTL)).await;
+    let Err(Refused::NotHeld { causes, status, .. }) = refused else { panic!("{refused:?}") };
+    assert_eq!((causes[0].database.as_str(), status.phase), ("b", Phase::Failed));
+    for server in [&a, &b] {
+        assert!(server.commit(COMMIT).await);
+        assert_eq!(server.leftovers(), "");
+    }
+    freezer.quiesce(request("f2", "y", targets, TTL)).await.unwrap();
+    a.kill_sessions();
+    sleep(Duration::from_secs(3)).await;
+    assert!(b.commit(COMMIT).await, "a group with one member lost holds nothing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_journal_does_not_know_does_not_hold() {
+    for writes_before in 1..5 {
+        let (freezer, book) = freezer();
+        let server = MemoryServer::default();
+        book.fails_after.store(writes_before, Ordering::SeqCst);
+        let held = freezer.quiesce(request("f", "a", vec![target("db", &server, Level::Durable, Copy::Atomic)], TTL)).await;
+        if held.is_err() {
+            assert!(!book.phases.lock().unwrap().contains(&Phase::Frozen));
+        }
+        book.fails_after.store(0, Ordering::SeqCst);
+        freezer.drain(Duration::ZERO).await;
+        assert!(server.commit(COMMIT).await);
+        assert_eq!(server.leftovers(), "", "with {writes_before} writes");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_is_gone_holds_nothing() {
+    let (freezer, _) = freezer();
+    let server = MemoryServer::default();
+    let asking = freezer.quiesce(request("f", "a", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL));
+    // The request is dropped before anything answers it.
+    assert!(timeout(Duration::ZERO, asking).await.is_err());
+    sleep(Duration::from_secs(1)).await;
+    assert!(server.commit(COMMIT).await);
+    assert!(freezer.views().is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forced_thaw_ends_every_claim() {
+    let (freezer, book) = freezer();
+    let server = MemoryServer::default();
+    freezer.quiesce(request("f", "a", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL)).await.unwrap();
+    let ended = freezer.end("ns", "db", Ending::Forced { by: "night shift".to_owned() }).await.unwrap();
+    assert!(ended.status.message.as_ref().unwrap().contains("night shift"));
+    assert!(server.commit(COMMIT).await);
+    assert_eq!(book.status(&name("f")).phase, Phase::Thawed);
+}
+
+/// Every step of the life cycle × every fault. After each: writable within the lease and a second, the right finished
+/// phase, nothing left, and a new freeze works.
+#[tokio::test(start_paused = true)]
+async fn no_fault_at_any_step_leaves_anything_frozen() {
+    let lease = Duration::from_secs(3);
+    for step in [Step::Connect, Step::Acquire, Step::Barrier, Step::Heartbeat, Step::Stop, Step::Prove, Step::Release, Step::Recover] {
+        for strike in [Strike::Refuse, Strike::Hang, Strike::Cut, Strike::Restart] {
+            for level in [Level::Durable, Level::WriteBlocked] {
+                let (freezer, book) = freezer();
+                let server = MemoryServer::default();
+                server.arm(step, strike);
+                let wanted = |freeze, uid| request(freeze, uid, vec![target("db", &server, level, Copy::Atomic)], lease);
+                let began = Instant::now();
+                let held = freezer.quiesce(wanted("f", "a")).await.is_ok();
+                if held {
+                    freezer.quiesce(wanted("g", "late")).await.ok();
+                    sleep(Duration::from_millis(1500)).await;
+                    freezer.unquiesce("ns", "db", "a", Stage::Stop).await;
+                    freezer.unquiesce("ns", "db", "late", Stage::Thaw).await;
+                    freezer.unquiesce("ns", "db", "a", Stage::Thaw).await;
+                }
+                let writable = server.commit(Duration::from_secs(20)).await;
+                let took = began.elapsed();
+                assert!(writable && took <= lease + Duration::from_secs(4), "{step:?} {strike:?} {level}: {took:?}");
+                sleep(Duration::from_secs(40)).await;
+                let phase = book.status(&name("f")).phase;
+                assert!(phase.is_finished(), "{step:?} {strike:?} {level}: {phase}");
+                assert_eq!(server.leftovers(), "", "{step:?} {strike:?} {level}");
+                println!("{:<10} {:<8} {level:<13} {phase:<8} writable after {took:?}", format!("{step:?}"), format!("{strike:?}"));
+                freezer.quiesce(wanted("again", "b")).await.unwrap();
+                freezer.unquiesce("ns", "db", "b", Stage::Thaw).await.unwrap().unwrap();
+            }
+        }
+    }
+}
+
+/// The freezer itself dies at each second of a freeze; another one takes care of what it left.
+#[tokio::test]
+async fn a_freezer_that_dies_leaves_nothing_that_another_does_not_undo() {
+    let server = MemoryServer::default();
+    let book = Arc::new(Book::default());
+    let targets = vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)];
+    let dying = tokio::runtime::Runtime::new().unwrap();
+    let first = Freezer::new("dying".to_owned(), 1, Arc::clone(&book) as Arc<dyn Journal>);
+    let wanted = request("f", "a", targets.clone(), TTL);
+    dying.spawn(async move { first.quiesce(wanted).await.map(|_| std::future::pending::<()>()) });
+    while book.status(&name("f")).phase != Phase::Frozen {
+        sleep(Duration::from_millis(5)).await;
+    }
+    assert!(!server.commit(Duration::from_millis(50)).await);
+    dying.shutdown_background();
+    assert!(server.commit(COMMIT).await, "its session died with it");
+    assert_eq!(server.leftovers(), "a raised setting", "and the setting outlived it");
+
+    let second = Freezer::new("second".to_owned(), 2, Arc::clone(&book) as Arc<dyn Journal>);
+    let status = book.status(&name("f"));
+    assert!(!status.targets[0].undo.is_empty(), "the journal knew before");
+    second.recover(vec![Remains { freeze: name("f"), status, targets: targets.clone() }]);
+    let held = second.quiesce(request("g", "b", targets, TTL)).await.unwrap();
+    assert_eq!(held.status.phase, Phase::Frozen, "a new freeze waits until all is undone, and works");
+    assert_eq!(book.status(&name("f")).phase, Phase::Lost);
+    second.drain(Duration::ZERO).await;
+    assert_eq!(server.leftovers(), "");
+}
