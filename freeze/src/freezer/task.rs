@@ -85,8 +85,10 @@ enum Finish {
 
 /// How long proving may last: a thaw does not wait longer for it.
 const PROVE: Duration = Duration::from_secs(2);
+/// How far beyond the lease it may reach: the server lets go by itself soon after.
+const PROVE_BEYOND: Duration = Duration::from_millis(200);
 /// How long letting go may last; after it, connections are simply closed.
-const RELEASE: Duration = Duration::from_secs(2);
+const RELEASE: Duration = Duration::from_secs(1);
 /// How long a further still point for late claims may last.
 const BARRIER: Duration = Duration::from_secs(2);
 /// How long ending the data phase may last: `pg_backup_stop` writes a checkpoint record and switches WAL.
@@ -338,7 +340,7 @@ impl Task {
         if self.leaving.is_empty() {
             return Ok(());
         }
-        let proofs = group.prove(Instant::now() + PROVE).await?;
+        let proofs = group.prove(self.within_lease(PROVE)).await?;
         self.recorder.show(|status| prove(status, proofs)).await;
         self.show_claims().await;
         self.dismiss_leaving();
@@ -375,7 +377,7 @@ impl Task {
 
     /// One further still point for all claims that wait for one, those in the queue included.
     async fn still_point(&mut self, group: &mut Group, hard_end: Instant) -> Result<(), Fault> {
-        let acquired = group.barrier(Instant::now() + BARRIER).await?;
+        let acquired = group.barrier(self.within_lease(BARRIER)).await?;
         let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or_else(Timestamp::now);
         self.claims.grant(frozen_at, Instant::now(), hard_end);
         self.show_claims().await;
@@ -415,7 +417,7 @@ impl Task {
             answer.send(None).ok();
             return Ok(());
         }
-        match group.stop(Instant::now() + STOP).await {
+        match group.stop(self.within_lease(STOP)).await {
             Ok(artifacts) => {
                 let written = self.recorder.write(|status| keep(status, artifacts)).await;
                 answer.send(Some(written.map(|()| self.ended()).map_err(|error| self.not_written(error)))).ok();
@@ -437,10 +439,11 @@ impl Task {
         let (mut proofs, mut artifacts, mut faults) = (Vec::new(), Vec::new(), Vec::new());
         let mut finish = finish;
         let held = group.is_some();
+        let prove_by = (Instant::now() + PROVE).min(self.vitals.lease().unwrap_or_else(Instant::now) + PROVE_BEYOND);
         if let Some(mut group) = group {
             // Only a claim that is still wanted is proved: a lapsed or lost one must not keep writers waiting.
             if matches!(finish, Finish::Released) {
-                match group.prove(Instant::now() + PROVE).await {
+                match group.prove(prove_by).await {
                     Ok(all) => proofs = all,
                     Err(fault) => finish = Finish::Lost(fault),
                 }
@@ -512,6 +515,12 @@ impl Task {
             Ending::Forced { by } => Finish::Forced(by),
             Ending::Withdrawn { why } => Finish::Withdrawn(why),
         }
+    }
+
+    /// No step lasts longer than the lease, whatever it is given.
+    fn within_lease(&self, limit: Duration) -> Instant {
+        let deadline = Instant::now() + limit;
+        self.vitals.lease().map_or(deadline, |lease| deadline.min(lease))
     }
 
     async fn show_claims(&self) {
