@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use super::{Answer, COMMANDS, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals, recorder::Recorder};
 use crate::{
     claims::{Claimant, Claims, Wish, may_join},
-    driver::Acquired,
+    driver::{Acquired, Plan},
     error::Error,
     group::{self, Fault, Group, Target},
     journal::{FreezeName, JournalError},
@@ -114,6 +114,9 @@ impl Task {
         let recorder = Recorder::new(request.freeze.clone(), Arc::clone(&inner.journal), status);
         let (sender, commands) = mpsc::channel(COMMANDS);
         let vitals = Vitals::new();
+        // Also before the first heartbeat the server must not be more patient than the lease is long.
+        let server_ttl = lease::server_ttl(request.ttl);
+        let within = |target: &Target| Target { plan: Plan { server_ttl, ..target.plan.clone() }, ..target.clone() };
         let handle = Handle {
             freeze: request.freeze.clone(),
             members: Arc::clone(&members),
@@ -129,7 +132,7 @@ impl Task {
             members,
             level: request.level,
             copy: request.copy,
-            targets: request.targets.clone(),
+            targets: request.targets.iter().map(within).collect(),
             max_frozen: request.max_frozen,
             recorder,
             vitals,
