@@ -243,8 +243,14 @@ impl Endpoint {
     pub fn address(&self, engine: Engine) -> Option<ConnectionAddress> {
         let port = self.port.unwrap_or(engine.default_port());
         match (&self.host, &self.socket) {
-            (Some(host), None) => Some(ConnectionAddress::Tcp { host: host.clone(), port }),
-            (None, Some(path)) => Some(ConnectionAddress::Socket { path: path.clone(), port }),
+            (Some(host), None) => Some(ConnectionAddress::Tcp {
+                host: host.clone(),
+                port,
+            }),
+            (None, Some(path)) => Some(ConnectionAddress::Socket {
+                path: path.clone(),
+                port,
+            }),
             _ => None,
         }
     }
@@ -265,10 +271,11 @@ impl DatabaseSpec {
     pub fn tls_mode(&self, address: &ConnectionAddress) -> TlsMode {
         match &self.tls {
             Some(Tls { mode: Some(mode), .. }) => *mode,
-            Some(Tls { ca_secret_ref: Some(_), .. }) => TlsMode::VerifyFull,
-            Some(_) => TlsMode::Require,
+            Some(Tls {
+                ca_secret_ref: Some(_), ..
+            }) => TlsMode::VerifyFull,
             None if address.is_local() => TlsMode::Disable,
-            None => TlsMode::Require,
+            Some(_) | None => TlsMode::Require,
         }
     }
 }
@@ -279,7 +286,10 @@ impl ConnectionAddress {
         match self {
             Self::Socket { .. } => true,
             Self::Tcp { host, .. } => {
-                host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+                host == "localhost"
+                    || host
+                        .parse::<std::net::IpAddr>()
+                        .is_ok_and(|address| address.is_loopback())
             }
         }
     }
@@ -288,14 +298,19 @@ impl ConnectionAddress {
 impl FreezePolicy {
     /// How long a claim lasts that asked for `wanted`.
     pub fn ttl(&self, level: Level, copy: Copy, wanted: Option<u32>) -> Duration {
-        let wanted = wanted.or(self.ttl_seconds).map(|seconds| Duration::from_secs(u64::from(seconds)));
-        wanted.unwrap_or_else(|| level.default_ttl()).min(self.max_frozen(level, copy))
+        let wanted = wanted
+            .or(self.ttl_seconds)
+            .map(|seconds| Duration::from_secs(u64::from(seconds)));
+        wanted
+            .unwrap_or_else(|| level.default_ttl())
+            .min(self.max_frozen(level, copy))
     }
 
     /// The longest a freeze lasts, renewals included.
     pub fn max_frozen(&self, level: Level, copy: Copy) -> Duration {
         let ceiling = copy.longest(level);
-        self.max_frozen_seconds.map_or(ceiling, |seconds| Duration::from_secs(u64::from(seconds)).min(ceiling))
+        self.max_frozen_seconds
+            .map_or(ceiling, |seconds| Duration::from_secs(u64::from(seconds)).min(ceiling))
     }
 
     /// See [`FreezePolicy::acquire_timeout_seconds`].
@@ -327,7 +342,10 @@ impl Default for FreezePolicy {
 impl Default for Blockers {
     /// Five seconds: what a short transaction needs, and a report does not.
     fn default() -> Self {
-        Self { policy: BlockerPolicy::default(), older_than_seconds: 5 }
+        Self {
+            policy: BlockerPolicy::default(),
+            older_than_seconds: 5,
+        }
     }
 }
 

@@ -257,7 +257,10 @@ impl Check {
 
     /// A check that a freeze survives, and a person should know of.
     pub fn warn(name: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self { fix: Some(fix.into()), ..Self::new(name, CheckResult::Warn, message) }
+        Self {
+            fix: Some(fix.into()),
+            ..Self::new(name, CheckResult::Warn, message)
+        }
     }
 
     /// A check that refuses the freeze; `reason` is one of [`conditions::reasons`](crate::conditions::reasons).
@@ -270,6 +273,13 @@ impl Check {
     }
 
     fn new(name: impl Into<String>, result: CheckResult, message: impl Into<String>) -> Self {
-        Self { database: String::new(), name: name.into(), result, message: message.into(), fix: None, reason: None }
+        Self {
+            database: String::new(),
+            name: name.into(),
+            result,
+            message: message.into(),
+            fix: None,
+            reason: None,
+        }
     }
 }

@@ -15,9 +15,7 @@ pub enum Engine {
 }
 
 /// What a freeze makes true of an *atomic* copy taken while it holds. Ordered: each level includes the ones before it.
-#[derive(
-    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema,
-)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub enum Level {
     /// The copy starts and is consistent in itself.
     Recoverable,
@@ -101,9 +99,23 @@ macro_rules! words {
     };
 }
 words!(Engine { PostgreSQL, MariaDB });
-words!(Level { Recoverable, Durable, WriteBlocked });
+words!(Level {
+    Recoverable,
+    Durable,
+    WriteBlocked
+});
 words!(Copy { Atomic, Files });
-words!(Phase { Pending, Preparing, Acquiring, Frozen, Thawing, Thawed, Failed, Expired, Lost });
+words!(Phase {
+    Pending,
+    Preparing,
+    Acquiring,
+    Frozen,
+    Thawing,
+    Thawed,
+    Failed,
+    Expired,
+    Lost
+});
 words!(Role { Primary, Replica });
 
 impl Engine {

@@ -51,8 +51,17 @@ pub struct App {
 /// What a handler answers.
 pub enum Answer {
     /// Bytes that are JSON already.
-    Json { code: StatusCode, bytes: Bytes, warnings: Vec<String> },
-    Other { code: StatusCode, content_type: &'static str, bytes: Bytes, headers: Vec<(header::HeaderName, String)> },
+    Json {
+        code: StatusCode,
+        bytes: Bytes,
+        warnings: Vec<String>,
+    },
+    Other {
+        code: StatusCode,
+        content_type: &'static str,
+        bytes: Bytes,
+        headers: Vec<(header::HeaderName, String)>,
+    },
     /// A stream that ends when the server stops.
     Stream(AnswerBody),
 }
@@ -75,14 +84,23 @@ impl App {
     /// The one wrapper.
     pub async fn serve(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<AnswerBody> {
         let began = Instant::now();
-        let id = request.headers().get("audit-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
-        let id = id.filter(|id| id.len() <= 64).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let id = request
+            .headers()
+            .get("audit-id")
+            .and_then(|id| id.to_str().ok())
+            .map(str::to_owned);
+        let id = id
+            .filter(|id| id.len() <= 64)
+            .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query());
         let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
         let label = label(asked.as_ref().ok());
         let span = info_span!("request", method = %parts.method, path = parts.uri.path(), audit_id = %id);
-        let gzip = parts.headers.get(header::ACCEPT_ENCODING).is_some_and(|value| value.as_bytes().windows(4).any(|w| w == b"gzip"));
+        let gzip = parts
+            .headers
+            .get(header::ACCEPT_ENCODING)
+            .is_some_and(|value| value.as_bytes().windows(4).any(|w| w == b"gzip"));
         let work = async {
             let answer = timeout(DEADLINE, self.answer(asked, &parts, query, body, &peer)).await;
             answer.unwrap_or_else(|_| Err(ApiError::timeout("the request did not finish within 60 s")))
@@ -93,7 +111,8 @@ impl App {
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert("audit-id", value);
         }
-        self.metrics.request(label, response.status().as_u16(), began.elapsed().as_secs_f64());
+        self.metrics
+            .request(label, response.status().as_u16(), began.elapsed().as_secs_f64());
         response
     }
 
@@ -108,19 +127,26 @@ impl App {
         let target = asked?;
         let now = Timestamp::now();
         if let Target::Health(path) = target {
-            return self.health(path);
+            return Ok(self.health(path));
         }
         let user = self.authenticator.authenticate(peer, &parts.headers, now)?;
         let target = authorize(self.authorizer.as_ref(), &user, target)?.into_inner();
-        let accept = parts.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
+        let accept = parts
+            .headers
+            .get(header::ACCEPT)
+            .and_then(|accept| accept.to_str().ok());
         let form = match &target {
             // Their own types, checked where they are served.
             Target::OpenApiV2 | Target::OpenApiV3(_) | Target::Metrics => Form::Object,
             _ => negotiate::form(accept)?,
         };
-        let parts = Parts { headers: &parts.headers, query, form };
+        let parts = Parts {
+            headers: &parts.headers,
+            query,
+            form,
+        };
         match target {
-            Target::Health(path) => self.health(path),
+            Target::Health(path) => Ok(self.health(path)),
             Target::Metrics => self.metrics(),
             Target::Version => json_answer(&version()),
             Target::Discovery(document) => discover(&document, &parts),
@@ -128,24 +154,36 @@ impl App {
             Target::OpenApiV3(wanted) => openapi_v3(wanted.as_ref(), &parts),
             Target::Resource(resource) => {
                 let bytes = read(body).await?;
-                self.objects.serve(&user, resource, &parts, bytes, now, &self.stopping).await
+                self.objects
+                    .serve(&user, resource, &parts, bytes, now, &self.stopping)
+                    .await
             }
         }
     }
 
     /// Readiness ends at once when shutdown begins; liveness does not.
-    fn health(&self, path: &str) -> Result<Answer, ApiError> {
+    fn health(&self, path: &str) -> Answer {
         let stopping = self.stopping.is_cancelled() && path == "readyz";
         let (code, text) = if stopping {
-            (StatusCode::INTERNAL_SERVER_ERROR, "[-]shutdown failed: reason withheld\nreadyz check failed\n")
+            (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "[-]shutdown failed: reason withheld\nreadyz check failed\n",
+            )
         } else {
             (StatusCode::OK, "ok")
         };
-        Ok(text_answer(code, "text/plain; charset=utf-8", text))
+        text_answer(code, "text/plain; charset=utf-8", text)
     }
 
     fn metrics(&self) -> Result<Answer, ApiError> {
-        let frozen = self.objects.verbs.freezer.views().iter().filter(|view| view.status.phase == api::Phase::Frozen).count();
+        let frozen = self
+            .objects
+            .verbs
+            .freezer
+            .views()
+            .iter()
+            .filter(|view| view.status.phase == api::Phase::Frozen)
+            .count();
         let text = self.metrics.text(frozen).map_err(ApiError::internal)?;
         let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         Ok(text_answer(StatusCode::OK, content_type, text))
@@ -163,7 +201,12 @@ pub(crate) fn coded(code: StatusCode, value: &Value, warnings: Vec<String>) -> R
 }
 
 fn text_answer(code: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Answer {
-    Answer::Other { code, content_type, bytes: text.into(), headers: Vec::new() }
+    Answer::Other {
+        code,
+        content_type,
+        bytes: text.into(),
+        headers: Vec::new(),
+    }
 }
 
 async fn read(body: Incoming) -> Result<Bytes, ApiError> {
@@ -180,21 +223,40 @@ fn discover(document: &Document, parts: &Parts<'_>) -> Result<Answer, ApiError> 
         (Document::CoreVersions, Form::AggregatedDiscovery) => Some(discovery::aggregated(true)),
         _ => None,
     };
-    let Some(value) = aggregated else { return json_answer(&discovery::document(document)?) };
+    let Some(value) = aggregated else {
+        return json_answer(&discovery::document(document)?);
+    };
     let bytes = Bytes::from(value.to_string());
-    Ok(tagged(parts, discovery::AGGREGATED, &discovery::etag(&bytes), bytes.clone()))
+    Ok(tagged(
+        parts,
+        discovery::AGGREGATED,
+        &discovery::etag(&bytes),
+        bytes.clone(),
+    ))
 }
 
 /// 304 when the client has it already.
 fn tagged(parts: &Parts<'_>, content_type: &'static str, etag: &str, bytes: Bytes) -> Answer {
-    let same = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|wanted| wanted.as_bytes() == etag.as_bytes());
+    let same = parts
+        .headers
+        .get(header::IF_NONE_MATCH)
+        .is_some_and(|wanted| wanted.as_bytes() == etag.as_bytes());
     let headers = vec![
         (header::ETAG, etag.to_owned()),
         (header::VARY, "Accept".to_owned()),
         (header::CACHE_CONTROL, "public".to_owned()),
     ];
-    let (code, bytes) = if same { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, bytes) };
-    Answer::Other { code, content_type, bytes, headers }
+    let (code, bytes) = if same {
+        (StatusCode::NOT_MODIFIED, Bytes::new())
+    } else {
+        (StatusCode::OK, bytes)
+    };
+    Answer::Other {
+        code,
+        content_type,
+        bytes,
+        headers,
+    }
 }
 
 /// JSON only: whoever asks for protobuf falls back (kubectl does).
@@ -204,14 +266,26 @@ fn openapi_v2(accept: Option<&str>) -> Result<Answer, ApiError> {
 }
 
 fn openapi_v3(wanted: Option<&(String, String)>, parts: &Parts<'_>) -> Result<Answer, ApiError> {
-    let Some((group, version)) = wanted else { return json_answer(&openapi::index()) };
-    let document = openapi::v3().iter().find(|document| document.group == group && document.version == version);
+    let Some((group, version)) = wanted else {
+        return json_answer(&openapi::index());
+    };
+    let document = openapi::v3()
+        .iter()
+        .find(|document| document.group == group && document.version == version);
     let document = document.ok_or_else(ApiError::no_such_path)?;
-    let mut headers = vec![(header::ETAG, format!("\"{}\"", document.hash)), (header::VARY, "Accept".to_owned())];
+    let mut headers = vec![
+        (header::ETAG, format!("\"{}\"", document.hash)),
+        (header::VARY, "Accept".to_owned()),
+    ];
     if parts.query.get("hash") == Some(document.hash.as_str()) {
         headers.push((header::CACHE_CONTROL, "public, immutable".to_owned()));
     }
-    Ok(Answer::Other { code: StatusCode::OK, content_type: "application/json", bytes: document.bytes.clone(), headers })
+    Ok(Answer::Other {
+        code: StatusCode::OK,
+        content_type: "application/json",
+        bytes: document.bytes.clone(),
+        headers,
+    })
 }
 
 /// Clients read the minor version to know what they may ask for.
@@ -230,12 +304,21 @@ fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> 
         } else {
             debug!(code = error.code.as_u16(), message = %error.message, internal = error.internal, "request refused");
         }
-        Answer::Json { code: error.code, bytes: Bytes::from(error.status().to_string()), warnings: Vec::new() }
+        Answer::Json {
+            code: error.code,
+            bytes: Bytes::from(error.status().to_string()),
+            warnings: Vec::new(),
+        }
     });
     let (code, content_type, bytes, headers, warnings) = match answer {
         Answer::Stream(body) => return stream(body),
         Answer::Json { code, bytes, warnings } => (code, "application/json", bytes, Vec::new(), warnings),
-        Answer::Other { code, content_type, bytes, headers } => (code, content_type, bytes, headers, Vec::new()),
+        Answer::Other {
+            code,
+            content_type,
+            bytes,
+            headers,
+        } => (code, content_type, bytes, headers, Vec::new()),
     };
     let zipped = (gzip && bytes.len() > GZIP_ABOVE).then(|| compress(&bytes)).flatten();
     let encoded = zipped.is_some();
@@ -284,11 +367,23 @@ fn compress(bytes: &[u8]) -> Option<Bytes> {
 
 /// What a request was for, in words that come from our own tables only.
 fn label(target: Option<&Target>) -> metrics::Request {
-    let none = metrics::Request { verb: "", group: "", resource: "", subresource: "" };
-    let Some(Target::Resource(target)) = target else { return none };
-    let Some(resource) = Resource::find(&target.group, &target.version, &target.resource) else { return none };
+    let none = metrics::Request {
+        verb: "",
+        group: "",
+        resource: "",
+        subresource: "",
+    };
+    let Some(Target::Resource(target)) = target else {
+        return none;
+    };
+    let Some(resource) = Resource::find(&target.group, &target.version, &target.resource) else {
+        return none;
+    };
     let wanted = target.subresource.as_deref();
-    let subresource = resource.subresources.iter().find(|subresource| Some(subresource.name) == wanted);
+    let subresource = resource
+        .subresources
+        .iter()
+        .find(|subresource| Some(subresource.name) == wanted);
     metrics::Request {
         verb: target.verb.word(),
         group: resource.group,

@@ -88,13 +88,24 @@ const RENEW_EVERY: Duration = Duration::from_secs(LEAF_LIFE.as_secs() * 2 / 3);
 impl Args {
     /// Runs until a signal, or until something that must not end has ended.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { standalone: _, data_dir, listen, drain_seconds, log_format, log } = self;
+        let Self {
+            standalone: _,
+            data_dir,
+            listen,
+            drain_seconds,
+            log_format,
+            log,
+        } = self;
         start_logging(log_format, &log)?;
         let drain = Duration::from_secs(drain_seconds);
         let server = Server::bind(&data_dir, listen, drain, Drivers::real()).await?;
         let kubeconfig = data_dir.join("admin.kubeconfig");
         // The one line on stdout: whoever starts us waits for it.
-        println!("ready: https://{} KUBECONFIG={}", server.address(), kubeconfig.display());
+        println!(
+            "ready: https://{} KUBECONFIG={}",
+            server.address(),
+            kubeconfig.display()
+        );
         let stop = server.stopping.clone();
         let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let watch = tokio::spawn(async move {
@@ -110,7 +121,12 @@ impl Args {
 
 impl Server {
     /// Opens the data directory, listens, and takes care of what a dead server left. `drivers`: tests bring their own.
-    pub async fn bind(path: &std::path::Path, listen: SocketAddr, drain: Duration, drivers: Drivers) -> anyhow::Result<Self> {
+    pub async fn bind(
+        path: &std::path::Path,
+        listen: SocketAddr,
+        drain: Duration,
+        drivers: Drivers,
+    ) -> anyhow::Result<Self> {
         if !listen.ip().is_loopback() {
             bail!("--listen {listen} is not a loopback address: a standalone server is for this machine only");
         }
@@ -129,7 +145,11 @@ impl Server {
         ensure_default_namespace(&registry).await?;
         let metrics = Arc::new(Metrics::new());
         let (journal, told) = RegistryJournal::new(registry.clone(), Arc::clone(&metrics));
-        let freezer = Freezer::new(format!("standalone/{}", std::process::id()), now.as_microsecond(), journal);
+        let freezer = Freezer::new(
+            format!("standalone/{}", std::process::id()),
+            now.as_microsecond(),
+            journal,
+        );
         let authorizer = Arc::new(Roles);
         let verbs = Verbs {
             registry: registry.clone(),
@@ -142,11 +162,28 @@ impl Server {
         let app = Arc::new(App {
             authenticator: Authenticator::new(authority.certificate().into(), tokens),
             authorizer: authorizer.clone(),
-            objects: Objects { registry, verbs: verbs.clone(), authorizer },
+            objects: Objects {
+                registry,
+                verbs: verbs.clone(),
+                authorizer,
+            },
             metrics,
             stopping: stopping.clone(),
         });
-        Ok(Self { bound, tls, app, freezer, verbs, told, leaf, data_dir, address, stopping, tasks, drain })
+        Ok(Self {
+            bound,
+            tls,
+            app,
+            freezer,
+            verbs,
+            told,
+            leaf,
+            data_dir,
+            address,
+            stopping,
+            tasks,
+            drain,
+        })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -160,7 +197,20 @@ impl Server {
 
     /// Serves until `stopping`; then no new freezes, those that hold may end, the rest is thawed.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { bound, tls, app, freezer, verbs, told, leaf, data_dir, address, stopping, tasks, drain } = self;
+        let Self {
+            bound,
+            tls,
+            app,
+            freezer,
+            verbs,
+            told,
+            leaf,
+            data_dir,
+            address,
+            stopping,
+            tasks,
+            drain,
+        } = self;
         let registry = verbs.registry.clone();
         let mut loops = JoinSet::new();
         loops.spawn(controllers::freeze::run(verbs.clone()));
@@ -192,10 +242,16 @@ impl Server {
         loops.shutdown().await;
         drop(app);
         tasks.close();
-        if tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.is_err() {
+        if tokio::time::timeout(Duration::from_secs(5), tasks.wait())
+            .await
+            .is_err()
+        {
             warn!("some tasks did not end in time");
         }
-        if died { bail!("a loop that must not end has ended; see the log") } else { Ok(()) }
+        if died {
+            bail!("a loop that must not end has ended; see the log")
+        }
+        Ok(())
     }
 }
 
@@ -203,10 +259,15 @@ impl Server {
 fn recover(verbs: &Verbs) {
     let mut remains = Vec::new();
     for freeze in verbs.registry.all::<api::Freeze>(&FREEZES, None) {
-        let (Some(namespace), Some(name), Some(status)) = (freeze.metadata.namespace, freeze.metadata.name, freeze.status) else {
+        let (Some(namespace), Some(name), Some(status)) =
+            (freeze.metadata.namespace, freeze.metadata.name, freeze.status)
+        else {
             continue;
         };
-        let freeze_name = FreezeName { namespace: namespace.clone(), name };
+        let freeze_name = FreezeName {
+            namespace: namespace.clone(),
+            name,
+        };
         let to_undo = status.targets.iter().any(|target| !target.undo.is_empty());
         if status.phase == api::Phase::Pending {
             continue;
@@ -215,8 +276,16 @@ fn recover(verbs: &Verbs) {
             verbs.freezer.remember(&freeze_name, &status);
             continue;
         }
-        let targets = freeze.spec.targets.iter().filter_map(|target| remaining_target(verbs, &namespace, &target.database, &status));
-        remains.push(Remains { freeze: freeze_name, targets: targets.collect(), status });
+        let targets = freeze
+            .spec
+            .targets
+            .iter()
+            .filter_map(|target| remaining_target(verbs, &namespace, &target.database, &status));
+        remains.push(Remains {
+            freeze: freeze_name,
+            targets: targets.collect(),
+            status,
+        });
     }
     if !remains.is_empty() {
         info!(count = remains.len(), "taking care of freezes that a dead server left");
@@ -229,7 +298,12 @@ fn remaining_target(verbs: &Verbs, namespace: &str, database: &str, status: &api
     let mut ingredients = verbs.ingredients(namespace, database).ok()?;
     ingredients.database.spec.paused = false;
     let level = status.level.unwrap_or_default();
-    let wanted = Wanted { level, copy: api::Copy::Atomic, freeze_uid: "recovery", member: None };
+    let wanted = Wanted {
+        level,
+        copy: api::Copy::Atomic,
+        freeze_uid: "recovery",
+        member: None,
+    };
     targets::target(&verbs.drivers, &ingredients, wanted).ok()
 }
 
@@ -240,7 +314,10 @@ async fn ensure_default_namespace(registry: &Registry) -> anyhow::Result<()> {
     let namespace = json!({"metadata": {"name": "default"}, "status": {"phase": "Active"}});
     match registry.create_with_status(&NAMESPACES, "", &namespace).await {
         Ok(_) => Ok(()),
-        Err(error) => bail!("the namespace \"default\" could not be made: {}", error.internal.unwrap_or(error.message)),
+        Err(error) => bail!(
+            "the namespace \"default\" could not be made: {}",
+            error.internal.unwrap_or(error.message)
+        ),
     }
 }
 
@@ -250,7 +327,9 @@ async fn renew_leaf(data_dir: DataDir, leaf: Arc<Leaf>, address: SocketAddr) {
     loop {
         tick.tick().await;
         let now = Timestamp::now();
-        let renewed = data_dir.authority(now).and_then(|authority| DataDir::leaf(&authority, address, now));
+        let renewed = data_dir
+            .authority(now)
+            .and_then(|authority| DataDir::leaf(&authority, address, now));
         match renewed.map(|pair| leaf.replace(&pair)) {
             Ok(Ok(())) => info!("the serving certificate was renewed"),
             Ok(Err(error)) => warn!(%error, "the serving certificate was not renewed"),
@@ -261,7 +340,9 @@ async fn renew_leaf(data_dir: DataDir, leaf: Arc<Leaf>, address: SocketAddr) {
 
 fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).context("--log")?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

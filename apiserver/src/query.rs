@@ -2,7 +2,10 @@
 
 use std::collections::HashMap;
 
-use crate::{error::ApiError, selector::{FieldSelector, LabelSelector}};
+use crate::{
+    error::ApiError,
+    selector::{FieldSelector, LabelSelector},
+};
 
 /// Query parameters by name; the first of a name counts, as in Go's `Values.Get`.
 #[derive(Clone, Debug, Default)]
@@ -48,7 +51,10 @@ impl Query {
         match self.get("dryRun") {
             None => Ok(false),
             Some("All") => Ok(true),
-            Some(other) => Err(invalid("dryRun", &format!("{other:?} is not supported; supported values: \"All\""))),
+            Some(other) => Err(invalid(
+                "dryRun",
+                &format!("{other:?} is not supported; supported values: \"All\""),
+            )),
         }
     }
 
@@ -57,21 +63,28 @@ impl Query {
             None | Some("Warn") => Ok(FieldValidation::Warn),
             Some("Strict") => Ok(FieldValidation::Strict),
             Some("Ignore") => Ok(FieldValidation::Ignore),
-            Some(other) => Err(invalid("fieldValidation", &format!("{other:?}; supported values: Ignore, Warn, Strict"))),
+            Some(other) => Err(invalid(
+                "fieldValidation",
+                &format!("{other:?}; supported values: Ignore, Warn, Strict"),
+            )),
         }
     }
 
     pub fn selection(&self) -> Result<Selection, ApiError> {
         Ok(Selection {
-            labels: LabelSelector::parse(self.get("labelSelector").unwrap_or_default()).map_err(ApiError::bad_request)?,
-            fields: FieldSelector::parse(self.get("fieldSelector").unwrap_or_default()).map_err(ApiError::bad_request)?,
+            labels: LabelSelector::parse(self.get("labelSelector").unwrap_or_default())
+                .map_err(ApiError::bad_request)?,
+            fields: FieldSelector::parse(self.get("fieldSelector").unwrap_or_default())
+                .map_err(ApiError::bad_request)?,
         })
     }
 
     /// A decimal without sign.
     pub fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        text.parse().map(Some).map_err(|_| ApiError::bad_request(format!("{name}: {text:?} is not a decimal number")))
+        text.parse()
+            .map(Some)
+            .map_err(|_| ApiError::bad_request(format!("{name}: {text:?} is not a decimal number")))
     }
 }
 

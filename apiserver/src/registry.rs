@@ -83,7 +83,9 @@ impl Registry {
 
     pub fn get(&self, resource: &Resource, namespace: Option<&str>, name: &str) -> Result<Stored, ApiError> {
         let key = key(strategy(resource)?, namespace, name);
-        self.store.get(&key).ok_or_else(|| ApiError::not_found(resource.about(name)))
+        self.store
+            .get(&key)
+            .ok_or_else(|| ApiError::not_found(resource.about(name)))
     }
 
     /// The objects that a selection selects, at most `limit`, after `after`.
@@ -113,25 +115,44 @@ impl Registry {
 
     /// Events after `revision`.
     pub fn watch(&self, resource: &Resource, revision: u64) -> Result<Watch, ApiError> {
-        self.store.watch(strategy(resource)?.key, revision).map_err(|error| unwatchable(&error))
+        self.store
+            .watch(strategy(resource)?.key, revision)
+            .map_err(|error| unwatchable(&error))
     }
 
     /// The state now and every event after it.
     pub fn list_and_watch(&self, resource: &Resource, namespace: Option<&str>) -> Result<(Page, Watch), ApiError> {
-        let (items, revision, watch) =
-            self.store.list_and_watch(strategy(resource)?.key, namespace).map_err(|error| unwatchable(&error))?;
-        Ok((Page { items, revision, next: None }, watch))
+        let (items, revision, watch) = self
+            .store
+            .list_and_watch(strategy(resource)?.key, namespace)
+            .map_err(|error| unwatchable(&error))?;
+        Ok((
+            Page {
+                items,
+                revision,
+                next: None,
+            },
+            watch,
+        ))
     }
 
     /// Everything of a kind, typed; what cannot be read is left out.
     pub fn all<T: DeserializeOwned>(&self, resource: &Resource, namespace: Option<&str>) -> Vec<T> {
         let page = self.list(resource, namespace, &Selection::default(), None, None);
         let items = page.map(|page| page.items).unwrap_or_default();
-        items.iter().filter_map(|(_, stored)| serde_json::from_slice(&stored.bytes).ok()).collect()
+        items
+            .iter()
+            .filter_map(|(_, stored)| serde_json::from_slice(&stored.bytes).ok())
+            .collect()
     }
 
     /// One object, typed.
-    pub fn typed<T: DeserializeOwned>(&self, resource: &Resource, namespace: Option<&str>, name: &str) -> Result<T, ApiError> {
+    pub fn typed<T: DeserializeOwned>(
+        &self,
+        resource: &Resource,
+        namespace: Option<&str>,
+        name: &str,
+    ) -> Result<T, ApiError> {
         let stored = self.get(resource, namespace, name)?;
         serde_json::from_slice(&stored.bytes).map_err(ApiError::internal)
     }
@@ -166,13 +187,21 @@ impl Registry {
                 return Ok(Written { object, warnings });
             }
             match self.store.put(key.clone(), object, Expect::Absent).await {
-                Ok(stored) => return Ok(Written { object: parse(&stored)?, warnings }),
+                Ok(stored) => {
+                    return Ok(Written {
+                        object: parse(&stored)?,
+                        warnings,
+                    });
+                }
                 Err(StoreError::Exists) if base.is_some() => {}
                 Err(error) => return Err(unwritten(resource, &key.name, &error)),
             }
         }
         let base = base.unwrap_or_default();
-        Err(ApiError::conflict(resource.about(&base), "the server was not able to generate a unique name for the object"))
+        Err(ApiError::conflict(
+            resource.about(&base),
+            "the server was not able to generate a unique name for the object",
+        ))
     }
 
     /// `PUT`. The body's resourceVersion must be the stored one's.
@@ -187,14 +216,31 @@ impl Registry {
     ) -> Result<Written, ApiError> {
         let mut object = body.value;
         meta::fit(resource, &mut object, namespace, Some(name))?;
-        let wanted = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
+        let wanted = object["metadata"]["resourceVersion"]
+            .as_str()
+            .unwrap_or_default()
+            .to_owned();
         if wanted.is_empty() {
             let message = "must be specified for an update".to_owned();
-            let cause = Cause { field: "metadata.resourceVersion".into(), kind: CauseKind::Invalid, message };
+            let cause = Cause {
+                field: "metadata.resourceVersion".into(),
+                kind: CauseKind::Invalid,
+                message,
+            };
             return Err(resource.invalid(name, &[cause]));
         }
         let duplicates = body.duplicates;
-        self.change(resource, namespace, name, status, write, duplicates, Some(&wanted), |_| Ok(object.clone())).await
+        self.change(
+            resource,
+            namespace,
+            name,
+            status,
+            write,
+            duplicates,
+            Some(&wanted),
+            |_| Ok(object.clone()),
+        )
+        .await
     }
 
     /// `PATCH`. Tried again when somebody was faster, unless the patch itself names a resourceVersion.
@@ -211,11 +257,20 @@ impl Registry {
             Patch::Merge(value) => value["metadata"]["resourceVersion"].as_str().map(str::to_owned),
             Patch::Json(_) => None,
         };
-        self.change(resource, namespace, name, status, write, Vec::new(), wanted.as_deref(), |old| {
-            let mut object = patch.apply(resource, old)?;
-            meta::fit(resource, &mut object, namespace, Some(name))?;
-            Ok(object)
-        })
+        self.change(
+            resource,
+            namespace,
+            name,
+            status,
+            write,
+            Vec::new(),
+            wanted.as_deref(),
+            |old| {
+                let mut object = patch.apply(resource, old)?;
+                meta::fit(resource, &mut object, namespace, Some(name))?;
+                Ok(object)
+            },
+        )
         .await
     }
 
@@ -239,7 +294,12 @@ impl Registry {
     }
 
     /// Makes an object of ours, status included, in one write.
-    pub async fn create_with_status<T: Serialize>(&self, resource: &Resource, namespace: &str, object: &T) -> Result<Value, ApiError> {
+    pub async fn create_with_status<T: Serialize>(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        object: &T,
+    ) -> Result<Value, ApiError> {
         let strategy = strategy(resource)?;
         let mut object = serde_json::to_value(object).map_err(ApiError::internal)?;
         let status = object["status"].take();
@@ -248,19 +308,41 @@ impl Registry {
         let (object, _) = checked(resource, strategy, object, None, Vec::new(), SYSTEM)?;
         let key = key(strategy, Some(namespace), name_of(&object));
         let name = key.name.clone();
-        let stored = self.store.put(key, object, Expect::Absent).await.map_err(|error| unwritten(resource, &name, &error))?;
+        let stored = self
+            .store
+            .put(key, object, Expect::Absent)
+            .await
+            .map_err(|error| unwritten(resource, &name, &error))?;
         parse(&stored)
     }
 
     /// Takes a finalizer of ours off; the object is gone when it was the last of a deletion.
-    pub async fn remove_finalizer(&self, resource: &Resource, namespace: &str, name: &str, finalizer: &str) -> Result<(), ApiError> {
+    pub async fn remove_finalizer(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        finalizer: &str,
+    ) -> Result<(), ApiError> {
         let changed = self
-            .change(resource, Some(namespace), name, false, SYSTEM, Vec::new(), None, |old| {
-                let mut object = old.clone();
-                let left: Vec<&str> = meta::finalizers(old).into_iter().filter(|other| *other != finalizer).collect();
-                object["metadata"]["finalizers"] = json!(left);
-                Ok(object)
-            })
+            .change(
+                resource,
+                Some(namespace),
+                name,
+                false,
+                SYSTEM,
+                Vec::new(),
+                None,
+                |old| {
+                    let mut object = old.clone();
+                    let left: Vec<&str> = meta::finalizers(old)
+                        .into_iter()
+                        .filter(|other| *other != finalizer)
+                        .collect();
+                    object["metadata"]["finalizers"] = json!(left);
+                    Ok(object)
+                },
+            )
             .await;
         match changed {
             Err(error) if error.code == 404 => Ok(()),
@@ -278,15 +360,26 @@ impl Registry {
     ) -> Result<Deleted, ApiError> {
         let key = key(strategy(resource)?, namespace, name);
         for _ in 0..TRIES {
-            let stored = self.store.get(&key).ok_or_else(|| ApiError::not_found(resource.about(name)))?;
+            let stored = self
+                .store
+                .get(&key)
+                .ok_or_else(|| ApiError::not_found(resource.about(name)))?;
             let mut object = parse(&stored)?;
             preconditions(resource, name, &object, options)?;
-            let held = !meta::finalizers(&object).is_empty() || (resource.kind == NAMESPACES.kind && self.has_contents(name));
+            let held =
+                !meta::finalizers(&object).is_empty() || (resource.kind == NAMESPACES.kind && self.has_contents(name));
             if options.dry_run {
-                return Ok(if held { Deleted::Pending(object) } else { Deleted::Gone(object) });
+                return Ok(if held {
+                    Deleted::Pending(object)
+                } else {
+                    Deleted::Gone(object)
+                });
             }
             let result = if !held {
-                self.store.delete(key.clone(), stored.revision).await.and_then(|last| Ok(Deleted::Gone(reread(&last)?)))
+                self.store
+                    .delete(key.clone(), stored.revision)
+                    .await
+                    .and_then(|last| Ok(Deleted::Gone(reread(&last)?)))
             } else if !object["metadata"]["deletionTimestamp"].is_null() {
                 return Ok(Deleted::Pending(object));
             } else {
@@ -310,7 +403,10 @@ impl Registry {
 
     /// What a namespace has: resource and name.
     pub fn contents(&self, namespace: &str) -> Vec<(&'static Resource, String)> {
-        let namespaced = crate::resources::ALL.iter().copied().filter(|resource| resource.namespaced);
+        let namespaced = crate::resources::ALL
+            .iter()
+            .copied()
+            .filter(|resource| resource.namespaced);
         let kept = namespaced.filter_map(|resource| Some((resource, resource.strategy()?.key)));
         kept.flat_map(|(resource, key)| {
             let (items, _) = self.store.list(key, Some(namespace), None);
@@ -335,7 +431,10 @@ impl Registry {
         let strategy = strategy(resource)?;
         let key = key(strategy, namespace, name);
         for _ in 0..TRIES {
-            let stored = self.store.get(&key).ok_or_else(|| ApiError::not_found(resource.about(name)))?;
+            let stored = self
+                .store
+                .get(&key)
+                .ok_or_else(|| ApiError::not_found(resource.about(name)))?;
             let old = parse(&stored)?;
             if wanted.is_some_and(|wanted| old["metadata"]["resourceVersion"] != *wanted) {
                 return Err(ApiError::modified(resource.about(name)));
@@ -357,7 +456,12 @@ impl Registry {
                 self.store.put(key.clone(), object, Expect::At(stored.revision)).await
             };
             match result {
-                Ok(stored) => return Ok(Written { object: parse(&stored)?, warnings }),
+                Ok(stored) => {
+                    return Ok(Written {
+                        object: parse(&stored)?,
+                        warnings,
+                    });
+                }
                 Err(StoreError::Conflict) if wanted.is_none() => {}
                 Err(error) => return Err(unwritten(resource, name, &error)),
             }
@@ -367,18 +471,28 @@ impl Registry {
 
     /// Namespace lifecycle: nothing new in a namespace that is not, or is about not to be.
     fn namespace_takes(&self, resource: &Resource, namespace: Option<&str>) -> Result<(), ApiError> {
-        let Some(namespace) = namespace.filter(|_| resource.namespaced) else { return Ok(()) };
+        let Some(namespace) = namespace.filter(|_| resource.namespaced) else {
+            return Ok(());
+        };
         let found = self.get(&NAMESPACES, None, namespace)?;
         if parse(&found)?["metadata"]["deletionTimestamp"].is_null() {
             return Ok(());
         }
         let message = format!("unable to create new content in namespace {namespace} because it is being terminated");
-        Err(ApiError::forbidden(resource.about(""), message.clone()).because("NamespaceTerminating", "metadata.namespace", message))
+        Err(ApiError::forbidden(resource.about(""), message.clone()).because(
+            "NamespaceTerminating",
+            "metadata.namespace",
+            message,
+        ))
     }
 }
 
 /// Writes of ours: nothing is asked, nothing is warned of.
-const SYSTEM: Write<'static> = Write { dry_run: false, validation: FieldValidation::Ignore, admit: &|_| Ok(()) };
+const SYSTEM: Write<'static> = Write {
+    dry_run: false,
+    validation: FieldValidation::Ignore,
+    admit: &|_| Ok(()),
+};
 
 /// Whether an event concerns a watcher of this namespace; and the object before, if the watcher could see it.
 pub fn concerns(event: &Event, namespace: Option<&str>) -> bool {
@@ -431,17 +545,25 @@ fn checked(
     }
     let mut causes = meta::validate(&object);
     causes.extend((strategy.validate)(&object, old));
-    if causes.is_empty() { Ok((object, strange)) } else { Err(resource.invalid(&name, &causes)) }
+    if causes.is_empty() {
+        Ok((object, strange))
+    } else {
+        Err(resource.invalid(&name, &causes))
+    }
 }
 
 fn preconditions(resource: &Resource, name: &str, object: &Value, options: &DeleteOptions) -> Result<(), ApiError> {
-    let checks = [("UID", "uid", &options.uid), ("ResourceVersion", "resourceVersion", &options.resource_version)];
+    let checks = [
+        ("UID", "uid", &options.uid),
+        ("ResourceVersion", "resourceVersion", &options.resource_version),
+    ];
     for (what, field, wanted) in checks {
         if let Some(wanted) = wanted
             && object["metadata"][field] != wanted.as_str()
         {
             let found = object["metadata"][field].as_str().unwrap_or_default();
-            let message = format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
+            let message =
+                format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {found}");
             return Err(ApiError::conflict(resource.about(name), message));
         }
     }
@@ -449,11 +571,17 @@ fn preconditions(resource: &Resource, name: &str, object: &Value, options: &Dele
 }
 
 fn strategy(resource: &Resource) -> Result<&Strategy, ApiError> {
-    resource.strategy().ok_or_else(|| ApiError::internal("a live resource has no strategy"))
+    resource
+        .strategy()
+        .ok_or_else(|| ApiError::internal("a live resource has no strategy"))
 }
 
 fn key(strategy: &Strategy, namespace: Option<&str>, name: &str) -> Key {
-    Key { resource: strategy.key, namespace: namespace.unwrap_or_default().to_owned(), name: name.to_owned() }
+    Key {
+        resource: strategy.key,
+        namespace: namespace.unwrap_or_default().to_owned(),
+        name: name.to_owned(),
+    }
 }
 
 fn name_of(object: &Value) -> &str {
@@ -473,7 +601,10 @@ fn unwritten(resource: &Resource, name: &str, error: &StoreError) -> ApiError {
         StoreError::NotFound => ApiError::not_found(resource.about(name)),
         StoreError::Exists => ApiError::already_exists(resource.about(name)),
         StoreError::Conflict => ApiError::modified(resource.about(name)),
-        other => ApiError { internal: Some(other.to_string()), ..ApiError::unavailable("the object could not be stored; try again") },
+        other => ApiError {
+            internal: Some(other.to_string()),
+            ..ApiError::unavailable("the object could not be stored; try again")
+        },
     }
 }
 

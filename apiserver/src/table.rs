@@ -25,9 +25,23 @@ impl Include {
 }
 
 /// A Table of objects. `columns`: only the first of a watch has them.
-pub fn table(resource: &Resource, objects: &[Value], list: Value, include: Include, columns: bool, now: Timestamp) -> Value {
-    let rows: Vec<Value> = objects.iter().map(|object| row(resource, object, include, now)).collect();
-    let definitions: Vec<Value> = if columns { resource.columns.iter().map(definition).collect() } else { Vec::new() };
+pub fn table(
+    resource: &Resource,
+    objects: &[Value],
+    list: Value,
+    include: Include,
+    columns: bool,
+    now: Timestamp,
+) -> Value {
+    let rows: Vec<Value> = objects
+        .iter()
+        .map(|object| row(resource, object, include, now))
+        .collect();
+    let definitions: Vec<Value> = if columns {
+        resource.columns.iter().map(definition).collect()
+    } else {
+        Vec::new()
+    };
     let mut table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list, "rows": rows});
     table["columnDefinitions"] = if columns { definitions.into() } else { Value::Null };
     table
@@ -39,7 +53,11 @@ pub fn partial(object: &Value) -> Value {
 }
 
 fn row(resource: &Resource, object: &Value, include: Include, now: Timestamp) -> Value {
-    let cells: Vec<Value> = resource.columns.iter().map(|column| (column.cell)(object, now)).collect();
+    let cells: Vec<Value> = resource
+        .columns
+        .iter()
+        .map(|column| (column.cell)(object, now))
+        .collect();
     match include {
         Include::None => json!({"cells": cells}),
         Include::Metadata => json!({"cells": cells, "object": partial(object)}),

@@ -44,7 +44,11 @@ impl Supervised {
     /// could only be stopped by it.
     pub fn start(command: &[OsString], environment: &[(String, String)]) -> Result<Self, Failure> {
         let own = std::env::current_exe()?;
-        let stdin = if io::stdin().is_terminal() { Stdio::null() } else { Stdio::inherit() };
+        let stdin = if io::stdin().is_terminal() {
+            Stdio::null()
+        } else {
+            Stdio::inherit()
+        };
         let child = Command::new(own)
             .arg(SUPERVISE)
             .arg(std::process::id().to_string())
@@ -54,8 +58,14 @@ impl Supervised {
             .stdin(stdin)
             .process_group(0)
             .spawn()?;
-        let id = child.id().and_then(|id| i32::try_from(id).ok()).ok_or_else(|| Failure::new("the command has no process id"))?;
-        Ok(Self { child, group: Pid::from_raw(id) })
+        let id = child
+            .id()
+            .and_then(|id| i32::try_from(id).ok())
+            .ok_or_else(|| Failure::new("the command has no process id"))?;
+        Ok(Self {
+            child,
+            group: Pid::from_raw(id),
+        })
     }
 
     /// Its exit code, as a shell would say it. Safe to cancel.
@@ -84,12 +94,18 @@ impl Supervised {
 
 /// The supervisor: runs the command, and ends it when `parent` is gone.
 pub async fn supervise(parent: u32, command: &[OsString]) -> u8 {
-    let Some((program, arguments)) = command.split_first() else { return NOT_FOUND };
+    let Some((program, arguments)) = command.split_first() else {
+        return NOT_FOUND;
+    };
     let mut child = match Command::new(program).args(arguments).spawn() {
         Ok(child) => child,
         Err(error) => {
             eprintln!("error: {}: {error}", program.to_string_lossy());
-            return if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN };
+            return if error.kind() == io::ErrorKind::NotFound {
+                NOT_FOUND
+            } else {
+                CANNOT_RUN
+            };
         }
     };
     // Signals to the group are for the command; we only tell how it ended.

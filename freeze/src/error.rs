@@ -26,7 +26,11 @@ pub enum Error {
     #[error("the account lacks {privilege}")]
     Privilege { privilege: String, grant: String },
     #[error("{engine} {found} is not supported: {supported}")]
-    Version { engine: api::Engine, found: String, supported: &'static str },
+    Version {
+        engine: api::Engine,
+        found: String,
+        supported: &'static str,
+    },
     #[error("the server is a {found}, and the Database wants a {wanted}")]
     Role { found: api::Role, wanted: api::Role },
     #[error("a pooler or proxy stands between us and the server: {detail}")]
@@ -95,13 +99,15 @@ impl Error {
                 "check that the address is the server's and that no firewall drops packets to it".to_owned()
             }
             Self::Authentication { .. } => {
-                "check user name and password in the Secret that spec.credentials names, and the server's host rules".to_owned()
+                "check user name and password in the Secret that spec.credentials names, and the server's host rules"
+                    .to_owned()
             }
             Self::TlsUnavailable => {
                 "turn TLS on at the server, or set spec.tls.mode: Disable to go without encryption".to_owned()
             }
             Self::TlsUntrusted { .. } => {
-                "put the CA that signed the server's certificate into the Secret that spec.tls.caSecretRef names".to_owned()
+                "put the CA that signed the server's certificate into the Secret that spec.tls.caSecretRef names"
+                    .to_owned()
             }
             Self::Privilege { grant, .. } => format!("run as an administrator: {grant}"),
             Self::Version { supported, .. } => format!("use a server that is {supported}"),
@@ -112,7 +118,8 @@ impl Error {
             Self::Unsupported { instead, .. } => instead.clone(),
             Self::UnsafeSettings { fix, .. } | Self::NoRoomForWal { fix, .. } => fix.clone(),
             Self::Blocked { .. } => {
-                "wait for these sessions, end them, or set spec.freeze.blockers.policy to KillReads or KillAll".to_owned()
+                "wait for these sessions, end them, or set spec.freeze.blockers.policy to KillReads or KillAll"
+                    .to_owned()
             }
             Self::ForeignFreeze { .. } => "wait until it is done, or end that session".to_owned(),
             Self::Lost { .. } | Self::Incarnation { .. } => {

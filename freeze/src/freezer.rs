@@ -23,14 +23,14 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
-pub use crate::{
-    claims::{CannotJoin, Claimant},
-    group::Target,
-};
 use crate::{
     claims::Wish,
     journal::{FreezeName, Journal},
     lease,
+};
+pub use crate::{
+    claims::{CannotJoin, Claimant},
+    group::Target,
 };
 pub use recovery::Remains;
 use task::{Command, Task};
@@ -72,9 +72,17 @@ pub struct Granted {
 #[derive(Clone, Debug)]
 pub enum Refused {
     /// Held by others in a way that this claim cannot join.
-    Conflict { freeze: FreezeName, status: Arc<FreezeStatus>, why: CannotJoin },
+    Conflict {
+        freeze: FreezeName,
+        status: Arc<FreezeStatus>,
+        why: CannotJoin,
+    },
     /// Tried, and all undone. `status` is what the freeze ended as.
-    NotHeld { freeze: FreezeName, status: Arc<FreezeStatus>, causes: Vec<Check> },
+    NotHeld {
+        freeze: FreezeName,
+        status: Arc<FreezeStatus>,
+        causes: Vec<Check>,
+    },
     /// The uid belongs to a freeze that is finished.
     Finished { freeze: FreezeName },
     /// The claim was ended while it waited.
@@ -209,12 +217,25 @@ impl Freezer {
 
     /// Ends the claim `uid` on a Database; `stage: Stop` only ends the data phase of its Files copy.
     /// `None`: nothing is known of it.
-    pub async fn unquiesce(&self, namespace: &str, database: &str, uid: &str, stage: Stage) -> Option<Result<Ended, Refused>> {
+    pub async fn unquiesce(
+        &self,
+        namespace: &str,
+        database: &str,
+        uid: &str,
+        stage: Stage,
+    ) -> Option<Result<Ended, Refused>> {
         let Some(handle) = self.table().handle(namespace, database) else {
             return self.outcome(uid).map(Ok);
         };
         let (answer, waiting) = oneshot::channel();
-        let sent = handle.commands.send(Command::End { uid: uid.to_owned(), stage, answer }).await;
+        let sent = handle
+            .commands
+            .send(Command::End {
+                uid: uid.to_owned(),
+                stage,
+                answer,
+            })
+            .await;
         match (sent, waiting.await) {
             (Ok(()), Ok(Some(answer))) => Some(answer),
             _ => self.outcome(uid).map(Ok),
@@ -226,7 +247,15 @@ impl Freezer {
     pub async fn renew(&self, namespace: &str, database: &str, uid: &str, ttl: Option<Duration>) -> Option<Granted> {
         let handle = self.table().handle(namespace, database)?;
         let (answer, waiting) = oneshot::channel();
-        handle.commands.send(Command::Renew { uid: uid.to_owned(), ttl, answer }).await.ok()?;
+        handle
+            .commands
+            .send(Command::Renew {
+                uid: uid.to_owned(),
+                ttl,
+                answer,
+            })
+            .await
+            .ok()?;
         waiting.await.ok().flatten()
     }
 
@@ -240,7 +269,11 @@ impl Freezer {
             return Some(ended);
         }
         let status = handle.shown.borrow().clone();
-        Some(Ended { freeze: handle.freeze, status, still_claimed_by: Vec::new() })
+        Some(Ended {
+            freeze: handle.freeze,
+            status,
+            still_claimed_by: Vec::new(),
+        })
     }
 
     /// The freeze that covers a Database now, from memory.
@@ -251,8 +284,12 @@ impl Freezer {
 
     /// Every freeze that is not finished, from memory.
     pub fn views(&self) -> Vec<FreezeView> {
-        let handles: HashMap<_, _> =
-            self.table().by_member.values().map(|handle| (handle.freeze.clone(), handle.clone())).collect();
+        let handles: HashMap<_, _> = self
+            .table()
+            .by_member
+            .values()
+            .map(|handle| (handle.freeze.clone(), handle.clone()))
+            .collect();
         handles.values().map(Handle::view).collect()
     }
 
@@ -277,13 +314,20 @@ impl Freezer {
 
     fn outcome(&self, uid: &str) -> Option<Ended> {
         let (freeze, status) = self.table().finished.get(uid)?.clone();
-        Some(Ended { freeze, status, still_claimed_by: Vec::new() })
+        Some(Ended {
+            freeze,
+            status,
+            still_claimed_by: Vec::new(),
+        })
     }
 
     /// Finds the freeze to join, with the command that joins it; or begins one, which has the claim already.
     fn claim(&self, request: &Request, answer: Answer) -> Result<(Handle, Option<Command>), Refused> {
         let namespace = &request.freeze.namespace;
-        let members = request.targets.iter().map(|target| (namespace.clone(), target.database.clone()));
+        let members = request
+            .targets
+            .iter()
+            .map(|target| (namespace.clone(), target.database.clone()));
         let members: Arc<[Member]> = members.collect();
         let mut table = self.table();
         if let Some((freeze, _)) = table.finished.get(&request.claimant.uid)
@@ -294,17 +338,33 @@ impl Freezer {
         if let Some(held) = members.iter().find_map(|member| table.by_member.get(member)) {
             if let Some((_, database)) = members.iter().find(|member| !held.members.contains(member)) {
                 let (freeze, status) = (held.freeze.clone(), held.shown.borrow().clone());
-                return Err(Refused::Conflict { freeze, status, why: CannotJoin::Cover { database: database.clone() } });
+                return Err(Refused::Conflict {
+                    freeze,
+                    status,
+                    why: CannotJoin::Cover {
+                        database: database.clone(),
+                    },
+                });
             }
-            let wish = Wish { level: request.level, copy: request.copy, ttl: request.ttl };
-            let command = Command::Join { claimant: request.claimant.clone(), wish, answer };
+            let wish = Wish {
+                level: request.level,
+                copy: request.copy,
+                ttl: request.ttl,
+            };
+            let command = Command::Join {
+                claimant: request.claimant.clone(),
+                wish,
+                answer,
+            };
             return Ok((held.clone(), Some(command)));
         }
         if self.0.draining.load(Ordering::Relaxed) {
             return Err(Refused::Stopping);
         }
         let (task, handle) = Task::new(Arc::clone(&self.0), request, Arc::clone(&members), answer);
-        table.by_member.extend(members.iter().map(|member| (member.clone(), handle.clone())));
+        table
+            .by_member
+            .extend(members.iter().map(|member| (member.clone(), handle.clone())));
         self.0.tasks.spawn(task.run());
         Ok((handle, None))
     }
@@ -322,13 +382,19 @@ impl Inner {
 
 impl Table {
     fn handle(&self, namespace: &str, database: &str) -> Option<Handle> {
-        self.by_member.get(&(namespace.to_owned(), database.to_owned())).cloned()
+        self.by_member
+            .get(&(namespace.to_owned(), database.to_owned()))
+            .cloned()
     }
 
     /// The freeze lets its members go; its claims stay known.
     fn forget(&mut self, freeze: &FreezeName, members: &[Member]) {
         for member in members {
-            if self.by_member.get(member).is_some_and(|handle| handle.freeze == *freeze) {
+            if self
+                .by_member
+                .get(member)
+                .is_some_and(|handle| handle.freeze == *freeze)
+            {
                 self.by_member.remove(member);
             }
         }
@@ -336,7 +402,11 @@ impl Table {
 
     fn remember(&mut self, freeze: &FreezeName, status: &Arc<FreezeStatus>) {
         for claim in &status.claims {
-            if self.finished.insert(claim.uid.clone(), (freeze.clone(), Arc::clone(status))).is_none() {
+            if self
+                .finished
+                .insert(claim.uid.clone(), (freeze.clone(), Arc::clone(status)))
+                .is_none()
+            {
                 self.finished_order.push_back(claim.uid.clone());
             }
         }
@@ -367,7 +437,10 @@ impl Handle {
 
 impl Vitals {
     fn new() -> Arc<Self> {
-        Arc::new(Self { stalled: AtomicI64::new(-1), lease: Mutex::new(None) })
+        Arc::new(Self {
+            stalled: AtomicI64::new(-1),
+            lease: Mutex::new(None),
+        })
     }
 
     fn lease(&self) -> Option<Instant> {

@@ -1,5 +1,7 @@
 //! The whole: the real server as a process, real databases, real kubectl, our plugin.
 
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
 mod kubectl;
 mod layering;
 mod plugin;

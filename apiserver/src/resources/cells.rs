@@ -65,7 +65,10 @@ pub(super) fn age(from: Timestamp, to: Timestamp) -> String {
 }
 
 fn find_condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
-    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == type_)
+    object["status"]["conditions"]
+        .as_array()?
+        .iter()
+        .find(|condition| condition["type"] == type_)
 }
 
 #[cfg(test)]
@@ -76,6 +79,9 @@ mod tests {
     fn ages_read_as_in_kubectl() {
         let from = Timestamp::UNIX_EPOCH;
         let at = |seconds| age(from, Timestamp::from_second(seconds).unwrap());
-        assert_eq!([at(5), at(119), at(200), at(660), at(14_700), at(259_200)], ["5s", "119s", "3m20s", "11m", "4h5m", "3d"]);
+        assert_eq!(
+            [at(5), at(119), at(200), at(660), at(14_700), at(259_200)],
+            ["5s", "119s", "3m20s", "11m", "4h5m", "3d"]
+        );
     }
 }

@@ -48,13 +48,16 @@ pub enum Storage {
     Live,
 }
 
+/// An object in its kind's own form, and the paths that the kind does not know; or what is wrong with it.
+pub type Decoded = Result<(Value, Vec<String>), String>;
+
 /// The pure half of a kind that is kept.
 #[derive(Debug)]
 pub struct Strategy {
     /// `PLURAL.GROUP`: the store's name for it.
     pub key: &'static str,
     /// Brings a body into the kind's own form; answers the paths that the kind does not know.
-    pub decode: fn(Value) -> Result<(Value, Vec<String>), String>,
+    pub decode: fn(Value) -> Decoded,
     /// What is wrong with an object, or with a change of one.
     pub validate: fn(&Value, Option<&Value>) -> Vec<Cause>,
     /// Whether strategic merge patches are answered as merge patches: only for Kubernetes' own kinds, whose clients send
@@ -84,14 +87,7 @@ pub struct Column {
 }
 
 /// All of them, in the order of discovery.
-pub static ALL: &[&Resource] = &[
-    &NAMESPACES,
-    &SECRETS,
-    &EVENTS,
-    &DATABASES,
-    &FREEZES,
-    &live::DATABASES,
-];
+pub static ALL: &[&Resource] = &[&NAMESPACES, &SECRETS, &EVENTS, &DATABASES, &FREEZES, &live::DATABASES];
 
 pub use self::core::{EVENTS, NAMESPACES, SECRETS};
 pub use stillpoint::{DATABASES, FREEZES};
@@ -111,16 +107,26 @@ pub(crate) const EVERY_VERB: &[Verb] = &[
 impl Resource {
     /// The resource of a path.
     pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Self> {
-        ALL.iter().copied().find(|r| r.group == group && r.version == version && r.plural == plural)
+        ALL.iter()
+            .copied()
+            .find(|r| r.group == group && r.version == version && r.plural == plural)
     }
 
     /// `v1`, `stillpoint.dev/v1alpha1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_owned()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     pub fn about<'a>(&self, name: &'a str) -> About<'a> {
-        About { group: self.group, plural: self.plural, name }
+        About {
+            group: self.group,
+            plural: self.plural,
+            name,
+        }
     }
 
     pub fn invalid(&self, name: &str, causes: &[Cause]) -> ApiError {
@@ -141,7 +147,10 @@ impl Resource {
 
 /// The store's names of everything that is kept.
 pub fn stored() -> Vec<&'static str> {
-    ALL.iter().filter_map(|resource| resource.strategy()).map(|strategy| strategy.key).collect()
+    ALL.iter()
+        .filter_map(|resource| resource.strategy())
+        .map(|strategy| strategy.key)
+        .collect()
 }
 
 /// Decodes into the kind's type and back: what the type does not know is left out, and named.
@@ -157,11 +166,13 @@ pub(crate) fn decode<T: DeserializeOwned + Serialize>(value: Value) -> Result<(V
 
 /// `spec.targets.0.database` → `spec.targets[0].database`; the `?` of optional values is serde's, not the client's.
 fn path_of(path: &str) -> String {
-    path.split('.').filter(|part| *part != "?").fold(String::new(), |path, part| match part.parse::<usize>() {
-        Ok(index) => format!("{path}[{index}]"),
-        Err(_) if path.is_empty() => part.to_owned(),
-        Err(_) => format!("{path}.{part}"),
-    })
+    path.split('.')
+        .filter(|part| *part != "?")
+        .fold(String::new(), |path, part| match part.parse::<usize>() {
+            Ok(index) => format!("{path}[{index}]"),
+            Err(_) if path.is_empty() => part.to_owned(),
+            Err(_) => format!("{path}.{part}"),
+        })
 }
 
 #[cfg(test)]

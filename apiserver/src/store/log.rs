@@ -42,12 +42,18 @@ pub(super) struct Log {
 impl Log {
     #[cfg(test)]
     pub(super) fn none() -> Self {
-        Self { connection: None, since_compaction: 0 }
+        Self {
+            connection: None,
+            since_compaction: 0,
+        }
     }
 
     /// Opens or begins the log, and reads the newest row of each object.
     pub(super) async fn open(path: &Path) -> Result<(Self, Vec<Row>), LogError> {
-        let failed = |source| LogError { path: path.display().to_string(), source };
+        let failed = |source| LogError {
+            path: path.display().to_string(),
+            source,
+        };
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -72,12 +78,20 @@ impl Log {
         .await
         .map_err(failed)?;
         let rows = rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)?;
-        Ok((Self { connection: Some(connection), since_compaction: 0 }, rows))
+        Ok((
+            Self {
+                connection: Some(connection),
+                since_compaction: 0,
+            },
+            rows,
+        ))
     }
 
     /// On disk when it returns. On error nothing of it is.
     pub(super) async fn append(&mut self, rows: &[Row]) -> Result<(), sqlx::Error> {
-        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
         let mut transaction = connection.begin().await?;
         for row in rows {
             sqlx::query("INSERT INTO revisions (id, resource, namespace, name, object) VALUES (?, ?, ?, ?, ?)")
@@ -99,7 +113,9 @@ impl Log {
 
     /// Keeps the newest row of each object, and the newest of all, so that revisions never go back.
     async fn compact(&mut self) -> Result<(), sqlx::Error> {
-        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let Some(connection) = &mut self.connection else {
+            return Ok(());
+        };
         self.since_compaction = 0;
         sqlx::raw_sql(
             "DELETE FROM revisions WHERE id NOT IN (SELECT max(id) FROM revisions GROUP BY resource, namespace, name); \

@@ -56,26 +56,26 @@ pub struct Command {
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
     /// Do not wait until it holds.
-    #[arg(long, conflicts_with = "command")]
+    #[arg(long, conflicts_with = "run")]
     no_wait: bool,
     /// Do not ask for a later end while the command runs. At WriteBlocked that is never done: writers wait.
     #[arg(long)]
     no_renew: bool,
     /// `--copy files`: run by the shell after the data phase was stopped, to copy WAL.
-    #[arg(long, value_name = "COMMAND2", requires = "command")]
+    #[arg(long, value_name = "COMMAND2", requires = "run")]
     then: Option<String>,
     /// Write what happened to a file, as JSON.
-    #[arg(long, value_name = "FILE", requires = "command")]
+    #[arg(long, value_name = "FILE", requires = "run")]
     result_file: Option<PathBuf>,
     /// What to run while it holds.
     #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<OsString>,
+    run: Vec<OsString>,
 }
 
 impl Command {
     pub async fn run(self, connection: Connection, output: Output) -> Result<u8, Failure> {
         let api = connection.connect().await?;
-        if self.command.is_empty() {
+        if self.run.is_empty() {
             return self.hold(&api, output).await;
         }
         run::run(self, api, output).await
@@ -84,14 +84,20 @@ impl Command {
     /// Freezes and leaves.
     async fn hold(self, api: &Api, output: Output) -> Result<u8, Failure> {
         let spec = self.spec(self.uid.clone());
-        let answered = api.quiesce(&self.name, spec, false).await.map_err(|error| Failure::from(error).code(NOT_HELD))?;
+        let answered = api
+            .quiesce(&self.name, spec, false)
+            .await
+            .map_err(|error| Failure::from(error).code(NOT_HELD))?;
         let status = answered.status.unwrap_or_default();
         if output == Output::Json {
             return print::json(&status).map(|()| 0);
         }
         print!("{}", held(&self.name, &status));
         let uid = self.uid.map(|uid| format!(" --uid {uid}")).unwrap_or_default();
-        println!("end it: kubectl still unquiesce {}{uid} -n {}", self.name, api.namespace);
+        println!(
+            "end it: kubectl still unquiesce {}{uid} -n {}",
+            self.name, api.namespace
+        );
         Ok(0)
     }
 

@@ -61,11 +61,13 @@ impl Driver for Mariadb {
         deadline: Instant,
     ) -> Result<Box<dyn Prepared>, Error> {
         self.supports(plan.level, plan.copy)?;
-        Ok(Box::new(hold::prepare(member, plan, undo, deadline).await?))
+        Ok(Box::new(Box::pin(hold::prepare(member, plan, undo, deadline)).await?))
     }
 
     async fn recover(&self, member: &Member, undo: &Undo, deadline: Instant) -> Result<bool, Error> {
-        let Some(settings) = barrier::Settings::from_undo(undo) else { return Ok(false) };
+        let Some(settings) = barrier::Settings::from_undo(undo) else {
+            return Ok(false);
+        };
         let mut link = Link::open(member, LONGEST_SERVER_TTL, deadline).await?;
         settings.restore(&mut link, deadline).await?;
         link.close(deadline).await;
@@ -89,8 +91,13 @@ impl Driver for Mariadb {
         let sql = format!("SELECT IS_USED_LOCK({})", literal(MARK));
         let rows = link.run(deadline, "looking for what is held", &sql).await?;
         let mut ended = Vec::new();
-        if let Some(id) = rows.first().and_then(|row| text(row, 0)).and_then(|id| id.parse::<u64>().ok()) {
-            link.run(deadline, "ending what is held", &format!("KILL CONNECTION {id}")).await?;
+        if let Some(id) = rows
+            .first()
+            .and_then(|row| text(row, 0))
+            .and_then(|id| id.parse::<u64>().ok())
+        {
+            link.run(deadline, "ending what is held", &format!("KILL CONNECTION {id}"))
+                .await?;
             ended.push(format!("session {id}"));
         }
         link.close(deadline).await;
@@ -115,7 +122,7 @@ impl Driver for Mariadb {
     }
 
     fn restore_recipe(&self, _copy: Copy, position: Option<&Position>, _artifacts: &[Artifact]) -> String {
-        let stood = position.map(Position::summary).unwrap_or_else(|| "not recorded".to_owned());
+        let stood = position.map_or_else(|| "not recorded".to_owned(), Position::summary);
         format!(
             "Position: {stood}\n\n\
              1. Mount the copy; remove the pid file from the data directory.\n\

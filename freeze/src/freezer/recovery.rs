@@ -34,7 +34,12 @@ impl Freezer {
     ///
     /// Call it before anything else is frozen.
     pub fn recover(&self, remains: Vec<Remains>) {
-        for Remains { freeze, status, targets } in remains {
+        for Remains {
+            freeze,
+            status,
+            targets,
+        } in remains
+        {
             let members: Arc<[Member]> = targets
                 .iter()
                 .map(|target| (freeze.namespace.clone(), target.database.clone()))
@@ -51,7 +56,9 @@ impl Freezer {
                 shown: recorder.watch(),
                 vitals: Vitals::new(),
             };
-            self.table().by_member.extend(members.iter().map(|member| (member.clone(), handle.clone())));
+            self.table()
+                .by_member
+                .extend(members.iter().map(|member| (member.clone(), handle.clone())));
             let inner = Arc::clone(&self.0);
             self.0.tasks.spawn(async move {
                 lay_to_rest(&freeze, &recorder).await;
@@ -109,7 +116,11 @@ async fn look_until_nothing(freeze: &FreezeName, targets: &[Target]) {
     for target in targets {
         while Instant::now() < give_up {
             let deadline = (Instant::now() + Duration::from_secs(2)).min(give_up);
-            match target.driver.observe(&target.member, &target.plan.freeze_uid, deadline).await {
+            match target
+                .driver
+                .observe(&target.member, &target.plan.freeze_uid, deadline)
+                .await
+            {
                 Ok(Observed::Nothing) => break,
                 Ok(Observed::Holds(what)) => info!(%freeze, database = %target.database, %what, "not let go yet"),
                 Err(error) => info!(%freeze, database = %target.database, %error, "cannot be asked yet"),
@@ -123,6 +134,11 @@ fn in_order_of(status: &FreezeStatus, targets: Vec<Target>) -> Vec<Option<Target
     status
         .targets
         .iter()
-        .map(|wanted| targets.iter().find(|target| target.database == wanted.database).cloned())
+        .map(|wanted| {
+            targets
+                .iter()
+                .find(|target| target.database == wanted.database)
+                .cloned()
+        })
         .collect()
 }

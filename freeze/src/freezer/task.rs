@@ -7,7 +7,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{Artifact, Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Proof, Stage, TargetStatus, conditions::reasons};
+use api::{
+    Artifact, Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Proof, Stage, TargetStatus,
+    conditions::reasons,
+};
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot},
@@ -15,7 +18,9 @@ use tokio::{
 };
 use tracing::{error, info, warn};
 
-use super::{Answer, COMMANDS, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals, recorder::Recorder};
+use super::{
+    Answer, COMMANDS, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals, recorder::Recorder,
+};
 use crate::{
     claims::{Claimant, Claims, Wish, may_join},
     driver::{Acquired, Plan},
@@ -28,10 +33,25 @@ use crate::{
 /// What a freeze is asked.
 #[derive(Debug)]
 pub(super) enum Command {
-    Join { claimant: Claimant, wish: Wish, answer: Answer },
-    End { uid: String, stage: Stage, answer: oneshot::Sender<Option<Result<Ended, Refused>>> },
-    Renew { uid: String, ttl: Option<Duration>, answer: oneshot::Sender<Option<Granted>> },
-    Thaw { ending: Ending, answer: oneshot::Sender<Ended> },
+    Join {
+        claimant: Claimant,
+        wish: Wish,
+        answer: Answer,
+    },
+    End {
+        uid: String,
+        stage: Stage,
+        answer: oneshot::Sender<Option<Result<Ended, Refused>>>,
+    },
+    Renew {
+        uid: String,
+        ttl: Option<Duration>,
+        answer: oneshot::Sender<Option<Granted>>,
+    },
+    Thaw {
+        ending: Ending,
+        answer: oneshot::Sender<Ended>,
+    },
 }
 
 #[derive(Debug)]
@@ -116,7 +136,13 @@ impl Task {
         let vitals = Vitals::new();
         // Also before the first heartbeat the server must not be more patient than the lease is long.
         let server_ttl = lease::server_ttl(request.ttl);
-        let within = |target: &Target| Target { plan: Plan { server_ttl, ..target.plan.clone() }, ..target.clone() };
+        let within = |target: &Target| Target {
+            plan: Plan {
+                server_ttl,
+                ..target.plan.clone()
+            },
+            ..target.clone()
+        };
         let handle = Handle {
             freeze: request.freeze.clone(),
             members: Arc::clone(&members),
@@ -137,7 +163,11 @@ impl Task {
             recorder,
             vitals,
             commands,
-            waiting: vec![Waiter { uid: request.claimant.uid.clone(), answer, existing: false }],
+            waiting: vec![Waiter {
+                uid: request.claimant.uid.clone(),
+                answer,
+                existing: false,
+            }],
             leaving: Vec::new(),
             claims,
             warnings: Vec::new(),
@@ -186,7 +216,8 @@ impl Task {
         self.claims.grant(frozen_at, now, hard_end);
         let claims = self.claims.show(now, at);
         let expires_at = self.expires_at(now, at, hard_end);
-        self.vitals.set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
+        self.vitals
+            .set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
         let written = self.recorder.write(|status| {
             status.phase = Phase::Frozen;
             status.frozen_at = Some(api::micro_time(frozen_at));
@@ -219,7 +250,11 @@ impl Task {
                 }
                 None
             }
-            Command::End { uid, stage: Stage::Thaw, answer } => {
+            Command::End {
+                uid,
+                stage: Stage::Thaw,
+                answer,
+            } => {
                 if !self.claims.end(&uid, Timestamp::now()) {
                     answer.send(None).ok();
                     return None;
@@ -324,8 +359,16 @@ impl Task {
                 answer.send(renewed.and_then(|_| self.granted(&uid, true))).ok();
             }
             Command::Thaw { ending, answer } => return Ok(Some(self.forced(ending, answer))),
-            Command::End { uid, stage: Stage::Stop, answer } => self.stop(&uid, answer, group).await?,
-            Command::End { uid, stage: Stage::Thaw, answer } => {
+            Command::End {
+                uid,
+                stage: Stage::Stop,
+                answer,
+            } => self.stop(&uid, answer, group).await?,
+            Command::End {
+                uid,
+                stage: Stage::Thaw,
+                answer,
+            } => {
                 if !self.claims.is_alive(&uid) {
                     // Ended before: the same answer again, and nothing is done.
                     answer.send(self.known(&uid).then(|| Ok(self.ended()))).ok();
@@ -381,7 +424,11 @@ impl Task {
     /// One further still point for all claims that wait for one, those in the queue included.
     async fn still_point(&mut self, group: &mut Group, hard_end: Instant) -> Result<(), Fault> {
         let acquired = group.barrier(self.within_lease(BARRIER)).await?;
-        let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or_else(Timestamp::now);
+        let frozen_at = acquired
+            .iter()
+            .map(|acquired| acquired.frozen_at)
+            .max()
+            .unwrap_or_else(Timestamp::now);
         self.claims.grant(frozen_at, Instant::now(), hard_end);
         self.show_claims().await;
         Ok(())
@@ -392,13 +439,20 @@ impl Task {
         if self.waiting.is_empty() {
             return;
         }
-        let (granted, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|waiter| self.claims.is_granted(&waiter.uid));
+        let (granted, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
+            .into_iter()
+            .partition(|waiter| self.claims.is_granted(&waiter.uid));
         self.waiting = waiting;
         let (mut heard, mut unheard) = (Vec::new(), Vec::new());
         for Waiter { uid, answer, existing } in granted {
-            let Some(grant) = self.granted(&uid, existing) else { continue };
-            if answer.send(Ok(grant)).is_ok() { heard.push(uid) } else { unheard.push(uid) }
+            let Some(grant) = self.granted(&uid, existing) else {
+                continue;
+            };
+            if answer.send(Ok(grant)).is_ok() {
+                heard.push(uid);
+            } else {
+                unheard.push(uid);
+            }
         }
         for uid in unheard.iter().filter(|uid| !heard.contains(uid)) {
             warn!(freeze = %self.freeze, claim = %uid, "whoever asked is gone; the claim ends");
@@ -423,11 +477,20 @@ impl Task {
         match group.stop(self.within_lease(STOP)).await {
             Ok(artifacts) => {
                 let written = self.recorder.write(|status| keep(status, artifacts)).await;
-                answer.send(Some(written.map(|()| self.ended()).map_err(|error| self.not_written(error)))).ok();
+                answer
+                    .send(Some(
+                        written.map(|()| self.ended()).map_err(|error| self.not_written(error)),
+                    ))
+                    .ok();
                 Ok(())
             }
-            Err(Fault { database, error: error @ Error::Unsupported { .. } }) => {
-                answer.send(Some(Err(self.refused(vec![Fault { database, error }])))).ok();
+            Err(Fault {
+                database,
+                error: error @ Error::Unsupported { .. },
+            }) => {
+                answer
+                    .send(Some(Err(self.refused(vec![Fault { database, error }]))))
+                    .ok();
                 Ok(())
             }
             Err(fault) => Err(fault),
@@ -490,9 +553,9 @@ impl Task {
         let status = self.recorder.shown();
         for waiter in self.waiting.drain(..) {
             let refused = match finish {
-                Finish::Released | Finish::Withdrawn(_) | Finish::Forced(_) => {
-                    Refused::Withdrawn { freeze: self.freeze.clone() }
-                }
+                Finish::Released | Finish::Withdrawn(_) | Finish::Forced(_) => Refused::Withdrawn {
+                    freeze: self.freeze.clone(),
+                },
                 Finish::Shutdown => Refused::Stopping,
                 _ => Refused::NotHeld {
                     freeze: self.freeze.clone(),
@@ -554,23 +617,41 @@ impl Task {
     fn granted(&self, uid: &str, existing: bool) -> Option<Granted> {
         let status = self.recorder.shown();
         let claim = status.claims.iter().rev().find(|claim| claim.uid == uid)?.clone();
-        Some(Granted { freeze: self.freeze.clone(), claim, status, existing, warnings: self.warnings.clone() })
+        Some(Granted {
+            freeze: self.freeze.clone(),
+            claim,
+            status,
+            existing,
+            warnings: self.warnings.clone(),
+        })
     }
 
     fn ended(&self) -> Ended {
         let status = self.recorder.shown();
         let alive = |claim: &&Claim| claim.ended_at.is_none() && !status.phase.is_finished();
         let still_claimed_by = status.claims.iter().filter(alive).cloned().collect();
-        Ended { freeze: self.freeze.clone(), still_claimed_by, status }
+        Ended {
+            freeze: self.freeze.clone(),
+            still_claimed_by,
+            status,
+        }
     }
 
     fn conflict(&self, why: super::CannotJoin) -> Refused {
-        Refused::Conflict { freeze: self.freeze.clone(), status: self.recorder.shown(), why }
+        Refused::Conflict {
+            freeze: self.freeze.clone(),
+            status: self.recorder.shown(),
+            why,
+        }
     }
 
     fn refused(&self, faults: Vec<Fault>) -> Refused {
         let causes = faults.iter().map(Fault::cause).collect();
-        Refused::NotHeld { freeze: self.freeze.clone(), status: self.recorder.shown(), causes }
+        Refused::NotHeld {
+            freeze: self.freeze.clone(),
+            status: self.recorder.shown(),
+            causes,
+        }
     }
 
     fn not_written(&self, error: JournalError) -> Refused {
@@ -578,7 +659,14 @@ impl Task {
     }
 
     fn fault(&self, error: Error) -> Fault {
-        Fault { database: self.members.first().map(|(_, database)| database.clone()).unwrap_or_default(), error }
+        Fault {
+            database: self
+                .members
+                .first()
+                .map(|(_, database)| database.clone())
+                .unwrap_or_default(),
+            error,
+        }
     }
 }
 
@@ -598,7 +686,11 @@ impl Finish {
             Self::Released => (thawed, reasons::RELEASED, "every claim ended before it held".to_owned()),
             Self::Forced(by) => (thawed, reasons::FORCED, format!("thawed by {by}")),
             Self::Withdrawn(why) => (thawed, reasons::RELEASED, (*why).to_owned()),
-            Self::Shutdown => (thawed, reasons::SHUTDOWN, "thawed because its freezer goes down".to_owned()),
+            Self::Shutdown => (
+                thawed,
+                reasons::SHUTDOWN,
+                "thawed because its freezer goes down".to_owned(),
+            ),
             Self::Expired => (
                 Phase::Expired,
                 reasons::LEASE_EXPIRED,
@@ -606,7 +698,9 @@ impl Finish {
             ),
             Self::Lost(fault) => (Phase::Lost, fault.error.reason(), fault.to_string()),
             Self::Failed(faults) => {
-                let reason = faults.first().map_or(reasons::SERVER_ERROR, |fault| fault.error.reason());
+                let reason = faults
+                    .first()
+                    .map_or(reasons::SERVER_ERROR, |fault| fault.error.reason());
                 let message = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
                 (Phase::Failed, reason, message)
             }
@@ -630,17 +724,31 @@ async fn take(
 ) -> Result<(Group, Vec<Acquired>, Vec<Check>), Vec<Fault>> {
     // Held before preparing starts, so that no undo item can be written before the object exists.
     let opening = recorder.opening().await;
-    let (opened, prepared) =
-        tokio::join!(opening.open(spec.as_ref()), group::prepare(&targets, |at| recorder.undo_of(at)));
+    let (opened, prepared) = tokio::join!(
+        opening.open(spec.as_ref()),
+        group::prepare(&targets, |at| recorder.undo_of(at))
+    );
     let prepared = prepared?;
     if let Err(error) = opened {
         group::abandon(prepared).await;
-        let database = targets.first().map(|target| target.database.clone()).unwrap_or_default();
-        return Err(vec![Fault { database, error: error.into() }]);
+        let database = targets
+            .first()
+            .map(|target| target.database.clone())
+            .unwrap_or_default();
+        return Err(vec![Fault {
+            database,
+            error: error.into(),
+        }]);
     }
-    let incarnations: Vec<_> = prepared.iter().map(|prepared| prepared.server().incarnation.clone()).collect();
+    let incarnations: Vec<_> = prepared
+        .iter()
+        .map(|prepared| prepared.server().incarnation.clone())
+        .collect();
     let warnings = targets.iter().zip(&prepared).flat_map(|(target, prepared)| {
-        let name = |check| Check { database: target.database.clone(), ..check };
+        let name = |check| Check {
+            database: target.database.clone(),
+            ..check
+        };
         prepared.warnings().into_iter().map(name)
     });
     let warnings = warnings.collect();
@@ -673,7 +781,12 @@ pub(super) async fn undo_until_done(freeze: &FreezeName, targets: &[Target], rec
 async fn undo_once(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recorder>) -> usize {
     let mut left = 0;
     for (at, target) in targets.iter().enumerate() {
-        let undo = recorder.shown().targets.get(at).map(|status| status.undo.clone()).unwrap_or_default();
+        let undo = recorder
+            .shown()
+            .targets
+            .get(at)
+            .map(|status| status.undo.clone())
+            .unwrap_or_default();
         for item in undo {
             let deadline = Instant::now() + target.prepare_timeout.min(Duration::from_secs(10));
             match target.driver.recover(&target.member, &item, deadline).await {
@@ -683,7 +796,9 @@ async fn undo_once(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recor
                         left += 1;
                     }
                 }
-                Ok(false) => warn!(%freeze, database = %target.database, kind = %item.kind, "cannot be undone: unknown kind"),
+                Ok(false) => {
+                    warn!(%freeze, database = %target.database, kind = %item.kind, "cannot be undone: unknown kind");
+                }
                 Err(error) => {
                     error!(%freeze, database = %target.database, kind = %item.kind, %error, "not undone yet; trying again");
                     left += 1;
@@ -697,8 +812,16 @@ async fn undo_once(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recor
 impl Fault {
     /// As a named cause, with what to do.
     pub(crate) fn cause(&self) -> Check {
-        let check = Check::fail("freeze", self.error.reason(), self.error.to_string(), self.error.advice());
-        Check { database: self.database.clone(), ..check }
+        let check = Check::fail(
+            "freeze",
+            self.error.reason(),
+            self.error.to_string(),
+            self.error.advice(),
+        );
+        Check {
+            database: self.database.clone(),
+            ..check
+        }
     }
 }
 

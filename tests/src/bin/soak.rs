@@ -29,36 +29,97 @@ enum Copy {
 
 const LATE: &[(&str, &str)] = &[("wal_writer_delay", "10s"), ("shared_buffers", "64MB")];
 const USUAL: &[(&str, &str)] = &[("shared_buffers", "64MB")];
-const MARIADB_1_1: &[(&str, &str)] =
-    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "1"), ("sync-binlog", "1")];
-const MARIADB_1_0: &[(&str, &str)] =
-    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "1"), ("sync-binlog", "0")];
-const MARIADB_2_0: &[(&str, &str)] =
-    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "2"), ("sync-binlog", "0")];
-const MARIADB_0_0: &[(&str, &str)] =
-    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "0"), ("sync-binlog", "0")];
+const MARIADB_1_1: &[(&str, &str)] = &[
+    ("log-bin", "bin"),
+    ("server-id", "7"),
+    ("innodb-flush-log-at-trx-commit", "1"),
+    ("sync-binlog", "1"),
+];
+const MARIADB_1_0: &[(&str, &str)] = &[
+    ("log-bin", "bin"),
+    ("server-id", "7"),
+    ("innodb-flush-log-at-trx-commit", "1"),
+    ("sync-binlog", "0"),
+];
+const MARIADB_2_0: &[(&str, &str)] = &[
+    ("log-bin", "bin"),
+    ("server-id", "7"),
+    ("innodb-flush-log-at-trx-commit", "2"),
+    ("sync-binlog", "0"),
+];
+const MARIADB_0_0: &[(&str, &str)] = &[
+    ("log-bin", "bin"),
+    ("server-id", "7"),
+    ("innodb-flush-log-at-trx-commit", "0"),
+    ("sync-binlog", "0"),
+];
 const ASYNC: &str = "SET synchronous_commit = off";
 const PG: ServerKind = ServerKind::POSTGRESQL_15;
 const MY: ServerKind = ServerKind::MARIADB_10_11;
 
-const fn atomic(name: &'static str, kind: ServerKind, settings: &'static [(&'static str, &'static str)], session: &'static str, level: &'static str) -> Scenario {
-    Scenario { name, kind, settings, session, copy: Copy::Atomic(How::Held(level)), control: false }
+const fn atomic(
+    name: &'static str,
+    kind: ServerKind,
+    settings: &'static [(&'static str, &'static str)],
+    session: &'static str,
+    level: &'static str,
+) -> Scenario {
+    Scenario {
+        name,
+        kind,
+        settings,
+        session,
+        copy: Copy::Atomic(How::Held(level)),
+        control: false,
+    }
 }
 
-const fn control(name: &'static str, kind: ServerKind, settings: &'static [(&'static str, &'static str)], session: &'static str) -> Scenario {
-    Scenario { name, kind, settings, session, copy: Copy::Atomic(How::Without), control: true }
+const fn control(
+    name: &'static str,
+    kind: ServerKind,
+    settings: &'static [(&'static str, &'static str)],
+    session: &'static str,
+) -> Scenario {
+    Scenario {
+        name,
+        kind,
+        settings,
+        session,
+        copy: Copy::Atomic(How::Without),
+        control: true,
+    }
 }
 
 const SCENARIOS: &[Scenario] = &[
     control("control: async commits, late WAL, no barrier", PG, LATE, ASYNC),
-    Scenario { name: "control: file copy, label removed", kind: PG, settings: USUAL, session: "", copy: Copy::Files { label: false }, control: true },
+    Scenario {
+        name: "control: file copy, label removed",
+        kind: PG,
+        settings: USUAL,
+        session: "",
+        copy: Copy::Files { label: false },
+        control: true,
+    },
     control("control: trx_commit=2, FTWRL alone", MY, MARIADB_2_0, ""),
     control("control: trx_commit=0, FTWRL alone", MY, MARIADB_0_0, ""),
-    Scenario { name: "file copy with label and WAL", kind: PG, settings: USUAL, session: "", copy: Copy::Files { label: true }, control: false },
+    Scenario {
+        name: "file copy with label and WAL",
+        kind: PG,
+        settings: USUAL,
+        session: "",
+        copy: Copy::Files { label: true },
+        control: false,
+    },
     atomic("Durable, synchronous_commit=on", PG, USUAL, "", "Durable"),
     atomic("Durable, synchronous_commit=off, late WAL", PG, LATE, ASYNC, "Durable"),
     atomic("WriteBlocked, synchronous_commit=on", PG, USUAL, "", "WriteBlocked"),
-    atomic("WriteBlocked, synchronous_commit=off, late WAL", PG, LATE, ASYNC, "WriteBlocked"),
+    atomic(
+        "WriteBlocked, synchronous_commit=off, late WAL",
+        PG,
+        LATE,
+        ASYNC,
+        "WriteBlocked",
+    ),
     atomic("Durable, 1/1", MY, MARIADB_1_1, "", "Durable"),
     atomic("Durable, 1/0", MY, MARIADB_1_0, "", "Durable"),
     atomic("Durable, 2/0", MY, MARIADB_2_0, "", "Durable"),
@@ -85,14 +146,24 @@ async fn main() -> Result<()> {
     let copies: u32 = arguments.next().map_or(Ok(300), |text| text.parse())?;
     let controls: u32 = arguments.next().map_or(Ok(10), |text| text.parse())?;
     let only = arguments.next().unwrap_or_default();
-    println!("{:<16} {:<50} {:>6} {:>8} {:>8} {:>9} {:>8} {:>9}", "server", "scenario", "copies", "unsound", "missing", "at risk", "blocked", "unproved");
+    println!(
+        "{:<16} {:<50} {:>6} {:>8} {:>8} {:>9} {:>8} {:>9}",
+        "server", "scenario", "copies", "unsound", "missing", "at risk", "blocked", "unproved"
+    );
     let mut failed = Vec::new();
     for scenario in SCENARIOS.iter().filter(|scenario| scenario.name.contains(&only)) {
         let count = if scenario.control { controls } else { copies };
         let sum = run(scenario, count).await?;
         println!(
             "{:<16} {:<50} {:>6} {:>8} {:>8} {:>9} {:>8} {:>9}",
-            scenario.kind.to_string(), scenario.name, sum.copies, sum.unsound, sum.missing, sum.at_risk, sum.while_blocked, sum.unproved
+            scenario.kind.to_string(),
+            scenario.name,
+            sum.copies,
+            sum.unsound,
+            sum.missing,
+            sum.at_risk,
+            sum.while_blocked,
+            sum.unproved
         );
         let good = if scenario.control {
             sum.unsound * 10 >= sum.copies * 9
@@ -113,7 +184,9 @@ async fn main() -> Result<()> {
 async fn run(scenario: &Scenario, count: u32) -> Result<Sum> {
     let stillpoint = Stillpoint::start().await?;
     let mut bench = Bench::start(scenario.kind, scenario.settings, scenario.session).await?;
-    stillpoint.register("bank", &bench.server, json!({"acquireTimeoutSeconds": 5})).await?;
+    stillpoint
+        .register("bank", &bench.server, json!({"acquireTimeoutSeconds": 5}))
+        .await?;
     let mut sum = Sum::default();
     for _ in 0..count {
         let made: Made = match scenario.copy {
@@ -126,7 +199,9 @@ async fn run(scenario: &Scenario, count: u32) -> Result<Sum> {
         sum.missing += made.verdict.missing;
         sum.at_risk += made.at_risk;
         sum.while_blocked += made.while_blocked;
-        if std::env::var_os("SOAK_VERBOSE").is_some() || (!scenario.control && (!made.verdict.is_sound() || !made.proved)) {
+        if std::env::var_os("SOAK_VERBOSE").is_some()
+            || (!scenario.control && (!made.verdict.is_sound() || !made.proved))
+        {
             eprintln!("{}: {made:?}", scenario.name);
         }
     }

@@ -35,19 +35,34 @@ const PATIENCE: Duration = Duration::from_millis(60);
 
 /// Sessions that run for longer than `older`.
 pub(super) async fn running_longer(link: &mut Link, older: Duration, deadline: Instant) -> Result<Vec<Blocker>, Error> {
-    let sql = format!("{SESSIONS} AND TIME_MS >= {} ORDER BY TIME_MS DESC LIMIT 20", older.as_millis());
+    let sql = format!(
+        "{SESSIONS} AND TIME_MS >= {} ORDER BY TIME_MS DESC LIMIT 20",
+        older.as_millis()
+    );
     let rows = link.run(deadline, "looking for sessions in the way", &sql).await?;
     Ok(rows.iter().map(|row| session(row).0).collect())
 }
 
 /// Looks who may be in the way, and ends them where the policy says so. Never ends by itself.
-pub(super) async fn watch(link: &mut Link, own: u64, plan: &Plan, deadline: Instant, in_the_way: &mut InTheWay) -> Infallible {
+pub(super) async fn watch(
+    link: &mut Link,
+    own: u64,
+    plan: &Plan,
+    deadline: Instant,
+    in_the_way: &mut InTheWay,
+) -> Infallible {
     loop {
         sleep(PATIENCE).await;
         let sql = format!("{SESSIONS} AND ID <> {own} ORDER BY TIME_MS DESC LIMIT 20");
-        let Ok(rows) = link.run(deadline, "looking for sessions in the way", &sql).await else { continue };
+        let Ok(rows) = link.run(deadline, "looking for sessions in the way", &sql).await else {
+            continue;
+        };
         let sessions: Vec<(Blocker, bool)> = rows.iter().map(session).collect();
-        in_the_way.seen = sessions.iter().map(|(blocker, _)| blocker.clone()).filter(|b| b.age >= PATIENCE).collect();
+        in_the_way.seen = sessions
+            .iter()
+            .map(|(blocker, _)| blocker.clone())
+            .filter(|b| b.age >= PATIENCE)
+            .collect();
         for (blocker, reads) in sessions {
             let policy = match plan.blockers {
                 BlockerPolicy::KillAll => true,
@@ -55,9 +70,18 @@ pub(super) async fn watch(link: &mut Link, own: u64, plan: &Plan, deadline: Inst
                 BlockerPolicy::Wait | BlockerPolicy::Fail => false,
             };
             if policy && blocker.age >= plan.blockers_older_than {
-                match link.run(deadline, "ending a session in the way", &format!("KILL CONNECTION {}", blocker.id)).await {
+                match link
+                    .run(
+                        deadline,
+                        "ending a session in the way",
+                        &format!("KILL CONNECTION {}", blocker.id),
+                    )
+                    .await
+                {
                     Ok(_) => in_the_way.ended.push(blocker.to_string()),
-                    Err(error) => tracing::warn!(session = blocker.id, %error, "a session in the way could not be ended"),
+                    Err(error) => {
+                        tracing::warn!(session = blocker.id, %error, "a session in the way could not be ended");
+                    }
                 }
             }
         }
@@ -72,7 +96,11 @@ fn session(row: &MySqlRow) -> (Blocker, bool) {
         #[expect(clippy::cast_possible_truncation, reason = "connection ids are far below 2^53")]
         id: number(0) as i64,
         user: text(row, 1).unwrap_or_default(),
-        application: if database.is_empty() { database } else { format!("database {database}") },
+        application: if database.is_empty() {
+            database
+        } else {
+            format!("database {database}")
+        },
         age: Duration::from_secs_f64((number(3) / 1000.0).max(0.0)),
         doing: text(row, 4).unwrap_or_default(),
     };

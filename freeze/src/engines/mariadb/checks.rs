@@ -58,7 +58,10 @@ pub(super) fn grants(user: &str, level: Level) -> Vec<Grant> {
         statement: format!("GRANT {privilege} ON *.* TO {account};"),
         reason: reason.to_owned(),
     };
-    let mut grants = vec![grant("BINLOG MONITOR", "read the binary log's position (before 10.5: REPLICATION CLIENT)")];
+    let mut grants = vec![grant(
+        "BINLOG MONITOR",
+        "read the binary log's position (before 10.5: REPLICATION CLIENT)",
+    )];
     if level > Level::Recoverable {
         grants.push(grant("RELOAD", "FLUSH ENGINE LOGS and BACKUP STAGE"));
         grants.push(grant(
@@ -68,8 +71,14 @@ pub(super) fn grants(user: &str, level: Level) -> Vec<Grant> {
         ));
     }
     if level == Level::WriteBlocked {
-        grants.push(grant("PROCESS", "see the sessions that stand in the way, and those that wait"));
-        grants.push(grant("CONNECTION ADMIN", "only for spec.freeze.blockers.policy KillReads or KillAll"));
+        grants.push(grant(
+            "PROCESS",
+            "see the sessions that stand in the way, and those that wait",
+        ));
+        grants.push(grant(
+            "CONNECTION ADMIN",
+            "only for spec.freeze.blockers.policy KillReads or KillAll",
+        ));
     }
     grants
 }
@@ -77,9 +86,17 @@ pub(super) fn grants(user: &str, level: Level) -> Vec<Grant> {
 fn judge(hello: &Hello, plan: &Plan) -> Vec<Check> {
     let named: [(&'static str, Result<(), Error>, String); 4] = [
         ("version", hello.supported(), format!("MariaDB {}", hello.version)),
-        ("role", role(hello, plan), format!("{}", hello.server().role).to_lowercase()),
+        (
+            "role",
+            role(hello, plan),
+            format!("{}", hello.server().role).to_lowercase(),
+        ),
         ("settings", settings(hello), "innodb_doublewrite is on".to_owned()),
-        ("cluster", no_cluster(hello), "not a member of a Galera cluster".to_owned()),
+        (
+            "cluster",
+            no_cluster(hello),
+            "not a member of a Galera cluster".to_owned(),
+        ),
     ];
     named
         .into_iter()
@@ -93,11 +110,17 @@ fn judge(hello: &Hello, plan: &Plan) -> Vec<Check> {
 fn role(hello: &Hello, plan: &Plan) -> Result<(), Error> {
     let found = hello.server().role;
     if found != plan.role {
-        return Err(Error::Role { found, wanted: plan.role });
+        return Err(Error::Role {
+            found,
+            wanted: plan.role,
+        });
     }
     if found == Role::Replica && plan.level > Level::Recoverable {
         return Err(Error::Unsupported {
-            what: format!("a replica cannot be held at {}: what its primary acknowledged may not have arrived", plan.level),
+            what: format!(
+                "a replica cannot be held at {}: what its primary acknowledged may not have arrived",
+                plan.level
+            ),
             instead: "freeze the primary, or use level: Recoverable".to_owned(),
         });
     }
@@ -165,7 +188,10 @@ async fn reload(link: &mut Link, deadline: Instant) -> Check {
         }
         Ok(_) => failed(
             "privilege-reload",
-            &Error::Privilege { privilege: "RELOAD".to_owned(), grant: "GRANT RELOAD ON *.* TO the account".to_owned() },
+            &Error::Privilege {
+                privilege: "RELOAD".to_owned(),
+                grant: "GRANT RELOAD ON *.* TO the account".to_owned(),
+            },
         ),
         Err(error) => failed("privilege-reload", &error),
     }
@@ -182,7 +208,11 @@ async fn binlog_monitor(link: &mut Link, hello: &Hello, deadline: Instant) -> Ch
     }
     match link.run(deadline, "reading the position", "SHOW MASTER STATUS").await {
         Ok(_) => Check::pass(name, "the account can read the binary log's position"),
-        Err(_) => Check::warn(name, "the account cannot read the binary log's position", "GRANT BINLOG MONITOR ON *.* TO the account"),
+        Err(_) => Check::warn(
+            name,
+            "the account cannot read the binary log's position",
+            "GRANT BINLOG MONITOR ON *.* TO the account",
+        ),
     }
 }
 
@@ -191,7 +221,12 @@ async fn foreign(link: &mut Link, deadline: Instant) -> Check {
     match link.run(deadline, "looking for other freezes", &sql).await {
         Ok(rows) => match rows.first().and_then(|row| text(row, 0)) {
             None => Check::pass("foreign-freeze", "no other freeze"),
-            Some(id) => failed("foreign-freeze", &Error::ForeignFreeze { holder: format!("session {id}, a freeze of Stillpoint") }),
+            Some(id) => failed(
+                "foreign-freeze",
+                &Error::ForeignFreeze {
+                    holder: format!("session {id}, a freeze of Stillpoint"),
+                },
+            ),
         },
         Err(error) => failed("foreign-freeze", &error),
     }
@@ -235,7 +270,10 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
 }
 
 fn reachable(member: &Member) -> Check {
-    Check::pass("reachable", format!("{} answers, and lets the account in", member.address))
+    Check::pass(
+        "reachable",
+        format!("{} answers, and lets the account in", member.address),
+    )
 }
 
 fn failed(name: &'static str, error: &Error) -> Check {

@@ -76,11 +76,17 @@ impl Link {
         let user = options.get_username().to_owned();
         let began = Instant::now();
         let mut connection = by(deadline, "connecting", async {
-            options.connect().await.map_err(|error| errors::connecting(error, &address, &user))
+            options
+                .connect()
+                .await
+                .map_err(|error| errors::connecting(error, &address, &user))
         })
         .await?;
         let rows = run(&mut connection, deadline, "asking who the server is", HELLO).await?;
-        let row = rows.first().ok_or(Error::Server { doing: "asking who the server is", detail: "no row".into() })?;
+        let row = rows.first().ok_or(Error::Server {
+            doing: "asking who the server is",
+            detail: "no row".into(),
+        })?;
         let hello = hello(row, began.elapsed())?;
         Ok(Self { connection, hello })
     }
@@ -98,7 +104,9 @@ impl Link {
     /// Ends the session in order, so that it is gone when this returns.
     pub(super) async fn close(self, deadline: Instant) {
         // Terminate is a courtesy: a socket that is dropped says the same.
-        by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
+        by(deadline, "closing", async { Ok(self.connection.close().await.ok()) })
+            .await
+            .ok();
     }
 }
 
@@ -106,7 +114,11 @@ impl Hello {
     pub(super) fn server(&self) -> ServerInfo {
         ServerInfo {
             version: self.version.clone(),
-            role: if self.incarnation.replica { Role::Replica } else { Role::Primary },
+            role: if self.incarnation.replica {
+                Role::Replica
+            } else {
+                Role::Primary
+            },
             incarnation: self.incarnation.clone(),
             started_at: self.started_at,
         }
@@ -148,7 +160,10 @@ async fn run(
     sql: &str,
 ) -> Result<Vec<PgRow>, Error> {
     by(deadline, doing, async {
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await.map_err(|error| errors::running(error, doing))
+        sqlx::raw_sql(AssertSqlSafe(sql))
+            .fetch_all(connection)
+            .await
+            .map_err(|error| errors::running(error, doing))
     })
     .await
 }
@@ -166,7 +181,9 @@ fn options(
             instead: format!("unset {name} where this process is started"),
         });
     }
-    let database = database.or(member.databases.first().map(String::as_str)).unwrap_or(MAINTENANCE);
+    let database = database
+        .or(member.databases.first().map(String::as_str))
+        .unwrap_or(MAINTENANCE);
     let (user, password) = member.account.as_ref().map_or(("postgres", None), |account| {
         (account.user.as_str(), account.password.as_deref())
     });
@@ -197,15 +214,17 @@ fn options(
         ConnectionAddress::Tcp { host, port } => options.host(host).port(*port),
         ConnectionAddress::Socket { path, port } => options.socket(path).port(*port),
     };
-    let Some(roots) = &member.tls.roots else { return Ok(options) };
+    let Some(roots) = &member.tls.roots else {
+        return Ok(options);
+    };
     let options = match &roots.ca {
         Some(ca) => options.ssl_root_cert_from_pem(ca.as_bytes().to_vec()),
         None => options,
     };
     Ok(match &roots.identity {
-        Some((certificate, key)) => {
-            options.ssl_client_cert_from_pem(certificate.as_bytes()).ssl_client_key_from_pem(key.as_bytes())
-        }
+        Some((certificate, key)) => options
+            .ssl_client_cert_from_pem(certificate.as_bytes())
+            .ssl_client_key_from_pem(key.as_bytes()),
         None => options,
     })
 }
@@ -213,7 +232,10 @@ fn options(
 /// Reads [`HELLO`]. A session that is older than our connecting was somebody else's before: a pooler lent it to us.
 fn hello(row: &PgRow, since_connecting: Duration) -> Result<Hello, Error> {
     let column = |at: usize, what: &'static str| {
-        text(row, at).ok_or_else(|| Error::Server { doing: "asking who the server is", detail: format!("no {what}") })
+        text(row, at).ok_or_else(|| Error::Server {
+            doing: "asking who the server is",
+            detail: format!("no {what}"),
+        })
     };
     let number = |at: usize, what: &'static str| {
         column(at, what)?.parse::<i64>().map_err(|_| Error::Server {
@@ -224,7 +246,10 @@ fn hello(row: &PgRow, since_connecting: Duration) -> Result<Hello, Error> {
     let age = Duration::from_millis(u64::try_from(number(7, "session age")?).unwrap_or(0));
     if age > since_connecting + POOLER_MARGIN {
         return Err(Error::Pooler {
-            detail: format!("the session that we were given is {:.1} s older than our connection", age.as_secs_f64()),
+            detail: format!(
+                "the session that we were given is {:.1} s older than our connection",
+                age.as_secs_f64()
+            ),
         });
     }
     let started = number(5, "start time")?;

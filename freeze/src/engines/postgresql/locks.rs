@@ -66,7 +66,12 @@ const DRAIN: Duration = Duration::from_millis(250);
 const PATIENCE: Duration = Duration::from_millis(60);
 
 /// Opens one session per database and lists its tables. Blocks nobody.
-pub(super) async fn prepare(member: &Member, plan: &Plan, main: &mut Link, deadline: Instant) -> Result<Vec<Database>, Error> {
+pub(super) async fn prepare(
+    member: &Member,
+    plan: &Plan,
+    main: &mut Link,
+    deadline: Instant,
+) -> Result<Vec<Database>, Error> {
     let names = databases(member, main, deadline).await?;
     try_join_all(names.iter().map(|name| async move {
         let mut link = Link::open(member, Some(name), Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
@@ -89,7 +94,10 @@ pub(super) async fn acquire(
     let mut in_the_way = InTheWay::default();
     loop {
         let budget = left(deadline).min(longest_attempt);
-        let pids: Vec<i32> = databases.iter().map(|database| database.link.hello.backend_pid).collect();
+        let pids: Vec<i32> = databases
+            .iter()
+            .map(|database| database.link.hello.backend_pid)
+            .collect();
         let attempt = join_all(databases.iter_mut().map(|database| database.lock(budget)));
         let results = tokio::select! {
             results = attempt => results,
@@ -101,10 +109,17 @@ pub(super) async fn acquire(
             Some(Attempt::Failed(error)) => return Err(error),
         }
         // Whatever was granted is let go at once: nobody waits for us while we wait for somebody else.
-        try_join_all(databases.iter_mut().map(|database| database.link.run(deadline + DRAIN, "letting go", "ROLLBACK")))
-            .await?;
+        try_join_all(
+            databases
+                .iter_mut()
+                .map(|database| database.link.run(deadline + DRAIN, "letting go", "ROLLBACK")),
+        )
+        .await?;
         if left(deadline) <= DRAIN {
-            return Err(Error::Blocked { limit: plan.acquire_timeout, blockers: in_the_way.seen });
+            return Err(Error::Blocked {
+                limit: plan.acquire_timeout,
+                blockers: in_the_way.seen,
+            });
         }
         sleep(DRAIN).await;
     }
@@ -113,14 +128,22 @@ pub(super) async fn acquire(
 /// What a freeze at WriteBlocked would lock, database by database, nothing locked.
 pub(super) async fn survey(member: &Member, main: &mut Link, deadline: Instant) -> Result<Survey, Error> {
     let names = databases(member, main, deadline).await?;
-    let mut survey = Survey { databases: names.len(), room: room_in_the_lock_table(main, deadline).await?, ..Survey::default() };
+    let mut survey = Survey {
+        databases: names.len(),
+        room: room_in_the_lock_table(main, deadline).await?,
+        ..Survey::default()
+    };
     for name in names {
         let mut link = Link::open(member, Some(&name), None, crate::lease::LONGEST_SERVER_TTL, deadline).await?;
         let rows = link.run(deadline, "listing tables", TABLES).await?;
         link.close(deadline).await;
         survey.tables += rows.len();
         let forbidden = rows.iter().filter(|row| text(row, 1).as_deref() != Some("true"));
-        survey.forbidden.extend(forbidden.filter_map(|row| text(row, 0)).map(|table| format!("{name}: {table}")));
+        survey.forbidden.extend(
+            forbidden
+                .filter_map(|row| text(row, 0))
+                .map(|table| format!("{name}: {table}")),
+        );
     }
     Ok(survey)
 }
@@ -129,7 +152,10 @@ pub(super) fn privilege(survey: &Survey) -> Check {
     if survey.forbidden.is_empty() {
         return Check::pass(
             "privilege-lock",
-            format!("all {} tables of {} databases can be locked", survey.tables, survey.databases),
+            format!(
+                "all {} tables of {} databases can be locked",
+                survey.tables, survey.databases
+            ),
         );
     }
     let shown = survey.forbidden.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
@@ -137,7 +163,10 @@ pub(super) fn privilege(survey: &Survey) -> Check {
 }
 
 pub(super) fn room(survey: &Survey) -> Check {
-    let message = format!("{} tables to lock; the lock table has room for {}", survey.tables, survey.room);
+    let message = format!(
+        "{} tables to lock; the lock table has room for {}",
+        survey.tables, survey.room
+    );
     if survey.tables * 2 < survey.room {
         return Check::pass("lock-table", message);
     }
@@ -154,7 +183,11 @@ pub(super) fn session(row: &PgRow) -> (Blocker, bool, bool) {
         age: Duration::from_millis(u64::try_from(number(3)).unwrap_or(0)),
         doing: text(row, 4).unwrap_or_default(),
     };
-    (blocker, text(row, 5).as_deref() == Some("true"), text(row, 6).as_deref() == Some("true"))
+    (
+        blocker,
+        text(row, 5).as_deref() == Some("true"),
+        text(row, 6).as_deref() == Some("true"),
+    )
 }
 
 enum Attempt {
@@ -179,14 +212,23 @@ impl Database {
         let mut first = true;
         // Tables that were created since they were listed; their creators are stopped by the locks, so this ends.
         while first || !missing.is_empty() {
-            let lock = if missing.is_empty() { String::new() } else { format!("; LOCK TABLE {} IN SHARE MODE", missing.join(", ")) };
+            let lock = if missing.is_empty() {
+                String::new()
+            } else {
+                format!("; LOCK TABLE {} IN SHARE MODE", missing.join(", "))
+            };
             let sql = format!("{}{lock}; {TABLES}", if first { &begin } else { "SELECT" });
             first = false;
             let rows = match tokio::time::timeout_at(deadline + DRAIN, self.link.attempt(&sql)).await {
                 Ok(Ok(rows)) => rows,
                 Ok(Err(error)) if errors::not_granted(&error) => return Err(Attempt::NotGranted),
                 // Dropped between listing and locking (undefined_table): list again.
-                Ok(Err(error)) if error.as_database_error().and_then(|e| e.code()).is_some_and(|code| code == "42P01") => {
+                Ok(Err(error))
+                    if error
+                        .as_database_error()
+                        .and_then(sqlx::error::DatabaseError::code)
+                        .is_some_and(|code| code == "42P01") =>
+                {
                     self.tables.clear();
                     return Err(Attempt::NotGranted);
                 }
@@ -198,7 +240,11 @@ impl Database {
             self.tables.extend(listed);
         }
         let keep = "SET LOCAL statement_timeout = 5000";
-        self.link.attempt(keep).await.map(drop).map_err(|error| Attempt::Failed(errors::running(error, "locking tables")))
+        self.link
+            .attempt(keep)
+            .await
+            .map(drop)
+            .map_err(|error| Attempt::Failed(errors::running(error, "locking tables")))
     }
 }
 
@@ -218,7 +264,12 @@ async fn watch(
     );
     loop {
         sleep(PATIENCE).await;
-        let Ok(rows) = main.run(deadline + DRAIN, "looking for sessions in the way", &sql).await else { continue };
+        let Ok(rows) = main
+            .run(deadline + DRAIN, "looking for sessions in the way", &sql)
+            .await
+        else {
+            continue;
+        };
         let sessions: Vec<_> = rows.iter().map(session).collect();
         if !sessions.is_empty() {
             in_the_way.seen = sessions.iter().map(|(blocker, ..)| blocker.clone()).collect();
@@ -252,7 +303,12 @@ async fn databases(member: &Member, main: &mut Link, deadline: Instant) -> Resul
         return Ok(member.databases.clone());
     }
     let sql = "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
-    Ok(main.run(deadline, "listing databases", sql).await?.iter().filter_map(|row| text(row, 0)).collect())
+    Ok(main
+        .run(deadline, "listing databases", sql)
+        .await?
+        .iter()
+        .filter_map(|row| text(row, 0))
+        .collect())
 }
 
 /// The tables to lock. One that may not be locked refuses: what is not locked is not blocked.
@@ -269,7 +325,8 @@ async fn lockable(link: &mut Link, deadline: Instant) -> Result<BTreeSet<String>
 fn forbidden(which: &str, count: usize) -> Error {
     Error::Privilege {
         privilege: format!("the right to lock {count} tables, among them {which}"),
-        grant: "GRANT pg_write_all_data TO the account (PostgreSQL 17 and later: pg_maintain and pg_read_all_data)".into(),
+        grant: "GRANT pg_write_all_data TO the account (PostgreSQL 17 and later: pg_maintain and pg_read_all_data)"
+            .into(),
     }
 }
 
@@ -277,5 +334,9 @@ async fn room_in_the_lock_table(main: &mut Link, deadline: Instant) -> Result<us
     let sql = "SELECT (current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint \
                + current_setting('max_prepared_transactions')::bigint))::text";
     let rows = main.run(deadline, "reading the size of the lock table", sql).await?;
-    Ok(rows.first().and_then(|row| text(row, 0)).and_then(|room| room.parse().ok()).unwrap_or(0))
+    Ok(rows
+        .first()
+        .and_then(|row| text(row, 0))
+        .and_then(|room| room.parse().ok())
+        .unwrap_or(0))
 }

@@ -4,7 +4,7 @@ use api::{Artifact, ArtifactKind, Copy, Position};
 
 /// Steps in Markdown (manual, 26.3.4 and 26.3.3.6), with what this freeze knows filled in.
 pub(super) fn recipe(copy: Copy, position: Option<&Position>, artifacts: &[Artifact]) -> String {
-    let stood = position.map(Position::summary).unwrap_or_else(|| "not recorded".to_owned());
+    let stood = position.map_or_else(|| "not recorded".to_owned(), Position::summary);
     let quiet = "Start it isolated first: `archive_mode=off`, `primary_conninfo=''`, \
                  `max_logical_replication_workers=0`, another port. Then check it: `pg_amcheck --all`.";
     match copy {
@@ -15,9 +15,18 @@ pub(super) fn recipe(copy: Copy, position: Option<&Position>, artifacts: &[Artif
              3. Start the same major version on it. {quiet}\n"
         ),
         Copy::Files => {
-            let content = |kind| artifacts.iter().find(|artifact| artifact.kind == kind).map(|artifact| artifact.content.as_str());
+            let content = |kind| {
+                artifacts
+                    .iter()
+                    .find(|artifact| artifact.kind == kind)
+                    .map(|artifact| artifact.content.as_str())
+            };
             let range = content(ArtifactKind::WalRange).unwrap_or("from the start to the stop position");
-            let map = if content(ArtifactKind::TablespaceMap).is_some() { "`backup_label` and `tablespace_map`" } else { "`backup_label`" };
+            let map = if content(ArtifactKind::TablespaceMap).is_some() {
+                "`backup_label` and `tablespace_map`"
+            } else {
+                "`backup_label`"
+            };
             format!(
                 "Position: {stood}\n\n\
                  1. Put the copied files into an empty data directory of mode 0700; remove `postmaster.pid` and the \
