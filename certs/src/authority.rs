@@ -64,7 +64,7 @@ const BACKDATED: Duration = Duration::from_secs(3600);
 impl Authority {
     /// A new authority called `name`.
     pub fn create(name: &str, now: Timestamp) -> Result<(Self, KeyPairPem), AuthorityError> {
-        let mut params = dated(name, &[], now, AUTHORITY_LIFE);
+        let mut params = dated(name, now, AUTHORITY_LIFE);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
@@ -126,7 +126,7 @@ impl Authority {
 
     /// A serving certificate.
     pub fn serve(&self, names: &Names, now: Timestamp, life: Duration) -> Result<KeyPairPem, AuthorityError> {
-        let mut params = dated("stillpoint-apiserver", &[], now, life);
+        let mut params = dated("stillpoint-apiserver", now, life);
         for name in &names.dns {
             params
                 .subject_alt_names
@@ -139,9 +139,16 @@ impl Authority {
         self.sign(params)
     }
 
-    /// A client certificate for `identity`.
-    pub fn client(&self, identity: &Identity, now: Timestamp, life: Duration) -> Result<KeyPairPem, AuthorityError> {
-        let mut params = dated(&identity.name, &identity.groups, now, life);
+    /// A client certificate for a user of one group: rcgen keeps one name of each kind.
+    pub fn client(
+        &self,
+        name: &str,
+        group: &str,
+        now: Timestamp,
+        life: Duration,
+    ) -> Result<KeyPairPem, AuthorityError> {
+        let mut params = dated(name, now, life);
+        params.distinguished_name.push(DnType::OrganizationName, group);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         self.sign(params)
     }
@@ -202,15 +209,10 @@ fn read(path: &Path) -> Result<Option<String>, AuthorityError> {
 }
 
 /// rcgen's defaults would name every certificate alike and make it valid for centuries.
-fn dated(name: &str, organizations: &[String], now: Timestamp, life: Duration) -> CertificateParams {
+fn dated(name: &str, now: Timestamp, life: Duration) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::CommonName, name);
-    for organization in organizations {
-        params
-            .distinguished_name
-            .push(DnType::OrganizationName, organization.as_str());
-    }
     let epoch = std::time::SystemTime::UNIX_EPOCH;
     let at = |timestamp: Timestamp| epoch + Duration::from_secs(u64::try_from(timestamp.as_second()).unwrap_or(0));
     params.not_before = at(now - BACKDATED).into();

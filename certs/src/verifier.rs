@@ -152,9 +152,9 @@ mod tests {
         let (theirs, _) = Authority::create("theirs", now).unwrap();
         let dba = Identity {
             name: "dba".into(),
-            groups: vec!["stillpoint:freezer".into(), "people".into()],
+            groups: vec!["stillpoint:freezer".into()],
         };
-        let pair = ours.client(&dba, now, DAY).unwrap();
+        let pair = ours.client("dba", "stillpoint:freezer", now, DAY).unwrap();
         let shown = chain(&pair.certificate);
         assert_eq!(verify_client(&shown, ours.certificate(), now), Ok(dba));
         assert!(matches!(
