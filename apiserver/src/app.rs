@@ -97,10 +97,12 @@ impl App {
         let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
         let label = label(asked.as_ref().ok());
         let span = info_span!("request", method = %parts.method, path = parts.uri.path(), audit_id = %id);
-        let gzip = parts
+        // On loopback it would cost both ends more than it saves.
+        let accepts = parts
             .headers
             .get(header::ACCEPT_ENCODING)
             .is_some_and(|value| value.as_bytes().windows(4).any(|w| w == b"gzip"));
+        let gzip = accepts && !peer.address.ip().is_loopback();
         let work = async {
             let answer = timeout(DEADLINE, self.answer(asked, &parts, query, body, &peer)).await;
             answer.unwrap_or_else(|_| Err(ApiError::timeout("the request did not finish within 60 s")))

@@ -55,13 +55,32 @@ const FACTS: &str = "SELECT current_setting('fsync'), current_setting('full_page
          ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size'))::text END, \
     (SELECT string_agg('session ' || pid || ' (' || application_name || ')', ', ') FROM pg_stat_activity \
        WHERE application_name LIKE 'stillpoint/%' AND application_name <> current_setting('application_name')), \
-    (SELECT setting FROM pg_settings WHERE name = 'deadlock_timeout')";
+    (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::bigint::text";
+
+/// What an atomic freeze must know before it is tried; the rights tell themselves when they are used.
+const SETTINGS: &str = "SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('wal_level'), \
+    NULL, NULL, NULL, 'true', NULL, NULL, \
+    (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::bigint::text";
 
 /// Below this a slot may be invalidated while files are being copied.
 const LITTLE_WAL: i64 = 1 << 30;
 
+/// Everything that the preflight tells.
 pub(super) async fn facts(link: &mut Link, deadline: Instant) -> Result<Facts, Error> {
-    let rows = link.run(deadline, "reading settings and rights", FACTS).await?;
+    ask(link, FACTS, deadline).await
+}
+
+/// What prepare needs: a file copy's rights and slots are checked before the backup is begun.
+pub(super) async fn facts_for(copy: Copy, link: &mut Link, deadline: Instant) -> Result<Facts, Error> {
+    let sql = match copy {
+        Copy::Atomic => SETTINGS,
+        Copy::Files => FACTS,
+    };
+    ask(link, sql, deadline).await
+}
+
+async fn ask(link: &mut Link, sql: &str, deadline: Instant) -> Result<Facts, Error> {
+    let rows = link.run(deadline, "reading settings and rights", sql).await?;
     let Some(row) = rows.first() else {
         return Err(Error::Server {
             doing: "reading settings and rights",

@@ -47,7 +47,8 @@ pub(super) struct Hello {
     pub(super) backend_pid: i32,
 }
 
-/// One row, whatever the state of the server. `pg_walfile_name` fails in recovery, so the timeline comes from the last
+/// One row, whatever the state of the server. Functions rather than views: a new session would plan the views' joins first,
+/// which takes milliseconds. `pg_walfile_name` fails in recovery, so the timeline comes from the last
 /// checkpoint there.
 const HELLO: &str = "SELECT current_setting('server_version_num'), current_setting('server_version'), \
     (SELECT system_identifier::text FROM pg_control_system()), \
@@ -57,7 +58,7 @@ const HELLO: &str = "SELECT current_setting('server_version_num'), current_setti
     (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint::text, \
     pg_backend_pid()::text, \
     (SELECT (extract(epoch FROM clock_timestamp() - backend_start) * 1000)::bigint::text \
-       FROM pg_stat_activity WHERE pid = pg_backend_pid())";
+       FROM pg_stat_get_activity(pg_backend_pid()))";
 
 impl Link {
     /// Connects to `database` (or the first that the Database names) and asks who answers.

@@ -49,7 +49,7 @@ struct Holding {
 /// Opens every session that the plan needs and does what is slow. Blocks nobody.
 pub(super) async fn prepare(member: &Member, plan: &Plan, deadline: Instant) -> Result<Ready, Error> {
     let mut main = Link::open(member, None, Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
-    let facts = checks::facts(&mut main, deadline).await?;
+    let facts = checks::facts_for(plan.copy, &mut main, deadline).await?;
     let warnings = checks::refuse_or_warn(&main.hello, &facts, plan)?;
     let databases = match plan.level {
         Level::WriteBlocked => locks::prepare(member, plan, &mut main, deadline).await?,
@@ -239,15 +239,24 @@ impl Holding {
             .and_then(|row| text(row, 0))
             .and_then(|count| count.parse().ok()))
     }
+}
 
-    /// Asks whoever answers at the address now, and whether our session is still among its sessions.
-    async fn still_the_same(&self, deadline: Instant) -> Result<Option<String>, Error> {
+/// A session that holds, as a fresh connection to the same address looks for it.
+#[derive(Debug)]
+struct Sought {
+    member: Member,
+    incarnation: Incarnation,
+    pid: i32,
+    name: String,
+}
+
+impl Sought {
+    /// Asks whoever answers at the address now, and whether our session is still among its sessions. Answers what is not
+    /// as it was.
+    async fn found(&self, deadline: Instant) -> Result<Option<String>, Error> {
         let mut fresh = Link::open(&self.member, None, None, LONGEST_SERVER_TTL, deadline).await?;
-        let sql = format!(
-            "SELECT count(*)::text FROM pg_stat_activity WHERE pid = {} AND application_name = {}",
-            self.main.hello.backend_pid,
-            literal(&format!("{MARK}{}", self.plan.freeze_uid)),
-        );
+        let (pid, name) = (self.pid, literal(&self.name));
+        let sql = format!("SELECT count(*)::text FROM pg_stat_get_activity({pid}) WHERE application_name = {name}");
         let rows = fresh.run(deadline, "looking for our session", &sql).await?;
         let found = fresh.hello.incarnation.clone();
         fresh.close(deadline).await;
@@ -305,8 +314,15 @@ impl Held for Holding {
             ProofKind::SessionHeld
         };
         let before = Position::Postgresql(self.position.clone());
-        self.beat(LONGEST_SERVER_TTL, deadline).await?;
-        let reason = match self.still_the_same(deadline).await {
+        let sought = Sought {
+            member: self.member.clone(),
+            incarnation: self.incarnation.clone(),
+            pid: self.main.hello.backend_pid,
+            name: format!("{MARK}{}", self.plan.freeze_uid),
+        };
+        let (beat, found) = tokio::join!(self.beat(LONGEST_SERVER_TTL, deadline), sought.found(deadline));
+        beat?;
+        let reason = match found {
             Ok(None) => match self.escaped(deadline).await? {
                 Some(0) => None,
                 Some(count) => Some(format!(
