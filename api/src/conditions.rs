@@ -111,29 +111,10 @@ mod tests {
 
     #[test]
     fn the_transition_time_moves_only_with_the_status() {
-        let (first, later) = (
-            Timestamp::from_second(1_000).unwrap(),
-            Timestamp::from_second(2_000).unwrap(),
-        );
+        let (first, later) = (Timestamp::from_second(1_000).unwrap(), Timestamp::from_second(2_000).unwrap());
         let mut conditions = Vec::new();
-        set_condition(
-            &mut conditions,
-            types::READY,
-            false,
-            reasons::PAUSED,
-            "paused",
-            None,
-            first,
-        );
-        set_condition(
-            &mut conditions,
-            types::READY,
-            false,
-            reasons::BLOCKED,
-            "blocked",
-            None,
-            later,
-        );
+        set_condition(&mut conditions, types::READY, false, reasons::PAUSED, "paused", None, first);
+        set_condition(&mut conditions, types::READY, false, reasons::BLOCKED, "blocked", None, later);
         assert_eq!(conditions[0].last_transition_time, Time(first));
         assert_eq!(conditions[0].reason, reasons::BLOCKED);
         set_condition(&mut conditions, types::READY, true, reasons::OK, "", None, later);

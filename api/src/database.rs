@@ -243,14 +243,8 @@ impl Endpoint {
     pub fn address(&self, engine: Engine) -> Option<ConnectionAddress> {
         let port = self.port.unwrap_or(engine.default_port());
         match (&self.host, &self.socket) {
-            (Some(host), None) => Some(ConnectionAddress::Tcp {
-                host: host.clone(),
-                port,
-            }),
-            (None, Some(path)) => Some(ConnectionAddress::Socket {
-                path: path.clone(),
-                port,
-            }),
+            (Some(host), None) => Some(ConnectionAddress::Tcp { host: host.clone(), port }),
+            (None, Some(path)) => Some(ConnectionAddress::Socket { path: path.clone(), port }),
             _ => None,
         }
     }
@@ -271,9 +265,7 @@ impl DatabaseSpec {
     pub fn tls_mode(&self, address: &ConnectionAddress) -> TlsMode {
         match &self.tls {
             Some(Tls { mode: Some(mode), .. }) => *mode,
-            Some(Tls {
-                ca_secret_ref: Some(_), ..
-            }) => TlsMode::VerifyFull,
+            Some(Tls { ca_secret_ref: Some(_), .. }) => TlsMode::VerifyFull,
             None if address.is_local() => TlsMode::Disable,
             Some(_) | None => TlsMode::Require,
         }
@@ -286,10 +278,7 @@ impl ConnectionAddress {
         match self {
             Self::Socket { .. } => true,
             Self::Tcp { host, .. } => {
-                host == "localhost"
-                    || host
-                        .parse::<std::net::IpAddr>()
-                        .is_ok_and(|address| address.is_loopback())
+                host == "localhost" || host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
             }
         }
     }
@@ -298,19 +287,14 @@ impl ConnectionAddress {
 impl FreezePolicy {
     /// How long a claim lasts that asked for `wanted`.
     pub fn ttl(&self, level: Level, copy: Copy, wanted: Option<u32>) -> Duration {
-        let wanted = wanted
-            .or(self.ttl_seconds)
-            .map(|seconds| Duration::from_secs(u64::from(seconds)));
-        wanted
-            .unwrap_or_else(|| level.default_ttl())
-            .min(self.max_frozen(level, copy))
+        let wanted = wanted.or(self.ttl_seconds).map(|seconds| Duration::from_secs(u64::from(seconds)));
+        wanted.unwrap_or_else(|| level.default_ttl()).min(self.max_frozen(level, copy))
     }
 
     /// The longest a freeze lasts, renewals included.
     pub fn max_frozen(&self, level: Level, copy: Copy) -> Duration {
         let ceiling = copy.longest(level);
-        self.max_frozen_seconds
-            .map_or(ceiling, |seconds| Duration::from_secs(u64::from(seconds)).min(ceiling))
+        self.max_frozen_seconds.map_or(ceiling, |seconds| Duration::from_secs(u64::from(seconds)).min(ceiling))
     }
 
     /// See [`FreezePolicy::acquire_timeout_seconds`].
@@ -342,10 +326,7 @@ impl Default for FreezePolicy {
 impl Default for Blockers {
     /// Five seconds: what a short transaction needs, and a report does not.
     fn default() -> Self {
-        Self {
-            policy: BlockerPolicy::default(),
-            older_than_seconds: 5,
-        }
+        Self { policy: BlockerPolicy::default(), older_than_seconds: 5 }
     }
 }
 

@@ -257,29 +257,15 @@ impl Check {
 
     /// A check that a freeze survives, and a person should know of.
     pub fn warn(name: impl Into<String>, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self {
-            fix: Some(fix.into()),
-            ..Self::new(name, CheckResult::Warn, message)
-        }
+        Self { fix: Some(fix.into()), ..Self::new(name, CheckResult::Warn, message) }
     }
 
     /// A check that refuses the freeze; `reason` is one of [`conditions::reasons`](crate::conditions::reasons).
     pub fn fail(name: impl Into<String>, reason: &str, message: impl Into<String>, fix: impl Into<String>) -> Self {
-        Self {
-            fix: Some(fix.into()),
-            reason: Some(reason.to_owned()),
-            ..Self::new(name, CheckResult::Fail, message)
-        }
+        Self { fix: Some(fix.into()), reason: Some(reason.to_owned()), ..Self::new(name, CheckResult::Fail, message) }
     }
 
     fn new(name: impl Into<String>, result: CheckResult, message: impl Into<String>) -> Self {
-        Self {
-            database: String::new(),
-            name: name.into(),
-            result,
-            message: message.into(),
-            fix: None,
-            reason: None,
-        }
+        Self { database: String::new(), name: name.into(), result, message: message.into(), fix: None, reason: None }
     }
 }

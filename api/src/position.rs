@@ -52,24 +52,13 @@ impl Position {
     pub fn summary(&self) -> String {
         match self {
             Self::Postgresql(p) => match &p.stop_lsn {
-                Some(stop) => format!(
-                    "{}..{stop} (timeline {})",
-                    p.start_lsn.as_deref().unwrap_or(&p.lsn),
-                    p.timeline
-                ),
+                Some(stop) => format!("{}..{stop} (timeline {})", p.start_lsn.as_deref().unwrap_or(&p.lsn), p.timeline),
                 None => format!("{} (timeline {})", p.lsn, p.timeline),
             },
             Self::Mariadb(p) => {
-                let binlog = p
-                    .binlog_file
-                    .as_ref()
-                    .zip(p.binlog_position)
-                    .map(|(file, at)| format!("{file}:{at}"));
-                let gtid = p
-                    .gtid_binlog_pos
-                    .as_ref()
-                    .filter(|gtid| !gtid.is_empty())
-                    .map(|gtid| format!("gtid {gtid}"));
+                let binlog = p.binlog_file.as_ref().zip(p.binlog_position).map(|(file, at)| format!("{file}:{at}"));
+                let gtid =
+                    p.gtid_binlog_pos.as_ref().filter(|gtid| !gtid.is_empty()).map(|gtid| format!("gtid {gtid}"));
                 let lsn = p.innodb_lsn.map(|lsn| format!("innodb {lsn}"));
                 match [binlog, gtid, lsn].into_iter().flatten().take(2).collect::<Vec<_>>() {
                     parts if parts.is_empty() => "unknown".to_owned(),

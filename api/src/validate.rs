@@ -37,11 +37,7 @@ pub fn database(spec: &DatabaseSpec) -> Vec<Cause> {
         }
     }
     if let Some(credentials) = &spec.credentials {
-        required(
-            "spec.credentials.secretRef.name",
-            &credentials.secret_ref.name,
-            &mut causes,
-        );
+        required("spec.credentials.secretRef.name", &credentials.secret_ref.name, &mut causes);
         required("spec.credentials.usernameKey", &credentials.username_key, &mut causes);
         required("spec.credentials.passwordKey", &credentials.password_key, &mut causes);
     }
@@ -54,44 +50,19 @@ pub fn database(spec: &DatabaseSpec) -> Vec<Cause> {
                 "name a Secret whose key ca.crt holds the CA that the server's certificate is checked against".into(),
             ));
         }
-        for (field, secret) in [
-            ("spec.tls.caSecretRef.name", &tls.ca_secret_ref),
-            ("spec.tls.certSecretRef.name", &tls.cert_secret_ref),
-        ] {
+        for (field, secret) in
+            [("spec.tls.caSecretRef.name", &tls.ca_secret_ref), ("spec.tls.certSecretRef.name", &tls.cert_secret_ref)]
+        {
             if let Some(secret) = secret {
                 required(field, &secret.name, &mut causes);
             }
         }
     }
     let policy = &spec.freeze;
-    within(
-        "spec.freeze.acquireTimeoutSeconds",
-        Some(policy.acquire_timeout_seconds),
-        1,
-        15,
-        &mut causes,
-    );
-    within(
-        "spec.freeze.prepareTimeoutSeconds",
-        Some(policy.prepare_timeout_seconds),
-        1,
-        600,
-        &mut causes,
-    );
-    within(
-        "spec.freeze.ttlSeconds",
-        policy.ttl_seconds,
-        1,
-        LONGEST_TTL_SECONDS,
-        &mut causes,
-    );
-    within(
-        "spec.freeze.maxFrozenSeconds",
-        policy.max_frozen_seconds,
-        1,
-        LONGEST_TTL_SECONDS,
-        &mut causes,
-    );
+    within("spec.freeze.acquireTimeoutSeconds", Some(policy.acquire_timeout_seconds), 1, 15, &mut causes);
+    within("spec.freeze.prepareTimeoutSeconds", Some(policy.prepare_timeout_seconds), 1, 600, &mut causes);
+    within("spec.freeze.ttlSeconds", policy.ttl_seconds, 1, LONGEST_TTL_SECONDS, &mut causes);
+    within("spec.freeze.maxFrozenSeconds", policy.max_frozen_seconds, 1, LONGEST_TTL_SECONDS, &mut causes);
     causes
 }
 
@@ -112,30 +83,16 @@ pub fn database_update(new: &DatabaseSpec, old: &DatabaseSpec) -> Vec<Cause> {
 pub fn freeze(spec: &FreezeSpec) -> Vec<Cause> {
     let mut causes = Vec::new();
     if spec.targets.is_empty() {
-        causes.push(cause(
-            "spec.targets",
-            CauseKind::Required,
-            "name at least one Database".into(),
-        ));
+        causes.push(cause("spec.targets", CauseKind::Required, "name at least one Database".into()));
     }
     if spec.targets.len() > MOST_TARGETS {
-        causes.push(invalid(
-            "spec.targets",
-            format!("holds {}; at most {MOST_TARGETS}", spec.targets.len()),
-        ));
+        causes.push(invalid("spec.targets", format!("holds {}; at most {MOST_TARGETS}", spec.targets.len())));
     }
     for (at, target) in spec.targets.iter().enumerate() {
         let field = format!("spec.targets[{at}].database");
         required(&field, &target.database, &mut causes);
-        if spec.targets[..at]
-            .iter()
-            .any(|earlier| earlier.database == target.database)
-        {
-            causes.push(cause(
-                &field,
-                CauseKind::Duplicate,
-                format!("{:?} is named twice", target.database),
-            ));
+        if spec.targets[..at].iter().any(|earlier| earlier.database == target.database) {
+            causes.push(cause(&field, CauseKind::Duplicate, format!("{:?} is named twice", target.database)));
         }
     }
     level_and_copy(spec.level, spec.copy, spec.targets.len(), &mut causes);
@@ -147,11 +104,7 @@ pub fn freeze(spec: &FreezeSpec) -> Vec<Cause> {
 /// A change of `Freeze.spec`: only `desired` may change, and only to `Thawed`.
 pub fn freeze_update(new: &FreezeSpec, old: &FreezeSpec) -> Vec<Cause> {
     let mut causes = freeze(new);
-    if (FreezeSpec {
-        desired: old.desired,
-        ..new.clone()
-    }) != *old
-    {
+    if (FreezeSpec { desired: old.desired, ..new.clone() }) != *old {
         causes.push(cause(
             "spec",
             CauseKind::Forbidden,
@@ -177,10 +130,7 @@ pub fn quiesce(name: &str, spec: &QuiesceSpec) -> Vec<Cause> {
         causes.push(invalid("spec.uid", "must be 1 to 128 bytes without spaces"));
     }
     if spec.with.len() >= MOST_TARGETS {
-        causes.push(invalid(
-            "spec.with",
-            format!("names {}; at most {}", spec.with.len(), MOST_TARGETS - 1),
-        ));
+        causes.push(invalid("spec.with", format!("names {}; at most {}", spec.with.len(), MOST_TARGETS - 1)));
     }
     for (at, other) in spec.with.iter().enumerate() {
         let field = format!("spec.with[{at}]");
@@ -189,12 +139,7 @@ pub fn quiesce(name: &str, spec: &QuiesceSpec) -> Vec<Cause> {
             causes.push(cause(&field, CauseKind::Duplicate, format!("{other:?} is named twice")));
         }
     }
-    level_and_copy(
-        spec.level,
-        spec.copy.unwrap_or_default(),
-        1 + spec.with.len(),
-        &mut causes,
-    );
+    level_and_copy(spec.level, spec.copy.unwrap_or_default(), 1 + spec.with.len(), &mut causes);
     within("spec.ttlSeconds", spec.ttl_seconds, 1, LONGEST_TTL_SECONDS, &mut causes);
     reason(spec.reason.as_deref(), &mut causes);
     causes
@@ -204,11 +149,7 @@ fn endpoint(spec: &DatabaseSpec, causes: &mut Vec<Cause>) {
     let endpoint = &spec.endpoint;
     match (&endpoint.host, &endpoint.socket) {
         (None, None) => {
-            causes.push(cause(
-                "spec.endpoint.host",
-                CauseKind::Required,
-                "give a host, or a socket".into(),
-            ));
+            causes.push(cause("spec.endpoint.host", CauseKind::Required, "give a host, or a socket".into()));
         }
         (Some(_), Some(_)) => {
             causes.push(cause(
@@ -219,10 +160,7 @@ fn endpoint(spec: &DatabaseSpec, causes: &mut Vec<Cause>) {
         }
         (Some(host), None) => {
             if host.is_empty() || host.len() > 253 || host.contains(|c: char| c.is_whitespace() || "/@?#".contains(c)) {
-                causes.push(invalid(
-                    "spec.endpoint.host",
-                    "must be a host name or an address, without scheme or port",
-                ));
+                causes.push(invalid("spec.endpoint.host", "must be a host name or an address, without scheme or port"));
             }
         }
         (None, Some(socket)) => {
@@ -278,11 +216,7 @@ fn invalid(field: &str, message: impl Into<String>) -> Cause {
 }
 
 fn cause(field: &str, kind: CauseKind, message: String) -> Cause {
-    Cause {
-        field: field.to_owned(),
-        kind,
-        message,
-    }
+    Cause { field: field.to_owned(), kind, message }
 }
 
 #[cfg(test)]
@@ -301,38 +235,18 @@ mod tests {
 
     #[test]
     fn a_host_and_an_engine_are_enough() {
-        assert_eq!(
-            database(&spec(
-                json!({"engine": "PostgreSQL", "endpoint": {"host": "db.example"}})
-            )),
-            []
-        );
+        assert_eq!(database(&spec(json!({"engine": "PostgreSQL", "endpoint": {"host": "db.example"}}))), []);
     }
 
     #[test]
     fn every_wrong_field_of_a_database_is_named() {
         let cases = [
             (json!({"engine": "MariaDB", "endpoint": {}}), "spec.endpoint.host"),
-            (
-                json!({"engine": "MariaDB", "endpoint": {"host": "h", "socket": "/s"}}),
-                "spec.endpoint.socket",
-            ),
-            (
-                json!({"engine": "MariaDB", "endpoint": {"host": "mysql://h"}}),
-                "spec.endpoint.host",
-            ),
-            (
-                json!({"engine": "MariaDB", "endpoint": {"socket": "relative"}}),
-                "spec.endpoint.socket",
-            ),
-            (
-                json!({"engine": "MariaDB", "endpoint": {"host": "h", "port": 0}}),
-                "spec.endpoint.port",
-            ),
-            (
-                json!({"engine": "MariaDB", "endpoint": {"host": "h"}, "databases": ["a", "a"]}),
-                "spec.databases[1]",
-            ),
+            (json!({"engine": "MariaDB", "endpoint": {"host": "h", "socket": "/s"}}), "spec.endpoint.socket"),
+            (json!({"engine": "MariaDB", "endpoint": {"host": "mysql://h"}}), "spec.endpoint.host"),
+            (json!({"engine": "MariaDB", "endpoint": {"socket": "relative"}}), "spec.endpoint.socket"),
+            (json!({"engine": "MariaDB", "endpoint": {"host": "h", "port": 0}}), "spec.endpoint.port"),
+            (json!({"engine": "MariaDB", "endpoint": {"host": "h"}, "databases": ["a", "a"]}), "spec.databases[1]"),
             (
                 json!({"engine": "MariaDB", "endpoint": {"host": "h"}, "tls": {"mode": "VerifyFull"}}),
                 "spec.tls.caSecretRef",
@@ -355,35 +269,17 @@ mod tests {
     fn a_group_is_held_at_write_blocked_and_cut_at_one_instant() {
         let quiesce_of = |value| quiesce("orders", &serde_json::from_value(value).unwrap());
         assert_eq!(quiesce_of(json!({"with": ["billing"]})), []);
-        assert_eq!(
-            fields(&quiesce_of(json!({"with": ["billing"], "level": "Durable"}))),
-            ["spec.level"]
-        );
-        assert_eq!(
-            fields(&quiesce_of(json!({"with": ["billing"], "copy": "Files"}))),
-            ["spec.copy"]
-        );
+        assert_eq!(fields(&quiesce_of(json!({"with": ["billing"], "level": "Durable"}))), ["spec.level"]);
+        assert_eq!(fields(&quiesce_of(json!({"with": ["billing"], "copy": "Files"}))), ["spec.copy"]);
         assert_eq!(fields(&quiesce_of(json!({"with": ["orders"]}))), ["spec.with[0]"]);
     }
 
     #[test]
     fn only_desired_may_change_in_a_freeze() {
         let old: FreezeSpec = serde_json::from_value(json!({"targets": [{"database": "orders"}]})).unwrap();
-        let thawed = FreezeSpec {
-            desired: crate::Desired::Thawed,
-            ..old.clone()
-        };
+        let thawed = FreezeSpec { desired: crate::Desired::Thawed, ..old.clone() };
         assert_eq!(freeze_update(&thawed, &old), []);
         assert_eq!(fields(&freeze_update(&old, &thawed)), ["spec.desired"]);
-        assert_eq!(
-            fields(&freeze_update(
-                &FreezeSpec {
-                    ttl_seconds: Some(3),
-                    ..old.clone()
-                },
-                &old
-            )),
-            ["spec"]
-        );
+        assert_eq!(fields(&freeze_update(&FreezeSpec { ttl_seconds: Some(3), ..old.clone() }, &old)), ["spec"]);
     }
 }

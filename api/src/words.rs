@@ -99,23 +99,9 @@ macro_rules! words {
     };
 }
 words!(Engine { PostgreSQL, MariaDB });
-words!(Level {
-    Recoverable,
-    Durable,
-    WriteBlocked
-});
+words!(Level { Recoverable, Durable, WriteBlocked });
 words!(Copy { Atomic, Files });
-words!(Phase {
-    Pending,
-    Preparing,
-    Acquiring,
-    Frozen,
-    Thawing,
-    Thawed,
-    Failed,
-    Expired,
-    Lost
-});
+words!(Phase { Pending, Preparing, Acquiring, Frozen, Thawing, Thawed, Failed, Expired, Lost });
 words!(Role { Primary, Replica });
 
 impl Engine {

@@ -7,13 +7,13 @@
 //! One wrapper owns the request's id, deadline, body limit, panic, metrics and the rendering of errors; handlers return
 //! a `Result`.
 
-use std::{convert::Infallible, panic::AssertUnwindSafe, sync::Arc, time::Duration};
+use std::{panic::AssertUnwindSafe, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use certs::Peer;
 use futures::FutureExt;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt, Full, Limited, combinators::UnsyncBoxBody};
+use http::{HeaderValue, Request, Response, StatusCode, header};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info_span};
 
 use crate::{
-    auth::{Authenticator, Authorizer, User, authorize},
+    answer::{Answer, AnswerBody, Parts, json_answer},
+    auth::{Authenticator, Authorizer, authorize},
     discovery,
     error::ApiError,
     metrics::{self, Metrics},
@@ -33,9 +34,6 @@ use crate::{
     resources::Resource,
     target::{Document, Target, target},
 };
-
-/// What a response's body is made of.
-pub type AnswerBody = UnsyncBoxBody<Bytes, Infallible>;
 
 /// Everything that a request may need. One per server.
 #[derive(Debug)]
@@ -48,24 +46,6 @@ pub struct App {
     pub stopping: CancellationToken,
 }
 
-/// What a handler answers.
-pub enum Answer {
-    /// Bytes that are JSON already.
-    Json {
-        code: StatusCode,
-        bytes: Bytes,
-        warnings: Vec<String>,
-    },
-    Other {
-        code: StatusCode,
-        content_type: &'static str,
-        bytes: Bytes,
-        headers: Vec<(header::HeaderName, String)>,
-    },
-    /// A stream that ends when the server stops.
-    Stream(AnswerBody),
-}
-
 /// Upstream's limit of a body.
 const BODY: usize = 3 * 1024 * 1024;
 /// Upstream's deadline of what does not watch.
@@ -73,25 +53,12 @@ const DEADLINE: Duration = Duration::from_secs(60);
 /// Above this, gzip pays (apiserver `responsewriters/writers.go`).
 const GZIP_ABOVE: usize = 128 * 1024;
 
-/// A request without its body.
-pub(crate) struct Parts<'a> {
-    pub(crate) headers: &'a HeaderMap,
-    pub(crate) query: Query,
-    pub(crate) form: Form,
-}
-
 impl App {
     /// The one wrapper.
     pub async fn serve(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<AnswerBody> {
         let began = Instant::now();
-        let id = request
-            .headers()
-            .get("audit-id")
-            .and_then(|id| id.to_str().ok())
-            .map(str::to_owned);
-        let id = id
-            .filter(|id| id.len() <= 64)
-            .unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
+        let id = request.headers().get("audit-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let id = id.filter(|id| id.len() <= 64).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let (parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query());
         let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
@@ -113,8 +80,7 @@ impl App {
         if let Ok(value) = HeaderValue::from_str(&id) {
             response.headers_mut().insert("audit-id", value);
         }
-        self.metrics
-            .request(label, response.status().as_u16(), began.elapsed().as_secs_f64());
+        self.metrics.request(label, response.status().as_u16(), began.elapsed().as_secs_f64());
         response
     }
 
@@ -133,20 +99,13 @@ impl App {
         }
         let user = self.authenticator.authenticate(peer, &parts.headers, now)?;
         let target = authorize(self.authorizer.as_ref(), &user, target)?.into_inner();
-        let accept = parts
-            .headers
-            .get(header::ACCEPT)
-            .and_then(|accept| accept.to_str().ok());
+        let accept = parts.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
         let form = match &target {
             // Their own types, checked where they are served.
             Target::OpenApiV2 | Target::OpenApiV3(_) | Target::Metrics => Form::Object,
             _ => negotiate::form(accept)?,
         };
-        let parts = Parts {
-            headers: &parts.headers,
-            query,
-            form,
-        };
+        let parts = Parts { headers: &parts.headers, query, form };
         match target {
             Target::Health(path) => Ok(self.health(path)),
             Target::Metrics => self.metrics(),
@@ -156,9 +115,7 @@ impl App {
             Target::OpenApiV3(wanted) => openapi_v3(wanted.as_ref(), &parts),
             Target::Resource(resource) => {
                 let bytes = read(body).await?;
-                self.objects
-                    .serve(&user, resource, &parts, bytes, now, &self.stopping)
-                    .await
+                self.objects.serve(&user, resource, &parts, bytes, now, &self.stopping).await
             }
         }
     }
@@ -167,10 +124,7 @@ impl App {
     fn health(&self, path: &str) -> Answer {
         let stopping = self.stopping.is_cancelled() && path == "readyz";
         let (code, text) = if stopping {
-            (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "[-]shutdown failed: reason withheld\nreadyz check failed\n",
-            )
+            (StatusCode::INTERNAL_SERVER_ERROR, "[-]shutdown failed: reason withheld\nreadyz check failed\n")
         } else {
             (StatusCode::OK, "ok")
         };
@@ -178,37 +132,16 @@ impl App {
     }
 
     fn metrics(&self) -> Result<Answer, ApiError> {
-        let frozen = self
-            .objects
-            .verbs
-            .freezer
-            .views()
-            .iter()
-            .filter(|view| view.status.phase == api::Phase::Frozen)
-            .count();
+        let frozen =
+            self.objects.verbs.freezer.views().iter().filter(|view| view.status.phase == api::Phase::Frozen).count();
         let text = self.metrics.text(frozen).map_err(ApiError::internal)?;
         let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         Ok(text_answer(StatusCode::OK, content_type, text))
     }
 }
 
-/// An answer of one JSON value.
-pub(crate) fn json_answer(value: &Value) -> Result<Answer, ApiError> {
-    coded(StatusCode::OK, value, Vec::new())
-}
-
-pub(crate) fn coded(code: StatusCode, value: &Value, warnings: Vec<String>) -> Result<Answer, ApiError> {
-    let bytes = serde_json::to_vec(value).map_err(ApiError::internal)?.into();
-    Ok(Answer::Json { code, bytes, warnings })
-}
-
 fn text_answer(code: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Answer {
-    Answer::Other {
-        code,
-        content_type,
-        bytes: text.into(),
-        headers: Vec::new(),
-    }
+    Answer::Other { code, content_type, bytes: text.into(), headers: Vec::new() }
 }
 
 async fn read(body: Incoming) -> Result<Bytes, ApiError> {
@@ -229,36 +162,19 @@ fn discover(document: &Document, parts: &Parts<'_>) -> Result<Answer, ApiError> 
         return json_answer(&discovery::document(document)?);
     };
     let bytes = Bytes::from(value.to_string());
-    Ok(tagged(
-        parts,
-        discovery::AGGREGATED,
-        &discovery::etag(&bytes),
-        bytes.clone(),
-    ))
+    Ok(tagged(parts, discovery::AGGREGATED, &discovery::etag(&bytes), bytes.clone()))
 }
 
 /// 304 when the client has it already.
 fn tagged(parts: &Parts<'_>, content_type: &'static str, etag: &str, bytes: Bytes) -> Answer {
-    let same = parts
-        .headers
-        .get(header::IF_NONE_MATCH)
-        .is_some_and(|wanted| wanted.as_bytes() == etag.as_bytes());
+    let same = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|wanted| wanted.as_bytes() == etag.as_bytes());
     let headers = vec![
         (header::ETAG, etag.to_owned()),
         (header::VARY, "Accept".to_owned()),
         (header::CACHE_CONTROL, "public".to_owned()),
     ];
-    let (code, bytes) = if same {
-        (StatusCode::NOT_MODIFIED, Bytes::new())
-    } else {
-        (StatusCode::OK, bytes)
-    };
-    Answer::Other {
-        code,
-        content_type,
-        bytes,
-        headers,
-    }
+    let (code, bytes) = if same { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, bytes) };
+    Answer::Other { code, content_type, bytes, headers }
 }
 
 /// JSON only: whoever asks for protobuf falls back (kubectl does).
@@ -271,23 +187,13 @@ fn openapi_v3(wanted: Option<&(String, String)>, parts: &Parts<'_>) -> Result<An
     let Some((group, version)) = wanted else {
         return json_answer(&openapi::index());
     };
-    let document = openapi::v3()
-        .iter()
-        .find(|document| document.group == group && document.version == version);
+    let document = openapi::v3().iter().find(|document| document.group == group && document.version == version);
     let document = document.ok_or_else(ApiError::no_such_path)?;
-    let mut headers = vec![
-        (header::ETAG, format!("\"{}\"", document.hash)),
-        (header::VARY, "Accept".to_owned()),
-    ];
+    let mut headers = vec![(header::ETAG, format!("\"{}\"", document.hash)), (header::VARY, "Accept".to_owned())];
     if parts.query.get("hash") == Some(document.hash.as_str()) {
         headers.push((header::CACHE_CONTROL, "public, immutable".to_owned()));
     }
-    Ok(Answer::Other {
-        code: StatusCode::OK,
-        content_type: "application/json",
-        bytes: document.bytes.clone(),
-        headers,
-    })
+    Ok(Answer::Other { code: StatusCode::OK, content_type: "application/json", bytes: document.bytes.clone(), headers })
 }
 
 /// Clients read the minor version to know what they may ask for.
@@ -306,21 +212,12 @@ fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> 
         } else {
             debug!(code = error.code.as_u16(), message = %error.message, internal = error.internal, "request refused");
         }
-        Answer::Json {
-            code: error.code,
-            bytes: Bytes::from(error.status().to_string()),
-            warnings: Vec::new(),
-        }
+        Answer::Json { code: error.code, bytes: Bytes::from(error.status().to_string()), warnings: Vec::new() }
     });
     let (code, content_type, bytes, headers, warnings) = match answer {
         Answer::Stream(body) => return stream(body),
         Answer::Json { code, bytes, warnings } => (code, "application/json", bytes, Vec::new(), warnings),
-        Answer::Other {
-            code,
-            content_type,
-            bytes,
-            headers,
-        } => (code, content_type, bytes, headers, Vec::new()),
+        Answer::Other { code, content_type, bytes, headers } => (code, content_type, bytes, headers, Vec::new()),
     };
     let zipped = (gzip && bytes.len() > GZIP_ABOVE).then(|| compress(&bytes)).flatten();
     let encoded = zipped.is_some();
@@ -369,12 +266,7 @@ fn compress(bytes: &[u8]) -> Option<Bytes> {
 
 /// What a request was for, in words that come from our own tables only.
 fn label(target: Option<&Target>) -> metrics::Request {
-    let none = metrics::Request {
-        verb: "",
-        group: "",
-        resource: "",
-        subresource: "",
-    };
+    let none = metrics::Request { verb: "", group: "", resource: "", subresource: "" };
     let Some(Target::Resource(target)) = target else {
         return none;
     };
@@ -382,19 +274,11 @@ fn label(target: Option<&Target>) -> metrics::Request {
         return none;
     };
     let wanted = target.subresource.as_deref();
-    let subresource = resource
-        .subresources
-        .iter()
-        .find(|subresource| Some(subresource.name) == wanted);
+    let subresource = resource.subresources.iter().find(|subresource| Some(subresource.name) == wanted);
     metrics::Request {
         verb: target.verb.word(),
         group: resource.group,
         resource: resource.plural,
         subresource: subresource.map_or("", |subresource| subresource.name),
     }
-}
-
-/// Who asked, for handlers that write it down.
-pub(crate) fn author(user: &User) -> Value {
-    user.name.clone().into()
 }

@@ -88,24 +88,13 @@ const RENEW_EVERY: Duration = Duration::from_secs(LEAF_LIFE.as_secs() * 2 / 3);
 impl Args {
     /// Runs until a signal, or until something that must not end has ended.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self {
-            standalone: _,
-            data_dir,
-            listen,
-            drain_seconds,
-            log_format,
-            log,
-        } = self;
+        let Self { standalone: _, data_dir, listen, drain_seconds, log_format, log } = self;
         start_logging(log_format, &log)?;
         let drain = Duration::from_secs(drain_seconds);
         let server = Server::bind(&data_dir, listen, drain, Drivers::real()).await?;
         let kubeconfig = data_dir.join("admin.kubeconfig");
         // The one line on stdout: whoever starts us waits for it.
-        println!(
-            "ready: https://{} KUBECONFIG={}",
-            server.address(),
-            kubeconfig.display()
-        );
+        println!("ready: https://{} KUBECONFIG={}", server.address(), kubeconfig.display());
         let stop = server.stopping.clone();
         let mut signals = [signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?];
         let watch = tokio::spawn(async move {
@@ -145,11 +134,7 @@ impl Server {
         ensure_default_namespace(&registry).await?;
         let metrics = Arc::new(Metrics::new());
         let (journal, told) = RegistryJournal::new(registry.clone(), Arc::clone(&metrics));
-        let freezer = Freezer::new(
-            format!("standalone/{}", std::process::id()),
-            now.as_microsecond(),
-            journal,
-        );
+        let freezer = Freezer::new(format!("standalone/{}", std::process::id()), now.as_microsecond(), journal);
         let authorizer = Arc::new(Roles);
         let verbs = Verbs {
             registry: registry.clone(),
@@ -162,28 +147,11 @@ impl Server {
         let app = Arc::new(App {
             authenticator: Authenticator::new(authority.certificate().into(), tokens),
             authorizer: authorizer.clone(),
-            objects: Objects {
-                registry,
-                verbs: verbs.clone(),
-                authorizer,
-            },
+            objects: Objects { registry, verbs: verbs.clone(), authorizer },
             metrics,
             stopping: stopping.clone(),
         });
-        Ok(Self {
-            bound,
-            tls,
-            app,
-            freezer,
-            verbs,
-            told,
-            leaf,
-            data_dir,
-            address,
-            stopping,
-            tasks,
-            drain,
-        })
+        Ok(Self { bound, tls, app, freezer, verbs, told, leaf, data_dir, address, stopping, tasks, drain })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -197,20 +165,7 @@ impl Server {
 
     /// Serves until `stopping`; then no new freezes, those that hold may end, the rest is thawed.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self {
-            bound,
-            tls,
-            app,
-            freezer,
-            verbs,
-            told,
-            leaf,
-            data_dir,
-            address,
-            stopping,
-            tasks,
-            drain,
-        } = self;
+        let Self { bound, tls, app, freezer, verbs, told, leaf, data_dir, address, stopping, tasks, drain } = self;
         let registry = verbs.registry.clone();
         let mut loops = JoinSet::new();
         loops.spawn(controllers::freeze::run(verbs.clone()));
@@ -242,10 +197,7 @@ impl Server {
         loops.shutdown().await;
         drop(app);
         tasks.close();
-        if tokio::time::timeout(Duration::from_secs(5), tasks.wait())
-            .await
-            .is_err()
-        {
+        if tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.is_err() {
             warn!("some tasks did not end in time");
         }
         if died {
@@ -264,10 +216,7 @@ fn recover(verbs: &Verbs) {
         else {
             continue;
         };
-        let freeze_name = FreezeName {
-            namespace: namespace.clone(),
-            name,
-        };
+        let freeze_name = FreezeName { namespace: namespace.clone(), name };
         let to_undo = status.targets.iter().any(|target| !target.undo.is_empty());
         if status.phase == api::Phase::Pending {
             continue;
@@ -281,11 +230,7 @@ fn recover(verbs: &Verbs) {
             .targets
             .iter()
             .filter_map(|target| remaining_target(verbs, &namespace, &target.database, &status));
-        remains.push(Remains {
-            freeze: freeze_name,
-            targets: targets.collect(),
-            status,
-        });
+        remains.push(Remains { freeze: freeze_name, targets: targets.collect(), status });
     }
     if !remains.is_empty() {
         info!(count = remains.len(), "taking care of freezes that a dead server left");
@@ -298,12 +243,7 @@ fn remaining_target(verbs: &Verbs, namespace: &str, database: &str, status: &api
     let mut ingredients = verbs.ingredients(namespace, database).ok()?;
     ingredients.database.spec.paused = false;
     let level = status.level.unwrap_or_default();
-    let wanted = Wanted {
-        level,
-        copy: api::Copy::Atomic,
-        freeze_uid: "recovery",
-        member: None,
-    };
+    let wanted = Wanted { level, copy: api::Copy::Atomic, freeze_uid: "recovery", member: None };
     targets::target(&verbs.drivers, &ingredients, wanted).ok()
 }
 
@@ -314,10 +254,7 @@ async fn ensure_default_namespace(registry: &Registry) -> anyhow::Result<()> {
     let namespace = json!({"metadata": {"name": "default"}, "status": {"phase": "Active"}});
     match registry.create_with_status(&NAMESPACES, "", &namespace).await {
         Ok(_) => Ok(()),
-        Err(error) => bail!(
-            "the namespace \"default\" could not be made: {}",
-            error.internal.unwrap_or(error.message)
-        ),
+        Err(error) => bail!("the namespace \"default\" could not be made: {}", error.internal.unwrap_or(error.message)),
     }
 }
 
@@ -327,9 +264,7 @@ async fn renew_leaf(data_dir: DataDir, leaf: Arc<Leaf>, address: SocketAddr) {
     loop {
         tick.tick().await;
         let now = Timestamp::now();
-        let renewed = data_dir
-            .authority(now)
-            .and_then(|authority| DataDir::leaf(&authority, address, now));
+        let renewed = data_dir.authority(now).and_then(|authority| DataDir::leaf(&authority, address, now));
         match renewed.map(|pair| leaf.replace(&pair)) {
             Ok(Ok(())) => info!("the serving certificate was renewed"),
             Ok(Err(error)) => warn!(%error, "the serving certificate was not renewed"),
@@ -340,9 +275,7 @@ async fn renew_leaf(data_dir: DataDir, leaf: Arc<Leaf>, address: SocketAddr) {
 
 fn start_logging(format: LogFormat, filter: &str) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(filter).context("--log")?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr);
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match format {
         LogFormat::Text => builder.init(),
         LogFormat::Json => builder.json().init(),

@@ -81,22 +81,13 @@ impl Authenticator {
         if let Some(header) = headers.get(AUTHORIZATION) {
             let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
             let user = token.and_then(|token| self.tokens.get(&digest(token.trim())));
-            return user
-                .cloned()
-                .map(User::authenticated)
-                .ok_or_else(|| ApiError::unauthorized("unknown token"));
+            return user.cloned().map(User::authenticated).ok_or_else(|| ApiError::unauthorized("unknown token"));
         }
         if peer.certificates.is_empty() {
             return Err(ApiError::unauthorized("neither token nor client certificate"));
         }
         certs::verify_client(&peer.certificates, &self.authority, now)
-            .map(|identity| {
-                User {
-                    name: identity.name,
-                    groups: identity.groups,
-                }
-                .authenticated()
-            })
+            .map(|identity| User { name: identity.name, groups: identity.groups }.authenticated())
             .map_err(|error| ApiError::unauthorized(error.to_string()))
     }
 }
@@ -113,26 +104,18 @@ impl Authorizer for Roles {
         let role = Role::ALL.iter().rev().find(|role| user.groups.contains(&role.group()));
         let Some(role) = role else {
             return Err(
-                "the user is in none of the groups stillpoint:viewer, stillpoint:freezer, stillpoint:admin".into(),
+                "the user is in none of the groups stillpoint:viewer, stillpoint:freezer, stillpoint:admin".into()
             );
         };
         let needed = needed(target);
-        if *role >= needed {
-            Ok(())
-        } else {
-            Err(format!("this needs the role {}", needed.word()))
-        }
+        if *role >= needed { Ok(()) } else { Err(format!("this needs the role {}", needed.word())) }
     }
 }
 
 /// The least role for a target.
 fn needed(target: &ResourceTarget) -> Role {
     let reads = matches!(target.verb, Verb::Get | Verb::List | Verb::Watch);
-    match (
-        target.group.as_str(),
-        target.resource.as_str(),
-        target.subresource.as_deref(),
-    ) {
+    match (target.group.as_str(), target.resource.as_str(), target.subresource.as_deref()) {
         ("", "secrets", _) => Role::Admin,
         (api::LIVE_GROUP, "databases", Some("quiesce" | "unquiesce" | "renew")) => Role::Freezer,
         _ if reads => Role::Viewer,
@@ -143,9 +126,7 @@ fn needed(target: &ResourceTarget) -> Role {
 /// Asks for a target; discovery, health and the like are open to everybody who is known.
 pub fn authorize(authorizer: &dyn Authorizer, user: &User, target: Target) -> Result<Permitted<Target>, ApiError> {
     if let Target::Resource(resource) = &target {
-        authorizer
-            .allowed(user, resource)
-            .map_err(|why| forbidden(user, resource, &why))?;
+        authorizer.allowed(user, resource).map_err(|why| forbidden(user, resource, &why))?;
     }
     Ok(Permitted(target))
 }
@@ -161,30 +142,16 @@ pub fn forbidden(user: &User, target: &ResourceTarget, why: &str) -> ApiError {
         Some(namespace) => format!("in the namespace {namespace:?}"),
         None => "at the cluster scope".to_owned(),
     };
-    let qualified = if target.group.is_empty() {
-        target.resource.clone()
-    } else {
-        format!("{}.{}", target.resource, target.group)
-    };
-    let named = if name.is_empty() {
-        qualified
-    } else {
-        format!("{qualified} {name:?}")
-    };
+    let qualified =
+        if target.group.is_empty() { target.resource.clone() } else { format!("{}.{}", target.resource, target.group) };
+    let named = if name.is_empty() { qualified } else { format!("{qualified} {name:?}") };
     let message = format!(
         "{named} is forbidden: User {:?} cannot {} resource {resource:?} in API group {:?} {scope}: {why}",
         user.name,
         target.verb.word(),
         target.group
     );
-    ApiError::forbidden(
-        About {
-            group: &target.group,
-            plural: &target.resource,
-            name,
-        },
-        message,
-    )
+    ApiError::forbidden(About { group: &target.group, plural: &target.resource, name }, message)
 }
 
 impl<T> Permitted<T> {
@@ -202,10 +169,7 @@ mod tests {
     use super::*;
 
     fn user(role: Role) -> User {
-        User {
-            name: role.word().into(),
-            groups: vec![role.group()],
-        }
+        User { name: role.word().into(), groups: vec![role.group()] }
     }
 
     fn asks(verb: Verb, group: &str, resource: &str, subresource: Option<&str>) -> ResourceTarget {
@@ -225,14 +189,8 @@ mod tests {
         let table = [
             (asks(Verb::Get, api::GROUP, "databases", None), Role::Viewer),
             (asks(Verb::Watch, api::GROUP, "freezes", None), Role::Viewer),
-            (
-                asks(Verb::Create, api::LIVE_GROUP, "databases", Some("quiesce")),
-                Role::Freezer,
-            ),
-            (
-                asks(Verb::Create, api::LIVE_GROUP, "databases", Some("thaw")),
-                Role::Admin,
-            ),
+            (asks(Verb::Create, api::LIVE_GROUP, "databases", Some("quiesce")), Role::Freezer),
+            (asks(Verb::Create, api::LIVE_GROUP, "databases", Some("thaw")), Role::Admin),
             (asks(Verb::Get, "", "secrets", None), Role::Admin),
             (asks(Verb::List, "", "secrets", None), Role::Admin),
             (asks(Verb::Create, api::GROUP, "databases", None), Role::Admin),
@@ -240,21 +198,10 @@ mod tests {
         ];
         for (target, least) in table {
             for role in Role::ALL {
-                assert_eq!(
-                    Roles.allowed(&user(*role), &target).is_ok(),
-                    *role >= least,
-                    "{role:?} {target:?}"
-                );
+                assert_eq!(Roles.allowed(&user(*role), &target).is_ok(), *role >= least, "{role:?} {target:?}");
             }
         }
-        let nobody = User {
-            name: "nobody".into(),
-            groups: vec!["system:masters".into()],
-        };
-        assert!(
-            Roles
-                .allowed(&nobody, &asks(Verb::Get, api::GROUP, "databases", None))
-                .is_err()
-        );
+        let nobody = User { name: "nobody".into(), groups: vec!["system:masters".into()] };
+        assert!(Roles.allowed(&nobody, &asks(Verb::Get, api::GROUP, "databases", None)).is_err());
     }
 }

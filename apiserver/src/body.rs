@@ -21,12 +21,7 @@ const MAGIC: &[u8] = b"k8s\0";
 
 /// Decodes a body of an object. Empty is `null`: verbs take it as their defaults.
 pub fn decode(content_type: Option<&str>, bytes: &[u8]) -> Result<Body, ApiError> {
-    let media = content_type
-        .unwrap_or("application/json")
-        .split(';')
-        .next()
-        .unwrap_or_default()
-        .trim();
+    let media = content_type.unwrap_or("application/json").split(';').next().unwrap_or_default().trim();
     match media {
         _ if bytes.is_empty() => Ok(Body::default()),
         "application/json" | "" => json(bytes),
@@ -34,10 +29,7 @@ pub fn decode(content_type: Option<&str>, bytes: &[u8]) -> Result<Body, ApiError
             let value = protobuf(bytes).ok_or_else(|| {
                 ApiError::bad_request("the protobuf body is not a Secret or a Namespace; send JSON for anything else")
             })?;
-            Ok(Body {
-                value,
-                duplicates: Vec::new(),
-            })
+            Ok(Body { value, duplicates: Vec::new() })
         }
         _ => Err(ApiError::unsupported_media_type(ACCEPTED)),
     }
@@ -47,18 +39,12 @@ pub fn decode(content_type: Option<&str>, bytes: &[u8]) -> Result<Body, ApiError
 pub fn json(bytes: &[u8]) -> Result<Body, ApiError> {
     let duplicates = RefCell::new(Vec::new());
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let seed = Noting {
-        path: String::new(),
-        duplicates: &duplicates,
-    };
+    let seed = Noting { path: String::new(), duplicates: &duplicates };
     let value = seed
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
         .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))?;
-    Ok(Body {
-        value,
-        duplicates: duplicates.into_inner(),
-    })
+    Ok(Body { value, duplicates: duplicates.into_inner() })
 }
 
 struct Noting<'a> {
@@ -109,10 +95,7 @@ impl<'de> Visitor<'de> for Noting<'_> {
         let mut values = Vec::new();
         loop {
             let path = format!("{}[{}]", self.path, values.len());
-            match items.next_element_seed(Noting {
-                path,
-                duplicates: self.duplicates,
-            })? {
+            match items.next_element_seed(Noting { path, duplicates: self.duplicates })? {
                 Some(value) => values.push(value),
                 None => return Ok(Value::Array(values)),
             }
@@ -122,15 +105,8 @@ impl<'de> Visitor<'de> for Noting<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let path = if self.path.is_empty() {
-                key.clone()
-            } else {
-                format!("{}.{key}", self.path)
-            };
-            let value = entries.next_value_seed(Noting {
-                path: path.clone(),
-                duplicates: self.duplicates,
-            })?;
+            let path = if self.path.is_empty() { key.clone() } else { format!("{}.{key}", self.path) };
+            let value = entries.next_value_seed(Noting { path: path.clone(), duplicates: self.duplicates })?;
             if map.insert(key, value).is_some() {
                 self.duplicates.borrow_mut().push(path);
             }
@@ -331,9 +307,7 @@ mod tests {
         let raw = [field(1, &field(1, b"orders")), field(2, &entry), field(3, b"Opaque")].concat();
         let type_meta = [field(1, b"v1"), field(2, b"Secret")].concat();
         let body = [MAGIC.to_vec(), field(1, &type_meta), field(2, &raw)].concat();
-        let decoded = decode(Some("application/vnd.kubernetes.protobuf"), &body)
-            .unwrap()
-            .value;
+        let decoded = decode(Some("application/vnd.kubernetes.protobuf"), &body).unwrap().value;
         assert_eq!(decoded["metadata"]["name"], "orders");
         assert_eq!(decoded["data"]["password"], "c2VzYW1l");
     }

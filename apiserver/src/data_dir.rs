@@ -47,19 +47,12 @@ impl DataDir {
             let path = path.to_owned();
             move |source| DataDirError::File { path, source }
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(path)
-            .map_err(failed(path))?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(failed(path))?;
         fs::set_permissions(path, fs::Permissions::from_mode(0o700)).map_err(failed(path))?;
         let lock_path = path.join("lock");
         let lock = private().truncate(false).open(&lock_path).map_err(failed(&lock_path))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self {
-                path: path.to_owned(),
-                _lock: lock,
-            }),
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DataDirError::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(source)) => Err(failed(&lock_path)(source)),
         }
@@ -76,10 +69,7 @@ impl DataDir {
             .recursive(true)
             .mode(0o700)
             .create(&directory)
-            .map_err(|source| DataDirError::File {
-                path: directory.clone(),
-                source,
-            })?;
+            .map_err(|source| DataDirError::File { path: directory.clone(), source })?;
         Ok(Authority::load_or_create(&directory, "stillpoint standalone", now)?)
     }
 
@@ -92,10 +82,7 @@ impl DataDir {
                 let token = match fs::read_to_string(&path) {
                     Ok(token) if token.trim().len() >= 32 => token.trim().to_owned(),
                     Ok(_) => {
-                        return Err(DataDirError::Damaged {
-                            path,
-                            why: "the token is too short".to_owned(),
-                        });
+                        return Err(DataDirError::Damaged { path, why: "the token is too short".to_owned() });
                     }
                     Err(error) if error.kind() == io::ErrorKind::NotFound => {
                         let mut random = [0_u8; 32];
@@ -106,10 +93,7 @@ impl DataDir {
                     }
                     Err(source) => return Err(DataDirError::File { path, source }),
                 };
-                let user = User {
-                    name: format!("stillpoint:{}", role.word()),
-                    groups: vec![role.group()],
-                };
+                let user = User { name: format!("stillpoint:{}", role.word()), groups: vec![role.group()] };
                 Ok((token, user))
             })
             .collect()
@@ -135,10 +119,7 @@ impl DataDir {
                 }}],
             });
             let role = user.name.rsplit(':').next().unwrap_or(&user.name);
-            write(
-                &self.path.join(format!("{role}.kubeconfig")),
-                format!("{config:#}\n").as_bytes(),
-            )?;
+            write(&self.path.join(format!("{role}.kubeconfig")), format!("{config:#}\n").as_bytes())?;
         }
         Ok(self.path.join("admin.kubeconfig"))
     }
@@ -147,11 +128,7 @@ impl DataDir {
     pub fn leaf(authority: &Authority, address: SocketAddr, now: Timestamp) -> Result<KeyPairPem, DataDirError> {
         let names = Names {
             dns: vec!["localhost".to_owned()],
-            addresses: vec![
-                address.ip(),
-                [127, 0, 0, 1].into(),
-                std::net::Ipv6Addr::LOCALHOST.into(),
-            ],
+            addresses: vec![address.ip(), [127, 0, 0, 1].into(), std::net::Ipv6Addr::LOCALHOST.into()],
         };
         Ok(authority.serve(&names, now, LEAF_LIFE)?)
     }
@@ -172,10 +149,7 @@ fn write(path: &Path, content: &[u8]) -> Result<(), DataDirError> {
         file.sync_all()?;
         fs::rename(&temporary, path)
     };
-    step().map_err(|source| DataDirError::File {
-        path: path.to_owned(),
-        source,
-    })
+    step().map_err(|source| DataDirError::File { path: path.to_owned(), source })
 }
 
 #[cfg(test)]

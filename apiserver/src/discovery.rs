@@ -20,17 +20,11 @@ pub fn document(document: &Document) -> Result<Value, ApiError> {
             "kind": "APIVersions", "apiVersion": "v1", "versions": ["v1"], "serverAddressByClientCIDRs": [],
         })),
         Document::Groups => {
-            let groups: Vec<Value> = groups()
-                .iter()
-                .filter(|(group, _)| !group.is_empty())
-                .map(group)
-                .collect();
+            let groups: Vec<Value> = groups().iter().filter(|(group, _)| !group.is_empty()).map(group).collect();
             Ok(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
         }
         Document::Group(name) => {
-            let found = groups()
-                .into_iter()
-                .find(|(group, _)| group == name && !group.is_empty());
+            let found = groups().into_iter().find(|(group, _)| group == name && !group.is_empty());
             let mut value = group(&found.ok_or_else(ApiError::no_such_path)?);
             value["kind"] = "APIGroup".into();
             value["apiVersion"] = "v1".into();
@@ -56,9 +50,7 @@ pub fn aggregated(core: bool) -> Value {
 
 /// `"SHA-512 in upper-case hexadecimal"`, quotes included (apiserver `discovery/aggregated/etag.go`).
 pub fn etag(bytes: &[u8]) -> String {
-    let hex = Sha512::digest(bytes)
-        .iter()
-        .fold(String::new(), |hex, byte| format!("{hex}{byte:02X}"));
+    let hex = Sha512::digest(bytes).iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02X}"));
     format!("\"{hex}\"")
 }
 
@@ -71,9 +63,7 @@ pub fn groups() -> Vec<(&'static str, &'static str)> {
 
 /// The resources of a group and version.
 pub fn of(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
-    ALL.iter()
-        .copied()
-        .filter(move |resource| resource.group == group && resource.version == version)
+    ALL.iter().copied().filter(move |resource| resource.group == group && resource.version == version)
 }
 
 fn paths() -> Vec<String> {
@@ -83,16 +73,7 @@ fn paths() -> Vec<String> {
         paths.push(format!("/apis/{group}/{version}"));
     }
     paths.extend(
-        [
-            "/healthz",
-            "/livez",
-            "/metrics",
-            "/openapi/v2",
-            "/openapi/v3",
-            "/readyz",
-            "/version",
-        ]
-        .map(str::to_owned),
+        ["/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz", "/version"].map(str::to_owned),
     );
     paths
 }
@@ -120,11 +101,7 @@ fn resources(group: &str, version: &str) -> Result<Value, ApiError> {
     if served.is_empty() {
         return Err(ApiError::no_such_path());
     }
-    let group_version = if group.is_empty() {
-        version.to_owned()
-    } else {
-        format!("{group}/{version}")
-    };
+    let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
     Ok(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": served}))
 }
 
@@ -167,10 +144,7 @@ mod tests {
                 .iter()
                 .find(|item| item["metadata"]["name"].as_str().unwrap_or("") == group);
             let new = item.unwrap()["versions"][0]["resources"].as_array().unwrap();
-            let count: usize = new
-                .iter()
-                .map(|resource| 1 + resource["subresources"].as_array().unwrap().len())
-                .sum();
+            let count: usize = new.iter().map(|resource| 1 + resource["subresources"].as_array().unwrap().len()).sum();
             assert_eq!(count, legacy.len(), "{group}");
         }
     }

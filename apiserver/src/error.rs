@@ -31,10 +31,7 @@ impl ApiError {
     }
 
     pub fn unauthorized(why: impl Into<String>) -> Self {
-        Self {
-            internal: Some(why.into()),
-            ..Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized")
-        }
+        Self { internal: Some(why.into()), ..Self::new(StatusCode::UNAUTHORIZED, "Unauthorized", "Unauthorized") }
     }
 
     pub fn forbidden(about: About<'_>, message: impl Into<String>) -> Self {
@@ -48,11 +45,7 @@ impl ApiError {
 
     /// A path that names nothing we serve.
     pub fn no_such_path() -> Self {
-        Self::new(
-            StatusCode::NOT_FOUND,
-            "NotFound",
-            "the server could not find the requested resource",
-        )
+        Self::new(StatusCode::NOT_FOUND, "NotFound", "the server could not find the requested resource")
     }
 
     pub fn method_not_allowed(verb: &str, about: About<'_>) -> Self {
@@ -87,12 +80,8 @@ impl ApiError {
     }
 
     pub fn conflict(about: About<'_>, message: impl Into<String>) -> Self {
-        let message = format!(
-            "Operation cannot be fulfilled on {} {:?}: {}",
-            qualified(about),
-            about.name,
-            message.into()
-        );
+        let message =
+            format!("Operation cannot be fulfilled on {} {:?}: {}", qualified(about), about.name, message.into());
         Self::new(StatusCode::CONFLICT, "Conflict", message).about(about)
     }
 
@@ -117,11 +106,7 @@ impl ApiError {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
         };
-        let qualified = if group.is_empty() {
-            kind.to_owned()
-        } else {
-            format!("{kind}.{group}")
-        };
+        let qualified = if group.is_empty() { kind.to_owned() } else { format!("{kind}.{group}") };
         let message = format!("{qualified} {name:?} is invalid: {list}");
         let causes: Vec<Value> = causes
             .iter()
@@ -132,10 +117,7 @@ impl ApiError {
             })
             .collect();
         let details = json!({"name": name, "group": group, "kind": kind, "causes": causes});
-        Self {
-            details,
-            ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message)
-        }
+        Self { details, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, "Invalid", message) }
     }
 
     pub fn timeout(message: impl Into<String>) -> Self {
@@ -150,10 +132,7 @@ impl ApiError {
     pub fn internal(why: impl std::fmt::Display) -> Self {
         let message = "Internal error occurred: see the server's log";
         let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message);
-        Self {
-            internal: Some(why.to_string()),
-            ..error
-        }
+        Self { internal: Some(why.to_string()), ..error }
     }
 
     /// Adds a named cause.
@@ -185,13 +164,7 @@ impl ApiError {
     }
 
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {
-        Self {
-            code,
-            reason,
-            message: message.into(),
-            details: Value::Null,
-            internal: None,
-        }
+        Self { code, reason, message: message.into(), details: Value::Null, internal: None }
     }
 
     fn about(mut self, about: About<'_>) -> Self {
@@ -201,11 +174,7 @@ impl ApiError {
 }
 
 fn qualified(about: About<'_>) -> String {
-    if about.group.is_empty() {
-        about.plural.to_owned()
-    } else {
-        format!("{}.{}", about.plural, about.group)
-    }
+    if about.group.is_empty() { about.plural.to_owned() } else { format!("{}.{}", about.plural, about.group) }
 }
 
 fn said(cause: &Cause) -> String {
@@ -233,11 +202,7 @@ mod tests {
 
     #[test]
     fn statuses_read_as_kubectl_expects_them() {
-        let about = About {
-            group: "stillpoint.dev",
-            plural: "databases",
-            name: "orders",
-        };
+        let about = About { group: "stillpoint.dev", plural: "databases", name: "orders" };
         insta::assert_json_snapshot!(ApiError::not_found(about).status(), @r#"
         {
           "apiVersion": "v1",
@@ -254,16 +219,9 @@ mod tests {
           "status": "Failure"
         }
         "#);
-        let cause = Cause {
-            field: "spec.engine".into(),
-            kind: CauseKind::Forbidden,
-            message: "is final".into(),
-        };
+        let cause = Cause { field: "spec.engine".into(), kind: CauseKind::Forbidden, message: "is final".into() };
         let invalid = ApiError::invalid("stillpoint.dev", "Database", "orders", &[cause]);
-        assert_eq!(
-            invalid.message,
-            "Database.stillpoint.dev \"orders\" is invalid: spec.engine: Forbidden: is final"
-        );
+        assert_eq!(invalid.message, "Database.stillpoint.dev \"orders\" is invalid: spec.engine: Forbidden: is final");
         assert_eq!(invalid.details["causes"][0]["message"], "Forbidden: is final");
     }
 

@@ -30,25 +30,13 @@ const TOLD: usize = 1024;
 impl RegistryJournal {
     pub fn new(registry: Registry, metrics: Arc<Metrics>) -> (Arc<Self>, mpsc::Receiver<Told>) {
         let (told, hear) = mpsc::channel(TOLD);
-        (
-            Arc::new(Self {
-                registry,
-                metrics,
-                told,
-            }),
-            hear,
-        )
+        (Arc::new(Self { registry, metrics, told }), hear)
     }
 
     fn tell(&self, freeze: &FreezeName, status: &FreezeStatus) {
         if matches!(status.phase, Phase::Frozen) || status.phase.is_finished() {
             self.metrics.phase(status);
-            self.told
-                .try_send(Told {
-                    freeze: freeze.clone(),
-                    status: status.clone(),
-                })
-                .ok();
+            self.told.try_send(Told { freeze: freeze.clone(), status: status.clone() }).ok();
         }
     }
 }
@@ -59,32 +47,15 @@ impl Journal for RegistryJournal {
         let mut object = Freeze::new(&freeze.name, spec.clone());
         object.metadata.namespace = Some(freeze.namespace.clone());
         object.metadata.finalizers = Some(vec![api::FINALIZER_THAW.to_owned()]);
-        let database = spec
-            .targets
-            .first()
-            .map(|target| target.database.clone())
-            .unwrap_or_default();
+        let database = spec.targets.first().map(|target| target.database.clone()).unwrap_or_default();
         object.metadata.labels = Some([(api::LABEL_DATABASE.to_owned(), database)].into());
         object.status = Some(status.clone());
-        self.registry
-            .create_with_status(&FREEZES, &freeze.namespace, &object)
-            .await
-            .map(drop)
-            .map_err(unavailable)
+        self.registry.create_with_status(&FREEZES, &freeze.namespace, &object).await.map(drop).map_err(unavailable)
     }
 
     async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
-        let written = self
-            .registry
-            .update_status(&FREEZES, &freeze.namespace, &freeze.name, status)
-            .await;
-        written.map_err(|error| {
-            if error.code == 404 {
-                JournalError::Gone
-            } else {
-                unavailable(error)
-            }
-        })?;
+        let written = self.registry.update_status(&FREEZES, &freeze.namespace, &freeze.name, status).await;
+        written.map_err(|error| if error.code == 404 { JournalError::Gone } else { unavailable(error) })?;
         self.tell(freeze, status);
         Ok(())
     }
@@ -98,12 +69,8 @@ impl fmt::Debug for RegistryJournal {
 
 /// What a Database says of its newest freeze.
 pub fn last_freeze(freeze: &FreezeName, status: &FreezeStatus) -> LastFreeze {
-    let proofs: Vec<bool> = status
-        .targets
-        .iter()
-        .filter_map(|target| target.proof.as_ref())
-        .map(|proof| proof.held)
-        .collect();
+    let proofs: Vec<bool> =
+        status.targets.iter().filter_map(|target| target.proof.as_ref()).map(|proof| proof.held).collect();
     LastFreeze {
         name: freeze.name.clone(),
         phase: status.phase,

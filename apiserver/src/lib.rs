@@ -7,6 +7,7 @@
 //! ```
 //! ARCHITECTURE.md walks through a request.
 
+mod answer;
 mod app;
 mod args;
 mod auth;

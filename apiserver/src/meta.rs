@@ -8,14 +8,8 @@ use serde_json::{Value, json};
 use crate::{error::ApiError, resources::Resource};
 
 /// What the system sets, and nobody else may.
-const SYSTEM: &[&str] = &[
-    "uid",
-    "creationTimestamp",
-    "generation",
-    "deletionTimestamp",
-    "deletionGracePeriodSeconds",
-    "selfLink",
-];
+const SYSTEM: &[&str] =
+    &["uid", "creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
 /// apiserver `names/generate.go`: no vowels, nothing that looks like something else.
 const ALPHABET: &[u8] = b"bcdfghjklmnpqrstvwxz2456789";
 const SUFFIX: usize = 5;
@@ -34,9 +28,7 @@ pub fn prepare_for_create(
     fit(resource, object, namespace, name)?;
     let version = object["metadata"]["resourceVersion"].as_str().unwrap_or_default();
     if !version.is_empty() {
-        return Err(ApiError::bad_request(
-            "resourceVersion should not be set on objects to be created",
-        ));
+        return Err(ApiError::bad_request("resourceVersion should not be set on objects to be created"));
     }
     if let Some(metadata) = object["metadata"].as_object_mut() {
         metadata.retain(|key, _| !SYSTEM.contains(&key.as_str()) && key != "resourceVersion" && key != "managedFields");
@@ -59,9 +51,7 @@ pub fn prepare_for_create(
 pub fn wants_a_name(object: &Value) -> Option<&str> {
     let metadata = &object["metadata"];
     let named = metadata["name"].as_str().is_some_and(|name| !name.is_empty());
-    metadata["generateName"]
-        .as_str()
-        .filter(|base| !named && !base.is_empty())
+    metadata["generateName"].as_str().filter(|base| !named && !base.is_empty())
 }
 
 /// A name that begins with `base`.
@@ -92,11 +82,7 @@ pub fn prepare_for_update(resource: &Resource, new: &mut Value, old: &Value, sta
     for key in SYSTEM {
         match old["metadata"].get(*key) {
             Some(value) => new["metadata"][*key] = value.clone(),
-            None => drop(
-                new["metadata"]
-                    .as_object_mut()
-                    .and_then(|metadata| metadata.remove(*key)),
-            ),
+            None => drop(new["metadata"].as_object_mut().and_then(|metadata| metadata.remove(*key))),
         }
     }
     if let Some(metadata) = new["metadata"].as_object_mut() {
@@ -115,11 +101,7 @@ pub fn prepare_for_update(resource: &Resource, new: &mut Value, old: &Value, sta
         let had = finalizers(old);
         if finalizers(new).iter().any(|finalizer| !had.contains(finalizer)) {
             let message = "no new finalizers can be added if the object is being deleted".to_owned();
-            let cause = Cause {
-                field: "metadata.finalizers".into(),
-                kind: CauseKind::Forbidden,
-                message,
-            };
+            let cause = Cause { field: "metadata.finalizers".into(), kind: CauseKind::Forbidden, message };
             return Err(resource.invalid(name, &[cause]));
         }
     }
@@ -134,16 +116,10 @@ pub fn fit(
     name: Option<&str>,
 ) -> Result<(), ApiError> {
     if !object.is_object() {
-        return Err(ApiError::bad_request(format!(
-            "the body must be a {} object",
-            resource.kind
-        )));
+        return Err(ApiError::bad_request(format!("the body must be a {} object", resource.kind)));
     }
     let (api_version, kind) = (resource.api_version(), resource.kind);
-    for (field, wanted, what) in [
-        ("apiVersion", api_version.as_str(), "API version"),
-        ("kind", kind, "kind"),
-    ] {
+    for (field, wanted, what) in [("apiVersion", api_version.as_str(), "API version"), ("kind", kind, "kind")] {
         match object[field].as_str().unwrap_or_default() {
             "" => object[field] = wanted.into(),
             found if found != wanted => {
@@ -185,11 +161,7 @@ pub fn validate(object: &Value) -> Vec<Cause> {
     let metadata = &object["metadata"];
     let mut causes = Vec::new();
     let mut wrong = |field: &str, kind, message: &str| {
-        causes.push(Cause {
-            field: field.to_owned(),
-            kind,
-            message: message.to_owned(),
-        });
+        causes.push(Cause { field: field.to_owned(), kind, message: message.to_owned() });
     };
     match metadata["name"].as_str().unwrap_or_default() {
         "" => wrong("metadata.name", CauseKind::Required, "name or generateName is required"),
@@ -208,40 +180,19 @@ pub fn validate(object: &Value) -> Vec<Cause> {
         }
     }
     let annotations = metadata["annotations"].as_object();
-    for key in annotations
-        .into_iter()
-        .flatten()
-        .map(|(key, _)| key)
-        .filter(|key| !is_qualified(&key.to_lowercase()))
-    {
-        wrong(
-            "metadata.annotations",
-            CauseKind::Invalid,
-            &format!("{key:?} is no qualified name"),
-        );
+    for key in annotations.into_iter().flatten().map(|(key, _)| key).filter(|key| !is_qualified(&key.to_lowercase())) {
+        wrong("metadata.annotations", CauseKind::Invalid, &format!("{key:?} is no qualified name"));
     }
-    let size: usize = annotations
-        .into_iter()
-        .flatten()
-        .map(|(key, value)| key.len() + value.as_str().map_or(0, str::len))
-        .sum();
+    let size: usize =
+        annotations.into_iter().flatten().map(|(key, value)| key.len() + value.as_str().map_or(0, str::len)).sum();
     if size > MOST_ANNOTATIONS {
-        wrong(
-            "metadata.annotations",
-            CauseKind::Invalid,
-            "must have at most 262144 bytes",
-        );
+        wrong("metadata.annotations", CauseKind::Invalid, "must have at most 262144 bytes");
     }
     causes
 }
 
 pub fn finalizers(object: &Value) -> Vec<&str> {
-    object["metadata"]["finalizers"]
-        .as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .collect()
+    object["metadata"]["finalizers"].as_array().into_iter().flatten().filter_map(Value::as_str).collect()
 }
 
 /// `metav1.Time`: whole seconds, UTC.
@@ -255,17 +206,13 @@ fn is_subdomain(name: &str) -> bool {
         let edge = |c: Option<char>| c.is_some_and(|c| c.is_ascii_lowercase() || c.is_ascii_digit());
         edge(part.chars().next())
             && edge(part.chars().last())
-            && part
-                .chars()
-                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+            && part.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
     };
     name.len() <= 253 && name.split('.').all(part)
 }
 
 fn is_qualified(key: &str) -> bool {
-    let (prefix, name) = key
-        .split_once('/')
-        .map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let (prefix, name) = key.split_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
     prefix.is_none_or(is_subdomain) && !name.is_empty() && is_label_value(name)
 }
 
@@ -308,10 +255,7 @@ mod tests {
         let mut labelled =
             json!({"metadata": {"name": "a", "labels": {"x": "y"}}, "spec": {"a": 1}, "status": {"s": 2}});
         prepare_for_update(&DATABASES, &mut labelled, &old, false).unwrap();
-        assert_eq!(
-            (&labelled["metadata"]["generation"], &labelled["status"]["s"]),
-            (&json!(1), &json!(1))
-        );
+        assert_eq!((&labelled["metadata"]["generation"], &labelled["status"]["s"]), (&json!(1), &json!(1)));
         let mut changed = json!({"metadata": {"name": "a"}, "spec": {"a": 2}});
         prepare_for_update(&DATABASES, &mut changed, &old, false).unwrap();
         assert_eq!(changed["metadata"]["generation"], 2);

@@ -64,58 +64,27 @@ impl Metrics {
         let freezes = Family::default();
         let frozen_seconds = Family::new_with_constructor(freeze_buckets as fn() -> Histogram);
         let (frozen, last_success) = (Gauge::default(), Gauge::default());
-        registry.register(
-            "apiserver_request",
-            "Requests by verb, resource and code",
-            Family::clone(&requests),
-        );
+        registry.register("apiserver_request", "Requests by verb, resource and code", Family::clone(&requests));
         registry.register(
             "apiserver_request_duration_seconds",
             "How long requests took",
             Family::clone(&request_seconds),
         );
         registry.register("stillpoint_freezes", "Finished freezes", Family::clone(&freezes));
-        registry.register(
-            "stillpoint_freeze_seconds",
-            "How long freezes held",
-            Family::clone(&frozen_seconds),
-        );
+        registry.register("stillpoint_freeze_seconds", "How long freezes held", Family::clone(&frozen_seconds));
         registry.register("stillpoint_frozen", "Freezes that hold now", frozen.clone());
         registry.register(
             "stillpoint_last_success_timestamp_seconds",
             "When a proved freeze ended last",
             last_success.clone(),
         );
-        Self {
-            registry,
-            requests,
-            request_seconds,
-            freezes,
-            frozen_seconds,
-            frozen,
-            last_success,
-        }
+        Self { registry, requests, request_seconds, freezes, frozen_seconds, frozen, last_success }
     }
 
     pub fn request(&self, request: Request, code: u16, seconds: f64) {
-        let Request {
-            verb,
-            group,
-            resource,
-            subresource,
-        } = request;
-        self.requests
-            .get_or_create(&RequestLabels {
-                verb,
-                group,
-                resource,
-                subresource,
-                code,
-            })
-            .inc();
-        self.request_seconds
-            .get_or_create(&VerbLabels { verb, resource })
-            .observe(seconds);
+        let Request { verb, group, resource, subresource } = request;
+        self.requests.get_or_create(&RequestLabels { verb, group, resource, subresource, code }).inc();
+        self.request_seconds.get_or_create(&VerbLabels { verb, resource }).observe(seconds);
     }
 
     /// A freeze entered a phase that is told: it holds, or it is finished.
@@ -126,26 +95,14 @@ impl Metrics {
         let level = status.level.unwrap_or_default().to_string();
         for target in &status.targets {
             let engine = target.engine.to_string();
-            let labels = FreezeLabels {
-                engine: engine.clone(),
-                level: level.clone(),
-                phase: status.phase.to_string(),
-            };
+            let labels = FreezeLabels { engine: engine.clone(), level: level.clone(), phase: status.phase.to_string() };
             self.freezes.get_or_create(&labels).inc();
             if let Some(milliseconds) = status.frozen_milliseconds.and_then(|ms| u32::try_from(ms).ok()) {
-                let labels = LevelLabels {
-                    engine,
-                    level: level.clone(),
-                };
-                self.frozen_seconds
-                    .get_or_create(&labels)
-                    .observe(f64::from(milliseconds) / 1000.0);
+                let labels = LevelLabels { engine, level: level.clone() };
+                self.frozen_seconds.get_or_create(&labels).observe(f64::from(milliseconds) / 1000.0);
             }
         }
-        let proved = status
-            .targets
-            .iter()
-            .all(|target| target.proof.as_ref().is_some_and(|proof| proof.held));
+        let proved = status.targets.iter().all(|target| target.proof.as_ref().is_some_and(|proof| proof.held));
         if status.phase == Phase::Thawed
             && proved
             && let Some(thawed) = &status.thawed_at

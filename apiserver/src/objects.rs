@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    app::{Answer, Parts, author, coded, json_answer},
+    answer::{Answer, Parts, coded, json_answer},
     auth::{Authorizer, User, forbidden},
     body::{self, Body},
     controllers,
@@ -58,13 +58,7 @@ impl Objects {
         let resource =
             Resource::find(&target.group, &target.version, &target.resource).ok_or_else(ApiError::no_such_path)?;
         served(resource, &target)?;
-        let asked = Asked {
-            user,
-            resource,
-            target: &target,
-            parts,
-            now,
-        };
+        let asked = Asked { user, resource, target: &target, parts, now };
         if let Some(verb) = target.subresource.as_deref().filter(|name| *name != "status") {
             return self.verb(&asked, verb, &bytes).await;
         }
@@ -99,32 +93,18 @@ impl Objects {
 
     fn get_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
         let namespace = asked.target.namespace.as_deref().unwrap_or_default();
-        let database: Database = self
-            .registry
-            .typed(&DATABASES, Some(namespace), asked.name())
-            .map_err(|error| {
-                if error.code == 404 {
-                    ApiError::not_found(asked.resource.about(asked.name()))
-                } else {
-                    error
-                }
-            })?;
+        let database: Database = self.registry.typed(&DATABASES, Some(namespace), asked.name()).map_err(|error| {
+            if error.code == 404 { ApiError::not_found(asked.resource.about(asked.name())) } else { error }
+        })?;
         asked.one(&self.live(database)?)
     }
 
     fn list_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
-        let databases = self
-            .registry
-            .all::<Database>(&DATABASES, asked.target.namespace.as_deref());
+        let databases = self.registry.all::<Database>(&DATABASES, asked.target.namespace.as_deref());
         let selection = asked.selection()?;
-        let objects = databases
-            .into_iter()
-            .map(|database| self.live(database))
-            .collect::<Result<Vec<_>, _>>()?;
-        let objects: Vec<Value> = objects
-            .into_iter()
-            .filter(|object| crate::registry::selected(&selection, object))
-            .collect();
+        let objects = databases.into_iter().map(|database| self.live(database)).collect::<Result<Vec<_>, _>>()?;
+        let objects: Vec<Value> =
+            objects.into_iter().filter(|object| crate::registry::selected(&selection, object)).collect();
         let list = json!({"resourceVersion": self.registry.revision().to_string()});
         match asked.parts.form {
             Form::Table => asked.table(&objects, list),
@@ -139,25 +119,18 @@ impl Objects {
 
     fn live(&self, database: Database) -> Result<Value, ApiError> {
         let namespace = database.metadata.namespace.clone().unwrap_or_default();
-        let view = self
-            .verbs
-            .freezer
-            .view(&namespace, database.metadata.name.as_deref().unwrap_or_default());
+        let view = self.verbs.freezer.view(&namespace, database.metadata.name.as_deref().unwrap_or_default());
         serde_json::to_value(resources::live::show(database, view)).map_err(ApiError::internal)
     }
 
     // --- stored objects ---
 
     fn get(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
-        let stored = self
-            .registry
-            .get(asked.resource, asked.target.namespace.as_deref(), asked.name())?;
+        let stored = self.registry.get(asked.resource, asked.target.namespace.as_deref(), asked.name())?;
         match asked.parts.form {
-            Form::Object | Form::AggregatedDiscovery => Ok(Answer::Json {
-                code: StatusCode::OK,
-                bytes: stored.bytes,
-                warnings: Vec::new(),
-            }),
+            Form::Object | Form::AggregatedDiscovery => {
+                Ok(Answer::Json { code: StatusCode::OK, bytes: stored.bytes, warnings: Vec::new() })
+            }
             _ => asked.one(&value(&stored).unwrap_or_default()),
         }
     }
@@ -170,19 +143,12 @@ impl Objects {
         let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok());
         let after = token.as_ref().map(|token| token.after(asked.resource));
         let namespace = asked.target.namespace.as_deref();
-        let page = self
-            .registry
-            .list(asked.resource, namespace, &selection, limit, after.as_ref())?;
+        let page = self.registry.list(asked.resource, namespace, &selection, limit, after.as_ref())?;
         let revision = token.map_or(page.revision, |token| token.revision);
         let mut list = json!({"resourceVersion": revision.to_string()});
         if let Some((key, left)) = &page.next {
-            list["continue"] = Continue {
-                revision,
-                namespace: key.namespace.clone(),
-                name: key.name.clone(),
-            }
-            .encode()
-            .into();
+            list["continue"] =
+                Continue { revision, namespace: key.namespace.clone(), name: key.name.clone() }.encode().into();
             if selection.labels.is_empty() && selection.fields.is_empty() {
                 list["remainingItemCount"] = (*left).into();
             }
@@ -193,12 +159,8 @@ impl Objects {
                 asked.table(&objects, list)
             }
             Form::PartialObjectMetadata => {
-                let items: Vec<Value> = page
-                    .items
-                    .iter()
-                    .filter_map(|(_, stored)| value(stored))
-                    .map(|o| table::partial(&o))
-                    .collect();
+                let items: Vec<Value> =
+                    page.items.iter().filter_map(|(_, stored)| value(stored)).map(|o| table::partial(&o)).collect();
                 let kind = "PartialObjectMetadataList";
                 json_answer(&json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": list, "items": items}))
             }
@@ -213,10 +175,7 @@ impl Objects {
     async fn create(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         let mut body = body::decode(asked.content_type(), bytes)?;
         if body.value.is_null() {
-            return Err(ApiError::bad_request(format!(
-                "the body must be a {} object",
-                asked.resource.kind
-            )));
+            return Err(ApiError::bad_request(format!("the body must be a {} object", asked.resource.kind)));
         }
         if asked.resource.kind == FREEZES.kind {
             declare(&mut body, asked.user);
@@ -224,10 +183,7 @@ impl Objects {
         let admit = |object: &Value| self.admit(asked, object);
         let write = asked.write(&admit)?;
         let namespace = asked.target.namespace.as_deref();
-        let written = self
-            .registry
-            .create(asked.resource, namespace, body, write, asked.now)
-            .await?;
+        let written = self.registry.create(asked.resource, namespace, body, write, asked.now).await?;
         asked.written(&written.object, StatusCode::CREATED, written.warnings)
     }
 
@@ -236,26 +192,19 @@ impl Objects {
         let admit = |object: &Value| self.admit(asked, object);
         let write = asked.write(&admit)?;
         let namespace = asked.target.namespace.as_deref();
-        let written = self
-            .registry
-            .update(asked.resource, namespace, asked.name(), asked.status(), body, write)
-            .await?;
+        let written =
+            self.registry.update(asked.resource, namespace, asked.name(), asked.status(), body, write).await?;
         asked.written(&written.object, StatusCode::OK, written.warnings)
     }
 
     async fn patch(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
-        let strategic = asked
-            .resource
-            .strategy()
-            .is_some_and(|strategy| strategy.strategic_as_merge);
+        let strategic = asked.resource.strategy().is_some_and(|strategy| strategy.strategic_as_merge);
         let patch = Patch::decode(asked.content_type(), bytes, strategic)?;
         let admit = |object: &Value| self.admit(asked, object);
         let write = asked.write(&admit)?;
         let namespace = asked.target.namespace.as_deref();
-        let written = self
-            .registry
-            .patch(asked.resource, namespace, asked.name(), asked.status(), &patch, write)
-            .await?;
+        let written =
+            self.registry.patch(asked.resource, namespace, asked.name(), asked.status(), &patch, write).await?;
         asked.written(&written.object, StatusCode::OK, written.warnings)
     }
 
@@ -269,11 +218,7 @@ impl Objects {
             ));
         }
         let namespace = asked.target.namespace.as_deref();
-        match self
-            .registry
-            .delete(asked.resource, namespace, name, &options, asked.now)
-            .await?
-        {
+        match self.registry.delete(asked.resource, namespace, name, &options, asked.now).await? {
             Deleted::Gone(object) => json_answer(&json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
                 "details": {"name": name, "group": asked.resource.group, "kind": asked.resource.plural, "uid": object["metadata"]["uid"]},
@@ -288,15 +233,9 @@ impl Objects {
         }
         let options = delete_options(asked, bytes)?;
         let namespace = asked.target.namespace.as_deref();
-        let page = self
-            .registry
-            .list(asked.resource, namespace, &asked.selection()?, None, None)?;
+        let page = self.registry.list(asked.resource, namespace, &asked.selection()?, None, None)?;
         for (key, _) in &page.items {
-            match self
-                .registry
-                .delete(asked.resource, namespace, &key.name, &options, asked.now)
-                .await
-            {
+            match self.registry.delete(asked.resource, namespace, &key.name, &options, asked.now).await {
                 Err(error) if error.code == 404 => {}
                 other => drop(other?),
             }
@@ -326,9 +265,7 @@ impl Objects {
                     name: Some(name.to_owned()),
                     subresource: None,
                 };
-                self.authorizer
-                    .allowed(asked.user, &target)
-                    .map_err(|why| forbidden(asked.user, &target, &why))?;
+                self.authorizer.allowed(asked.user, &target).map_err(|why| forbidden(asked.user, &target, &why))?;
             }
         }
         if asked.resource.kind == FREEZES.kind
@@ -345,22 +282,13 @@ impl Objects {
 impl<'a> Asked<'a> {
     pub(crate) fn selection(&self) -> Result<crate::query::Selection, ApiError> {
         let selection = self.parts.query.selection()?;
-        let known: Vec<&str> = ["metadata.name", "metadata.namespace"]
-            .iter()
-            .chain(self.resource.fields)
-            .copied()
-            .collect();
+        let known: Vec<&str> =
+            ["metadata.name", "metadata.namespace"].iter().chain(self.resource.fields).copied().collect();
         match selection.fields.unknown(&known) {
             None => Ok(selection),
             Some(path) => {
-                let known = known
-                    .iter()
-                    .map(|path| format!("{path:?}"))
-                    .collect::<Vec<_>>()
-                    .join(", ");
-                Err(ApiError::bad_request(format!(
-                    "{path:?} is not a known field selector: only {known}"
-                )))
+                let known = known.iter().map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", ");
+                Err(ApiError::bad_request(format!("{path:?} is not a known field selector: only {known}")))
             }
         }
     }
@@ -379,18 +307,11 @@ impl<'a> Asked<'a> {
     }
 
     fn content_type(&self) -> Option<&str> {
-        self.parts
-            .headers
-            .get(header::CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
+        self.parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
     }
 
     fn write(&self, admit: &'a (dyn Fn(&Value) -> Result<(), ApiError> + Send + Sync)) -> Result<Write<'a>, ApiError> {
-        Ok(Write {
-            dry_run: self.parts.query.dry_run()?,
-            validation: self.parts.query.field_validation()?,
-            admit,
-        })
+        Ok(Write { dry_run: self.parts.query.dry_run()?, validation: self.parts.query.field_validation()?, admit })
     }
 
     fn one(&self, object: &Value) -> Result<Answer, ApiError> {
@@ -401,14 +322,8 @@ impl<'a> Asked<'a> {
         match self.parts.form {
             Form::Table => {
                 let list = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let table = table::table(
-                    self.resource,
-                    std::slice::from_ref(object),
-                    list,
-                    self.include()?,
-                    true,
-                    self.now,
-                );
+                let table =
+                    table::table(self.resource, std::slice::from_ref(object), list, self.include()?, true, self.now);
                 coded(code, &table, warnings)
             }
             Form::PartialObjectMetadata => coded(code, &table::partial(object), warnings),
@@ -417,14 +332,7 @@ impl<'a> Asked<'a> {
     }
 
     fn table(&self, objects: &[Value], list: Value) -> Result<Answer, ApiError> {
-        json_answer(&table::table(
-            self.resource,
-            objects,
-            list,
-            self.include()?,
-            true,
-            self.now,
-        ))
+        json_answer(&table::table(self.resource, objects, list, self.include()?, true, self.now))
     }
 }
 
@@ -443,37 +351,22 @@ impl Continue {
     }
 
     fn decode(text: &str) -> Result<Self, ApiError> {
-        let decoded = URL_SAFE_NO_PAD
-            .decode(text)
-            .ok()
-            .and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+        let decoded = URL_SAFE_NO_PAD.decode(text).ok().and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
         let value = decoded.filter(|value| value["v"] == 1);
         let value = value.ok_or_else(|| ApiError::bad_request("continue key is not valid: list from the beginning"))?;
         let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
-        Ok(Self {
-            revision: value["rv"].as_u64().unwrap_or_default(),
-            namespace: text("ns"),
-            name: text("name"),
-        })
+        Ok(Self { revision: value["rv"].as_u64().unwrap_or_default(), namespace: text("ns"), name: text("name") })
     }
 
     fn after(&self, resource: &Resource) -> Key {
         let key = resource.strategy().map_or("", |strategy| strategy.key);
-        Key {
-            resource: key,
-            namespace: self.namespace.clone(),
-            name: self.name.clone(),
-        }
+        Key { resource: key, namespace: self.namespace.clone(), name: self.name.clone() }
     }
 }
 
 /// A list of objects that are encoded already.
 fn concatenate(resource: &Resource, page: &Page, list: &Value) -> Bytes {
-    let size: usize = page
-        .items
-        .iter()
-        .map(|(_, stored): &(Key, Stored)| stored.bytes.len() + 1)
-        .sum();
+    let size: usize = page.items.iter().map(|(_, stored): &(Key, Stored)| stored.bytes.len() + 1).sum();
     let mut bytes = BytesMut::with_capacity(size + 256);
     let head = format!(
         "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{list},\"items\":[",
@@ -496,11 +389,7 @@ fn served(resource: &'static Resource, target: &ResourceTarget) -> Result<(), Ap
     let about = resource.about(target.name.as_deref().unwrap_or_default());
     let verbs = match target.subresource.as_deref() {
         None => resource.verbs,
-        Some(name) => match resource
-            .subresources
-            .iter()
-            .find(|subresource| subresource.name == name)
-        {
+        Some(name) => match resource.subresources.iter().find(|subresource| subresource.name == name) {
             Some(subresource) => subresource.verbs,
             None => return Err(ApiError::no_such_path()),
         },
@@ -538,9 +427,9 @@ fn check_list_version(asked: &Asked<'_>, current: u64, continued: bool) -> Resul
             let message = format!("Too large resource version: {version}, current: {current}");
             Err(ApiError::timeout(message.clone()).because("ResourceVersionTooLarge", "", message))
         }
-        Some(version) if matching == Some("Exact") && version != current => Err(ApiError::expired(
-            "The resourceVersion for the provided list is too old: only the newest is kept",
-        )),
+        Some(version) if matching == Some("Exact") && version != current => {
+            Err(ApiError::expired("The resourceVersion for the provided list is too old: only the newest is kept"))
+        }
         _ => Ok(()),
     }
 }
@@ -549,9 +438,7 @@ fn delete_options(asked: &Asked<'_>, bytes: &[u8]) -> Result<DeleteOptions, ApiE
     let body = body::decode(Some("application/json"), bytes)?.value;
     let preconditions = &body["preconditions"];
     let text = |value: &Value| value.as_str().map(str::to_owned);
-    let in_body = body["dryRun"]
-        .as_array()
-        .is_some_and(|dry| dry.iter().any(|value| value == "All"));
+    let in_body = body["dryRun"].as_array().is_some_and(|dry| dry.iter().any(|value| value == "All"));
     Ok(DeleteOptions {
         uid: text(&preconditions["uid"]),
         resource_version: text(&preconditions["resourceVersion"]),
@@ -573,5 +460,5 @@ fn declare(body: &mut Body, user: &User) {
     if !metadata["annotations"].is_object() {
         metadata["annotations"] = json!({});
     }
-    metadata["annotations"][controllers::freeze::CREATED_BY] = author(user);
+    metadata["annotations"][controllers::freeze::CREATED_BY] = user.name.as_str().into();
 }

@@ -32,12 +32,7 @@ pub fn v3() -> &'static [Document] {
             .map(|(group, version)| {
                 let bytes = Bytes::from(document(group, version).to_string());
                 let hash = discovery::etag(&bytes).trim_matches('"').to_owned();
-                Document {
-                    group,
-                    version,
-                    bytes,
-                    hash,
-                }
+                Document { group, version, bytes, hash }
             })
             .collect()
     })
@@ -67,11 +62,7 @@ pub fn v2() -> &'static Bytes {
                 definitions.extend(schemas.into_iter().map(|(name, schema)| (name, downgrade(schema))));
             }
             if let Value::Object(of_group) = document["paths"].take() {
-                paths.extend(
-                    of_group
-                        .into_iter()
-                        .map(|(path, item)| (path, downgrade_operations(item))),
-                );
+                paths.extend(of_group.into_iter().map(|(path, item)| (path, downgrade_operations(item))));
             }
         }
         let document = json!({
@@ -86,11 +77,7 @@ fn info() -> Value {
 }
 
 fn path_of(group: &str, version: &str) -> String {
-    if group.is_empty() {
-        format!("api/{version}")
-    } else {
-        format!("apis/{group}/{version}")
-    }
+    if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
 fn document(group: &str, version: &str) -> Value {
@@ -99,10 +86,7 @@ fn document(group: &str, version: &str) -> Value {
     for resource in discovery::of(group, version) {
         let mut schema = (resource.schema)(&mut generator).to_value();
         // core/v1 types are definitions of their own already.
-        if let Some(name) = schema["$ref"]
-            .as_str()
-            .and_then(|reference| reference.rsplit('/').next())
-        {
+        if let Some(name) = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()) {
             let name = name.to_owned();
             let definition = generator.definitions_mut().remove(&name).unwrap_or_default();
             schema = definition;
@@ -153,23 +137,10 @@ fn add_paths(resource: &Resource, paths: &mut Map<String, Value>) {
     let named: Vec<&str> = namespace.iter().copied().chain(["name"]).collect();
     paths.insert(
         collection.clone(),
-        item(
-            resource,
-            &[Verb::List, Verb::Create, Verb::DeleteCollection],
-            None,
-            namespace,
-        ),
+        item(resource, &[Verb::List, Verb::Create, Verb::DeleteCollection], None, namespace),
     );
     let object = format!("{collection}/{{name}}");
-    paths.insert(
-        object.clone(),
-        item(
-            resource,
-            &[Verb::Get, Verb::Update, Verb::Patch, Verb::Delete],
-            None,
-            &named,
-        ),
-    );
+    paths.insert(object.clone(), item(resource, &[Verb::Get, Verb::Update, Verb::Patch, Verb::Delete], None, &named));
     for subresource in resource.subresources {
         let path = format!("{object}/{}", subresource.name);
         paths.insert(path, item(resource, subresource.verbs, Some(subresource), &named));
@@ -207,22 +178,14 @@ fn operation(resource: &Resource, verb: Verb, action: &str, subresource: Option<
     let write = ["dryRun", "fieldManager", "fieldValidation", "pretty"];
     let query: &[&str] = match verb {
         Verb::Create | Verb::Update | Verb::Patch => &write,
-        Verb::List | Verb::DeleteCollection | Verb::Watch => &[
-            "continue",
-            "fieldSelector",
-            "labelSelector",
-            "limit",
-            "resourceVersion",
-            "resourceVersionMatch",
-            "watch",
-        ],
+        Verb::List | Verb::DeleteCollection | Verb::Watch => {
+            &["continue", "fieldSelector", "labelSelector", "limit", "resourceVersion", "resourceVersionMatch", "watch"]
+        }
         Verb::Get => &["pretty"],
         Verb::Delete => &["dryRun", "propagationPolicy"],
     };
-    let parameters: Vec<Value> = query
-        .iter()
-        .map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}}))
-        .collect();
+    let parameters: Vec<Value> =
+        query.iter().map(|name| json!({"name": name, "in": "query", "schema": {"type": "string"}})).collect();
     let mut operation = json!({
         "operationId": format!("{action}{}{}", resource.kind, subresource.map_or("", |subresource| subresource.name)),
         "parameters": parameters,
@@ -264,11 +227,7 @@ fn kind(resource: &Resource, kind: &str) -> Value {
 
 /// `dev.stillpoint.v1alpha1.Database`: the group read backwards.
 fn schema_name(resource: &Resource, kind: &str) -> String {
-    let group = if resource.group.is_empty() {
-        "io.k8s.api.core".to_owned()
-    } else {
-        backwards(resource.group)
-    };
+    let group = if resource.group.is_empty() { "io.k8s.api.core".to_owned() } else { backwards(resource.group) };
     format!("{group}.{}.{kind}", resource.version)
 }
 
@@ -279,18 +238,10 @@ fn backwards(group: &str) -> String {
 /// Definition names may hold letters, digits, dots, dashes and underscores only.
 fn dotted(name: &str) -> String {
     let safe = |c: char| {
-        if c.is_ascii_alphanumeric() || "._-".contains(c) {
-            c
-        } else {
-            '.'
-        }
+        if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '.' }
     };
     let name: String = name.chars().map(safe).collect();
-    if name.contains('.') {
-        name
-    } else {
-        format!("dev.stillpoint.types.{name}")
-    }
+    if name.contains('.') { name } else { format!("dev.stillpoint.types.{name}") }
 }
 
 fn rename_references(value: &mut Value) {
@@ -317,9 +268,7 @@ fn downgrade(schema: Value) -> Value {
             }
             let unknown = ["nullable", "oneOf", "anyOf", "allOf", "not", "const", "writeOnly"];
             let kept = map.into_iter().filter(|(key, _)| !unknown.contains(&key.as_str()));
-            kept.map(|(key, value)| (key, downgrade(value)))
-                .collect::<Map<_, _>>()
-                .into()
+            kept.map(|(key, value)| (key, downgrade(value))).collect::<Map<_, _>>().into()
         }
         Value::Array(items) => items.into_iter().map(downgrade).collect::<Vec<_>>().into(),
         other => other,
@@ -339,15 +288,11 @@ fn downgrade_operations(mut item: Value) -> Value {
         }
         let schema = downgrade(operation["responses"]["200"]["content"]["application/json"]["schema"].take());
         operation["responses"] = json!({"200": {"description": "OK", "schema": schema}});
-        if let Some(Value::Object(body)) = operation
-            .as_object_mut()
-            .and_then(|operation| operation.remove("requestBody"))
+        if let Some(Value::Object(body)) =
+            operation.as_object_mut().and_then(|operation| operation.remove("requestBody"))
         {
             let content = body.get("content").and_then(Value::as_object);
-            let first = content
-                .and_then(|content| content.values().next())
-                .cloned()
-                .unwrap_or_default();
+            let first = content.and_then(|content| content.values().next()).cloned().unwrap_or_default();
             let body =
                 json!({"name": "body", "in": "body", "required": true, "schema": downgrade(first["schema"].clone())});
             if let Some(parameters) = operation["parameters"].as_array_mut() {
@@ -392,10 +337,7 @@ mod tests {
             assert!(definitions.get(name).is_some(), "{reference} leads nowhere");
         }
         for name in definitions.as_object().unwrap().keys() {
-            assert!(
-                name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)),
-                "{name}"
-            );
+            assert!(name.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c)), "{name}");
         }
     }
 
@@ -408,12 +350,7 @@ mod tests {
         let document: Value = serde_json::from_slice(v2()).unwrap();
         check(&document, &document["definitions"], "#/definitions/");
         for (path, item) in document["paths"].as_object().unwrap() {
-            for (method, operation) in item
-                .as_object()
-                .unwrap()
-                .iter()
-                .filter(|(method, _)| *method != "parameters")
-            {
+            for (method, operation) in item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters") {
                 assert!(operation["responses"].is_object(), "{method} {path}");
             }
         }

@@ -17,12 +17,7 @@ const ACCEPTED: &str = "application/json-patch+json, application/merge-patch+jso
 
 impl Patch {
     pub fn decode(content_type: Option<&str>, bytes: &[u8], strategic_as_merge: bool) -> Result<Self, ApiError> {
-        let media = content_type
-            .unwrap_or_default()
-            .split(';')
-            .next()
-            .unwrap_or_default()
-            .trim();
+        let media = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
         let malformed = |error: serde_json::Error| ApiError::bad_request(format!("the patch cannot be read: {error}"));
         match media {
             "application/json-patch+json" => {
@@ -33,10 +28,9 @@ impl Patch {
                 Ok(Self::Json(patch))
             }
             "application/merge-patch+json" => serde_json::from_slice(bytes).map(Self::Merge).map_err(malformed),
-            "application/strategic-merge-patch+json" if strategic_as_merge => serde_json::from_slice(bytes)
-                .map(strategic)
-                .map(Self::Merge)
-                .map_err(malformed),
+            "application/strategic-merge-patch+json" if strategic_as_merge => {
+                serde_json::from_slice(bytes).map(strategic).map(Self::Merge).map_err(malformed)
+            }
             "application/apply-patch+yaml" => {
                 let mut error = ApiError::unsupported_media_type(ACCEPTED);
                 "server-side apply is not served without a cluster: use kubectl apply without \
@@ -93,30 +87,14 @@ mod tests {
     #[test]
     fn patches_do_what_their_rfcs_say() {
         let object = json!({"metadata": {"name": "a", "labels": {"x": "1", "y": "2"}}});
-        let merge = Patch::decode(
-            Some("application/merge-patch+json"),
-            br#"{"metadata":{"labels":{"x":null}}}"#,
-            false,
-        );
-        assert_eq!(
-            merge.unwrap().apply(&DATABASES, &object).unwrap()["metadata"]["labels"],
-            json!({"y": "2"})
-        );
+        let merge =
+            Patch::decode(Some("application/merge-patch+json"), br#"{"metadata":{"labels":{"x":null}}}"#, false);
+        assert_eq!(merge.unwrap().apply(&DATABASES, &object).unwrap()["metadata"]["labels"], json!({"y": "2"}));
         let failing = br#"[{"op":"test","path":"/metadata/name","value":"b"}]"#;
         let failing = Patch::decode(Some("application/json-patch+json"), failing, false).unwrap();
         assert_eq!(failing.apply(&DATABASES, &object).unwrap_err().code, 422);
-        assert_eq!(
-            Patch::decode(Some("application/strategic-merge-patch+json"), b"{}", false)
-                .unwrap_err()
-                .code,
-            415
-        );
-        assert_eq!(
-            Patch::decode(Some("application/apply-patch+yaml"), b"{}", true)
-                .unwrap_err()
-                .code,
-            415
-        );
+        assert_eq!(Patch::decode(Some("application/strategic-merge-patch+json"), b"{}", false).unwrap_err().code, 415);
+        assert_eq!(Patch::decode(Some("application/apply-patch+yaml"), b"{}", true).unwrap_err().code, 415);
     }
 
     proptest! {

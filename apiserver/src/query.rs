@@ -51,10 +51,7 @@ impl Query {
         match self.get("dryRun") {
             None => Ok(false),
             Some("All") => Ok(true),
-            Some(other) => Err(invalid(
-                "dryRun",
-                &format!("{other:?} is not supported; supported values: \"All\""),
-            )),
+            Some(other) => Err(invalid("dryRun", &format!("{other:?} is not supported; supported values: \"All\""))),
         }
     }
 
@@ -63,10 +60,9 @@ impl Query {
             None | Some("Warn") => Ok(FieldValidation::Warn),
             Some("Strict") => Ok(FieldValidation::Strict),
             Some("Ignore") => Ok(FieldValidation::Ignore),
-            Some(other) => Err(invalid(
-                "fieldValidation",
-                &format!("{other:?}; supported values: Ignore, Warn, Strict"),
-            )),
+            Some(other) => {
+                Err(invalid("fieldValidation", &format!("{other:?}; supported values: Ignore, Warn, Strict")))
+            }
         }
     }
 
@@ -82,9 +78,7 @@ impl Query {
     /// A decimal without sign.
     pub fn number(&self, name: &str) -> Result<Option<u64>, ApiError> {
         let Some(text) = self.get(name) else { return Ok(None) };
-        text.parse()
-            .map(Some)
-            .map_err(|_| ApiError::bad_request(format!("{name}: {text:?} is not a decimal number")))
+        text.parse().map(Some).map_err(|_| ApiError::bad_request(format!("{name}: {text:?} is not a decimal number")))
     }
 }
 

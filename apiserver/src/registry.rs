@@ -83,9 +83,7 @@ impl Registry {
 
     pub fn get(&self, resource: &Resource, namespace: Option<&str>, name: &str) -> Result<Stored, ApiError> {
         let key = key(strategy(resource)?, namespace, name);
-        self.store
-            .get(&key)
-            .ok_or_else(|| ApiError::not_found(resource.about(name)))
+        self.store.get(&key).ok_or_else(|| ApiError::not_found(resource.about(name)))
     }
 
     /// The objects that a selection selects, at most `limit`, after `after`.
@@ -115,35 +113,21 @@ impl Registry {
 
     /// Events after `revision`.
     pub fn watch(&self, resource: &Resource, revision: u64) -> Result<Watch, ApiError> {
-        self.store
-            .watch(strategy(resource)?.key, revision)
-            .map_err(|error| unwatchable(&error))
+        self.store.watch(strategy(resource)?.key, revision).map_err(|error| unwatchable(&error))
     }
 
     /// The state now and every event after it.
     pub fn list_and_watch(&self, resource: &Resource, namespace: Option<&str>) -> Result<(Page, Watch), ApiError> {
-        let (items, revision, watch) = self
-            .store
-            .list_and_watch(strategy(resource)?.key, namespace)
-            .map_err(|error| unwatchable(&error))?;
-        Ok((
-            Page {
-                items,
-                revision,
-                next: None,
-            },
-            watch,
-        ))
+        let (items, revision, watch) =
+            self.store.list_and_watch(strategy(resource)?.key, namespace).map_err(|error| unwatchable(&error))?;
+        Ok((Page { items, revision, next: None }, watch))
     }
 
     /// Everything of a kind, typed; what cannot be read is left out.
     pub fn all<T: DeserializeOwned>(&self, resource: &Resource, namespace: Option<&str>) -> Vec<T> {
         let page = self.list(resource, namespace, &Selection::default(), None, None);
         let items = page.map(|page| page.items).unwrap_or_default();
-        items
-            .iter()
-            .filter_map(|(_, stored)| serde_json::from_slice(&stored.bytes).ok())
-            .collect()
+        items.iter().filter_map(|(_, stored)| serde_json::from_slice(&stored.bytes).ok()).collect()
     }
 
     /// One object, typed.
@@ -188,10 +172,7 @@ impl Registry {
             }
             match self.store.put(key.clone(), object, Expect::Absent).await {
                 Ok(stored) => {
-                    return Ok(Written {
-                        object: parse(&stored)?,
-                        warnings,
-                    });
+                    return Ok(Written { object: parse(&stored)?, warnings });
                 }
                 Err(StoreError::Exists) if base.is_some() => {}
                 Err(error) => return Err(unwritten(resource, &key.name, &error)),
@@ -216,31 +197,14 @@ impl Registry {
     ) -> Result<Written, ApiError> {
         let mut object = body.value;
         meta::fit(resource, &mut object, namespace, Some(name))?;
-        let wanted = object["metadata"]["resourceVersion"]
-            .as_str()
-            .unwrap_or_default()
-            .to_owned();
+        let wanted = object["metadata"]["resourceVersion"].as_str().unwrap_or_default().to_owned();
         if wanted.is_empty() {
             let message = "must be specified for an update".to_owned();
-            let cause = Cause {
-                field: "metadata.resourceVersion".into(),
-                kind: CauseKind::Invalid,
-                message,
-            };
+            let cause = Cause { field: "metadata.resourceVersion".into(), kind: CauseKind::Invalid, message };
             return Err(resource.invalid(name, &[cause]));
         }
         let duplicates = body.duplicates;
-        self.change(
-            resource,
-            namespace,
-            name,
-            status,
-            write,
-            duplicates,
-            Some(&wanted),
-            |_| Ok(object.clone()),
-        )
-        .await
+        self.change(resource, namespace, name, status, write, duplicates, Some(&wanted), |_| Ok(object.clone())).await
     }
 
     /// `PATCH`. Tried again when somebody was faster, unless the patch itself names a resourceVersion.
@@ -257,20 +221,11 @@ impl Registry {
             Patch::Merge(value) => value["metadata"]["resourceVersion"].as_str().map(str::to_owned),
             Patch::Json(_) => None,
         };
-        self.change(
-            resource,
-            namespace,
-            name,
-            status,
-            write,
-            Vec::new(),
-            wanted.as_deref(),
-            |old| {
-                let mut object = patch.apply(resource, old)?;
-                meta::fit(resource, &mut object, namespace, Some(name))?;
-                Ok(object)
-            },
-        )
+        self.change(resource, namespace, name, status, write, Vec::new(), wanted.as_deref(), |old| {
+            let mut object = patch.apply(resource, old)?;
+            meta::fit(resource, &mut object, namespace, Some(name))?;
+            Ok(object)
+        })
         .await
     }
 
@@ -308,11 +263,8 @@ impl Registry {
         let (object, _) = checked(resource, strategy, object, None, Vec::new(), SYSTEM)?;
         let key = key(strategy, Some(namespace), name_of(&object));
         let name = key.name.clone();
-        let stored = self
-            .store
-            .put(key, object, Expect::Absent)
-            .await
-            .map_err(|error| unwritten(resource, &name, &error))?;
+        let stored =
+            self.store.put(key, object, Expect::Absent).await.map_err(|error| unwritten(resource, &name, &error))?;
         parse(&stored)
     }
 
@@ -325,24 +277,12 @@ impl Registry {
         finalizer: &str,
     ) -> Result<(), ApiError> {
         let changed = self
-            .change(
-                resource,
-                Some(namespace),
-                name,
-                false,
-                SYSTEM,
-                Vec::new(),
-                None,
-                |old| {
-                    let mut object = old.clone();
-                    let left: Vec<&str> = meta::finalizers(old)
-                        .into_iter()
-                        .filter(|other| *other != finalizer)
-                        .collect();
-                    object["metadata"]["finalizers"] = json!(left);
-                    Ok(object)
-                },
-            )
+            .change(resource, Some(namespace), name, false, SYSTEM, Vec::new(), None, |old| {
+                let mut object = old.clone();
+                let left: Vec<&str> = meta::finalizers(old).into_iter().filter(|other| *other != finalizer).collect();
+                object["metadata"]["finalizers"] = json!(left);
+                Ok(object)
+            })
             .await;
         match changed {
             Err(error) if error.code == 404 => Ok(()),
@@ -360,26 +300,16 @@ impl Registry {
     ) -> Result<Deleted, ApiError> {
         let key = key(strategy(resource)?, namespace, name);
         for _ in 0..TRIES {
-            let stored = self
-                .store
-                .get(&key)
-                .ok_or_else(|| ApiError::not_found(resource.about(name)))?;
+            let stored = self.store.get(&key).ok_or_else(|| ApiError::not_found(resource.about(name)))?;
             let mut object = parse(&stored)?;
             preconditions(resource, name, &object, options)?;
             let held =
                 !meta::finalizers(&object).is_empty() || (resource.kind == NAMESPACES.kind && self.has_contents(name));
             if options.dry_run {
-                return Ok(if held {
-                    Deleted::Pending(object)
-                } else {
-                    Deleted::Gone(object)
-                });
+                return Ok(if held { Deleted::Pending(object) } else { Deleted::Gone(object) });
             }
             let result = if !held {
-                self.store
-                    .delete(key.clone(), stored.revision)
-                    .await
-                    .and_then(|last| Ok(Deleted::Gone(reread(&last)?)))
+                self.store.delete(key.clone(), stored.revision).await.and_then(|last| Ok(Deleted::Gone(reread(&last)?)))
             } else if !object["metadata"]["deletionTimestamp"].is_null() {
                 return Ok(Deleted::Pending(object));
             } else {
@@ -403,10 +333,7 @@ impl Registry {
 
     /// What a namespace has: resource and name.
     pub fn contents(&self, namespace: &str) -> Vec<(&'static Resource, String)> {
-        let namespaced = crate::resources::ALL
-            .iter()
-            .copied()
-            .filter(|resource| resource.namespaced);
+        let namespaced = crate::resources::ALL.iter().copied().filter(|resource| resource.namespaced);
         let kept = namespaced.filter_map(|resource| Some((resource, resource.strategy()?.key)));
         kept.flat_map(|(resource, key)| {
             let (items, _) = self.store.list(key, Some(namespace), None);
@@ -431,10 +358,7 @@ impl Registry {
         let strategy = strategy(resource)?;
         let key = key(strategy, namespace, name);
         for _ in 0..TRIES {
-            let stored = self
-                .store
-                .get(&key)
-                .ok_or_else(|| ApiError::not_found(resource.about(name)))?;
+            let stored = self.store.get(&key).ok_or_else(|| ApiError::not_found(resource.about(name)))?;
             let old = parse(&stored)?;
             if wanted.is_some_and(|wanted| old["metadata"]["resourceVersion"] != *wanted) {
                 return Err(ApiError::modified(resource.about(name)));
@@ -457,10 +381,7 @@ impl Registry {
             };
             match result {
                 Ok(stored) => {
-                    return Ok(Written {
-                        object: parse(&stored)?,
-                        warnings,
-                    });
+                    return Ok(Written { object: parse(&stored)?, warnings });
                 }
                 Err(StoreError::Conflict) if wanted.is_none() => {}
                 Err(error) => return Err(unwritten(resource, name, &error)),
@@ -488,11 +409,7 @@ impl Registry {
 }
 
 /// Writes of ours: nothing is asked, nothing is warned of.
-const SYSTEM: Write<'static> = Write {
-    dry_run: false,
-    validation: FieldValidation::Ignore,
-    admit: &|_| Ok(()),
-};
+const SYSTEM: Write<'static> = Write { dry_run: false, validation: FieldValidation::Ignore, admit: &|_| Ok(()) };
 
 /// Whether an event concerns a watcher of this namespace; and the object before, if the watcher could see it.
 pub fn concerns(event: &Event, namespace: Option<&str>) -> bool {
@@ -545,18 +462,11 @@ fn checked(
     }
     let mut causes = meta::validate(&object);
     causes.extend((strategy.validate)(&object, old));
-    if causes.is_empty() {
-        Ok((object, strange))
-    } else {
-        Err(resource.invalid(&name, &causes))
-    }
+    if causes.is_empty() { Ok((object, strange)) } else { Err(resource.invalid(&name, &causes)) }
 }
 
 fn preconditions(resource: &Resource, name: &str, object: &Value, options: &DeleteOptions) -> Result<(), ApiError> {
-    let checks = [
-        ("UID", "uid", &options.uid),
-        ("ResourceVersion", "resourceVersion", &options.resource_version),
-    ];
+    let checks = [("UID", "uid", &options.uid), ("ResourceVersion", "resourceVersion", &options.resource_version)];
     for (what, field, wanted) in checks {
         if let Some(wanted) = wanted
             && object["metadata"][field] != wanted.as_str()
@@ -571,17 +481,11 @@ fn preconditions(resource: &Resource, name: &str, object: &Value, options: &Dele
 }
 
 fn strategy(resource: &Resource) -> Result<&Strategy, ApiError> {
-    resource
-        .strategy()
-        .ok_or_else(|| ApiError::internal("a live resource has no strategy"))
+    resource.strategy().ok_or_else(|| ApiError::internal("a live resource has no strategy"))
 }
 
 fn key(strategy: &Strategy, namespace: Option<&str>, name: &str) -> Key {
-    Key {
-        resource: strategy.key,
-        namespace: namespace.unwrap_or_default().to_owned(),
-        name: name.to_owned(),
-    }
+    Key { resource: strategy.key, namespace: namespace.unwrap_or_default().to_owned(), name: name.to_owned() }
 }
 
 fn name_of(object: &Value) -> &str {

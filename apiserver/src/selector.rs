@@ -22,11 +22,7 @@ enum Requirement {
 impl LabelSelector {
     /// The error says what is wrong, for a 400.
     pub fn parse(text: &str) -> Result<Self, String> {
-        split(text)
-            .into_iter()
-            .map(|part| requirement(part.trim()))
-            .collect::<Result<_, _>>()
-            .map(Self)
+        split(text).into_iter().map(|part| requirement(part.trim())).collect::<Result<_, _>>().map(Self)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -48,17 +44,13 @@ impl FieldSelector {
     pub fn parse(text: &str) -> Result<Self, String> {
         let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
         parts
-            .map(
-                |part| match (part.split_once("!="), part.split_once("=="), part.split_once('=')) {
-                    (Some((path, value)), ..) => Ok((path.to_owned(), false, value.to_owned())),
-                    (None, Some((path, value)), _) | (None, None, Some((path, value))) => {
-                        Ok((path.to_owned(), true, value.to_owned()))
-                    }
-                    _ => Err(format!(
-                        "invalid field selector {part:?}: want path=value or path!=value"
-                    )),
-                },
-            )
+            .map(|part| match (part.split_once("!="), part.split_once("=="), part.split_once('=')) {
+                (Some((path, value)), ..) => Ok((path.to_owned(), false, value.to_owned())),
+                (None, Some((path, value)), _) | (None, None, Some((path, value))) => {
+                    Ok((path.to_owned(), true, value.to_owned()))
+                }
+                _ => Err(format!("invalid field selector {part:?}: want path=value or path!=value")),
+            })
             .collect::<Result<_, _>>()
             .map(Self)
     }
@@ -69,10 +61,7 @@ impl FieldSelector {
 
     /// The first path that is not among `known`.
     pub fn unknown<'a>(&'a self, known: &[&str]) -> Option<&'a str> {
-        self.0
-            .iter()
-            .map(|(path, ..)| path.as_str())
-            .find(|path| !known.contains(path))
+        self.0.iter().map(|(path, ..)| path.as_str()).find(|path| !known.contains(path))
     }
 
     pub fn matches(&self, object: &Value) -> bool {
@@ -129,11 +118,7 @@ fn requirement(text: &str) -> Result<Requirement, String> {
             if value.contains(['=', '!', '(', ')', ' ']) {
                 return Err(unable());
             }
-            return Ok(if equal {
-                Requirement::In(key, vec![value])
-            } else {
-                Requirement::NotIn(key, vec![value])
-            });
+            return Ok(if equal { Requirement::In(key, vec![value]) } else { Requirement::NotIn(key, vec![value]) });
         }
     }
     key_of(text).map(Requirement::Exists).ok_or_else(unable)
@@ -166,18 +151,10 @@ mod tests {
             ("tier", true),
             ("!tier", false),
         ] {
-            assert_eq!(
-                LabelSelector::parse(selector).unwrap().matches(&object),
-                expected,
-                "{selector}"
-            );
+            assert_eq!(LabelSelector::parse(selector).unwrap().matches(&object), expected, "{selector}");
         }
         assert!(LabelSelector::parse("a=(").is_err());
-        assert!(
-            FieldSelector::parse("metadata.name=a,metadata.name!=b")
-                .unwrap()
-                .matches(&object)
-        );
+        assert!(FieldSelector::parse("metadata.name=a,metadata.name!=b").unwrap().matches(&object));
     }
 
     proptest! {

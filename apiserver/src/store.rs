@@ -140,10 +140,7 @@ impl Store {
     }
 
     fn start(log: Log, rows: Vec<Row>, resources: &[&'static str], tasks: &TaskTracker) -> Self {
-        let channels = resources
-            .iter()
-            .map(|resource| (*resource, broadcast::channel(BEHIND).0))
-            .collect();
+        let channels = resources.iter().map(|resource| (*resource, broadcast::channel(BEHIND).0)).collect();
         let mut memory = Memory {
             objects: BTreeMap::new(),
             revision: log::FIRST_REVISION,
@@ -155,18 +152,8 @@ impl Store {
             memory.revision = memory.revision.max(row.revision);
             let resource = resources.iter().find(|resource| **resource == row.resource);
             if let (Some(resource), Some(bytes)) = (resource, row.object) {
-                let key = Key {
-                    resource,
-                    namespace: row.namespace,
-                    name: row.name,
-                };
-                memory.objects.insert(
-                    key,
-                    Stored {
-                        revision: row.revision,
-                        bytes: bytes.into(),
-                    },
-                );
+                let key = Key { resource, namespace: row.namespace, name: row.name };
+                memory.objects.insert(key, Stored { revision: row.revision, bytes: bytes.into() });
             }
         }
         memory.oldest = memory.revision;
@@ -209,15 +196,10 @@ impl Store {
     pub fn watch(&self, resource: &'static str, after: u64) -> Result<Watch, StoreError> {
         let memory = self.read();
         memory.check(after)?;
-        let backlog = memory
-            .history
-            .iter()
-            .filter(|event| event.object.revision > after && event.key.resource == resource);
+        let backlog =
+            memory.history.iter().filter(|event| event.object.revision > after && event.key.resource == resource);
         let backlog = backlog.cloned().collect();
-        Ok(Watch {
-            backlog,
-            live: memory.subscribe(resource)?,
-        })
+        Ok(Watch { backlog, live: memory.subscribe(resource)? })
     }
 
     /// The state now, and every event after it, with nothing between.
@@ -228,25 +210,14 @@ impl Store {
         namespace: Option<&str>,
     ) -> Result<(Vec<(Key, Stored)>, u64, Watch), StoreError> {
         let memory = self.read();
-        let watch = Watch {
-            backlog: VecDeque::new(),
-            live: memory.subscribe(resource)?,
-        };
+        let watch = Watch { backlog: VecDeque::new(), live: memory.subscribe(resource)? };
         Ok((memory.range(resource, namespace, None), memory.revision, watch))
     }
 
     async fn job(&self, key: Key, object: Option<Value>, expect: Expect) -> Result<Stored, StoreError> {
         let (answer, waiting) = oneshot::channel();
         let stopped = || StoreError::Unavailable("the server is stopping".to_owned());
-        self.jobs
-            .send(Job {
-                key,
-                object,
-                expect,
-                answer,
-            })
-            .await
-            .map_err(|_| stopped())?;
+        self.jobs.send(Job { key, object, expect, answer }).await.map_err(|_| stopped())?;
         waiting.await.map_err(|_| stopped())?
     }
 
@@ -267,11 +238,7 @@ impl Watch {
 
 impl Memory {
     fn range(&self, resource: &'static str, namespace: Option<&str>, after: Option<&Key>) -> Vec<(Key, Stored)> {
-        let first = Key {
-            resource,
-            namespace: namespace.unwrap_or_default().to_owned(),
-            name: String::new(),
-        };
+        let first = Key { resource, namespace: namespace.unwrap_or_default().to_owned(), name: String::new() };
         let from = match after {
             Some(key) if *key >= first => Bound::Excluded(key.clone()),
             _ => Bound::Included(first),
@@ -287,25 +254,16 @@ impl Memory {
 
     fn check(&self, after: u64) -> Result<(), StoreError> {
         if after < self.oldest {
-            return Err(StoreError::Expired {
-                wanted: after,
-                oldest: self.oldest,
-            });
+            return Err(StoreError::Expired { wanted: after, oldest: self.oldest });
         }
         if after > self.revision {
-            return Err(StoreError::Future {
-                wanted: after,
-                current: self.revision,
-            });
+            return Err(StoreError::Future { wanted: after, current: self.revision });
         }
         Ok(())
     }
 
     fn subscribe(&self, resource: &'static str) -> Result<broadcast::Receiver<Arc<Event>>, StoreError> {
-        self.channels
-            .get(resource)
-            .map(broadcast::Sender::subscribe)
-            .ok_or(StoreError::NotFound)
+        self.channels.get(resource).map(broadcast::Sender::subscribe).ok_or(StoreError::NotFound)
     }
 
     /// Makes a write visible, and tells watchers.
@@ -322,10 +280,7 @@ impl Memory {
         }
         self.history.push_back(event);
         while self.history.len() > HISTORY {
-            self.oldest = self
-                .history
-                .pop_front()
-                .map_or(self.oldest, |event| event.object.revision);
+            self.oldest = self.history.pop_front().map_or(self.oldest, |event| event.object.revision);
         }
     }
 }
@@ -336,11 +291,7 @@ async fn write(memory: Arc<RwLock<Memory>>, mut log: Log, mut queue: mpsc::Recei
     while queue.recv_many(&mut batch, BATCH).await > 0 {
         let decided = decide(&memory.read().unwrap_or_else(PoisonError::into_inner), &mut batch);
         let rows: Vec<Row> = decided.iter().map(|(event, _)| Row::of(event)).collect();
-        let written = if rows.is_empty() {
-            Ok(())
-        } else {
-            log.append(&rows).await
-        };
+        let written = if rows.is_empty() { Ok(()) } else { log.append(&rows).await };
         if let Err(error) = &written {
             error!(%error, "writing the log failed; the writes are refused");
         }
@@ -363,17 +314,8 @@ fn decide(memory: &Memory, batch: &mut Vec<Job>) -> Vec<(Event, oneshot::Sender<
     let mut ahead: HashMap<Key, Option<Stored>> = HashMap::new();
     let mut revision = memory.revision;
     let mut decided = Vec::with_capacity(batch.len());
-    for Job {
-        key,
-        object,
-        expect,
-        answer,
-    } in batch.drain(..)
-    {
-        let current = ahead
-            .get(&key)
-            .cloned()
-            .unwrap_or_else(|| memory.objects.get(&key).cloned());
+    for Job { key, object, expect, answer } in batch.drain(..) {
+        let current = ahead.get(&key).cloned().unwrap_or_else(|| memory.objects.get(&key).cloned());
         match event(key, object, expect, current, revision + 1) {
             Ok(event) => {
                 revision += 1;
@@ -397,36 +339,22 @@ fn event(
     let encode = |mut value: Value| -> Result<Stored, StoreError> {
         value["metadata"]["resourceVersion"] = Value::String(revision.to_string());
         let bytes = serde_json::to_vec(&value).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-        Ok(Stored {
-            revision,
-            bytes: bytes.into(),
-        })
+        Ok(Stored { revision, bytes: bytes.into() })
     };
     match (expect, current, object) {
         (Expect::Absent, Some(_), _) => Err(StoreError::Exists),
-        (Expect::Absent, None, Some(object)) => Ok(Event {
-            change: Change::Added,
-            key,
-            object: encode(object)?,
-            previous: None,
-        }),
+        (Expect::Absent, None, Some(object)) => {
+            Ok(Event { change: Change::Added, key, object: encode(object)?, previous: None })
+        }
         (Expect::Absent | Expect::At(_), None, _) => Err(StoreError::NotFound),
         (Expect::At(at), Some(current), _) if current.revision != at => Err(StoreError::Conflict),
-        (Expect::At(_), Some(current), Some(object)) => Ok(Event {
-            change: Change::Modified,
-            key,
-            object: encode(object)?,
-            previous: Some(current),
-        }),
+        (Expect::At(_), Some(current), Some(object)) => {
+            Ok(Event { change: Change::Modified, key, object: encode(object)?, previous: Some(current) })
+        }
         (Expect::At(_), Some(current), None) => {
             let last =
                 serde_json::from_slice(&current.bytes).map_err(|error| StoreError::Unavailable(error.to_string()))?;
-            Ok(Event {
-                change: Change::Deleted,
-                key,
-                object: encode(last)?,
-                previous: Some(current),
-            })
+            Ok(Event { change: Change::Deleted, key, object: encode(last)?, previous: Some(current) })
         }
     }
 }
@@ -440,11 +368,7 @@ mod tests {
     const RESOURCE: &str = "things.test";
 
     fn key(name: &str) -> Key {
-        Key {
-            resource: RESOURCE,
-            namespace: "ns".into(),
-            name: name.into(),
-        }
+        Key { resource: RESOURCE, namespace: "ns".into(), name: name.into() }
     }
 
     fn thing(n: u64) -> Value {
@@ -454,30 +378,18 @@ mod tests {
     /// What every store must do, whatever its log.
     async fn contract(store: Store) {
         let first = store.put(key("a"), thing(1), Expect::Absent).await.unwrap();
-        assert!(matches!(
-            store.put(key("a"), thing(2), Expect::Absent).await,
-            Err(StoreError::Exists)
-        ));
+        assert!(matches!(store.put(key("a"), thing(2), Expect::Absent).await, Err(StoreError::Exists)));
         let mut watch = store.watch(RESOURCE, first.revision).unwrap();
         let second = store.put(key("a"), thing(2), Expect::At(first.revision)).await.unwrap();
         assert!(second.revision > first.revision);
-        assert!(matches!(
-            store.put(key("a"), thing(3), Expect::At(first.revision)).await,
-            Err(StoreError::Conflict)
-        ));
+        assert!(matches!(store.put(key("a"), thing(3), Expect::At(first.revision)).await, Err(StoreError::Conflict)));
         assert!(matches!(store.delete(key("b"), 1).await, Err(StoreError::NotFound)));
         let gone = store.delete(key("a"), second.revision).await.unwrap();
         assert!(store.get(&key("a")).is_none());
         let seen = [watch.next().await.unwrap(), watch.next().await.unwrap()];
-        assert_eq!(
-            seen.each_ref().map(|event| event.change),
-            [Change::Modified, Change::Deleted]
-        );
+        assert_eq!(seen.each_ref().map(|event| event.change), [Change::Modified, Change::Deleted]);
         assert_eq!(seen[1].object.revision, gone.revision);
-        assert!(matches!(
-            store.watch(RESOURCE, gone.revision + 1),
-            Err(StoreError::Future { .. })
-        ));
+        assert!(matches!(store.watch(RESOURCE, gone.revision + 1), Err(StoreError::Future { .. })));
     }
 
     #[tokio::test]

@@ -33,15 +33,8 @@ pub fn table(
     columns: bool,
     now: Timestamp,
 ) -> Value {
-    let rows: Vec<Value> = objects
-        .iter()
-        .map(|object| row(resource, object, include, now))
-        .collect();
-    let definitions: Vec<Value> = if columns {
-        resource.columns.iter().map(definition).collect()
-    } else {
-        Vec::new()
-    };
+    let rows: Vec<Value> = objects.iter().map(|object| row(resource, object, include, now)).collect();
+    let definitions: Vec<Value> = if columns { resource.columns.iter().map(definition).collect() } else { Vec::new() };
     let mut table = json!({"kind": "Table", "apiVersion": "meta.k8s.io/v1", "metadata": list, "rows": rows});
     table["columnDefinitions"] = if columns { definitions.into() } else { Value::Null };
     table
@@ -53,11 +46,7 @@ pub fn partial(object: &Value) -> Value {
 }
 
 fn row(resource: &Resource, object: &Value, include: Include, now: Timestamp) -> Value {
-    let cells: Vec<Value> = resource
-        .columns
-        .iter()
-        .map(|column| (column.cell)(object, now))
-        .collect();
+    let cells: Vec<Value> = resource.columns.iter().map(|column| (column.cell)(object, now)).collect();
     match include {
         Include::None => json!({"cells": cells}),
         Include::Metadata => json!({"cells": cells, "object": partial(object)}),

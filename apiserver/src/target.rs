@@ -87,14 +87,10 @@ pub fn target(method: &Method, path: &str, watching: bool) -> Result<Target, Api
         ["api"] => document(Document::CoreVersions),
         ["apis"] => document(Document::Groups),
         ["apis", group] => document(Document::Group((*group).to_owned())),
-        ["api", version] => document(Document::Resources {
-            group: String::new(),
-            version: (*version).to_owned(),
-        }),
-        ["apis", group, version] => document(Document::Resources {
-            group: (*group).to_owned(),
-            version: (*version).to_owned(),
-        }),
+        ["api", version] => document(Document::Resources { group: String::new(), version: (*version).to_owned() }),
+        ["apis", group, version] => {
+            document(Document::Resources { group: (*group).to_owned(), version: (*version).to_owned() })
+        }
         ["api", version, rest @ ..] => resource(method, "", version, rest, watching).map(Target::Resource),
         ["apis", group, version, rest @ ..] => resource(method, group, version, rest, watching).map(Target::Resource),
         _ => Err(ApiError::no_such_path()),
@@ -181,30 +177,15 @@ mod tests {
 
     #[test]
     fn paths_are_read_as_upstream_reads_them() {
-        let quiesce = of(
-            "POST",
-            "/apis/live.stillpoint.dev/v1alpha1/namespaces/shop/databases/orders/quiesce",
-            false,
-        );
+        let quiesce = of("POST", "/apis/live.stillpoint.dev/v1alpha1/namespaces/shop/databases/orders/quiesce", false);
         assert_eq!(quiesce.verb, Verb::Create);
         assert_eq!(quiesce.namespace.as_deref(), Some("shop"));
         assert_eq!(quiesce.subresource.as_deref(), Some("quiesce"));
         let namespace = of("GET", "/api/v1/namespaces/shop", false);
-        assert_eq!(
-            (namespace.resource.as_str(), namespace.name.as_deref()),
-            ("namespaces", Some("shop"))
-        );
+        assert_eq!((namespace.resource.as_str(), namespace.name.as_deref()), ("namespaces", Some("shop")));
         assert_eq!(of("GET", "/api/v1/namespaces", true).verb, Verb::Watch);
-        assert_eq!(
-            of("DELETE", "/api/v1/namespaces/shop/secrets", false).verb,
-            Verb::DeleteCollection
-        );
-        assert_eq!(
-            of("GET", "/api/v1/namespaces/shop/secrets/a%2Db", false)
-                .name
-                .as_deref(),
-            Some("a-b")
-        );
+        assert_eq!(of("DELETE", "/api/v1/namespaces/shop/secrets", false).verb, Verb::DeleteCollection);
+        assert_eq!(of("GET", "/api/v1/namespaces/shop/secrets/a%2Db", false).name.as_deref(), Some("a-b"));
         assert!(target(&Method::GET, "/api/v1/namespaces/shop/secrets/a%2Fb", false).is_err());
     }
 

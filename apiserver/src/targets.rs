@@ -23,22 +23,13 @@ pub enum Unresolved {
     #[error("Database {database} is paused")]
     Paused { database: String },
     #[error("Database {database} needs key {key:?} of Secret {secret:?}, which {why}")]
-    Credentials {
-        database: String,
-        secret: String,
-        key: String,
-        why: &'static str,
-    },
+    Credentials { database: String, secret: String, key: String, why: &'static str },
     #[error("Database {database} names no usable endpoint")]
     Endpoint { database: String },
     #[error("this server has no driver for {engine}")]
     Engine { engine: api::Engine },
     #[error("Database {database} has one member, {member:?}, and {wanted:?} was asked for")]
-    Member {
-        database: String,
-        member: String,
-        wanted: String,
-    },
+    Member { database: String, member: String, wanted: String },
 }
 
 /// How one freeze wants its targets.
@@ -59,11 +50,7 @@ pub fn secret_names(database: &Database) -> Vec<&str> {
         tls.and_then(|tls| tls.ca_secret_ref.as_ref()),
         tls.and_then(|tls| tls.cert_secret_ref.as_ref()),
     ];
-    let mut names: Vec<&str> = references
-        .into_iter()
-        .flatten()
-        .map(|reference| reference.name.as_str())
-        .collect();
+    let mut names: Vec<&str> = references.into_iter().flatten().map(|reference| reference.name.as_str()).collect();
     names.dedup();
     names
 }
@@ -75,17 +62,11 @@ pub fn target(drivers: &Drivers, from: &Ingredients, wanted: Wanted<'_>) -> Resu
     if spec.paused {
         return Err(Unresolved::Paused { database: name });
     }
-    let driver = drivers
-        .of(spec.engine)
-        .ok_or(Unresolved::Engine { engine: spec.engine })?;
+    let driver = drivers.of(spec.engine).ok_or(Unresolved::Engine { engine: spec.engine })?;
     let member = member(from)?;
     let address = member.address.to_string();
     if let Some(wanted) = wanted.member.filter(|wanted| *wanted != address) {
-        return Err(Unresolved::Member {
-            database: name,
-            member: address,
-            wanted: wanted.to_owned(),
-        });
+        return Err(Unresolved::Member { database: name, member: address, wanted: wanted.to_owned() });
     }
     Ok(Target {
         database: name,
@@ -101,15 +82,9 @@ pub fn target(drivers: &Drivers, from: &Ingredients, wanted: Wanted<'_>) -> Resu
 /// How to reach the Database's server; also without any intent to freeze it.
 pub fn member(from: &Ingredients) -> Result<Member, Unresolved> {
     let spec = &from.database.spec;
-    let address = spec.endpoint.address(spec.engine).ok_or_else(|| Unresolved::Endpoint {
-        database: name_of(&from.database),
-    })?;
-    Ok(Member {
-        account: account(from)?,
-        tls: tls(from, &address)?,
-        databases: spec.databases.clone(),
-        address,
-    })
+    let address =
+        spec.endpoint.address(spec.engine).ok_or_else(|| Unresolved::Endpoint { database: name_of(&from.database) })?;
+    Ok(Member { account: account(from)?, tls: tls(from, &address)?, databases: spec.databases.clone(), address })
 }
 
 /// What is to be made true there.
@@ -140,14 +115,8 @@ pub fn level(databases: &[Database], wanted: Option<Level>) -> Level {
 /// How long its claims last and how long it may last at all: the shortest that every Database allows.
 pub fn durations(databases: &[Database], level: Level, copy: Copy, wanted: Option<u32>) -> (Duration, Duration) {
     let policies = || databases.iter().map(|database| &database.spec.freeze);
-    let max = policies()
-        .map(|policy| policy.max_frozen(level, copy))
-        .min()
-        .unwrap_or(copy.longest(level));
-    let ttl = policies()
-        .map(|policy| policy.ttl(level, copy, wanted))
-        .min()
-        .unwrap_or(level.default_ttl());
+    let max = policies().map(|policy| policy.max_frozen(level, copy)).min().unwrap_or(copy.longest(level));
+    let ttl = policies().map(|policy| policy.ttl(level, copy, wanted)).min().unwrap_or(level.default_ttl());
     (ttl.min(max), max)
 }
 
@@ -179,16 +148,12 @@ fn tls(from: &Ingredients, address: &ConnectionAddress) -> Result<Tls, Unresolve
         None => None,
     };
     let identity = match &tls.cert_secret_ref {
-        Some(secret) => Some((
-            text(from, &secret.name, "tls.crt")?.into(),
-            text(from, &secret.name, "tls.key")?.into(),
-        )),
+        Some(secret) => {
+            Some((text(from, &secret.name, "tls.crt")?.into(), text(from, &secret.name, "tls.key")?.into()))
+        }
         None => None,
     };
-    Ok(Tls {
-        mode,
-        roots: Some(TlsRoots { ca, identity }),
-    })
+    Ok(Tls { mode, roots: Some(TlsRoots { ca, identity }) })
 }
 
 const NO_SECRET: &str = "does not exist";
@@ -202,10 +167,7 @@ fn text(from: &Ingredients, secret: &str, key: &str) -> Result<String, Unresolve
         key: key.to_owned(),
         why,
     };
-    let found = from
-        .secrets
-        .iter()
-        .find(|candidate| candidate.metadata.name.as_deref() == Some(secret));
+    let found = from.secrets.iter().find(|candidate| candidate.metadata.name.as_deref() == Some(secret));
     let data = found.ok_or_else(|| missing(NO_SECRET))?.data.as_ref();
     let bytes = data.and_then(|data| data.get(key)).ok_or_else(|| missing(NO_KEY))?;
     String::from_utf8(bytes.0.clone()).map_err(|_| missing(NO_TEXT))
@@ -241,16 +203,8 @@ mod tests {
 
     #[test]
     fn a_missing_secret_or_user_name_is_named_and_a_missing_password_is_not_wanted() {
-        let member_of = |secrets| {
-            member(&Ingredients {
-                database: with_credentials(),
-                secrets,
-            })
-        };
-        assert!(matches!(
-            member_of(vec![]),
-            Err(Unresolved::Credentials { why: NO_SECRET, .. })
-        ));
+        let member_of = |secrets| member(&Ingredients { database: with_credentials(), secrets });
+        assert!(matches!(member_of(vec![]), Err(Unresolved::Credentials { why: NO_SECRET, .. })));
         let no_user = secret(json!({"password": "cHc="}));
         assert!(matches!(member_of(vec![no_user]), Err(Unresolved::Credentials { key, .. }) if key == "username"));
         let no_password = secret(json!({"username": "ZGJh"}));
@@ -261,11 +215,7 @@ mod tests {
     #[test]
     fn nothing_of_a_target_prints_its_password() {
         let secret = secret(json!({"username": "ZGJh", "password": "c2VzYW1l"}));
-        let member = member(&Ingredients {
-            database: with_credentials(),
-            secrets: vec![secret],
-        })
-        .unwrap();
+        let member = member(&Ingredients { database: with_credentials(), secrets: vec![secret] }).unwrap();
         assert_eq!(member.account.as_ref().unwrap().password.as_deref(), Some("sesame"));
         assert!(!format!("{member:?}").contains("sesame"));
     }
@@ -286,13 +236,7 @@ mod tests {
         use api::TlsMode;
         let mode = |host: &str| {
             let database = database(json!({"engine": "MariaDB", "endpoint": {"host": host}}));
-            member(&Ingredients {
-                database,
-                secrets: vec![],
-            })
-            .unwrap()
-            .tls
-            .mode
+            member(&Ingredients { database, secrets: vec![] }).unwrap().tls.mode
         };
         assert_eq!(mode("127.0.0.1"), TlsMode::Disable);
         assert_eq!(mode("db.example"), TlsMode::Require);

@@ -70,9 +70,8 @@ impl Verbs {
     pub fn ingredients(&self, namespace: &str, name: &str) -> Result<Ingredients, ApiError> {
         let database: Database = self.registry.typed(&DATABASES, Some(namespace), name)?;
         let names = targets::secret_names(&database);
-        let secrets = names
-            .iter()
-            .filter_map(|name| self.registry.typed::<Secret>(&SECRETS, Some(namespace), name).ok());
+        let secrets =
+            names.iter().filter_map(|name| self.registry.typed::<Secret>(&SECRETS, Some(namespace), name).ok());
         let secrets = secrets.collect();
         Ok(Ingredients { database, secrets })
     }
@@ -90,44 +89,23 @@ impl Verbs {
             .iter()
             .map(|target| self.ingredients(&freeze.namespace, &target.database))
             .collect::<Result<_, _>>()?;
-        let databases: Vec<Database> = ingredients
-            .iter()
-            .map(|ingredients| ingredients.database.clone())
-            .collect();
+        let databases: Vec<Database> = ingredients.iter().map(|ingredients| ingredients.database.clone()).collect();
         let level = targets::level(&databases, spec.level);
         let (ttl, max_frozen) = targets::durations(&databases, level, spec.copy, spec.ttl_seconds);
         let mut warnings = Vec::new();
-        if spec
-            .ttl_seconds
-            .is_some_and(|wanted| u64::from(wanted) > max_frozen.as_secs())
-        {
-            warnings.push(format!(
-                "ttlSeconds is {}, the longest that is allowed here",
-                max_frozen.as_secs()
-            ));
+        if spec.ttl_seconds.is_some_and(|wanted| u64::from(wanted) > max_frozen.as_secs()) {
+            warnings.push(format!("ttlSeconds is {}, the longest that is allowed here", max_frozen.as_secs()));
         }
         let uid = uuid::Uuid::new_v4().to_string();
         let targets = ingredients.iter().zip(&spec.targets).map(|(ingredients, wanted)| {
-            let wanted = Wanted {
-                level,
-                copy: spec.copy,
-                freeze_uid: &uid,
-                member: wanted.member.as_deref(),
-            };
+            let wanted = Wanted { level, copy: spec.copy, freeze_uid: &uid, member: wanted.member.as_deref() };
             let target = targets::target(&self.drivers, ingredients, wanted).map_err(|error| unresolved(&error))?;
             target.driver.supports(level, spec.copy).map_err(|error| {
                 let name = ingredients.database.metadata.name.as_deref().unwrap_or_default();
-                let field = if spec.copy == Copy::Files {
-                    "spec.copy"
-                } else {
-                    "spec.level"
-                };
+                let field = if spec.copy == Copy::Files { "spec.copy" } else { "spec.level" };
                 let message = format!("{error}; {}", error.advice());
-                let cause = api::validate::Cause {
-                    field: field.into(),
-                    kind: api::validate::CauseKind::Invalid,
-                    message,
-                };
+                let cause =
+                    api::validate::Cause { field: field.into(), kind: api::validate::CauseKind::Invalid, message };
                 ApiError::invalid(api::LIVE_GROUP, "Quiesce", name, &[cause])
             })?;
             Ok::<_, ApiError>(target)
@@ -135,10 +113,7 @@ impl Verbs {
         let mut targets = targets.collect::<Result<Vec<_>, _>>()?;
         // Members of a group are taken in one order, so that two groups never wait for each other.
         targets.sort_by(|a, b| a.database.cmp(&b.database));
-        let spec_written = (!declared).then(|| FreezeSpec {
-            level: Some(level),
-            ..spec.clone()
-        });
+        let spec_written = (!declared).then(|| FreezeSpec { level: Some(level), ..spec.clone() });
         let request = Request {
             freeze,
             spec: spec_written,
@@ -164,10 +139,8 @@ impl Verbs {
         for other in &spec.with {
             self.may_quiesce(call.user, call.namespace, other)?;
         }
-        let freeze = FreezeName {
-            namespace: call.namespace.to_owned(),
-            name: meta::generated(&format!("{}-", call.name)),
-        };
+        let freeze =
+            FreezeName { namespace: call.namespace.to_owned(), name: meta::generated(&format!("{}-", call.name)) };
         let claimant = claimant(&call, spec.uid.as_deref());
         let (request, more) = self.request(freeze, &freeze_spec(call.name, spec), false, claimant)?;
         warnings.extend(more);
@@ -176,46 +149,23 @@ impl Verbs {
         let (code, status) = if call.dry_run {
             (StatusCode::OK, preflight(&request).await)
         } else if wait {
-            let granted = self
-                .freezer
-                .quiesce(request)
-                .await
-                .map_err(|refused| refusal(&call, refused))?;
-            warnings.extend(
-                granted
-                    .warnings
-                    .iter()
-                    .map(|check| format!("{}: {}", check.name, check.message)),
-            );
-            let code = if granted.existing {
-                StatusCode::OK
-            } else {
-                StatusCode::CREATED
-            };
+            let granted = self.freezer.quiesce(request).await.map_err(|refused| refusal(&call, refused))?;
+            warnings.extend(granted.warnings.iter().map(|check| format!("{}: {}", check.name, check.message)));
+            let code = if granted.existing { StatusCode::OK } else { StatusCode::CREATED };
             (code, holds(call.name, copy, granted))
         } else {
             (StatusCode::ACCEPTED, self.begin(request))
         };
         quiesce.status = Some(status);
-        answer(
-            code,
-            &call,
-            quiesce,
-            "Quiesce",
-            warnings,
-            |quiesce, api_version, kind, metadata| {
-                (quiesce.api_version, quiesce.kind, quiesce.metadata) = (api_version, kind, metadata);
-            },
-        )
+        answer(code, &call, quiesce, "Quiesce", warnings, |quiesce, api_version, kind, metadata| {
+            (quiesce.api_version, quiesce.kind, quiesce.metadata) = (api_version, kind, metadata);
+        })
     }
 
     /// `wait: false`: the claim waits for itself.
     fn begin(&self, request: Request) -> QuiesceStatus {
         let namespace = &request.freeze.namespace;
-        let held = request
-            .targets
-            .first()
-            .and_then(|target| self.freezer.view(namespace, &target.database));
+        let held = request.targets.first().and_then(|target| self.freezer.view(namespace, &target.database));
         let freeze = held.map_or_else(|| request.freeze.name.clone(), |view| view.freeze.name);
         let status = QuiesceStatus {
             freeze: Some(freeze),
@@ -244,24 +194,13 @@ impl Verbs {
             if call.dry_run {
                 None
             } else {
-                self.freezer
-                    .end(
-                        call.namespace,
-                        call.name,
-                        Ending::Forced {
-                            by: call.user.name.clone(),
-                        },
-                    )
-                    .await
-                    .map(Ok)
+                self.freezer.end(call.namespace, call.name, Ending::Forced { by: call.user.name.clone() }).await.map(Ok)
             }
         } else if call.dry_run {
             None
         } else {
             let uid = claimant(&call, spec.uid.as_deref()).uid;
-            self.freezer
-                .unquiesce(call.namespace, call.name, &uid, spec.stage)
-                .await
+            self.freezer.unquiesce(call.namespace, call.name, &uid, spec.stage).await
         };
         let status = match ended {
             Some(ended) => ends(call.name, ended.map_err(|refused| refusal(&call, refused))?),
@@ -278,16 +217,9 @@ impl Verbs {
             }
         };
         unquiesce.status = Some(status);
-        answer(
-            StatusCode::OK,
-            &call,
-            unquiesce,
-            "Unquiesce",
-            warnings,
-            |unquiesce, api_version, kind, metadata| {
-                (unquiesce.api_version, unquiesce.kind, unquiesce.metadata) = (api_version, kind, metadata);
-            },
-        )
+        answer(StatusCode::OK, &call, unquiesce, "Unquiesce", warnings, |unquiesce, api_version, kind, metadata| {
+            (unquiesce.api_version, unquiesce.kind, unquiesce.metadata) = (api_version, kind, metadata);
+        })
     }
 
     async fn renew(&self, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
@@ -299,10 +231,7 @@ impl Verbs {
         let ttl = wanted.map(|seconds| std::time::Duration::from_secs(u64::from(seconds)));
         let about = live::DATABASES.about(call.name);
         let Some(granted) = self.freezer.renew(call.namespace, call.name, &uid, ttl).await else {
-            return Err(ApiError::conflict(
-                about,
-                "no live claim of this uid is held; quiesce again",
-            ));
+            return Err(ApiError::conflict(about, "no live claim of this uid is held; quiesce again"));
         };
         let until = granted.claim.until.0;
         let short = ttl.is_some_and(|ttl| until < jiff::Timestamp::now() + ttl - std::time::Duration::from_millis(500));
@@ -312,16 +241,9 @@ impl Verbs {
             expires_at: Some(granted.claim.until),
             warnings: warning.into_iter().collect(),
         });
-        answer(
-            StatusCode::OK,
-            &call,
-            renew,
-            "Renew",
-            warnings,
-            |renew, api_version, kind, metadata| {
-                (renew.api_version, renew.kind, renew.metadata) = (api_version, kind, metadata);
-            },
-        )
+        answer(StatusCode::OK, &call, renew, "Renew", warnings, |renew, api_version, kind, metadata| {
+            (renew.api_version, renew.kind, renew.metadata) = (api_version, kind, metadata);
+        })
     }
 
     /// Whether a user may quiesce a Database: the question behind `with[]` and behind a declared Freeze.
@@ -339,9 +261,7 @@ impl Verbs {
             name: Some(database.to_owned()),
             subresource: Some(subresource.to_owned()),
         };
-        self.authorizer
-            .allowed(user, &target)
-            .map_err(|why| forbidden(user, &target, &why))
+        self.authorizer.allowed(user, &target).map_err(|why| forbidden(user, &target, &why))
     }
 }
 
@@ -350,13 +270,7 @@ pub async fn preflight(request: &Request) -> QuiesceStatus {
     let checks = join_all(request.targets.iter().map(|target| async {
         let deadline = Instant::now() + target.prepare_timeout.min(PREFLIGHT);
         let checks = target.driver.preflight(&target.member, &target.plan, deadline).await;
-        checks
-            .into_iter()
-            .map(|check| Check {
-                database: target.database.clone(),
-                ..check
-            })
-            .collect::<Vec<_>>()
+        checks.into_iter().map(|check| Check { database: target.database.clone(), ..check }).collect::<Vec<_>>()
     }));
     QuiesceStatus {
         level: Some(request.level),
@@ -391,11 +305,7 @@ fn unresolved(error: &Unresolved) -> ApiError {
         Unresolved::Engine { .. } => "",
     };
     let message = format!("{}; {}", check.message, check.fix.as_deref().unwrap_or_default());
-    let about = About {
-        group: api::LIVE_GROUP,
-        plural: "databases",
-        name,
-    };
+    let about = About { group: api::LIVE_GROUP, plural: "databases", name };
     ApiError::conflict(about, message).because(check.reason.as_deref().unwrap_or_default(), "", check.message)
 }
 
@@ -412,15 +322,10 @@ fn claimant(call: &Call<'_>, uid: Option<&str>) -> Claimant {
 }
 
 fn freeze_spec(name: &str, spec: &QuiesceSpec) -> FreezeSpec {
-    let target = |database: &str, member: Option<String>| FreezeTarget {
-        database: database.to_owned(),
-        member,
-    };
+    let target = |database: &str, member: Option<String>| FreezeTarget { database: database.to_owned(), member };
     let others = spec.with.iter().map(|other| target(other, None));
     FreezeSpec {
-        targets: std::iter::once(target(name, spec.member.clone()))
-            .chain(others)
-            .collect(),
+        targets: std::iter::once(target(name, spec.member.clone())).chain(others).collect(),
         level: spec.level,
         copy: spec.copy.unwrap_or_default(),
         ttl_seconds: spec.ttl_seconds,
@@ -447,11 +352,7 @@ fn holds(database: &str, copy: Copy, granted: Granted) -> QuiesceStatus {
 }
 
 fn ends(database: &str, ended: Ended) -> UnquiesceStatus {
-    let Ended {
-        freeze,
-        status,
-        still_claimed_by,
-    } = ended;
+    let Ended { freeze, status, still_claimed_by } = ended;
     let target = status.targets.iter().find(|target| target.database == database);
     UnquiesceStatus {
         freeze: Some(freeze.name),
@@ -473,19 +374,10 @@ fn refusal(call: &Call<'_>, refused: Refused) -> ApiError {
     match refused {
         Refused::Conflict { freeze, status, why } => {
             let claims: Vec<&Claim> = status.claims.iter().filter(|claim| claim.ended_at.is_none()).collect();
-            let names = claims
-                .iter()
-                .map(|claim| format!("{} (uid {})", claim.user, claim.uid))
-                .collect::<Vec<_>>();
-            let until = status
-                .expires_at
-                .as_ref()
-                .map_or_else(|| "not held yet".to_owned(), |at| format!("until {}", at.0));
-            let message = format!(
-                "Freeze {} covers it for {}, {until}: {why}",
-                freeze.name,
-                names.join(", ")
-            );
+            let names = claims.iter().map(|claim| format!("{} (uid {})", claim.user, claim.uid)).collect::<Vec<_>>();
+            let until =
+                status.expires_at.as_ref().map_or_else(|| "not held yet".to_owned(), |at| format!("until {}", at.0));
+            let message = format!("Freeze {} covers it for {}, {until}: {why}", freeze.name, names.join(", "));
             let error = ApiError::conflict(about, message);
             claims.iter().fold(error, |error, claim| {
                 error.because(
@@ -499,40 +391,25 @@ fn refusal(call: &Call<'_>, refused: Refused) -> ApiError {
             let said: Vec<String> = causes
                 .iter()
                 .map(|check| {
-                    format!(
-                        "{}: {}; {}",
-                        check.database,
-                        check.message,
-                        check.fix.as_deref().unwrap_or_default()
-                    )
+                    format!("{}: {}; {}", check.database, check.message, check.fix.as_deref().unwrap_or_default())
                 })
                 .collect();
-            let error = ApiError::conflict(
-                about,
-                format!("it does not hold (Freeze {}): {}", freeze.name, said.join("; ")),
-            );
+            let error =
+                ApiError::conflict(about, format!("it does not hold (Freeze {}): {}", freeze.name, said.join("; ")));
             causes.iter().fold(error, |error, check| {
-                error.because(
-                    check.reason.as_deref().unwrap_or_default(),
-                    &check.database,
-                    check.message.clone(),
-                )
+                error.because(check.reason.as_deref().unwrap_or_default(), &check.database, check.message.clone())
             })
         }
         Refused::Finished { freeze } => ApiError::gone(format!(
             "the claim with this uid belongs to Freeze {}, which is finished; use another uid",
             freeze.name
         )),
-        Refused::Withdrawn { freeze } => ApiError::conflict(
-            about,
-            format!("the claim was ended while it waited (Freeze {})", freeze.name),
-        ),
+        Refused::Withdrawn { freeze } => {
+            ApiError::conflict(about, format!("the claim was ended while it waited (Freeze {})", freeze.name))
+        }
         Refused::Undoing { freeze } => ApiError::conflict(
             about,
-            format!(
-                "what Freeze {} left is still being undone; see its status, and try again",
-                freeze.name
-            ),
+            format!("what Freeze {} left is still being undone; see its status, and try again", freeze.name),
         ),
         Refused::Stopping => ApiError::unavailable("the server is going down and begins no freeze; try again"),
     }
@@ -543,16 +420,13 @@ fn read<T: DeserializeOwned + Default>(call: &Call<'_>, body: Body, kind: &str) 
     for (field, wanted) in [("apiVersion", api::LIVE_API_VERSION), ("kind", kind)] {
         let found = body.value[field].as_str().unwrap_or_default();
         if !found.is_empty() && found != wanted {
-            return Err(ApiError::bad_request(format!(
-                "the {field} of the body is {found:?}; it must be {wanted:?}"
-            )));
+            return Err(ApiError::bad_request(format!("the {field} of the body is {found:?}; it must be {wanted:?}")));
         }
     }
     let (typed, unknown) = body::typed::<T>(body.value, kind)?;
     let strange = unknown.iter().map(|path| format!("unknown field {path:?}"));
-    let strange: Vec<String> = strange
-        .chain(body.duplicates.iter().map(|path| format!("duplicate field {path:?}")))
-        .collect();
+    let strange: Vec<String> =
+        strange.chain(body.duplicates.iter().map(|path| format!("duplicate field {path:?}"))).collect();
     match call.validation {
         FieldValidation::Strict if !strange.is_empty() => Err(ApiError::bad_request(format!(
             "{kind} in version \"v1alpha1\" cannot be handled as a {kind}: strict decoding error: {}",

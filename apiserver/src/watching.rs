@@ -13,7 +13,7 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_unti
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    app::Answer,
+    answer::Answer,
     error::ApiError,
     negotiate::Form,
     objects::Asked,
@@ -65,16 +65,14 @@ pub(crate) fn watch(registry: &Registry, asked: &Asked<'_>, stopping: Cancellati
         selection.fields =
             crate::selector::FieldSelector::parse(&format!("metadata.name={name}")).map_err(ApiError::bad_request)?;
     }
-    let seconds = query
-        .number("timeoutSeconds")?
-        .unwrap_or_else(|| rand::rng().random_range(TIMEOUT.0..TIMEOUT.1));
+    let seconds = query.number("timeoutSeconds")?.unwrap_or_else(|| rand::rng().random_range(TIMEOUT.0..TIMEOUT.1));
     let (page, watch) = match version {
-        None | Some(0) => registry
-            .list_and_watch(asked.resource, namespace.as_deref())
-            .map(|(page, watch)| (Some(page), watch))?,
-        Some(_) if initial => registry
-            .list_and_watch(asked.resource, namespace.as_deref())
-            .map(|(page, watch)| (Some(page), watch))?,
+        None | Some(0) => {
+            registry.list_and_watch(asked.resource, namespace.as_deref()).map(|(page, watch)| (Some(page), watch))?
+        }
+        Some(_) if initial => {
+            registry.list_and_watch(asked.resource, namespace.as_deref()).map(|(page, watch)| (Some(page), watch))?
+        }
         Some(version) => match registry.watch(asked.resource, version) {
             Ok(watch) => (None, watch),
             Err(error) if error.code == 410 => return Ok(one_error(&error)),
@@ -112,9 +110,7 @@ pub(crate) fn watch(registry: &Registry, asked: &Asked<'_>, stopping: Cancellati
 
 /// An error as the only event: what a client does not know of is told within the stream.
 fn one_error(error: &ApiError) -> Answer {
-    let mut line = json!({"type": "ERROR", "object": error.status()})
-        .to_string()
-        .into_bytes();
+    let mut line = json!({"type": "ERROR", "object": error.status()}).to_string().into_bytes();
     line.push(b'\n');
     Answer::Stream(http_body_util::Full::new(Bytes::from(line)).boxed_unsync())
 }
@@ -169,20 +165,12 @@ impl Stream {
         let mut line = BytesMut::new();
         if self.selects_all() {
             let word = word(event.change);
-            let object = if self.form == Form::Object {
-                None
-            } else {
-                value(&event.object)
-            };
+            let object = if self.form == Form::Object { None } else { value(&event.object) };
             self.put(&mut line, word, &event.object, object);
             return Some(line.freeze());
         }
         let object = value(&event.object)?;
-        let before = event
-            .previous
-            .as_ref()
-            .and_then(value)
-            .is_some_and(|object| selected(&self.selection, &object));
+        let before = event.previous.as_ref().and_then(value).is_some_and(|object| selected(&self.selection, &object));
         let now = event.change != Change::Deleted && selected(&self.selection, &object);
         let word = match (before, now) {
             (false, false) => return None,

@@ -68,35 +68,20 @@ impl Authority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;
-        let pem = KeyPairPem {
-            certificate: params.self_signed(&key)?.pem(),
-            key: key.serialize_pem(),
-        };
-        Ok((
-            Self {
-                certificate: pem.certificate.clone(),
-                issuer: Issuer::new(params, key),
-            },
-            pem,
-        ))
+        let pem = KeyPairPem { certificate: params.self_signed(&key)?.pem(), key: key.serialize_pem() };
+        Ok((Self { certificate: pem.certificate.clone(), issuer: Issuer::new(params, key) }, pem))
     }
 
     /// The authority of a key pair that was made before.
     pub fn from_pem(pem: &KeyPairPem) -> Result<Self, rcgen::Error> {
         let issuer = Issuer::from_ca_cert_pem(&pem.certificate, KeyPair::from_pem(&pem.key)?)?;
-        Ok(Self {
-            certificate: pem.certificate.clone(),
-            issuer,
-        })
+        Ok(Self { certificate: pem.certificate.clone(), issuer })
     }
 
     /// The authority in `directory` (`ca.crt`, `ca.key`), made there when there is none.
     pub fn load_or_create(directory: &Path, name: &str, now: Timestamp) -> Result<Self, AuthorityError> {
         let paths = [directory.join("ca.crt"), directory.join("ca.key")];
-        let unusable = |why: String| AuthorityError::Unusable {
-            directory: directory.to_owned(),
-            why,
-        };
+        let unusable = |why: String| AuthorityError::Unusable { directory: directory.to_owned(), why };
         match (read(&paths[0])?, read(&paths[1])?) {
             (Some(certificate), Some(key)) => {
                 Self::from_pem(&KeyPairPem { certificate, key }).map_err(|error| unusable(error.to_string()))
@@ -128,13 +113,9 @@ impl Authority {
     pub fn serve(&self, names: &Names, now: Timestamp, life: Duration) -> Result<KeyPairPem, AuthorityError> {
         let mut params = dated("stillpoint-apiserver", now, life);
         for name in &names.dns {
-            params
-                .subject_alt_names
-                .push(SanType::DnsName(name.as_str().try_into()?));
+            params.subject_alt_names.push(SanType::DnsName(name.as_str().try_into()?));
         }
-        params
-            .subject_alt_names
-            .extend(names.addresses.iter().map(|address| SanType::IpAddress(*address)));
+        params.subject_alt_names.extend(names.addresses.iter().map(|address| SanType::IpAddress(*address)));
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(params)
     }
@@ -157,10 +138,7 @@ impl Authority {
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate()?;
         let certificate = params.signed_by(&key, &self.issuer)?;
-        Ok(KeyPairPem {
-            certificate: certificate.pem(),
-            key: key.serialize_pem(),
-        })
+        Ok(KeyPairPem { certificate: certificate.pem(), key: key.serialize_pem() })
     }
 }
 
@@ -178,18 +156,10 @@ impl fmt::Debug for KeyPairPem {
 
 /// Writes a file of mode 0600 in one step: it is there whole, or as it was.
 fn write_secret(path: &Path, content: &str) -> Result<(), AuthorityError> {
-    let file_error = |source| AuthorityError::File {
-        path: path.to_owned(),
-        source,
-    };
+    let file_error = |source| AuthorityError::File { path: path.to_owned(), source };
     let temporary = path.with_extension("new");
     let write = || -> io::Result<()> {
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&temporary)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary)?;
         file.write_all(content.as_bytes())?;
         file.sync_all()?;
         fs::rename(&temporary, path)
@@ -201,10 +171,7 @@ fn read(path: &Path) -> Result<Option<String>, AuthorityError> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(AuthorityError::File {
-            path: path.to_owned(),
-            source,
-        }),
+        Err(source) => Err(AuthorityError::File { path: path.to_owned(), source }),
     }
 }
 

@@ -64,20 +64,14 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connections: 4096,
-            streams: 1000,
-            drain: Duration::from_secs(5),
-        }
+        Self { connections: 4096, streams: 1000, drain: Duration::from_secs(5) }
     }
 }
 
 impl Bound {
     /// Binds; port 0 takes a free one.
     pub async fn bind(address: SocketAddr) -> Result<Self, BindError> {
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| BindError { address, source })?;
+        let listener = TcpListener::bind(address).await.map_err(|source| BindError { address, source })?;
         Ok(Self { listener })
     }
 
@@ -163,10 +157,7 @@ async fn shake_hands(
     match timeout(HANDSHAKE, acceptor.accept(tcp)).await {
         Ok(Ok(stream)) => {
             let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-            let certificates = certificates
-                .iter()
-                .map(|certificate| certificate.clone().into_owned())
-                .collect();
+            let certificates = certificates.iter().map(|certificate| certificate.clone().into_owned()).collect();
             Some((stream, Peer { address, certificates }))
         }
         Ok(Err(error)) => {

@@ -50,9 +50,7 @@ pub fn verify_client(chain: &[CertificateDer<'_>], authority: &str, now: Timesta
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
         let certificate = certificate.map_err(|error| Untrusted::Roots(error.to_string()))?;
-        roots
-            .add(certificate)
-            .map_err(|error| Untrusted::Roots(error.to_string()))?;
+        roots.add(certificate).map_err(|error| Untrusted::Roots(error.to_string()))?;
     }
     let provider = Arc::new(ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
@@ -60,9 +58,7 @@ pub fn verify_client(chain: &[CertificateDer<'_>], authority: &str, now: Timesta
         .map_err(|error| Untrusted::Roots(error.to_string()))?;
     let seconds = u64::try_from(now.as_second()).unwrap_or(0);
     let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-    verifier
-        .verify_client_cert(leaf, intermediates, now)
-        .map_err(|error| Untrusted::Chain(error.to_string()))?;
+    verifier.verify_client_cert(leaf, intermediates, now).map_err(|error| Untrusted::Chain(error.to_string()))?;
     identity(leaf)
 }
 
@@ -70,19 +66,9 @@ pub fn verify_client(chain: &[CertificateDer<'_>], authority: &str, now: Timesta
 fn identity(leaf: &CertificateDer<'_>) -> Result<Identity, Untrusted> {
     let (_, certificate) = X509Certificate::from_der(leaf).map_err(|error| Untrusted::Chain(error.to_string()))?;
     let subject = certificate.subject();
-    let name = subject
-        .iter_common_name()
-        .find_map(|name| name.as_str().ok())
-        .ok_or(Untrusted::Nobody)?;
-    let groups = subject
-        .iter_organization()
-        .filter_map(|group| group.as_str().ok())
-        .map(str::to_owned)
-        .collect();
-    Ok(Identity {
-        name: name.to_owned(),
-        groups,
-    })
+    let name = subject.iter_common_name().find_map(|name| name.as_str().ok()).ok_or(Untrusted::Nobody)?;
+    let groups = subject.iter_organization().filter_map(|group| group.as_str().ok()).map(str::to_owned).collect();
+    Ok(Identity { name: name.to_owned(), groups })
 }
 
 #[derive(Debug)]
@@ -140,9 +126,7 @@ mod tests {
     const DAY: Duration = Duration::from_secs(24 * 3600);
 
     fn chain(pem: &str) -> Vec<CertificateDer<'static>> {
-        CertificateDer::pem_slice_iter(pem.as_bytes())
-            .collect::<Result<_, _>>()
-            .unwrap()
+        CertificateDer::pem_slice_iter(pem.as_bytes()).collect::<Result<_, _>>().unwrap()
     }
 
     #[test]
@@ -150,26 +134,14 @@ mod tests {
         let now = Timestamp::now();
         let (ours, _) = Authority::create("ours", now).unwrap();
         let (theirs, _) = Authority::create("theirs", now).unwrap();
-        let dba = Identity {
-            name: "dba".into(),
-            groups: vec!["stillpoint:freezer".into()],
-        };
+        let dba = Identity { name: "dba".into(), groups: vec!["stillpoint:freezer".into()] };
         let pair = ours.client("dba", "stillpoint:freezer", now, DAY).unwrap();
         let shown = chain(&pair.certificate);
         assert_eq!(verify_client(&shown, ours.certificate(), now), Ok(dba));
-        assert!(matches!(
-            verify_client(&shown, theirs.certificate(), now),
-            Err(Untrusted::Chain(_))
-        ));
-        assert!(matches!(
-            verify_client(&shown, ours.certificate(), now + DAY + DAY),
-            Err(Untrusted::Chain(_))
-        ));
+        assert!(matches!(verify_client(&shown, theirs.certificate(), now), Err(Untrusted::Chain(_))));
+        assert!(matches!(verify_client(&shown, ours.certificate(), now + DAY + DAY), Err(Untrusted::Chain(_))));
         let serving = ours.serve(&Names::default(), now, DAY).unwrap();
         let shown = chain(&serving.certificate);
-        assert!(
-            matches!(verify_client(&shown, ours.certificate(), now), Err(Untrusted::Chain(_))),
-            "not for clients"
-        );
+        assert!(matches!(verify_client(&shown, ours.certificate(), now), Err(Untrusted::Chain(_))), "not for clients");
     }
 }

@@ -57,11 +57,7 @@ enum Command {
 impl Args {
     /// Runs the command; its exit code, or what went wrong.
     pub async fn run(self) -> Result<u8, Failure> {
-        let Self {
-            connection,
-            output,
-            command,
-        } = self;
+        let Self { connection, output, command } = self;
         match command {
             Command::Database(command) => command.run(connection, output).await,
             Command::Preflight(command) => command.run(connection, output).await,
@@ -90,10 +86,7 @@ mod tests {
     #[test]
     fn no_flag_takes_a_password() {
         fn flags(command: &clap::Command) -> Vec<String> {
-            let own = command
-                .get_arguments()
-                .filter_map(|argument| argument.get_long())
-                .map(str::to_owned);
+            let own = command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned);
             own.chain(command.get_subcommands().flat_map(flags)).collect()
         }
         assert!(!flags(&Args::command()).iter().any(|flag| flag == "password"));

@@ -16,13 +16,7 @@ use crate::failure::{Failure, chain};
 #[derive(Clone, Debug, clap::Args)]
 pub struct Connection {
     /// Path to the kubeconfig file.
-    #[arg(
-        long,
-        global = true,
-        env = "KUBECONFIG",
-        value_name = "FILE",
-        help_heading = "Connection"
-    )]
+    #[arg(long, global = true, env = "KUBECONFIG", value_name = "FILE", help_heading = "Connection")]
     kubeconfig: Option<PathBuf>,
     /// The context of the kubeconfig to use.
     #[arg(long, global = true, value_name = "NAME", help_heading = "Connection")]
@@ -41,10 +35,7 @@ pub struct Api {
 
 impl Connection {
     pub async fn connect(self) -> Result<Api, Failure> {
-        let options = KubeConfigOptions {
-            context: self.context,
-            ..KubeConfigOptions::default()
-        };
+        let options = KubeConfigOptions { context: self.context, ..KubeConfigOptions::default() };
         let config = match &self.kubeconfig {
             Some(path) => {
                 let kubeconfig = Kubeconfig::read_from(path)
@@ -125,16 +116,11 @@ impl Api {
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, kube::Error> {
-        let request = http::Request::get(path)
-            .body(Vec::new())
-            .map_err(kube::Error::HttpError)?;
+        let request = http::Request::get(path).body(Vec::new()).map_err(kube::Error::HttpError)?;
         self.client.request(request).await
     }
 
     fn path(&self, database: &str, rest: &str) -> String {
-        format!(
-            "/apis/{LIVE_API_VERSION}/namespaces/{}/databases/{database}{rest}",
-            self.namespace
-        )
+        format!("/apis/{LIVE_API_VERSION}/namespaces/{}/databases/{database}{rest}", self.namespace)
     }
 }

@@ -22,11 +22,7 @@ pub const NOT_FOUND: u8 = 127;
 
 impl Failure {
     pub fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-            details: Vec::new(),
-            code: 1,
-        }
+        Self { message: message.into(), details: Vec::new(), code: 1 }
     }
 
     #[must_use]
@@ -49,24 +45,14 @@ impl From<kube::Error> for Failure {
     fn from(error: kube::Error) -> Self {
         match error {
             kube::Error::Api(status) => {
-                let causes = status
-                    .details
-                    .as_ref()
-                    .map(|details| details.causes.as_slice())
-                    .unwrap_or_default();
-                let details = causes
-                    .iter()
-                    .map(|cause| match (cause.field.as_str(), cause.reason.as_str()) {
-                        ("", "") => cause.message.clone(),
-                        ("", reason) => format!("{reason}: {}", cause.message),
-                        (field, _) => format!("{field}: {}", cause.message),
-                    });
+                let causes = status.details.as_ref().map(|details| details.causes.as_slice()).unwrap_or_default();
+                let details = causes.iter().map(|cause| match (cause.field.as_str(), cause.reason.as_str()) {
+                    ("", "") => cause.message.clone(),
+                    ("", reason) => format!("{reason}: {}", cause.message),
+                    (field, _) => format!("{field}: {}", cause.message),
+                });
                 let details = details.collect();
-                Self {
-                    message: format!("{} ({})", status.message, status.reason),
-                    details,
-                    code: 1,
-                }
+                Self { message: format!("{} ({})", status.message, status.reason), details, code: 1 }
             }
             other => Self::new(format!(
                 "the server cannot be asked: {}; is it running, and is KUBECONFIG its own?",

@@ -51,9 +51,7 @@ fn from_file(path: &Path) -> Result<String, Failure> {
         std::fs::read_to_string(path).map(|read| text = read)
     };
     read.map_err(|error| Failure::new(format!("--password-file {}: {error}", path.display())))?;
-    let line = text
-        .strip_suffix('\n')
-        .map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
+    let line = text.strip_suffix('\n').map_or(text.as_str(), |text| text.strip_suffix('\r').unwrap_or(text));
     Ok(line.to_owned())
 }
 
@@ -65,12 +63,9 @@ mod tests {
 
     #[test]
     fn one_newline_at_the_end_is_not_part_of_the_password() {
-        for (content, password) in [
-            ("sesame\n", "sesame"),
-            ("sesame\r\n", "sesame"),
-            ("se same\n\n", "se same\n"),
-            ("x", "x"),
-        ] {
+        for (content, password) in
+            [("sesame\n", "sesame"), ("sesame\r\n", "sesame"), ("se same\n\n", "se same\n"), ("x", "x")]
+        {
             let mut file = tempfile::NamedTempFile::new().unwrap();
             file.write_all(content.as_bytes()).unwrap();
             assert_eq!(from_file(file.path()).unwrap(), password);

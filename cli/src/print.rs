@@ -22,29 +22,16 @@ pub fn json(value: &impl Serialize) -> Result<(), Failure> {
 
 /// Columns padded to their widest cell; the last is not padded.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
-    let width = |at: usize| {
-        rows.iter()
-            .map(|row| row[at].chars().count())
-            .chain([head[at].len()])
-            .max()
-            .unwrap_or(0)
-    };
+    let width = |at: usize| rows.iter().map(|row| row[at].chars().count()).chain([head[at].len()]).max().unwrap_or(0);
     let widths: Vec<usize> = (0..head.len()).map(width).collect();
     let line = |cells: &[String]| {
         let cells = cells.iter().enumerate().map(|(at, cell)| {
-            if at + 1 == cells.len() {
-                cell.clone()
-            } else {
-                format!("{cell:<width$}   ", width = widths[at])
-            }
+            if at + 1 == cells.len() { cell.clone() } else { format!("{cell:<width$}   ", width = widths[at]) }
         });
         cells.collect::<String>().trim_end().to_owned()
     };
     let head: Vec<String> = head.iter().map(|name| (*name).to_owned()).collect();
-    std::iter::once(line(&head))
-        .chain(rows.iter().map(|row| line(row)))
-        .map(|line| line + "\n")
-        .collect()
+    std::iter::once(line(&head)).chain(rows.iter().map(|row| line(row))).map(|line| line + "\n").collect()
 }
 
 pub fn checks(checks: &[Check]) -> String {
@@ -52,16 +39,8 @@ pub fn checks(checks: &[Check]) -> String {
         .iter()
         .map(|check| {
             let fix = check.fix.as_ref().filter(|_| check.result != CheckResult::Pass);
-            let message = fix.map_or_else(
-                || check.message.clone(),
-                |fix| format!("{}\n    → {fix}", check.message),
-            );
-            vec![
-                check.database.clone(),
-                check.name.clone(),
-                format!("{:?}", check.result),
-                message,
-            ]
+            let message = fix.map_or_else(|| check.message.clone(), |fix| format!("{}\n    → {fix}", check.message));
+            vec![check.database.clone(), check.name.clone(), format!("{:?}", check.result), message]
         })
         .collect();
     table(&["DATABASE", "CHECK", "RESULT", "MESSAGE"], &rows)
@@ -81,24 +60,13 @@ pub fn proofs(targets: &[TargetStatus]) -> String {
 /// Whether every member is proved to have been held.
 pub fn proved(status: &UnquiesceStatus) -> bool {
     !status.targets.is_empty()
-        && status
-            .targets
-            .iter()
-            .all(|target| target.proof.as_ref().is_some_and(|proof| proof.held))
+        && status.targets.iter().all(|target| target.proof.as_ref().is_some_and(|proof| proof.held))
 }
 
 fn proof_line(proof: &Proof) -> String {
     let held = if proof.held { "held" } else { "NOT PROVED" };
-    let position = proof
-        .before
-        .as_ref()
-        .map(|position| format!(" at {}", position.summary()))
-        .unwrap_or_default();
-    let reason = proof
-        .reason
-        .as_ref()
-        .map(|reason| format!(": {reason}"))
-        .unwrap_or_default();
+    let position = proof.before.as_ref().map(|position| format!(" at {}", position.summary())).unwrap_or_default();
+    let reason = proof.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
     format!("{held} ({:?}){position}{reason}", proof.kind)
 }
 
@@ -108,10 +76,7 @@ mod tests {
 
     #[test]
     fn tables_are_as_wide_as_their_widest_cell() {
-        let rows = [
-            vec!["a".to_owned(), "bb".to_owned()],
-            vec!["cccc".to_owned(), "d".to_owned()],
-        ];
+        let rows = [vec!["a".to_owned(), "bb".to_owned()], vec!["cccc".to_owned(), "d".to_owned()]];
         assert_eq!(table(&["X", "YYY"], &rows), "X      YYY\na      bb\ncccc   d\n");
     }
 }

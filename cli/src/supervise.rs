@@ -44,11 +44,7 @@ impl Supervised {
     /// could only be stopped by it.
     pub fn start(command: &[OsString], environment: &[(String, String)]) -> Result<Self, Failure> {
         let own = std::env::current_exe()?;
-        let stdin = if io::stdin().is_terminal() {
-            Stdio::null()
-        } else {
-            Stdio::inherit()
-        };
+        let stdin = if io::stdin().is_terminal() { Stdio::null() } else { Stdio::inherit() };
         let child = Command::new(own)
             .arg(SUPERVISE)
             .arg(std::process::id().to_string())
@@ -62,10 +58,7 @@ impl Supervised {
             .id()
             .and_then(|id| i32::try_from(id).ok())
             .ok_or_else(|| Failure::new("the command has no process id"))?;
-        Ok(Self {
-            child,
-            group: Pid::from_raw(id),
-        })
+        Ok(Self { child, group: Pid::from_raw(id) })
     }
 
     /// Its exit code, as a shell would say it. Safe to cancel.
@@ -101,11 +94,7 @@ pub async fn supervise(parent: u32, command: &[OsString]) -> u8 {
         Ok(child) => child,
         Err(error) => {
             eprintln!("error: {}: {error}", program.to_string_lossy());
-            return if error.kind() == io::ErrorKind::NotFound {
-                NOT_FOUND
-            } else {
-                CANNOT_RUN
-            };
+            return if error.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN };
         }
     };
     // Signals to the group are for the command; we only tell how it ended.

@@ -70,19 +70,13 @@ struct Grant {
 pub(crate) fn may_join(held: (Level, Copy), wish: Wish, left: Duration) -> Result<(), CannotJoin> {
     let (level, copy) = held;
     if copy != wish.copy {
-        return Err(CannotJoin::Copy {
-            held: copy,
-            wanted: wish.copy,
-        });
+        return Err(CannotJoin::Copy { held: copy, wanted: wish.copy });
     }
     if copy == Copy::Files {
         return Err(CannotJoin::FilesUnderWay);
     }
     if wish.level > level {
-        return Err(CannotJoin::Level {
-            held: level,
-            wanted: wish.level,
-        });
+        return Err(CannotJoin::Level { held: level, wanted: wish.level });
     }
     if wish.ttl > left {
         return Err(CannotJoin::Time { wanted: wish.ttl, left });
@@ -96,13 +90,7 @@ impl Claims {
         if self.alive().any(|entry| entry.claimant.uid == claimant.uid) {
             return false;
         }
-        self.0.push(Entry {
-            claimant,
-            ttl,
-            since: now,
-            granted: None,
-            ended_at: None,
-        });
+        self.0.push(Entry { claimant, ttl, since: now, granted: None, ended_at: None });
         true
     }
 
@@ -110,10 +98,7 @@ impl Claims {
     pub(crate) fn grant(&mut self, frozen_at: Timestamp, now: Instant, hard_end: Instant) {
         for entry in &mut self.0 {
             if entry.granted.is_none() && entry.since <= frozen_at {
-                entry.granted = Some(Grant {
-                    frozen_at,
-                    until: lease::until(now, entry.ttl, hard_end),
-                });
+                entry.granted = Some(Grant { frozen_at, until: lease::until(now, entry.ttl, hard_end) });
             }
         }
     }
@@ -125,10 +110,7 @@ impl Claims {
 
     /// Ends a claim. `false` when no live claim has this uid.
     pub(crate) fn end(&mut self, uid: &str, now: Timestamp) -> bool {
-        let entry = self
-            .0
-            .iter_mut()
-            .find(|entry| entry.ended_at.is_none() && entry.claimant.uid == uid);
+        let entry = self.0.iter_mut().find(|entry| entry.ended_at.is_none() && entry.claimant.uid == uid);
         entry.is_some_and(|entry| {
             entry.ended_at = Some(now);
             true
@@ -159,10 +141,7 @@ impl Claims {
         now: Instant,
         hard_end: Instant,
     ) -> Option<Instant> {
-        let entry = self
-            .0
-            .iter_mut()
-            .find(|entry| entry.ended_at.is_none() && entry.claimant.uid == uid)?;
+        let entry = self.0.iter_mut().find(|entry| entry.ended_at.is_none() && entry.claimant.uid == uid)?;
         let grant = entry.granted.as_mut()?;
         grant.until = grant.until.max(lease::until(now, ttl.unwrap_or(entry.ttl), hard_end));
         Some(grant.until)
@@ -170,18 +149,12 @@ impl Claims {
 
     /// When the last live claim lapses.
     pub(crate) fn end_of_lease(&self) -> Option<Instant> {
-        self.alive()
-            .filter_map(|entry| entry.granted)
-            .map(|grant| grant.until)
-            .max()
+        self.alive().filter_map(|entry| entry.granted).map(|grant| grant.until).max()
     }
 
     /// When the next live claim lapses.
     pub(crate) fn next_lapse(&self) -> Option<Instant> {
-        self.alive()
-            .filter_map(|entry| entry.granted)
-            .map(|grant| grant.until)
-            .min()
+        self.alive().filter_map(|entry| entry.granted).map(|grant| grant.until).min()
     }
 
     pub(crate) fn is_alive(&self, uid: &str) -> bool {
@@ -190,8 +163,7 @@ impl Claims {
 
     /// Whether a claim of this uid has been granted.
     pub(crate) fn is_granted(&self, uid: &str) -> bool {
-        self.alive()
-            .any(|entry| entry.claimant.uid == uid && entry.granted.is_some())
+        self.alive().any(|entry| entry.claimant.uid == uid && entry.granted.is_some())
     }
 
     pub(crate) fn is_empty(&self) -> bool {
@@ -247,11 +219,7 @@ mod tests {
     }
 
     fn wish(level: Level, copy: Copy, seconds: u64) -> Wish {
-        Wish {
-            level,
-            copy,
-            ttl: Duration::from_secs(seconds),
-        }
+        Wish { level, copy, ttl: Duration::from_secs(seconds) }
     }
 
     #[test]
@@ -263,14 +231,8 @@ mod tests {
             may_join(held, wish(Level::WriteBlocked, Copy::Atomic, 10), left),
             Err(CannotJoin::Level { .. })
         ));
-        assert!(matches!(
-            may_join(held, wish(Level::Durable, Copy::Files, 10), left),
-            Err(CannotJoin::Copy { .. })
-        ));
-        assert!(matches!(
-            may_join(held, wish(Level::Durable, Copy::Atomic, 31), left),
-            Err(CannotJoin::Time { .. })
-        ));
+        assert!(matches!(may_join(held, wish(Level::Durable, Copy::Files, 10), left), Err(CannotJoin::Copy { .. })));
+        assert!(matches!(may_join(held, wish(Level::Durable, Copy::Atomic, 31), left), Err(CannotJoin::Time { .. })));
     }
 
     #[tokio::test]
@@ -305,14 +267,8 @@ mod tests {
         let mut claims = Claims::default();
         claims.add(claimant("a"), Duration::from_secs(10), at);
         claims.grant(at, now, hard_end);
-        assert_eq!(
-            claims.renew("a", Some(Duration::from_secs(1)), now, hard_end),
-            Some(now + Duration::from_secs(10))
-        );
-        assert_eq!(
-            claims.renew("a", Some(Duration::from_secs(60)), now, hard_end),
-            Some(hard_end)
-        );
+        assert_eq!(claims.renew("a", Some(Duration::from_secs(1)), now, hard_end), Some(now + Duration::from_secs(10)));
+        assert_eq!(claims.renew("a", Some(Duration::from_secs(60)), now, hard_end), Some(hard_end));
         assert_eq!(claims.renew("b", None, now, hard_end), None);
     }
 }

@@ -64,14 +64,8 @@ const BLOCKED: Duration = Duration::from_millis(700);
 
 /// All of them.
 pub const CASES: &[Case] = &[
-    Case {
-        name: "probe tells version, role and incarnation",
-        check: |s| probe(s).boxed(),
-    },
-    Case {
-        name: "preflight passes and touches nothing",
-        check: |s| preflight(s).boxed(),
-    },
+    Case { name: "probe tells version, role and incarnation", check: |s| probe(s).boxed() },
+    Case { name: "preflight passes and touches nothing", check: |s| preflight(s).boxed() },
     Case {
         name: "Recoverable holds, blocks nobody, leaves nothing",
         check: |s| holds(s, Level::Recoverable, Copy::Atomic).boxed(),
@@ -84,74 +78,23 @@ pub const CASES: &[Case] = &[
         name: "WriteBlocked blocks every commit and lets go",
         check: |s| holds(s, Level::WriteBlocked, Copy::Atomic).boxed(),
     },
-    Case {
-        name: "Files has two stages and gives what a restore needs",
-        check: |s| files(s).boxed(),
-    },
-    Case {
-        name: "a later barrier is a later still point",
-        check: |s| barrier(s).boxed(),
-    },
-    Case {
-        name: "heartbeats keep it beyond the server's patience",
-        check: |s| heartbeat(s).boxed(),
-    },
-    Case {
-        name: "silence loses it, and the server lets go by itself",
-        check: |s| silence(s).boxed(),
-    },
-    Case {
-        name: "dropping what is prepared leaves nothing",
-        check: |s| drop_prepared(s).boxed(),
-    },
-    Case {
-        name: "dropping what is held lets go",
-        check: |s| drop_held(s).boxed(),
-    },
-    Case {
-        name: "abandoning leaves nothing",
-        check: |s| abandon(s).boxed(),
-    },
-    Case {
-        name: "a killed session is lost at the next heartbeat, for good",
-        check: |s| killed(s).boxed(),
-    },
-    Case {
-        name: "a restart of the server is a lost hold",
-        check: |s| restarted(s).boxed(),
-    },
-    Case {
-        name: "observe sees a freeze while it holds, and not after",
-        check: |s| observe(s).boxed(),
-    },
-    Case {
-        name: "thaw_all ends it",
-        check: |s| thaw_all(s).boxed(),
-    },
-    Case {
-        name: "what outlives the session was intended before, and settled",
-        check: |s| undo(s).boxed(),
-    },
-    Case {
-        name: "an undo item of another kind is left alone",
-        check: |s| unknown_undo(s).boxed(),
-    },
-    Case {
-        name: "a black hole is left in time",
-        check: |s| black_hole(s).boxed(),
-    },
-    Case {
-        name: "a wrong password is told as such, and never shown",
-        check: |s| wrong_password(s).boxed(),
-    },
-    Case {
-        name: "what is not supported is refused with an alternative",
-        check: |s| unsupported(s).boxed(),
-    },
-    Case {
-        name: "grants and recipes say something",
-        check: |s| async move { texts(s) }.boxed(),
-    },
+    Case { name: "Files has two stages and gives what a restore needs", check: |s| files(s).boxed() },
+    Case { name: "a later barrier is a later still point", check: |s| barrier(s).boxed() },
+    Case { name: "heartbeats keep it beyond the server's patience", check: |s| heartbeat(s).boxed() },
+    Case { name: "silence loses it, and the server lets go by itself", check: |s| silence(s).boxed() },
+    Case { name: "dropping what is prepared leaves nothing", check: |s| drop_prepared(s).boxed() },
+    Case { name: "dropping what is held lets go", check: |s| drop_held(s).boxed() },
+    Case { name: "abandoning leaves nothing", check: |s| abandon(s).boxed() },
+    Case { name: "a killed session is lost at the next heartbeat, for good", check: |s| killed(s).boxed() },
+    Case { name: "a restart of the server is a lost hold", check: |s| restarted(s).boxed() },
+    Case { name: "observe sees a freeze while it holds, and not after", check: |s| observe(s).boxed() },
+    Case { name: "thaw_all ends it", check: |s| thaw_all(s).boxed() },
+    Case { name: "what outlives the session was intended before, and settled", check: |s| undo(s).boxed() },
+    Case { name: "an undo item of another kind is left alone", check: |s| unknown_undo(s).boxed() },
+    Case { name: "a black hole is left in time", check: |s| black_hole(s).boxed() },
+    Case { name: "a wrong password is told as such, and never shown", check: |s| wrong_password(s).boxed() },
+    Case { name: "what is not supported is refused with an alternative", check: |s| unsupported(s).boxed() },
+    Case { name: "grants and recipes say something", check: |s| async move { texts(s) }.boxed() },
 ];
 
 /// Runs all cases one after the other and prints what became of each. Fails if any failed.
@@ -168,18 +111,9 @@ pub async fn run(subject: &dyn Subject) -> Result<(), String> {
                 "FAILED".to_owned()
             }
         };
-        println!(
-            "{:<18} {:<60} {:>6} ms  {word}",
-            subject.name(),
-            case.name,
-            began.elapsed().as_millis()
-        );
+        println!("{:<18} {:<60} {:>6} ms  {word}", subject.name(), case.name, began.elapsed().as_millis());
     }
-    if failed.is_empty() {
-        Ok(())
-    } else {
-        Err(format!("{}: failed: {}", subject.name(), failed.join("; ")))
-    }
+    if failed.is_empty() { Ok(()) } else { Err(format!("{}: failed: {}", subject.name(), failed.join("; "))) }
 }
 
 /// A plan as a freezer makes it.
@@ -234,15 +168,9 @@ async fn probe(subject: &dyn Subject) -> Outcome {
 
 async fn preflight(subject: &dyn Subject) -> Outcome {
     for level in Level::ALL {
-        let checks = subject
-            .driver()
-            .preflight(&subject.member(), &plan(*level, Copy::Atomic), soon())
-            .await;
+        let checks = subject.driver().preflight(&subject.member(), &plan(*level, Copy::Atomic), soon()).await;
         assert_eq!(checks.first().map(|check| check.name.as_str()), Some("reachable"));
-        let failed: Vec<_> = checks
-            .iter()
-            .filter(|check| check.result == CheckResult::Fail)
-            .collect();
+        let failed: Vec<_> = checks.iter().filter(|check| check.result == CheckResult::Fail).collect();
         assert!(failed.is_empty(), "{failed:?}");
     }
     clean(subject).await;
@@ -253,14 +181,8 @@ async fn holds(subject: &dyn Subject, level: Level, copy: Copy) -> Outcome {
     let before = jiff::Timestamp::now();
     let (mut held, acquired, _) = take(subject, &plan(level, copy)).await;
     assert!(acquired.frozen_at >= before && acquired.frozen_at <= jiff::Timestamp::now());
-    let committed = subject
-        .commit(if level == Level::WriteBlocked { BLOCKED } else { COMMIT })
-        .await;
-    assert_eq!(
-        committed,
-        level != Level::WriteBlocked,
-        "a commit while it holds at {level}"
-    );
+    let committed = subject.commit(if level == Level::WriteBlocked { BLOCKED } else { COMMIT }).await;
+    assert_eq!(committed, level != Level::WriteBlocked, "a commit while it holds at {level}");
     held.heartbeat(Duration::from_secs(5), soon()).await.expect("heartbeat");
     let proof = held.prove(soon()).await.expect("prove");
     assert!(proof.held, "{proof:?}");
@@ -279,9 +201,7 @@ async fn files(subject: &dyn Subject) -> Outcome {
     let artifacts = held.stop(soon()).await.expect("stop");
     assert!(!artifacts.is_empty());
     assert_eq!(held.stop(soon()).await.expect("stop again"), artifacts);
-    held.heartbeat(Duration::from_secs(5), soon())
-        .await
-        .expect("the session stays");
+    held.heartbeat(Duration::from_secs(5), soon()).await.expect("the session stays");
     assert!(held.prove(soon()).await.expect("prove").held);
     held.release(soon()).await.expect("release");
     clean(subject).await;
@@ -293,10 +213,7 @@ async fn barrier(subject: &dyn Subject) -> Outcome {
         let (mut held, first, _) = take(subject, &plan(*level, Copy::Atomic)).await;
         let asked = jiff::Timestamp::now();
         let second = held.barrier(soon()).await.expect("barrier");
-        assert!(
-            second.frozen_at >= asked && second.frozen_at > first.frozen_at,
-            "its own still point"
-        );
+        assert!(second.frozen_at >= asked && second.frozen_at > first.frozen_at, "its own still point");
         held.release(soon()).await.expect("release");
     }
     clean(subject).await;
@@ -305,14 +222,7 @@ async fn barrier(subject: &dyn Subject) -> Outcome {
 
 async fn heartbeat(subject: &dyn Subject) -> Outcome {
     let ttl = Duration::from_secs(2);
-    let (mut held, _, _) = take(
-        subject,
-        &Plan {
-            server_ttl: ttl,
-            ..plan(Level::Durable, Copy::Atomic)
-        },
-    )
-    .await;
+    let (mut held, _, _) = take(subject, &Plan { server_ttl: ttl, ..plan(Level::Durable, Copy::Atomic) }).await;
     let end = Instant::now() + ttl + ttl;
     while Instant::now() < end {
         held.heartbeat(ttl, soon()).await.expect("heartbeat");
@@ -337,9 +247,7 @@ async fn silence(subject: &dyn Subject) -> Outcome {
 }
 
 async fn drop_prepared(subject: &dyn Subject) -> Outcome {
-    let prepared = prepare(subject, &plan(Level::WriteBlocked, Copy::Atomic), Arc::default())
-        .await
-        .expect("prepare");
+    let prepared = prepare(subject, &plan(Level::WriteBlocked, Copy::Atomic), Arc::default()).await.expect("prepare");
     drop(prepared);
     clean(subject).await;
     Outcome::Passed
@@ -356,9 +264,7 @@ async fn drop_held(subject: &dyn Subject) -> Outcome {
 }
 
 async fn abandon(subject: &dyn Subject) -> Outcome {
-    let prepared = prepare(subject, &plan(Level::WriteBlocked, Copy::Atomic), Arc::default())
-        .await
-        .expect("prepare");
+    let prepared = prepare(subject, &plan(Level::WriteBlocked, Copy::Atomic), Arc::default()).await.expect("prepare");
     assert!(subject.commit(COMMIT).await, "what is only prepared blocks nobody");
     prepared.abandon(soon()).await.expect("abandon");
     clean(subject).await;
@@ -383,10 +289,7 @@ async fn restarted(subject: &dyn Subject) -> Outcome {
     let (mut held, _, noted) = take(subject, &plan(Level::Durable, Copy::Atomic)).await;
     subject.restart().await;
     assert!(held.heartbeat(Duration::from_secs(5), soon()).await.is_err());
-    assert!(
-        held.prove(soon()).await.map_or(true, |proof| !proof.held),
-        "nothing is proved across a restart"
-    );
+    assert!(held.prove(soon()).await.map_or(true, |proof| !proof.held), "nothing is proved across a restart");
     drop(held);
     noted.undo(subject).await;
     clean(subject).await;
@@ -395,13 +298,7 @@ async fn restarted(subject: &dyn Subject) -> Outcome {
 
 async fn observe(subject: &dyn Subject) -> Outcome {
     let plan = plan(Level::Durable, Copy::Atomic);
-    let see = async || {
-        subject
-            .driver()
-            .observe(&subject.member(), &plan.freeze_uid, soon())
-            .await
-            .expect("observe")
-    };
+    let see = async || subject.driver().observe(&subject.member(), &plan.freeze_uid, soon()).await.expect("observe");
     assert_eq!(see().await, Observed::Nothing);
     let (held, _, _) = take(subject, &plan).await;
     assert!(matches!(see().await, Observed::Holds(_)));
@@ -416,11 +313,7 @@ async fn observe(subject: &dyn Subject) -> Outcome {
 
 async fn thaw_all(subject: &dyn Subject) -> Outcome {
     let (mut held, _, noted) = take(subject, &plan(Level::WriteBlocked, Copy::Atomic)).await;
-    let ended = subject
-        .driver()
-        .thaw_all(&subject.member(), soon())
-        .await
-        .expect("thaw_all");
+    let ended = subject.driver().thaw_all(&subject.member(), soon()).await.expect("thaw_all");
     assert!(!ended.is_empty());
     assert!(subject.commit(COMMIT).await, "writable at once");
     assert!(held.heartbeat(Duration::from_secs(5), soon()).await.is_err());
@@ -439,20 +332,10 @@ async fn undo(subject: &dyn Subject) -> Outcome {
         return Outcome::NotApplicable("nothing outlives a session of this engine with these settings".to_owned());
     }
     let settled = noted.settled.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    assert!(
-        intended.iter().all(|undo| settled.contains(&undo.kind)),
-        "{intended:?} {settled:?}"
-    );
+    assert!(intended.iter().all(|undo| settled.contains(&undo.kind)), "{intended:?} {settled:?}");
     for _ in 0..2 {
         for undo in &intended {
-            assert!(
-                subject
-                    .driver()
-                    .recover(&subject.member(), undo, soon())
-                    .await
-                    .expect("recover"),
-                "idempotent"
-            );
+            assert!(subject.driver().recover(&subject.member(), undo, soon()).await.expect("recover"), "idempotent");
         }
     }
     clean(subject).await;
@@ -460,18 +343,8 @@ async fn undo(subject: &dyn Subject) -> Outcome {
 }
 
 async fn unknown_undo(subject: &dyn Subject) -> Outcome {
-    let undo = Undo {
-        version: 99,
-        kind: "fromTheFuture".to_owned(),
-        data: serde_json::Map::new(),
-    };
-    assert!(
-        !subject
-            .driver()
-            .recover(&subject.member(), &undo, soon())
-            .await
-            .expect("recover")
-    );
+    let undo = Undo { version: 99, kind: "fromTheFuture".to_owned(), data: serde_json::Map::new() };
+    assert!(!subject.driver().recover(&subject.member(), &undo, soon()).await.expect("recover"));
     Outcome::Passed
 }
 
@@ -481,23 +354,13 @@ async fn black_hole(subject: &dyn Subject) -> Outcome {
     let deadline = || Instant::now() + limit;
     let plan = plan(Level::Durable, Copy::Atomic);
     let all = async {
-        assert!(matches!(
-            driver.probe(&hole, deadline()).await,
-            Err(Error::Timeout { .. })
-        ));
-        let refused = driver
-            .prepare(&hole, &plan, Arc::new(Noted::default()), deadline())
-            .await;
+        assert!(matches!(driver.probe(&hole, deadline()).await, Err(Error::Timeout { .. })));
+        let refused = driver.prepare(&hole, &plan, Arc::new(Noted::default()), deadline()).await;
         assert!(matches!(refused, Err(Error::Timeout { .. })));
         let checks = driver.preflight(&hole, &plan, deadline()).await;
-        assert_eq!(
-            checks.first().and_then(|check| check.reason.as_deref()),
-            Some("Timeout")
-        );
+        assert_eq!(checks.first().and_then(|check| check.reason.as_deref()), Some("Timeout"));
     };
-    timeout(limit * 3 + Duration::from_secs(2), all)
-        .await
-        .expect("every wait ends");
+    timeout(limit * 3 + Duration::from_secs(2), all).await.expect("every wait ends");
     Outcome::Passed
 }
 
@@ -506,13 +369,7 @@ async fn wrong_password(subject: &dyn Subject) -> Outcome {
     let Some(account) = subject.member().account else {
         return Outcome::NotApplicable("this server asks for no password".to_owned());
     };
-    let member = Member {
-        account: Some(Account {
-            password: Some(SECRET.to_owned()),
-            ..account
-        }),
-        ..subject.member()
-    };
+    let member = Member { account: Some(Account { password: Some(SECRET.to_owned()), ..account }), ..subject.member() };
     let error = subject.driver().probe(&member, soon()).await.expect_err("refused");
     assert!(matches!(error, Error::Authentication { .. }), "{error:?}");
     let shown = format!("{error} {error:?} {} {member:?}", error.advice());
@@ -528,19 +385,12 @@ async fn unsupported(subject: &dyn Subject) -> Outcome {
             if let Err(error) = driver.supports(*level, copy) {
                 assert!(matches!(error, Error::Unsupported { .. }) && !error.advice().is_empty());
                 let prepared = prepare(subject, &plan(*level, copy), Arc::default()).await;
-                assert!(
-                    matches!(prepared, Err(Error::Unsupported { .. })),
-                    "prepare refuses what is not supported"
-                );
+                assert!(matches!(prepared, Err(Error::Unsupported { .. })), "prepare refuses what is not supported");
                 refused += 1;
             }
         }
     }
-    if refused == 0 {
-        Outcome::NotApplicable("it supports everything".to_owned())
-    } else {
-        Outcome::Passed
-    }
+    if refused == 0 { Outcome::NotApplicable("it supports everything".to_owned()) } else { Outcome::Passed }
 }
 
 fn texts(subject: &dyn Subject) -> Outcome {
@@ -557,13 +407,7 @@ impl Noted {
     async fn undo(&self, subject: &dyn Subject) {
         let intended = self.intended.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for undo in intended {
-            assert!(
-                subject
-                    .driver()
-                    .recover(&subject.member(), &undo, soon())
-                    .await
-                    .expect("recover")
-            );
+            assert!(subject.driver().recover(&subject.member(), &undo, soon()).await.expect("recover"));
         }
     }
 }
@@ -576,10 +420,7 @@ impl UndoLog for Noted {
     }
 
     async fn settled(&self, kind: &str) -> Result<(), JournalError> {
-        self.settled
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(kind.to_owned());
+        self.settled.lock().unwrap_or_else(PoisonError::into_inner).push(kind.to_owned());
         Ok(())
     }
 }

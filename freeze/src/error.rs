@@ -26,11 +26,7 @@ pub enum Error {
     #[error("the account lacks {privilege}")]
     Privilege { privilege: String, grant: String },
     #[error("{engine} {found} is not supported: {supported}")]
-    Version {
-        engine: api::Engine,
-        found: String,
-        supported: &'static str,
-    },
+    Version { engine: api::Engine, found: String, supported: &'static str },
     #[error("the server is a {found}, and the Database wants a {wanted}")]
     Role { found: api::Role, wanted: api::Role },
     #[error("a pooler or proxy stands between us and the server: {detail}")]

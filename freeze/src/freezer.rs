@@ -3,9 +3,11 @@
 //! One task per freeze owns everything that holds; this table only finds it. Locks here are short and never held across
 //! an await. What a caller sees is decided by the task; a caller that goes away takes nothing with it but its claim.
 
+mod outcome;
 mod recorder;
 mod recovery;
 mod task;
+mod undo;
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -72,17 +74,9 @@ pub struct Granted {
 #[derive(Clone, Debug)]
 pub enum Refused {
     /// Held by others in a way that this claim cannot join.
-    Conflict {
-        freeze: FreezeName,
-        status: Arc<FreezeStatus>,
-        why: CannotJoin,
-    },
+    Conflict { freeze: FreezeName, status: Arc<FreezeStatus>, why: CannotJoin },
     /// Tried, and all undone. `status` is what the freeze ended as.
-    NotHeld {
-        freeze: FreezeName,
-        status: Arc<FreezeStatus>,
-        causes: Vec<Check>,
-    },
+    NotHeld { freeze: FreezeName, status: Arc<FreezeStatus>, causes: Vec<Check> },
     /// The uid belongs to a freeze that is finished.
     Finished { freeze: FreezeName },
     /// The claim was ended while it waited.
@@ -228,14 +222,7 @@ impl Freezer {
             return self.outcome(uid).map(Ok);
         };
         let (answer, waiting) = oneshot::channel();
-        let sent = handle
-            .commands
-            .send(Command::End {
-                uid: uid.to_owned(),
-                stage,
-                answer,
-            })
-            .await;
+        let sent = handle.commands.send(Command::End { uid: uid.to_owned(), stage, answer }).await;
         match (sent, waiting.await) {
             (Ok(()), Ok(Some(answer))) => Some(answer),
             _ => self.outcome(uid).map(Ok),
@@ -247,15 +234,7 @@ impl Freezer {
     pub async fn renew(&self, namespace: &str, database: &str, uid: &str, ttl: Option<Duration>) -> Option<Granted> {
         let handle = self.table().handle(namespace, database)?;
         let (answer, waiting) = oneshot::channel();
-        handle
-            .commands
-            .send(Command::Renew {
-                uid: uid.to_owned(),
-                ttl,
-                answer,
-            })
-            .await
-            .ok()?;
+        handle.commands.send(Command::Renew { uid: uid.to_owned(), ttl, answer }).await.ok()?;
         waiting.await.ok().flatten()
     }
 
@@ -269,11 +248,7 @@ impl Freezer {
             return Some(ended);
         }
         let status = handle.shown.borrow().clone();
-        Some(Ended {
-            freeze: handle.freeze,
-            status,
-            still_claimed_by: Vec::new(),
-        })
+        Some(Ended { freeze: handle.freeze, status, still_claimed_by: Vec::new() })
     }
 
     /// The freeze that covers a Database now, from memory.
@@ -284,12 +259,8 @@ impl Freezer {
 
     /// Every freeze that is not finished, from memory.
     pub fn views(&self) -> Vec<FreezeView> {
-        let handles: HashMap<_, _> = self
-            .table()
-            .by_member
-            .values()
-            .map(|handle| (handle.freeze.clone(), handle.clone()))
-            .collect();
+        let handles: HashMap<_, _> =
+            self.table().by_member.values().map(|handle| (handle.freeze.clone(), handle.clone())).collect();
         handles.values().map(Handle::view).collect()
     }
 
@@ -314,20 +285,13 @@ impl Freezer {
 
     fn outcome(&self, uid: &str) -> Option<Ended> {
         let (freeze, status) = self.table().finished.get(uid)?.clone();
-        Some(Ended {
-            freeze,
-            status,
-            still_claimed_by: Vec::new(),
-        })
+        Some(Ended { freeze, status, still_claimed_by: Vec::new() })
     }
 
     /// Finds the freeze to join, with the command that joins it; or begins one, which has the claim already.
     fn claim(&self, request: &Request, answer: Answer) -> Result<(Handle, Option<Command>), Refused> {
         let namespace = &request.freeze.namespace;
-        let members = request
-            .targets
-            .iter()
-            .map(|target| (namespace.clone(), target.database.clone()));
+        let members = request.targets.iter().map(|target| (namespace.clone(), target.database.clone()));
         let members: Arc<[Member]> = members.collect();
         let mut table = self.table();
         if let Some((freeze, _)) = table.finished.get(&request.claimant.uid)
@@ -341,30 +305,18 @@ impl Freezer {
                 return Err(Refused::Conflict {
                     freeze,
                     status,
-                    why: CannotJoin::Cover {
-                        database: database.clone(),
-                    },
+                    why: CannotJoin::Cover { database: database.clone() },
                 });
             }
-            let wish = Wish {
-                level: request.level,
-                copy: request.copy,
-                ttl: request.ttl,
-            };
-            let command = Command::Join {
-                claimant: request.claimant.clone(),
-                wish,
-                answer,
-            };
+            let wish = Wish { level: request.level, copy: request.copy, ttl: request.ttl };
+            let command = Command::Join { claimant: request.claimant.clone(), wish, answer };
             return Ok((held.clone(), Some(command)));
         }
         if self.0.draining.load(Ordering::Relaxed) {
             return Err(Refused::Stopping);
         }
         let (task, handle) = Task::new(Arc::clone(&self.0), request, Arc::clone(&members), answer);
-        table
-            .by_member
-            .extend(members.iter().map(|member| (member.clone(), handle.clone())));
+        table.by_member.extend(members.iter().map(|member| (member.clone(), handle.clone())));
         self.0.tasks.spawn(task.run());
         Ok((handle, None))
     }
@@ -382,19 +334,13 @@ impl Inner {
 
 impl Table {
     fn handle(&self, namespace: &str, database: &str) -> Option<Handle> {
-        self.by_member
-            .get(&(namespace.to_owned(), database.to_owned()))
-            .cloned()
+        self.by_member.get(&(namespace.to_owned(), database.to_owned())).cloned()
     }
 
     /// The freeze lets its members go; its claims stay known.
     fn forget(&mut self, freeze: &FreezeName, members: &[Member]) {
         for member in members {
-            if self
-                .by_member
-                .get(member)
-                .is_some_and(|handle| handle.freeze == *freeze)
-            {
+            if self.by_member.get(member).is_some_and(|handle| handle.freeze == *freeze) {
                 self.by_member.remove(member);
             }
         }
@@ -402,11 +348,7 @@ impl Table {
 
     fn remember(&mut self, freeze: &FreezeName, status: &Arc<FreezeStatus>) {
         for claim in &status.claims {
-            if self
-                .finished
-                .insert(claim.uid.clone(), (freeze.clone(), Arc::clone(status)))
-                .is_none()
-            {
+            if self.finished.insert(claim.uid.clone(), (freeze.clone(), Arc::clone(status))).is_none() {
                 self.finished_order.push_back(claim.uid.clone());
             }
         }
@@ -437,10 +379,7 @@ impl Handle {
 
 impl Vitals {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            stalled: AtomicI64::new(-1),
-            lease: Mutex::new(None),
-        })
+        Arc::new(Self { stalled: AtomicI64::new(-1), lease: Mutex::new(None) })
     }
 
     fn lease(&self) -> Option<Instant> {

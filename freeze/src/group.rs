@@ -88,12 +88,7 @@ pub(crate) async fn acquire(
     let (acquired, faults) = sort(targets, acquired);
     if !faults.is_empty() {
         let deadline = Instant::now() + ABANDON;
-        join_all(
-            acquired
-                .into_iter()
-                .map(|(held, _)| timeout(ABANDON + OVERRUN, held.release(deadline))),
-        )
-        .await;
+        join_all(acquired.into_iter().map(|(held, _)| timeout(ABANDON + OVERRUN, held.release(deadline)))).await;
         return Err(faults);
     }
     let (held, acquired): (Vec<_>, Vec<_>) = acquired.into_iter().unzip();
@@ -108,12 +103,7 @@ pub(crate) async fn acquire(
 /// Lets go of members that never held.
 pub(crate) async fn abandon(prepared: Vec<Box<dyn Prepared>>) {
     let deadline = Instant::now() + ABANDON;
-    join_all(
-        prepared
-            .into_iter()
-            .map(|prepared| timeout(ABANDON + OVERRUN, prepared.abandon(deadline))),
-    )
-    .await;
+    join_all(prepared.into_iter().map(|prepared| timeout(ABANDON + OVERRUN, prepared.abandon(deadline)))).await;
 }
 
 impl Group {
@@ -124,16 +114,12 @@ impl Group {
             let pulse = by(deadline, "the heartbeat", work).await;
             match pulse {
                 Ok(pulse) => match (pulse.stalled_sessions, member.max_stalled_sessions) {
-                    (Some(stalled), Some(most)) if stalled > most => Err(Fault {
-                        database: member.database.clone(),
-                        error: Error::TooManyStalled { stalled, most },
-                    }),
+                    (Some(stalled), Some(most)) if stalled > most => {
+                        Err(Fault { database: member.database.clone(), error: Error::TooManyStalled { stalled, most } })
+                    }
                     _ => Ok(pulse.stalled_sessions),
                 },
-                Err(error) => Err(Fault {
-                    database: member.database.clone(),
-                    error: lost(error),
-                }),
+                Err(error) => Err(Fault { database: member.database.clone(), error: lost(error) }),
             }
         }))
         .await?;
@@ -147,8 +133,7 @@ impl Group {
 
     /// Ends the data phase of a Files copy.
     pub(crate) async fn stop(&mut self, deadline: Instant) -> Result<Vec<Vec<Artifact>>, Fault> {
-        self.each("ending the data phase", deadline, |held| held.stop(deadline))
-            .await
+        self.each("ending the data phase", deadline, |held| held.stop(deadline)).await
     }
 
     /// Whether all held all the time.
@@ -160,10 +145,7 @@ impl Group {
     pub(crate) async fn release(self, deadline: Instant) -> (Vec<Vec<Artifact>>, Vec<Fault>) {
         let released = join_all(self.0.into_iter().map(|member| async move {
             let result = by(deadline + OVERRUN, "letting go", member.held.release(deadline)).await;
-            result.map_err(|error| Fault {
-                database: member.database,
-                error,
-            })
+            result.map_err(|error| Fault { database: member.database, error })
         }))
         .await;
         let mut faults = Vec::new();
@@ -190,12 +172,7 @@ impl Group {
             .map(|member| {
                 let work = by(deadline, doing, step(member.held.as_mut()));
                 let database = &member.database;
-                async move {
-                    work.await.map_err(|error| Fault {
-                        database: database.clone(),
-                        error: lost(error),
-                    })
-                }
+                async move { work.await.map_err(|error| Fault { database: database.clone(), error: lost(error) }) }
             })
             .collect();
         try_join_all(steps).await
@@ -208,9 +185,7 @@ fn lost(error: Error) -> Error {
         Error::Lost { .. } | Error::Incarnation { .. } | Error::TooManyStalled { .. } | Error::Unsupported { .. } => {
             error
         }
-        other => Error::Lost {
-            detail: other.to_string(),
-        },
+        other => Error::Lost { detail: other.to_string() },
     }
 }
 
@@ -219,9 +194,7 @@ async fn within<T>(
     doing: &'static str,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    timeout(limit, work)
-        .await
-        .unwrap_or(Err(Error::Timeout { doing, limit }))
+    timeout(limit, work).await.unwrap_or(Err(Error::Timeout { doing, limit }))
 }
 
 async fn by<T>(
@@ -237,10 +210,7 @@ fn sort<T>(targets: &[Target], results: Vec<Result<T, Error>>) -> (Vec<T>, Vec<F
     for (target, result) in targets.iter().zip(results) {
         match result {
             Ok(value) => done.push(value),
-            Err(error) => faults.push(Fault {
-                database: target.database.clone(),
-                error,
-            }),
+            Err(error) => faults.push(Fault { database: target.database.clone(), error }),
         }
     }
     (done, faults)

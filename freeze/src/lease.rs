@@ -47,10 +47,7 @@ mod tests {
     async fn a_claim_never_outlives_the_hard_end() {
         let now = Instant::now();
         let hard_end = now + Duration::from_secs(15);
-        assert_eq!(
-            until(now, Duration::from_secs(10), hard_end),
-            now + Duration::from_secs(10)
-        );
+        assert_eq!(until(now, Duration::from_secs(10), hard_end), now + Duration::from_secs(10));
         assert_eq!(until(now, Duration::from_secs(60), hard_end), hard_end);
     }
 }

@@ -17,16 +17,9 @@ impl Kubectl {
     fn of(version: &str, stillpoint: &Stillpoint) -> Self {
         let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/kubectl");
         let output = Command::new(tool).arg(version).output().unwrap();
-        assert!(
-            output.status.success(),
-            "kubectl {version}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        assert!(output.status.success(), "kubectl {version}: {}", String::from_utf8_lossy(&output.stderr));
         let binary = PathBuf::from(String::from_utf8(output.stdout).unwrap().lines().last().unwrap());
-        Self {
-            binary,
-            kubeconfig: stillpoint.kubeconfig.clone(),
-        }
+        Self { binary, kubeconfig: stillpoint.kubeconfig.clone() }
     }
 
     /// Runs it; its exit code and what it printed.
@@ -37,10 +30,7 @@ impl Kubectl {
             .env("KUBECONFIG", &self.kubeconfig)
             .env("HOME", self.kubeconfig.parent().unwrap());
         command.env("KUBECTL_EXTERNAL_DIFF", "diff -u");
-        command
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
         let output = child.wait_with_output().unwrap();
@@ -70,20 +60,9 @@ fn walk(kubectl: &Kubectl) {
         assert!(resources.contains(word), "{resources}");
     }
     kubectl.ok("create namespace shop", "");
-    kubectl.ok(
-        "create secret generic account --from-literal=username=dba --from-literal=password=x -n shop",
-        "",
-    );
-    assert!(
-        kubectl
-            .ok("get secret account -n shop -o jsonpath={.data.username}", "")
-            .contains("ZGJh")
-    );
-    assert!(
-        kubectl
-            .ok("create -f - -n shop --dry-run=server", DATABASE)
-            .contains("created (server dry run)")
-    );
+    kubectl.ok("create secret generic account --from-literal=username=dba --from-literal=password=x -n shop", "");
+    assert!(kubectl.ok("get secret account -n shop -o jsonpath={.data.username}", "").contains("ZGJh"));
+    assert!(kubectl.ok("create -f - -n shop --dry-run=server", DATABASE).contains("created (server dry run)"));
     kubectl.fails("get database orders -n shop", "", "NotFound");
     kubectl.ok("apply -f - -n shop", DATABASE);
     assert!(kubectl.ok("apply -f - -n shop", DATABASE).contains("unchanged"));
@@ -92,79 +71,26 @@ fn walk(kubectl: &Kubectl) {
     assert!(code == 1 && diff.contains("port"), "{code} {diff}");
     assert!(kubectl.ok("apply -f - -n shop", &changed).contains("configured"));
     assert!(kubectl.ok("get spdb -n shop -o wide", "").contains("ENDPOINT"));
-    assert!(
-        kubectl
-            .ok("get databases.stillpoint.dev -A -l app=shop -o name", "")
-            .contains("orders")
-    );
+    assert!(kubectl.ok("get databases.stillpoint.dev -A -l app=shop -o name", "").contains("orders"));
     assert!(!kubectl.ok("get spdb -n shop -l app!=shop", "").contains("PostgreSQL"));
-    assert!(
-        kubectl
-            .ok("get spdb -n shop --field-selector metadata.name=orders -o yaml", "")
-            .contains("port: 2")
-    );
-    kubectl.fails(
-        "get spdb -n shop --field-selector spec.nonsense=1",
-        "",
-        "not a known field selector",
-    );
+    assert!(kubectl.ok("get spdb -n shop --field-selector metadata.name=orders -o yaml", "").contains("port: 2"));
+    kubectl.fails("get spdb -n shop --field-selector spec.nonsense=1", "", "not a known field selector");
     kubectl.ok("label spdb orders -n shop tier=gold", "");
     kubectl.ok("annotate spdb orders -n shop note=x", "");
-    kubectl.ok(
-        "patch spdb orders -n shop --type=merge -p {\"spec\":{\"paused\":true}}",
-        "",
-    );
-    kubectl.ok(
-        "patch spdb orders -n shop --type=json -p [{\"op\":\"remove\",\"path\":\"/spec/paused\"}]",
-        "",
-    );
-    kubectl.fails(
-        "patch spdb orders -n shop --type=merge -p {\"spec\":{\"engine\":\"MariaDB\"}}",
-        "",
-        "Forbidden",
-    );
-    kubectl.fails(
-        "patch spdb orders -n shop -p {\"spec\":{}}",
-        "",
-        "application/merge-patch+json",
-    );
-    kubectl.ok(
-        "wait spdb/orders -n shop --for=jsonpath={.spec.engine}=PostgreSQL --timeout=5s",
-        "",
-    );
+    kubectl.ok("patch spdb orders -n shop --type=merge -p {\"spec\":{\"paused\":true}}", "");
+    kubectl.ok("patch spdb orders -n shop --type=json -p [{\"op\":\"remove\",\"path\":\"/spec/paused\"}]", "");
+    kubectl.fails("patch spdb orders -n shop --type=merge -p {\"spec\":{\"engine\":\"MariaDB\"}}", "", "Forbidden");
+    kubectl.fails("patch spdb orders -n shop -p {\"spec\":{}}", "", "application/merge-patch+json");
+    kubectl.ok("wait spdb/orders -n shop --for=jsonpath={.spec.engine}=PostgreSQL --timeout=5s", "");
     kubectl.ok("wait spdb/orders -n shop --for=condition=Ready=false --timeout=20s", "");
     assert!(kubectl.ok("describe spdb orders -n shop", "").contains("Unreachable"));
-    assert!(
-        kubectl
-            .ok("explain databases.stillpoint.dev.spec.endpoint", "")
-            .contains("FIELDS")
-    );
-    assert!(
-        kubectl
-            .ok("explain freezes.spec --recursive", "")
-            .contains("ttlSeconds")
-    );
-    kubectl.fails(
-        "create -f - -n shop",
-        &DATABASE.replace("port", "prot"),
-        "unknown field",
-    );
+    assert!(kubectl.ok("explain databases.stillpoint.dev.spec.endpoint", "").contains("FIELDS"));
+    assert!(kubectl.ok("explain freezes.spec --recursive", "").contains("ttlSeconds"));
+    kubectl.fails("create -f - -n shop", &DATABASE.replace("port", "prot"), "unknown field");
     kubectl.fails("create -f - -n shop", DATABASE, "already exists");
-    kubectl.fails(
-        "create -f - -n nowhere",
-        &DATABASE.replace("orders", "x"),
-        "namespaces \"nowhere\" not found",
-    );
-    kubectl.fails(
-        "apply --server-side -f - -n shop",
-        DATABASE,
-        "server-side apply is not served without a cluster",
-    );
-    assert!(
-        kubectl
-            .ok("get databases.live.stillpoint.dev -n shop", "")
-            .contains("Idle")
-    );
+    kubectl.fails("create -f - -n nowhere", &DATABASE.replace("orders", "x"), "namespaces \"nowhere\" not found");
+    kubectl.fails("apply --server-side -f - -n shop", DATABASE, "server-side apply is not served without a cluster");
+    assert!(kubectl.ok("get databases.live.stillpoint.dev -n shop", "").contains("Idle"));
     kubectl.ok("delete spdb orders -n shop --timeout=10s", "");
     kubectl.ok("delete namespace shop --timeout=20s", "");
     kubectl.fails("get namespace shop", "", "NotFound");
@@ -191,9 +117,6 @@ async fn what_was_written_survives_a_kill() {
     let before = kubectl.ok("get spdb orders -n shop -o jsonpath={.metadata.uid}", "");
     stillpoint.restart().await.unwrap();
     let kubectl = Kubectl::of("1.33", &stillpoint);
-    assert_eq!(
-        kubectl.ok("get spdb orders -n shop -o jsonpath={.metadata.uid}", ""),
-        before
-    );
+    assert_eq!(kubectl.ok("get spdb orders -n shop -o jsonpath={.metadata.uid}", ""), before);
     kubectl.fails("create namespace shop", "", "already exists");
 }

@@ -16,28 +16,18 @@ const ALLOWED: &[(&str, &[&str])] = &[
 
 #[test]
 fn crates_depend_on_each_other_as_the_picture_says() {
-    let output = Command::new(env!("CARGO"))
-        .args(["metadata", "--format-version=1", "--no-deps"])
-        .output()
-        .unwrap();
+    let output = Command::new(env!("CARGO")).args(["metadata", "--format-version=1", "--no-deps"]).output().unwrap();
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let packages = metadata["packages"].as_array().unwrap();
     let ours: BTreeSet<&str> = packages.iter().filter_map(|package| package["name"].as_str()).collect();
-    assert_eq!(
-        ours,
-        ALLOWED.iter().map(|(name, _)| *name).collect(),
-        "a crate is missing in the picture"
-    );
+    assert_eq!(ours, ALLOWED.iter().map(|(name, _)| *name).collect(), "a crate is missing in the picture");
     for package in packages {
         let name = package["name"].as_str().unwrap();
         let allowed = ALLOWED.iter().find(|(allowed, _)| *allowed == name).unwrap().1;
         for dependency in package["dependencies"].as_array().unwrap() {
             let used = dependency["name"].as_str().unwrap();
             let for_tests = dependency["kind"] == "dev";
-            assert!(
-                for_tests || !ours.contains(used) || allowed.contains(&used),
-                "{name} must not depend on {used}"
-            );
+            assert!(for_tests || !ours.contains(used) || allowed.contains(&used), "{name} must not depend on {used}");
         }
     }
 }

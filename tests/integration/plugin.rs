@@ -14,10 +14,7 @@ struct Still<'a>(&'a Stillpoint);
 impl Still<'_> {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(binary("kubectl-still").unwrap());
-        command
-            .args(arguments)
-            .env("KUBECONFIG", &self.0.kubeconfig)
-            .env("STILLPOINT_PASSWORD", PASSWORD);
+        command.args(arguments).env("KUBECONFIG", &self.0.kubeconfig).env("STILLPOINT_PASSWORD", PASSWORD);
         command.stdin(Stdio::null());
         command
     }
@@ -32,9 +29,7 @@ impl Still<'_> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_way_out_of_a_run_thaws_and_tells() {
     let stillpoint = Stillpoint::start().await.unwrap();
-    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default())
-        .await
-        .unwrap();
+    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await.unwrap();
     let still = Still(&stillpoint);
     let port = server.port.to_string();
     let create = [
@@ -59,15 +54,9 @@ async fn every_way_out_of_a_run_thaws_and_tells() {
     let path = result.to_str().unwrap();
     let script = "test -n \"$STILLPOINT_FREEZE\" && test -n \"$STILLPOINT_POSITION\"";
     let (code, text) = still.run(&["quiesce", "orders", "--result-file", path, "--", "sh", "-c", script]);
-    assert!(
-        code == 0 && text.contains("held (SessionHeld)") && text.contains("To restore orders"),
-        "{code} {text}"
-    );
+    assert!(code == 0 && text.contains("held (SessionHeld)") && text.contains("To restore orders"), "{code} {text}");
     let written: Value = serde_json::from_slice(&std::fs::read(&result).unwrap()).unwrap();
-    assert_eq!(
-        (&written["outcome"], &written["exitCode"]),
-        (&Value::from("Proved"), &Value::from(0))
-    );
+    assert_eq!((&written["outcome"], &written["exitCode"]), (&Value::from("Proved"), &Value::from(0)));
 
     assert_eq!(still.run(&["quiesce", "orders", "--", "sh", "-c", "exit 7"]).0, 7);
     assert_eq!(still.run(&["quiesce", "orders", "--", "no-such-command-here"]).0, 127);
@@ -77,34 +66,21 @@ async fn every_way_out_of_a_run_thaws_and_tells() {
     let (code, text) = still.run(&["quiesce", "orders", "--ttl", "2", "--", "sleep", "4"]);
     assert_eq!(code, 0, "renewed: {text}");
     let then = "test -s \"$STILLPOINT_BACKUP_LABEL_FILE\" && test -n \"$STILLPOINT_WAL_LAST\"";
-    assert_eq!(
-        still
-            .run(&["quiesce", "orders", "--copy", "files", "--then", then, "--", "true"])
-            .0,
-        0
-    );
+    assert_eq!(still.run(&["quiesce", "orders", "--copy", "files", "--then", then, "--", "true"]).0, 0);
     assert!(still.run(&["status"]).1.contains("Idle"));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_never_outlives_its_freeze_nor_us() {
     let stillpoint = Stillpoint::start().await.unwrap();
-    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default())
-        .await
-        .unwrap();
-    stillpoint
-        .register("orders", &server, serde_json::json!({}))
-        .await
-        .unwrap();
+    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await.unwrap();
+    stillpoint.register("orders", &server, serde_json::json!({})).await.unwrap();
     let still = Still(&stillpoint);
     for (ending, exit) in [("lost", Some(124)), ("interrupted", Some(130)), ("killed", None)] {
         let marker = stillpoint.data_dir().join(ending);
         let script = format!("touch {}; exec sleep 1234.{}", marker.display(), server.port);
-        let mut child = still
-            .command(&["quiesce", "orders", "--", "sh", "-c", &script])
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
+        let mut child =
+            still.command(&["quiesce", "orders", "--", "sh", "-c", &script]).stderr(Stdio::null()).spawn().unwrap();
         wait_for(|| marker.exists(), "the command starts");
         match ending {
             "lost" => {
@@ -112,26 +88,14 @@ async fn a_command_never_outlives_its_freeze_nor_us() {
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'stillpoint/%'";
                 server.execute("postgres", sql).await.unwrap();
             }
-            "interrupted" => drop(
-                Command::new("kill")
-                    .args(["-INT", &child.id().to_string()])
-                    .status()
-                    .unwrap(),
-            ),
+            "interrupted" => drop(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap()),
             _ => child.kill().unwrap(),
         }
         let code = child.wait().unwrap().code();
         assert!(exit.is_none() || code == exit, "{ending}: {code:?}");
         let pattern = format!("sleep 1234.{}", server.port);
         wait_for(
-            || {
-                !Command::new("pgrep")
-                    .args(["-f", &pattern])
-                    .stdout(Stdio::null())
-                    .status()
-                    .unwrap()
-                    .success()
-            },
+            || !Command::new("pgrep").args(["-f", &pattern]).stdout(Stdio::null()).status().unwrap().success(),
             ending,
         );
         still.run(&["thaw", "--all"]);

@@ -12,10 +12,7 @@ async fn bank(kind: ServerKind) -> (Stillpoint, Server) {
     let stillpoint = Stillpoint::start().await.unwrap();
     let server = Server::start(kind, Options::default()).await.unwrap();
     Load::prepare(&server).await.unwrap();
-    stillpoint
-        .register("bank", &server, json!({"acquireTimeoutSeconds": 2}))
-        .await
-        .unwrap();
+    stillpoint.register("bank", &server, json!({"acquireTimeoutSeconds": 2})).await.unwrap();
     (stillpoint, server)
 }
 
@@ -25,17 +22,11 @@ async fn a_uid_is_one_claim_from_beginning_to_end() {
         let (stillpoint, _server) = bank(kind).await;
         let spec = json!({"uid": "one", "level": "Durable"});
         let first = stillpoint.quiesce("bank", spec.clone()).await.unwrap();
-        assert_eq!(
-            stillpoint.quiesce("bank", spec.clone()).await.unwrap()["frozenAt"],
-            first["frozenAt"]
-        );
+        assert_eq!(stillpoint.quiesce("bank", spec.clone()).await.unwrap()["frozenAt"], first["frozenAt"]);
         let late = stillpoint.quiesce("bank", json!({"uid": "two"})).await.unwrap();
         assert_eq!(late["freeze"], first["freeze"]);
         assert_ne!(late["frozenAt"], first["frozenAt"]);
-        let conflict = stillpoint
-            .quiesce("bank", json!({"uid": "three", "level": "WriteBlocked"}))
-            .await
-            .unwrap_err();
+        let conflict = stillpoint.quiesce("bank", json!({"uid": "three", "level": "WriteBlocked"})).await.unwrap_err();
         assert!(
             conflict.code == 409 && conflict.message.contains("one") && conflict.message.contains("until"),
             "{conflict}"
@@ -43,14 +34,8 @@ async fn a_uid_is_one_claim_from_beginning_to_end() {
         let left = stillpoint.unquiesce("bank", json!({"uid": "one"})).await.unwrap();
         assert_eq!(left["stillClaimedBy"][0]["uid"], "two");
         let ended = stillpoint.unquiesce("bank", json!({"uid": "two"})).await.unwrap();
-        assert_eq!(
-            (&ended["phase"], &ended["proof"]["held"]),
-            (&json!("Thawed"), &json!(true))
-        );
-        assert_eq!(
-            stillpoint.unquiesce("bank", json!({"uid": "two"})).await.unwrap()["phase"],
-            "Thawed"
-        );
+        assert_eq!((&ended["phase"], &ended["proof"]["held"]), (&json!("Thawed"), &json!(true)));
+        assert_eq!(stillpoint.unquiesce("bank", json!({"uid": "two"})).await.unwrap()["phase"], "Thawed");
         assert_eq!(stillpoint.quiesce("bank", spec).await.unwrap_err().code, 410);
         assert!(
             stillpoint.unquiesce("bank", json!({})).await.unwrap()["message"]
@@ -74,41 +59,19 @@ async fn a_server_that_is_killed_leaves_the_database_writable_and_its_settings_a
         Load::prepare(&server).await.unwrap();
         stillpoint.register("bank", &server, json!({})).await.unwrap();
         let writers = Load::new(2).start(&server);
-        let status = stillpoint
-            .quiesce("bank", json!({"level": "WriteBlocked", "ttlSeconds": 3}))
-            .await
-            .unwrap();
+        let status = stillpoint.quiesce("bank", json!({"level": "WriteBlocked", "ttlSeconds": 3})).await.unwrap();
         let killed = Instant::now();
         stillpoint.kill9();
-        let first = writers
-            .next_acknowledgement(killed, Duration::from_secs(10))
-            .await
-            .expect("writable");
-        assert!(
-            first - killed < Duration::from_secs(4),
-            "within the lease and a second: {:?}",
-            first - killed
-        );
+        let first = writers.next_acknowledgement(killed, Duration::from_secs(10)).await.expect("writable");
+        assert!(first - killed < Duration::from_secs(4), "within the lease and a second: {:?}", first - killed);
         stillpoint.restart().await.unwrap();
         let freeze = status["freeze"].as_str().unwrap();
-        assert_eq!(
-            stillpoint.finished(freeze, Duration::from_secs(10)).await.unwrap()["phase"],
-            "Lost"
-        );
-        stillpoint
-            .quiesce("bank", json!({"level": "WriteBlocked"}))
-            .await
-            .unwrap();
+        assert_eq!(stillpoint.finished(freeze, Duration::from_secs(10)).await.unwrap()["phase"], "Lost");
+        stillpoint.quiesce("bank", json!({"level": "WriteBlocked"})).await.unwrap();
         let ended = stillpoint.unquiesce("bank", json!({})).await.unwrap();
         assert_eq!(ended["proof"]["held"], true);
         if kind == ServerKind::MARIADB_10_11 {
-            assert_eq!(
-                server
-                    .scalar("", "SELECT @@global.innodb_flush_log_at_trx_commit")
-                    .await
-                    .unwrap(),
-                "2"
-            );
+            assert_eq!(server.scalar("", "SELECT @@global.innodb_flush_log_at_trx_commit").await.unwrap(), "2");
         }
         writers.stop().await;
     }
@@ -121,31 +84,19 @@ async fn a_stalled_network_loses_the_freeze_and_the_database_goes_on() {
         let server = Server::start(kind, Options::default()).await.unwrap();
         Load::prepare(&server).await.unwrap();
         let proxy = Proxy::to(server.port).await.unwrap();
-        stillpoint
-            .register_at("bank", kind.engine, proxy.port, json!({}))
-            .await
-            .unwrap();
+        stillpoint.register_at("bank", kind.engine, proxy.port, json!({})).await.unwrap();
         let writers = Load::new(2).start(&server);
-        let status = stillpoint
-            .quiesce("bank", json!({"level": "WriteBlocked", "ttlSeconds": 3}))
-            .await
-            .unwrap();
+        let status = stillpoint.quiesce("bank", json!({"level": "WriteBlocked", "ttlSeconds": 3})).await.unwrap();
         proxy.set(Fault::Stall);
         let stalled = Instant::now();
-        let first = writers
-            .next_acknowledgement(stalled, Duration::from_secs(10))
-            .await
-            .expect("writable");
+        let first = writers.next_acknowledgement(stalled, Duration::from_secs(10)).await.expect("writable");
         assert!(first - stalled < Duration::from_secs(5), "{:?}", first - stalled);
         let freeze = status["freeze"].as_str().unwrap();
         let phase = stillpoint.finished(freeze, Duration::from_secs(15)).await.unwrap()["phase"].clone();
         assert!(phase == "Lost" || phase == "Expired", "{phase}");
         proxy.set(Fault::Cut);
         proxy.set(Fault::Pass);
-        stillpoint
-            .quiesce("bank", json!({"level": "WriteBlocked"}))
-            .await
-            .unwrap();
+        stillpoint.quiesce("bank", json!({"level": "WriteBlocked"})).await.unwrap();
         stillpoint.unquiesce("bank", json!({})).await.unwrap();
         writers.stop().await;
     }
@@ -154,34 +105,14 @@ async fn a_stalled_network_loses_the_freeze_and_the_database_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_blocker_is_named_and_others_are_not_stalled_for_long() {
     let (stillpoint, server) = bank(ServerKind::POSTGRESQL_15).await;
-    let mut open = server
-        .postgres("bank", fixtures::USER, fixtures::PASSWORD)
-        .await
-        .unwrap();
-    sqlx::raw_sql("BEGIN; UPDATE a SET balance = balance WHERE id = 999")
-        .execute(&mut open)
-        .await
-        .unwrap();
+    let mut open = server.postgres("bank", fixtures::USER, fixtures::PASSWORD).await.unwrap();
+    sqlx::raw_sql("BEGIN; UPDATE a SET balance = balance WHERE id = 999").execute(&mut open).await.unwrap();
     let writers = Load::new(2).start(&server);
     let began = Instant::now();
-    let refused = stillpoint
-        .quiesce("bank", json!({"level": "WriteBlocked"}))
-        .await
-        .unwrap_err();
-    assert!(
-        began.elapsed() < Duration::from_secs(3),
-        "acquireTimeout and a second: {:?}",
-        began.elapsed()
-    );
-    assert!(
-        refused.code == 409 && refused.message.contains("idle in transaction, BEGIN"),
-        "{refused}"
-    );
-    assert!(
-        writers.longest_stall(began) < Duration::from_secs(3),
-        "{:?}",
-        writers.longest_stall(began)
-    );
+    let refused = stillpoint.quiesce("bank", json!({"level": "WriteBlocked"})).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(3), "acquireTimeout and a second: {:?}", began.elapsed());
+    assert!(refused.code == 409 && refused.message.contains("idle in transaction, BEGIN"), "{refused}");
+    assert!(writers.longest_stall(began) < Duration::from_secs(3), "{:?}", writers.longest_stall(began));
     writers.stop().await;
 
     stillpoint
@@ -192,32 +123,17 @@ async fn a_blocker_is_named_and_others_are_not_stalled_for_long() {
         )
         .await
         .unwrap();
-    let held = stillpoint
-        .quiesce("impatient", json!({"level": "WriteBlocked"}))
-        .await
-        .unwrap();
-    assert!(
-        held["targets"][0]["endedSessions"][0]
-            .as_str()
-            .unwrap()
-            .contains("admin"),
-        "{held}"
-    );
+    let held = stillpoint.quiesce("impatient", json!({"level": "WriteBlocked"})).await.unwrap();
+    assert!(held["targets"][0]["endedSessions"][0].as_str().unwrap().contains("admin"), "{held}");
     stillpoint.unquiesce("impatient", json!({})).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_escapes_is_not_proved_away() {
     let (stillpoint, server) = bank(ServerKind::POSTGRESQL_15).await;
-    stillpoint
-        .quiesce("bank", json!({"level": "WriteBlocked"}))
-        .await
-        .unwrap();
+    stillpoint.quiesce("bank", json!({"level": "WriteBlocked"})).await.unwrap();
     // A table that is made while all others are locked is locked by nobody.
-    server
-        .execute("bank", "CREATE TABLE escaped (n int); INSERT INTO escaped VALUES (1)")
-        .await
-        .unwrap();
+    server.execute("bank", "CREATE TABLE escaped (n int); INSERT INTO escaped VALUES (1)").await.unwrap();
     let ended = stillpoint.unquiesce("bank", json!({})).await.unwrap();
     assert_eq!(ended["proof"]["held"], false, "{ended}");
     assert!(ended["proof"]["reason"].as_str().unwrap().contains("CommitEscaped"));
@@ -235,17 +151,12 @@ async fn a_declared_freeze_holds_and_is_thawed_when_it_is_deleted() {
         assert!(Instant::now() < end);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let delete = http::Request::delete(format!("{path}/declared"))
-        .body(Vec::new())
-        .unwrap();
+    let delete = http::Request::delete(format!("{path}/declared")).body(Vec::new()).unwrap();
     stillpoint.client.request::<serde_json::Value>(delete).await.unwrap();
     while stillpoint.get(&format!("{path}/declared")).await.is_ok() {
         assert!(Instant::now() < end, "the finalizer goes with the thaw");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let live = stillpoint
-        .get("/apis/live.stillpoint.dev/v1alpha1/namespaces/default/databases/bank")
-        .await
-        .unwrap();
+    let live = stillpoint.get("/apis/live.stillpoint.dev/v1alpha1/namespaces/default/databases/bank").await.unwrap();
     assert_eq!(live["status"]["state"], "Idle");
 }

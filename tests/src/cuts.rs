@@ -52,13 +52,10 @@ impl Bench {
     pub async fn start(kind: ServerKind, settings: &[(&str, &str)], session: &str) -> Result<Self> {
         let volume = Volume::create(MEGABYTES)?;
         let home = volume.path().join("server");
-        let options = settings.iter().fold(
-            Options {
-                home: Some(home),
-                ..Options::default()
-            },
-            |options, (name, value)| options.set(name, value),
-        );
+        let options =
+            settings.iter().fold(Options { home: Some(home), ..Options::default() }, |options, (name, value)| {
+                options.set(name, value)
+            });
         let server = Server::start(kind, options).await?;
         Load::prepare(&server).await?;
         if kind.engine == Engine::PostgreSQL {
@@ -66,22 +63,13 @@ impl Bench {
         }
         // What was there before the writers is not what is looked for.
         volume.sync()?;
-        let writers = Load::new(4)
-            .session(session)
-            .pause(Duration::from_millis(1))
-            .start(&server);
+        let writers = Load::new(4).session(session).pause(Duration::from_millis(1)).start(&server);
         let began = Instant::now();
         writers
             .next_acknowledgement(began, Duration::from_secs(10))
             .await
             .context("no writer got anything acknowledged")?;
-        Ok(Self {
-            server,
-            writers,
-            kind,
-            volume,
-            cuts: 0,
-        })
+        Ok(Self { server, writers, kind, volume, cuts: 0 })
     }
 
     /// One copy by an atomic cut.
@@ -96,12 +84,7 @@ impl Bench {
         };
         let acknowledged = self.writers.acknowledged();
         let risk = before.checked_sub(Duration::from_secs(1)).unwrap_or(before);
-        made.at_risk = count(
-            acknowledged
-                .iter()
-                .filter(|one| one.answered <= before && one.answered > risk)
-                .count(),
-        );
+        made.at_risk = count(acknowledged.iter().filter(|one| one.answered <= before && one.answered > risk).count());
         let cut = self.volume.open(image)?;
         made.verdict = verify(&self.server, &cut.path.join("server"), &acknowledged, before).await?;
         Ok(made)
@@ -114,30 +97,18 @@ impl Bench {
         level: &str,
         name: &str,
     ) -> Result<(std::path::PathBuf, Instant, Made)> {
-        let status = stillpoint
-            .quiesce(database, json!({"level": level}))
-            .await
-            .map_err(anyhow::Error::msg)?;
+        let status = stillpoint.quiesce(database, json!({"level": level})).await.map_err(anyhow::Error::msg)?;
         let answered = Instant::now();
         let image = self.volume.snapshot(name)?;
         let letting_go = Instant::now();
-        let ended = stillpoint
-            .unquiesce(database, json!({}))
-            .await
-            .map_err(anyhow::Error::msg)?;
+        let ended = stillpoint.unquiesce(database, json!({})).await.map_err(anyhow::Error::msg)?;
         let frozen_at = instant(&status["frozenAt"])?;
         // At WriteBlocked the promise reaches up to the answer: nothing is acknowledged after the still point.
         let before = if level == "WriteBlocked" { answered } else { frozen_at };
         let acknowledged = self.writers.acknowledged();
-        let blocked = acknowledged
-            .iter()
-            .filter(|one| one.answered > answered && one.answered < letting_go);
+        let blocked = acknowledged.iter().filter(|one| one.answered > answered && one.answered < letting_go);
         let made = Made {
-            while_blocked: if level == "WriteBlocked" {
-                count(blocked.count())
-            } else {
-                0
-            },
+            while_blocked: if level == "WriteBlocked" { count(blocked.count()) } else { 0 },
             proved: ended["proof"]["held"] == Value::Bool(true),
             held: letting_go - answered,
             ..Made::default()
@@ -150,9 +121,7 @@ impl Bench {
         let lock = match self.kind.engine {
             Engine::MariaDB => {
                 let mut connection = self.server.mariadb(fixtures::USER, fixtures::PASSWORD).await?;
-                sqlx::raw_sql("FLUSH TABLES WITH READ LOCK")
-                    .execute(&mut connection)
-                    .await?;
+                sqlx::raw_sql("FLUSH TABLES WITH READ LOCK").execute(&mut connection).await?;
                 Some(connection)
             }
             Engine::PostgreSQL => None,
@@ -166,54 +135,36 @@ impl Bench {
     /// One copy file by file, in backup mode; `label`: whether the label is put into the copy.
     pub async fn files(&mut self, stillpoint: &Stillpoint, database: &str, label: bool) -> Result<Made> {
         self.cuts += 1;
-        let status = stillpoint
-            .quiesce(database, json!({"copy": "Files"}))
-            .await
-            .map_err(anyhow::Error::msg)?;
+        let status = stillpoint.quiesce(database, json!({"copy": "Files"})).await.map_err(anyhow::Error::msg)?;
         let frozen_at = instant(&status["frozenAt"])?;
         let directory = tempfile::Builder::new().prefix("stillpoint-copy-").tempdir()?;
         let (from, to) = (self.server.data_dir(), directory.path().join("data"));
         copy_tables_with_a_checkpoint_between(&self.server, &from, &to).await?;
-        let stopped = stillpoint
-            .unquiesce(database, json!({"stage": "Stop"}))
-            .await
-            .map_err(anyhow::Error::msg)?;
+        let stopped = stillpoint.unquiesce(database, json!({"stage": "Stop"})).await.map_err(anyhow::Error::msg)?;
         shell(&format!(
             "mkdir -p {to}/pg_wal && cp -a {from}/pg_wal/. {to}/pg_wal/",
             from = from.display(),
             to = to.display()
         ))?;
-        let ended = stillpoint
-            .unquiesce(database, json!({}))
-            .await
-            .map_err(anyhow::Error::msg)?;
+        let ended = stillpoint.unquiesce(database, json!({})).await.map_err(anyhow::Error::msg)?;
         for artifact in stopped["artifacts"].as_array().into_iter().flatten().filter(|_| label) {
             if artifact["kind"] != "WalRange" {
                 let name = artifact["name"].as_str().unwrap_or_default();
                 std::fs::write(to.join(name), artifact["content"].as_str().unwrap_or_default())?;
             }
         }
-        shell(&format!(
-            "rm -rf {0}/pg_replslot/* && chown -R postgres: {0} && chmod 700 {0}",
-            to.display()
-        ))?;
+        shell(&format!("rm -rf {0}/pg_replslot/* && chown -R postgres: {0} && chmod 700 {0}", to.display()))?;
         std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let acknowledged = self.writers.acknowledged();
         let verdict = verify(&self.server, directory.path(), &acknowledged, frozen_at).await?;
-        Ok(Made {
-            verdict,
-            proved: ended["proof"]["held"] == Value::Bool(true),
-            ..Made::default()
-        })
+        Ok(Made { verdict, proved: ended["proof"]["held"] == Value::Bool(true), ..Made::default() })
     }
 }
 
 /// Half of the files before a checkpoint, half after: what a slow copy of a busy server looks like.
 async fn copy_tables_with_a_checkpoint_between(server: &Server, from: &Path, to: &Path) -> Result<()> {
     let (from, to) = (from.display().to_string(), to.display().to_string());
-    shell(&format!(
-        "mkdir -p {to}/base && cd {from} && for d in base/*; do cp -a $d {to}/base/; done"
-    ))?;
+    shell(&format!("mkdir -p {to}/base && cd {from} && for d in base/*; do cp -a $d {to}/base/; done"))?;
     tokio::time::sleep(Duration::from_millis(300)).await;
     server.execute("postgres", "CHECKPOINT").await?;
     // Everything else later, pg_control last of all.
@@ -235,9 +186,7 @@ fn shell(script: &str) -> Result<()> {
 fn instant(value: &Value) -> Result<Instant> {
     let at: Timestamp = value.as_str().context("no frozenAt")?.parse()?;
     let ago = Duration::try_from(Timestamp::now().duration_since(at)).unwrap_or_default();
-    Instant::now()
-        .checked_sub(ago)
-        .context("frozenAt is before this machine started")
+    Instant::now().checked_sub(ago).context("frozenAt is before this machine started")
 }
 
 fn count(n: usize) -> u64 {

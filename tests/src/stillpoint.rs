@@ -33,17 +33,10 @@ pub struct Refused {
 pub fn binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
     let directory = own.parent().context("no directory")?;
-    let directory = if directory.ends_with("deps") {
-        directory.parent().context("no directory")?
-    } else {
-        directory
-    };
+    let directory = if directory.ends_with("deps") { directory.parent().context("no directory")? } else { directory };
     let path = directory.join(name);
     if !path.exists() {
-        bail!(
-            "{} is not built: run `cargo build -p apiserver -p cli` first",
-            path.display()
-        );
+        bail!("{} is not built: run `cargo build -p apiserver -p cli` first", path.display());
     }
     Ok(path)
 }
@@ -53,13 +46,7 @@ impl Stillpoint {
     pub async fn start() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("stillpoint-data-").tempdir()?;
         let (child, client, kubeconfig) = run(directory.path()).await?;
-        Ok(Self {
-            client,
-            kubeconfig,
-            pid: child.id(),
-            child: Some(child),
-            directory,
-        })
+        Ok(Self { client, kubeconfig, pid: child.id(), child: Some(child), directory })
     }
 
     /// As a crash: no goodbye.
@@ -91,9 +78,7 @@ impl Stillpoint {
         let secret = json!({
             "metadata": {"name": format!("{name}-account")}, "stringData": {"username": USER, "password": PASSWORD},
         });
-        self.post("/api/v1/namespaces/default/secrets", &secret)
-            .await
-            .map_err(anyhow::Error::msg)?;
+        self.post("/api/v1/namespaces/default/secrets", &secret).await.map_err(anyhow::Error::msg)?;
         let engine = match engine {
             Engine::PostgreSQL => "PostgreSQL",
             Engine::MariaDB => "MariaDB",
@@ -127,39 +112,21 @@ impl Stillpoint {
     }
 
     pub async fn post(&self, path: &str, body: &Value) -> Result<Value, Refused> {
-        let request = http::Request::post(path)
-            .header("content-type", "application/json")
-            .body(body.to_string().into_bytes());
-        self.send(request.map_err(|error| Refused {
-            code: 0,
-            message: error.to_string(),
-        })?)
-        .await
+        let request =
+            http::Request::post(path).header("content-type", "application/json").body(body.to_string().into_bytes());
+        self.send(request.map_err(|error| Refused { code: 0, message: error.to_string() })?).await
     }
 
     pub async fn get(&self, path: &str) -> Result<Value, Refused> {
         let request = http::Request::get(path).body(Vec::new());
-        self.send(request.map_err(|error| Refused {
-            code: 0,
-            message: error.to_string(),
-        })?)
-        .await
+        self.send(request.map_err(|error| Refused { code: 0, message: error.to_string() })?).await
     }
 
     async fn send(&self, request: http::Request<Vec<u8>>) -> Result<Value, Refused> {
-        self.client
-            .request::<Value>(request)
-            .await
-            .map_err(|error| match error {
-                kube::Error::Api(status) => Refused {
-                    code: status.code,
-                    message: status.message.clone(),
-                },
-                other => Refused {
-                    code: 0,
-                    message: format!("{other:?}"),
-                },
-            })
+        self.client.request::<Value>(request).await.map_err(|error| match error {
+            kube::Error::Api(status) => Refused { code: status.code, message: status.message.clone() },
+            other => Refused { code: 0, message: format!("{other:?}") },
+        })
     }
 
     /// Waits until a Freeze has a finished phase, and answers its status.
@@ -194,10 +161,7 @@ impl std::fmt::Display for Refused {
 
 async fn run(data: &Path) -> Result<(Child, Client, PathBuf)> {
     crate::use_ring();
-    let log = std::fs::OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(data.with_extension("log"))?;
+    let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"))?;
     let mut child = Command::new(binary("stillpoint-apiserver")?)
         .args(["--standalone", "--listen", "127.0.0.1:0", "--data-dir"])
         .arg(data)
@@ -209,19 +173,11 @@ async fn run(data: &Path) -> Result<(Child, Client, PathBuf)> {
         let mut line = String::new();
         BufReader::new(stdout).read_line(&mut line).map(|_| line)
     });
-    let line = tokio::time::timeout(Duration::from_secs(20), line)
-        .await
-        .context("no ready line")???;
-    let kubeconfig = line
-        .trim()
-        .split_once("KUBECONFIG=")
-        .map(|(_, path)| PathBuf::from(path));
+    let line = tokio::time::timeout(Duration::from_secs(20), line).await.context("no ready line")???;
+    let kubeconfig = line.trim().split_once("KUBECONFIG=").map(|(_, path)| PathBuf::from(path));
     let Some(kubeconfig) = kubeconfig else {
         child.kill().ok();
-        bail!(
-            "the server did not start: {}",
-            std::fs::read_to_string(data.with_extension("log")).unwrap_or_default()
-        );
+        bail!("the server did not start: {}", std::fs::read_to_string(data.with_extension("log")).unwrap_or_default());
     };
     let options = kube::config::KubeConfigOptions::default();
     let config = Config::from_custom_kubeconfig(Kubeconfig::read_from(&kubeconfig)?, &options).await?;

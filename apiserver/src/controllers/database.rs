@@ -104,31 +104,19 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
         let old = ingredients.database.status.clone().unwrap_or_default();
         let status = judge(&ingredients.database, old, &look, Timestamp::now());
         if ingredients.database.status.as_ref() != Some(&status) {
-            verbs
-                .registry
-                .update_status(&DATABASES, &namespace, &name, &status)
-                .await
-                .ok();
+            verbs.registry.update_status(&DATABASES, &namespace, &name, &status).await.ok();
         }
     });
 }
 
 async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
     let database = &ingredients.database;
-    let wanted = Wanted {
-        level: verbs::own_level(database),
-        copy: Copy::Atomic,
-        freeze_uid: "preflight",
-        member: None,
-    };
+    let wanted =
+        Wanted { level: verbs::own_level(database), copy: Copy::Atomic, freeze_uid: "preflight", member: None };
     let target = match targets::target(&verbs.drivers, ingredients, wanted) {
         Ok(target) => target,
         Err(error) => {
-            return Look {
-                server: None,
-                checks: vec![verbs::unresolved_check(&error)],
-                levels: Vec::new(),
-            };
+            return Look { server: None, checks: vec![verbs::unresolved_check(&error)], levels: Vec::new() };
         }
     };
     let deadline = Instant::now() + LOOK;
@@ -145,12 +133,7 @@ async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
             } else if *level == target.plan.level && copy == Copy::Atomic {
                 let failed = checks.iter().find(|check| check.result == CheckResult::Fail);
                 levels.push(match failed {
-                    None => LevelReach {
-                        level: *level,
-                        copy,
-                        reachable: true,
-                        message: None,
-                    },
+                    None => LevelReach { level: *level, copy, reachable: true, message: None },
                     Some(check) => unreachable(*level, copy, &said(check)),
                 });
             }
@@ -161,14 +144,8 @@ async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
 
 /// The status that follows from a look; pure.
 fn judge(database: &Database, old: DatabaseStatus, look: &Look, now: Timestamp) -> DatabaseStatus {
-    let failed: Vec<&Check> = look
-        .checks
-        .iter()
-        .filter(|check| check.result == CheckResult::Fail)
-        .collect();
-    let unreachable = failed
-        .iter()
-        .find(|check| matches!(check.name.as_str(), "reachable" | "resolved" | "pooler"));
+    let failed: Vec<&Check> = look.checks.iter().filter(|check| check.result == CheckResult::Fail).collect();
+    let unreachable = failed.iter().find(|check| matches!(check.name.as_str(), "reachable" | "resolved" | "pooler"));
     let unprivileged = failed.iter().find(|check| check.name.starts_with("privilege"));
     let mut status = DatabaseStatus {
         observed_generation: database.metadata.generation,
@@ -180,31 +157,12 @@ fn judge(database: &Database, old: DatabaseStatus, look: &Look, now: Timestamp) 
     let mut set = |type_: &str, failed: Option<&&Check>, good: &str| {
         let (reason, message) = match failed {
             None => (reasons::OK.to_owned(), good.to_owned()),
-            Some(check) => (
-                check.reason.clone().unwrap_or_else(|| reasons::SERVER_ERROR.to_owned()),
-                said(check),
-            ),
+            Some(check) => (check.reason.clone().unwrap_or_else(|| reasons::SERVER_ERROR.to_owned()), said(check)),
         };
-        conditions::set_condition(
-            &mut status.conditions,
-            type_,
-            failed.is_none(),
-            &reason,
-            &message,
-            generation,
-            now,
-        );
+        conditions::set_condition(&mut status.conditions, type_, failed.is_none(), &reason, &message, generation, now);
     };
-    set(
-        types::REACHABLE,
-        unreachable,
-        "the server answers and lets the account in",
-    );
-    set(
-        types::PRIVILEGED,
-        unreachable.or(unprivileged),
-        "the account may do what the level needs",
-    );
+    set(types::REACHABLE, unreachable, "the server answers and lets the account in");
+    set(types::PRIVILEGED, unreachable.or(unprivileged), "the account may do what the level needs");
     set(types::READY, failed.first(), "a freeze at its level would be tried");
     status
 }
@@ -221,12 +179,7 @@ fn member(database: &Database, server: &ServerInfo) -> MemberStatus {
 }
 
 fn unreachable(level: Level, copy: Copy, why: &str) -> LevelReach {
-    LevelReach {
-        level,
-        copy,
-        reachable: false,
-        message: Some(why.to_owned()),
-    }
+    LevelReach { level, copy, reachable: false, message: Some(why.to_owned()) }
 }
 
 fn said(check: &Check) -> String {

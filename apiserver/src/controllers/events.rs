@@ -28,48 +28,23 @@ async fn tell(registry: &Registry, told: &Told) {
     let good = matches!(status.phase, Phase::Frozen | Phase::Thawed);
     let message = match (status.phase, &status.message) {
         (Phase::Frozen, _) => {
-            let until = status
-                .expires_at
-                .as_ref()
-                .map(|at| at.0.to_string())
-                .unwrap_or_default();
+            let until = status.expires_at.as_ref().map(|at| at.0.to_string()).unwrap_or_default();
             format!("held at {} until {until}", status.level.unwrap_or_default())
         }
         (_, Some(message)) => message.clone(),
         (phase, None) => phase.to_string(),
     };
     let namespace = &freeze.namespace;
-    emit(
-        registry,
-        &FREEZES,
-        namespace,
-        &freeze.name,
-        good,
-        status.phase,
-        &message,
-    )
-    .await;
+    emit(registry, &FREEZES, namespace, &freeze.name, good, status.phase, &message).await;
     for target in &status.targets {
         let message = format!("Freeze {}: {message}", freeze.name);
-        emit(
-            registry,
-            &DATABASES,
-            namespace,
-            &target.database,
-            good,
-            status.phase,
-            &message,
-        )
-        .await;
+        emit(registry, &DATABASES, namespace, &target.database, good, status.phase, &message).await;
         if status.phase.is_finished()
             && let Ok(database) = registry.typed::<Database>(&DATABASES, Some(namespace), &target.database)
         {
             let mut of_database = database.status.unwrap_or_default();
             of_database.last_freeze = Some(last_freeze(freeze, status));
-            registry
-                .update_status(&DATABASES, namespace, &target.database, &of_database)
-                .await
-                .ok();
+            registry.update_status(&DATABASES, namespace, &target.database, &of_database).await.ok();
         }
     }
 }
@@ -104,10 +79,7 @@ async fn emit(
         type_: Some(if good { "Normal" } else { "Warning" }.to_owned()),
         reason: Some(phase.to_string()),
         message: Some(message.chars().take(1024).collect()),
-        source: Some(EventSource {
-            component: Some("stillpoint-apiserver".to_owned()),
-            host: None,
-        }),
+        source: Some(EventSource { component: Some("stillpoint-apiserver".to_owned()), host: None }),
         first_timestamp: Some(now.clone()),
         last_timestamp: Some(now),
         count: Some(1),

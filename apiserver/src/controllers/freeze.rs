@@ -56,28 +56,16 @@ async fn act(verbs: &Verbs, freeze: Freeze) {
     let (Some(namespace), Some(name)) = (freeze.metadata.namespace.clone(), freeze.metadata.name.clone()) else {
         return;
     };
-    let freeze_name = FreezeName {
-        namespace: namespace.clone(),
-        name: name.clone(),
-    };
+    let freeze_name = FreezeName { namespace: namespace.clone(), name: name.clone() };
     match plan(&freeze) {
         Step::Nothing => {}
         Step::Begin => begin(verbs, freeze_name, freeze).await,
         Step::End(why) => end(verbs, freeze_name, &freeze, why),
         Step::Fail => {
-            fail(
-                verbs,
-                &freeze_name,
-                conditions::reasons::RELEASED,
-                "it was withdrawn before it was begun",
-            )
-            .await;
+            fail(verbs, &freeze_name, conditions::reasons::RELEASED, "it was withdrawn before it was begun").await;
         }
         Step::Let => {
-            let removed = verbs
-                .registry
-                .remove_finalizer(&FREEZES, &namespace, &name, api::FINALIZER_THAW)
-                .await;
+            let removed = verbs.registry.remove_finalizer(&FREEZES, &namespace, &name, api::FINALIZER_THAW).await;
             if let Err(error) = removed {
                 warn!(freeze = %freeze_name, message = %error.message, "a finished Freeze could not be let go");
             }
@@ -87,12 +75,7 @@ async fn act(verbs: &Verbs, freeze: Freeze) {
 
 /// Its own task: a freeze waits for its servers, others do not wait for it.
 async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
-    let user = freeze
-        .metadata
-        .annotations
-        .as_ref()
-        .and_then(|annotations| annotations.get(CREATED_BY))
-        .cloned();
+    let user = freeze.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CREATED_BY)).cloned();
     let claimant = Claimant {
         kind: ClaimKind::Freeze,
         name: name.name.clone(),
@@ -105,15 +88,8 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
         Err(error) => return fail(verbs, &name, error.reason, &error.message).await,
     };
     // Said before it is begun, so that it is never begun twice.
-    let status = FreezeStatus {
-        phase: Phase::Preparing,
-        ..FreezeStatus::default()
-    };
-    if let Err(error) = verbs
-        .registry
-        .update_status(&FREEZES, &name.namespace, &name.name, &status)
-        .await
-    {
+    let status = FreezeStatus { phase: Phase::Preparing, ..FreezeStatus::default() };
+    if let Err(error) = verbs.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await {
         warn!(freeze = %name, message = %error.message, "a Freeze could not be begun");
         return;
     }
@@ -126,10 +102,7 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
                 status.message = Some(format!("joined Freeze {}", granted.freeze.name));
                 status.phase = Phase::Frozen;
                 status.claims = vec![granted.claim];
-                task.registry
-                    .update_status(&FREEZES, &name.namespace, &name.name, &status)
-                    .await
-                    .ok();
+                task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();
             }
             Ok(_) => info!(freeze = %name, "declared freeze holds"),
             Err(Refused::NotHeld { freeze, .. } | Refused::Withdrawn { freeze }) if freeze == name => {}
@@ -156,60 +129,32 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
         let view = task.freezer.view(&name.namespace, &database);
         match view {
             Some(view) if view.freeze == name => {
-                task.freezer
-                    .end(&name.namespace, &database, Ending::Withdrawn { why })
-                    .await;
+                task.freezer.end(&name.namespace, &database, Ending::Withdrawn { why }).await;
             }
             Some(_) => {
-                if let Some(Ok(ended)) = task
-                    .freezer
-                    .unquiesce(&name.namespace, &database, &uid, api::Stage::Thaw)
-                    .await
+                if let Some(Ok(ended)) =
+                    task.freezer.unquiesce(&name.namespace, &database, &uid, api::Stage::Thaw).await
                 {
                     let mut status = (*ended.status).clone();
                     status.phase = Phase::Thawed;
                     status.message = Some(format!("its claim on Freeze {} ended", ended.freeze.name));
-                    task.registry
-                        .update_status(&FREEZES, &name.namespace, &name.name, &status)
-                        .await
-                        .ok();
+                    task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();
                 }
             }
             // Nothing holds: whatever it says, it is over.
             None => {
-                fail(
-                    &task,
-                    &name,
-                    conditions::reasons::FREEZER_DIED,
-                    "nothing holds it any more",
-                )
-                .await;
+                fail(&task, &name, conditions::reasons::FREEZER_DIED, "nothing holds it any more").await;
             }
         }
     });
 }
 
 async fn fail(verbs: &Verbs, name: &FreezeName, reason: &str, message: &str) {
-    let mut status = FreezeStatus {
-        phase: Phase::Failed,
-        message: Some(message.to_owned()),
-        ..FreezeStatus::default()
-    };
+    let mut status =
+        FreezeStatus { phase: Phase::Failed, message: Some(message.to_owned()), ..FreezeStatus::default() };
     let type_ = conditions::types::FROZEN;
-    conditions::set_condition(
-        &mut status.conditions,
-        type_,
-        false,
-        reason,
-        message,
-        None,
-        Timestamp::now(),
-    );
-    if let Err(error) = verbs
-        .registry
-        .update_status(&FREEZES, &name.namespace, &name.name, &status)
-        .await
-    {
+    conditions::set_condition(&mut status.conditions, type_, false, reason, message, None, Timestamp::now());
+    if let Err(error) = verbs.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await {
         warn!(freeze = %name, message = %error.message, "a failed Freeze could not be written");
     }
 }
@@ -242,14 +187,8 @@ mod tests {
             (freeze(None, "Frozen", true), Step::Let),
             (freeze(Some("Preparing"), "Frozen", false), Step::Nothing),
             (freeze(Some("Frozen"), "Frozen", false), Step::Nothing),
-            (
-                freeze(Some("Frozen"), "Thawed", false),
-                Step::End("its Freeze says desired: Thawed"),
-            ),
-            (
-                freeze(Some("Frozen"), "Frozen", true),
-                Step::End("its Freeze was deleted"),
-            ),
+            (freeze(Some("Frozen"), "Thawed", false), Step::End("its Freeze says desired: Thawed")),
+            (freeze(Some("Frozen"), "Frozen", true), Step::End("its Freeze was deleted")),
             (freeze(Some("Thawed"), "Frozen", false), Step::Nothing),
             (freeze(Some("Lost"), "Frozen", true), Step::Let),
         ];

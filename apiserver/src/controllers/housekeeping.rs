@@ -29,28 +29,13 @@ pub async fn namespaces(registry: Registry) {
     loop {
         tick.tick().await;
         let all = registry.all::<Namespace>(&NAMESPACES, None);
-        for namespace in all
-            .iter()
-            .filter(|namespace| namespace.metadata.deletion_timestamp.is_some())
-        {
+        for namespace in all.iter().filter(|namespace| namespace.metadata.deletion_timestamp.is_some()) {
             let Some(name) = &namespace.metadata.name else { continue };
             for (resource, object) in registry.contents(name) {
-                registry
-                    .delete(
-                        resource,
-                        Some(name),
-                        &object,
-                        &DeleteOptions::default(),
-                        Timestamp::now(),
-                    )
-                    .await
-                    .ok();
+                registry.delete(resource, Some(name), &object, &DeleteOptions::default(), Timestamp::now()).await.ok();
             }
             if !registry.has_contents(name) {
-                registry
-                    .delete(&NAMESPACES, None, name, &DeleteOptions::default(), Timestamp::now())
-                    .await
-                    .ok();
+                registry.delete(&NAMESPACES, None, name, &DeleteOptions::default(), Timestamp::now()).await.ok();
             }
         }
     }
@@ -63,25 +48,13 @@ pub async fn sweep(registry: Registry) {
         tick.tick().await;
         let now = Timestamp::now();
         for (namespace, name) in over(&registry.all::<Freeze>(&FREEZES, None), now) {
-            registry
-                .remove_finalizer(&FREEZES, &namespace, &name, api::FINALIZER_THAW)
-                .await
-                .ok();
-            registry
-                .delete(&FREEZES, Some(&namespace), &name, &DeleteOptions::default(), now)
-                .await
-                .ok();
+            registry.remove_finalizer(&FREEZES, &namespace, &name, api::FINALIZER_THAW).await.ok();
+            registry.delete(&FREEZES, Some(&namespace), &name, &DeleteOptions::default(), now).await.ok();
         }
         for event in registry.all::<Event>(&EVENTS, None) {
-            let old = event
-                .last_timestamp
-                .as_ref()
-                .is_some_and(|seen| now.duration_since(seen.0) > older(EVENT_AGE));
+            let old = event.last_timestamp.as_ref().is_some_and(|seen| now.duration_since(seen.0) > older(EVENT_AGE));
             if let (true, Some(namespace), Some(name)) = (old, &event.metadata.namespace, &event.metadata.name) {
-                registry
-                    .delete(&EVENTS, Some(namespace), name, &DeleteOptions::default(), now)
-                    .await
-                    .ok();
+                registry.delete(&EVENTS, Some(namespace), name, &DeleteOptions::default(), now).await.ok();
             }
         }
     }
@@ -103,9 +76,7 @@ fn over(freezes: &[Freeze], now: Timestamp) -> Vec<(String, String)> {
     let mut over = Vec::new();
     for (freeze, created) in finished {
         let database = freeze.spec.targets.first().map(|target| target.database.as_str());
-        let count = of_database
-            .entry((freeze.metadata.namespace.as_deref(), database))
-            .or_default();
+        let count = of_database.entry((freeze.metadata.namespace.as_deref(), database)).or_default();
         *count += 1;
         let age = now.duration_since(created);
         if (*count > KEEP_FREEZES && age > older(FREEZE_AGE.0)) || age > older(FREEZE_AGE.1) {
@@ -129,11 +100,7 @@ mod tests {
     fn finished_freezes_go_by_count_and_age_and_what_is_to_be_undone_stays() {
         let now: Timestamp = "2026-06-10T00:00:00Z".parse().unwrap();
         let freeze = |name: &str, created: &str, phase: &str, undo: bool| -> Freeze {
-            let undo = if undo {
-                json!([{"version": 1, "kind": "mariadbGlobals"}])
-            } else {
-                json!([])
-            };
+            let undo = if undo { json!([{"version": 1, "kind": "mariadbGlobals"}]) } else { json!([]) };
             serde_json::from_value(json!({
                 "apiVersion": api::API_VERSION, "kind": "Freeze",
                 "metadata": {"name": name, "namespace": "ns", "creationTimestamp": created},
@@ -143,9 +110,8 @@ mod tests {
             }))
             .unwrap()
         };
-        let mut freezes: Vec<Freeze> = (0..25)
-            .map(|n| freeze(&format!("f{n}"), "2026-06-09T00:00:00Z", "Thawed", false))
-            .collect();
+        let mut freezes: Vec<Freeze> =
+            (0..25).map(|n| freeze(&format!("f{n}"), "2026-06-09T00:00:00Z", "Thawed", false)).collect();
         freezes.push(freeze("ancient", "2026-05-01T00:00:00Z", "Lost", false));
         freezes.push(freeze("undoing", "2026-05-01T00:00:00Z", "Lost", true));
         freezes.push(freeze("held", "2026-05-01T00:00:00Z", "Frozen", false));

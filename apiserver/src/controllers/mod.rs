@@ -26,13 +26,7 @@ pub(crate) struct Observed<T> {
 
 impl<T: DeserializeOwned> Observed<T> {
     pub(crate) fn new(registry: Registry, resource: &'static Resource) -> Self {
-        Self {
-            registry,
-            resource,
-            listed: VecDeque::new(),
-            watch: None,
-            kind: PhantomData,
-        }
+        Self { registry, resource, listed: VecDeque::new(), watch: None, kind: PhantomData }
     }
 
     /// The next object, and whether it is gone. `None`: the kind cannot be watched. Safe to cancel.

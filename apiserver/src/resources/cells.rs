@@ -65,10 +65,7 @@ pub(super) fn age(from: Timestamp, to: Timestamp) -> String {
 }
 
 fn find_condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
-    object["status"]["conditions"]
-        .as_array()?
-        .iter()
-        .find(|condition| condition["type"] == type_)
+    object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == type_)
 }
 
 #[cfg(test)]

@@ -122,13 +122,7 @@ pub static EVENTS: Resource = Resource {
             priority: 0,
             cell: |o, _| text(o, &["type"]),
         },
-        Column {
-            name: "Reason",
-            kind: "string",
-            description: "Why.",
-            priority: 0,
-            cell: |o, _| text(o, &["reason"]),
-        },
+        Column { name: "Reason", kind: "string", description: "Why.", priority: 0, cell: |o, _| text(o, &["reason"]) },
         Column {
             name: "Object",
             kind: "string",
@@ -147,10 +141,7 @@ pub static EVENTS: Resource = Resource {
             priority: 0,
             cell: |o, _| text(o, &["message"]),
         },
-        Column {
-            name: "Name",
-            ..NAME_WIDE
-        },
+        Column { name: "Name", ..NAME_WIDE },
     ],
     fields: &[
         "involvedObject.kind",
@@ -178,9 +169,7 @@ fn decode_secret(mut value: Value) -> Result<(Value, Vec<String>), String> {
             value["data"] = Value::Object(Map::new());
         }
         for (key, text) in plain {
-            let text = text
-                .as_str()
-                .ok_or_else(|| format!("stringData.{key} must be a string"))?;
+            let text = text.as_str().ok_or_else(|| format!("stringData.{key} must be a string"))?;
             let encoded =
                 serde_json::to_value(k8s_openapi::ByteString(text.as_bytes().to_vec())).map_err(|e| e.to_string())?;
             value["data"][key.as_str()] = encoded;
@@ -195,23 +184,11 @@ fn decode_secret(mut value: Value) -> Result<(Value, Vec<String>), String> {
 fn validate_secret(new: &Value, old: Option<&Value>) -> Vec<Cause> {
     let mut causes = Vec::new();
     let data = new["data"].as_object();
-    let size: usize = data
-        .into_iter()
-        .flatten()
-        .filter_map(|(_, value)| value.as_str())
-        .map(|text| text.len() / 4 * 3)
-        .sum();
-    let cause = |field: &str, kind, message: String| Cause {
-        field: field.to_owned(),
-        kind,
-        message,
-    };
+    let size: usize =
+        data.into_iter().flatten().filter_map(|(_, value)| value.as_str()).map(|text| text.len() / 4 * 3).sum();
+    let cause = |field: &str, kind, message: String| Cause { field: field.to_owned(), kind, message };
     if size > MOST_SECRET {
-        causes.push(cause(
-            "data",
-            CauseKind::Invalid,
-            format!("holds {size} bytes; at most {MOST_SECRET}"),
-        ));
+        causes.push(cause("data", CauseKind::Invalid, format!("holds {size} bytes; at most {MOST_SECRET}")));
     }
     if let Some(old) = old {
         if new["type"] != old["type"] {
@@ -219,11 +196,7 @@ fn validate_secret(new: &Value, old: Option<&Value>) -> Vec<Cause> {
         }
         if old["immutable"] == Value::Bool(true) && (new["data"] != old["data"] || new["immutable"] != old["immutable"])
         {
-            causes.push(cause(
-                "data",
-                CauseKind::Forbidden,
-                "field is immutable when `immutable` is set".to_owned(),
-            ));
+            causes.push(cause("data", CauseKind::Forbidden, "field is immutable when `immutable` is set".to_owned()));
         }
     }
     causes

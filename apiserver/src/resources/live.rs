@@ -23,24 +23,9 @@ pub static DATABASES: Resource = Resource {
     storage: Storage::Live,
     verbs: &[Verb::Get, Verb::List],
     subresources: &[
-        Subresource {
-            name: "quiesce",
-            kind: "Quiesce",
-            verbs: &[Verb::Create],
-            schema: Some(openapi::QUIESCE),
-        },
-        Subresource {
-            name: "unquiesce",
-            kind: "Unquiesce",
-            verbs: &[Verb::Create],
-            schema: Some(openapi::UNQUIESCE),
-        },
-        Subresource {
-            name: "renew",
-            kind: "Renew",
-            verbs: &[Verb::Create],
-            schema: Some(openapi::RENEW),
-        },
+        Subresource { name: "quiesce", kind: "Quiesce", verbs: &[Verb::Create], schema: Some(openapi::QUIESCE) },
+        Subresource { name: "unquiesce", kind: "Unquiesce", verbs: &[Verb::Create], schema: Some(openapi::UNQUIESCE) },
+        Subresource { name: "renew", kind: "Renew", verbs: &[Verb::Create], schema: Some(openapi::RENEW) },
     ],
     columns: &[
         NAME,
@@ -114,12 +99,7 @@ pub static DATABASES: Resource = Resource {
 pub fn show(database: Database, view: Option<FreezeView>) -> LiveDatabase {
     let name = database.metadata.name.clone().unwrap_or_default();
     let engine = database.spec.engine;
-    let endpoint = database
-        .spec
-        .endpoint
-        .address(engine)
-        .map(|address| address.to_string())
-        .unwrap_or_default();
+    let endpoint = database.spec.endpoint.address(engine).map(|address| address.to_string()).unwrap_or_default();
     let mut status = LiveDatabaseStatus {
         engine,
         endpoint,
@@ -142,13 +122,7 @@ pub fn show(database: Database, view: Option<FreezeView>) -> LiveDatabase {
             level: view.status.level,
             copy: Some(view.copy),
             position: target.and_then(|target| target.position.clone()),
-            claims: view
-                .status
-                .claims
-                .iter()
-                .filter(|claim| claim.ended_at.is_none())
-                .cloned()
-                .collect(),
+            claims: view.status.claims.iter().filter(|claim| claim.ended_at.is_none()).cloned().collect(),
             frozen_at: view.status.frozen_at.clone(),
             expires_at: view.status.expires_at.clone(),
             remaining_milliseconds: view.remaining.and_then(|left| u64::try_from(left.as_millis()).ok()),
@@ -159,10 +133,5 @@ pub fn show(database: Database, view: Option<FreezeView>) -> LiveDatabase {
     let mut metadata = database.metadata;
     metadata.managed_fields = None;
     metadata.annotations = None;
-    LiveDatabase {
-        api_version: api::LIVE_API_VERSION.to_owned(),
-        kind: DATABASES.kind.to_owned(),
-        metadata,
-        status,
-    }
+    LiveDatabase { api_version: api::LIVE_API_VERSION.to_owned(), kind: DATABASES.kind.to_owned(), metadata, status }
 }

@@ -107,26 +107,16 @@ pub(crate) const EVERY_VERB: &[Verb] = &[
 impl Resource {
     /// The resource of a path.
     pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Self> {
-        ALL.iter()
-            .copied()
-            .find(|r| r.group == group && r.version == version && r.plural == plural)
+        ALL.iter().copied().find(|r| r.group == group && r.version == version && r.plural == plural)
     }
 
     /// `v1`, `stillpoint.dev/v1alpha1`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() {
-            self.version.to_owned()
-        } else {
-            format!("{}/{}", self.group, self.version)
-        }
+        if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
     }
 
     pub fn about<'a>(&self, name: &'a str) -> About<'a> {
-        About {
-            group: self.group,
-            plural: self.plural,
-            name,
-        }
+        About { group: self.group, plural: self.plural, name }
     }
 
     pub fn invalid(&self, name: &str, causes: &[Cause]) -> ApiError {
@@ -147,10 +137,7 @@ impl Resource {
 
 /// The store's names of everything that is kept.
 pub fn stored() -> Vec<&'static str> {
-    ALL.iter()
-        .filter_map(|resource| resource.strategy())
-        .map(|strategy| strategy.key)
-        .collect()
+    ALL.iter().filter_map(|resource| resource.strategy()).map(|strategy| strategy.key).collect()
 }
 
 /// Decodes into the kind's type and back: what the type does not know is left out, and named.
@@ -166,13 +153,11 @@ pub(crate) fn decode<T: DeserializeOwned + Serialize>(value: Value) -> Result<(V
 
 /// `spec.targets.0.database` → `spec.targets[0].database`; the `?` of optional values is serde's, not the client's.
 fn path_of(path: &str) -> String {
-    path.split('.')
-        .filter(|part| *part != "?")
-        .fold(String::new(), |path, part| match part.parse::<usize>() {
-            Ok(index) => format!("{path}[{index}]"),
-            Err(_) if path.is_empty() => part.to_owned(),
-            Err(_) => format!("{path}.{part}"),
-        })
+    path.split('.').filter(|part| *part != "?").fold(String::new(), |path, part| match part.parse::<usize>() {
+        Ok(index) => format!("{path}[{index}]"),
+        Err(_) if path.is_empty() => part.to_owned(),
+        Err(_) => format!("{path}.{part}"),
+    })
 }
 
 #[cfg(test)]

@@ -119,16 +119,8 @@ pub static FREEZES: Resource = Resource {
             description: "What it holds.",
             priority: 0,
             cell: |object, _| {
-                let targets = object["spec"]["targets"]
-                    .as_array()
-                    .map(Vec::as_slice)
-                    .unwrap_or_default();
-                targets
-                    .iter()
-                    .filter_map(|target| target["database"].as_str())
-                    .collect::<Vec<_>>()
-                    .join(",")
-                    .into()
+                let targets = object["spec"]["targets"].as_array().map(Vec::as_slice).unwrap_or_default();
+                targets.iter().filter_map(|target| target["database"].as_str()).collect::<Vec<_>>().join(",").into()
             },
         },
         Column {
@@ -151,19 +143,11 @@ pub static FREEZES: Resource = Resource {
             description: "Whether it is proved that the hold lasted.",
             priority: 0,
             cell: |object, _| {
-                let targets = object["status"]["targets"]
-                    .as_array()
-                    .map(Vec::as_slice)
-                    .unwrap_or_default();
-                let proofs: Vec<_> = targets
-                    .iter()
-                    .filter_map(|target| target["proof"]["held"].as_bool())
-                    .collect();
+                let targets = object["status"]["targets"].as_array().map(Vec::as_slice).unwrap_or_default();
+                let proofs: Vec<_> = targets.iter().filter_map(|target| target["proof"]["held"].as_bool()).collect();
                 match proofs.as_slice() {
                     [] => "".into(),
-                    proofs => (proofs.len() == targets.len() && proofs.iter().all(|held| *held))
-                        .to_string()
-                        .into(),
+                    proofs => (proofs.len() == targets.len() && proofs.iter().all(|held| *held)).to_string().into(),
                 }
             },
         },
@@ -172,10 +156,7 @@ pub static FREEZES: Resource = Resource {
             kind: "string",
             description: "How long it held.",
             priority: 0,
-            cell: |object, now| match (
-                &object["status"]["frozenMilliseconds"],
-                time(&object["status"]["frozenAt"]),
-            ) {
+            cell: |object, now| match (&object["status"]["frozenMilliseconds"], time(&object["status"]["frozenAt"])) {
                 (Value::Number(milliseconds), _) => format!("{milliseconds}ms").into(),
                 (_, Some(frozen)) => format!("{}s so far", now.duration_since(frozen).as_secs().max(0)).into(),
                 _ => "".into(),
@@ -200,18 +181,9 @@ pub static FREEZES: Resource = Resource {
 };
 
 const STATUS_VERBS: &[Verb] = &[Verb::Get, Verb::Patch, Verb::Update];
-const STATUS_OF_DATABASE: Subresource = Subresource {
-    name: "status",
-    kind: "Database",
-    verbs: STATUS_VERBS,
-    schema: None,
-};
-const STATUS_OF_FREEZE: Subresource = Subresource {
-    name: "status",
-    kind: "Freeze",
-    verbs: STATUS_VERBS,
-    schema: None,
-};
+const STATUS_OF_DATABASE: Subresource =
+    Subresource { name: "status", kind: "Database", verbs: STATUS_VERBS, schema: None };
+const STATUS_OF_FREEZE: Subresource = Subresource { name: "status", kind: "Freeze", verbs: STATUS_VERBS, schema: None };
 
 /// Validates the spec, or its change.
 fn typed<S: DeserializeOwned>(
@@ -225,11 +197,7 @@ fn typed<S: DeserializeOwned>(
         (Ok(new), Some(Ok(old))) => validate_update(&new, &old),
         (Ok(new), _) => validate(&new),
         (Err(error), _) => {
-            vec![Cause {
-                field: "spec".to_owned(),
-                kind: CauseKind::Invalid,
-                message: error.to_string(),
-            }]
+            vec![Cause { field: "spec".to_owned(), kind: CauseKind::Invalid, message: error.to_string() }]
         }
     }
 }

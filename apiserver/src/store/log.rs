@@ -42,18 +42,12 @@ pub(super) struct Log {
 impl Log {
     #[cfg(test)]
     pub(super) fn none() -> Self {
-        Self {
-            connection: None,
-            since_compaction: 0,
-        }
+        Self { connection: None, since_compaction: 0 }
     }
 
     /// Opens or begins the log, and reads the newest row of each object.
     pub(super) async fn open(path: &Path) -> Result<(Self, Vec<Row>), LogError> {
-        let failed = |source| LogError {
-            path: path.display().to_string(),
-            source,
-        };
+        let failed = |source| LogError { path: path.display().to_string(), source };
         let options = SqliteConnectOptions::new()
             .filename(path)
             .create_if_missing(true)
@@ -78,13 +72,7 @@ impl Log {
         .await
         .map_err(failed)?;
         let rows = rows.iter().map(read).collect::<Result<_, _>>().map_err(failed)?;
-        Ok((
-            Self {
-                connection: Some(connection),
-                since_compaction: 0,
-            },
-            rows,
-        ))
+        Ok((Self { connection: Some(connection), since_compaction: 0 }, rows))
     }
 
     /// On disk when it returns. On error nothing of it is.

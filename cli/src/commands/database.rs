@@ -49,13 +49,9 @@ impl Command {
     pub async fn run(self, connection: Connection, output: Output) -> Result<u8, Failure> {
         let api = connection.connect().await?;
         match self {
-            Self::Create {
-                name,
-                server,
-                databases,
-                level,
-                dry_run,
-            } => create(&api, &name, &server, databases, level, dry_run, output).await,
+            Self::Create { name, server, databases, level, dry_run } => {
+                create(&api, &name, &server, databases, level, dry_run, output).await
+            }
             Self::List => list(&api, output).await,
             Self::Delete { name, keep_secret } => delete(&api, &name, keep_secret).await,
         }
@@ -74,49 +70,31 @@ async fn create(
     // Before anything is asked for: a bad file or a bad combination.
     let (address, ca) = (server.address()?, server.ca()?);
     let password = server.password.read(&server.user)?;
-    let params = PostParams {
-        dry_run,
-        ..PostParams::default()
-    };
+    let params = PostParams { dry_run, ..PostParams::default() };
     let secret_name = format!("{name}-freezer");
     let mut data = vec![("username", server.user.clone())];
     data.extend(password.map(|password| ("password", password)));
     data.extend(ca.clone().map(|ca| ("ca.crt", ca)));
     let spec = DatabaseSpec {
         engine: server.engine,
-        endpoint: Endpoint {
-            host: server.host.clone(),
-            port: server.port,
-            socket: server.socket.clone(),
-        },
+        endpoint: Endpoint { host: server.host.clone(), port: server.port, socket: server.socket.clone() },
         databases,
         credentials: Some(Credentials {
-            secret_ref: SecretReference {
-                name: secret_name.clone(),
-            },
+            secret_ref: SecretReference { name: secret_name.clone() },
             username_key: "username".to_owned(),
             password_key: "password".to_owned(),
         }),
         tls: (server.tls_mode.is_some() || ca.is_some()).then(|| Tls {
             mode: server.tls_mode,
-            ca_secret_ref: ca.is_some().then(|| SecretReference {
-                name: secret_name.clone(),
-            }),
+            ca_secret_ref: ca.is_some().then(|| SecretReference { name: secret_name.clone() }),
             cert_secret_ref: None,
         }),
-        freeze: FreezePolicy {
-            level,
-            ..FreezePolicy::default()
-        },
+        freeze: FreezePolicy { level, ..FreezePolicy::default() },
         paused: false,
     };
     let secrets = api.objects::<Secret>();
     secrets.create(&params, &secret(&secret_name, name, data)).await?;
-    let made = match api
-        .objects::<Database>()
-        .create(&params, &Database::new(name, spec))
-        .await
-    {
+    let made = match api.objects::<Database>().create(&params, &Database::new(name, spec)).await {
         Ok(made) => made,
         Err(error) => {
             // A Secret that nobody refers to must not stay behind with a password in it.
@@ -129,11 +107,7 @@ async fn create(
     if output == Output::Json {
         return print::json(&made).map(|()| 0);
     }
-    println!(
-        "database {name} registered ({} at {address}){}",
-        server.engine,
-        if dry_run { " (dry run)" } else { "" }
-    );
+    println!("database {name} registered ({} at {address}){}", server.engine, if dry_run { " (dry run)" } else { "" });
     println!("next:  kubectl still grants {name}      the SQL for its account");
     println!("       kubectl still preflight {name}   whether all is there");
     Ok(0)
@@ -161,17 +135,11 @@ async fn list(api: &Api, output: Output) -> Result<u8, Failure> {
                 address.map(|address| address.to_string()).unwrap_or_default(),
                 database.spec.freeze.level.to_string(),
                 ready,
-                status
-                    .last_freeze
-                    .map(|last| last.phase.to_string())
-                    .unwrap_or_default(),
+                status.last_freeze.map(|last| last.phase.to_string()).unwrap_or_default(),
             ]
         })
         .collect();
-    print!(
-        "{}",
-        print::table(&["NAME", "ENGINE", "ENDPOINT", "LEVEL", "READY", "LAST-FREEZE"], &rows)
-    );
+    print!("{}", print::table(&["NAME", "ENGINE", "ENDPOINT", "LEVEL", "READY", "LAST-FREEZE"], &rows));
     Ok(0)
 }
 
@@ -197,11 +165,7 @@ fn secret(name: &str, database: &str, data: Vec<(&str, String)>) -> Secret {
             labels: Some([(MADE_FOR.to_owned(), database.to_owned())].into()),
             ..ObjectMeta::default()
         },
-        data: Some(
-            data.into_iter()
-                .map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes())))
-                .collect(),
-        ),
+        data: Some(data.into_iter().map(|(key, value)| (key.to_owned(), ByteString(value.into_bytes()))).collect()),
         ..Secret::default()
     }
 }

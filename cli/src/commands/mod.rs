@@ -44,14 +44,8 @@ pub struct ServerArgs {
 
 impl ServerArgs {
     pub fn address(&self) -> Result<ConnectionAddress, Failure> {
-        let endpoint = api::Endpoint {
-            host: self.host.clone(),
-            port: self.port,
-            socket: self.socket.clone(),
-        };
-        endpoint
-            .address(self.engine)
-            .ok_or_else(|| Failure::new("give --host or --socket"))
+        let endpoint = api::Endpoint { host: self.host.clone(), port: self.port, socket: self.socket.clone() };
+        endpoint.address(self.engine).ok_or_else(|| Failure::new("give --host or --socket"))
     }
 
     pub fn ca(&self) -> Result<Option<String>, Failure> {
@@ -61,10 +55,7 @@ impl ServerArgs {
         if text.contains("BEGIN CERTIFICATE") {
             return Ok(Some(text));
         }
-        Err(Failure::new(format!(
-            "--ca-file {} holds no PEM certificate",
-            path.display()
-        )))
+        Err(Failure::new(format!("--ca-file {} holds no PEM certificate", path.display())))
     }
 
     /// The server, for talking to it directly.
@@ -77,29 +68,15 @@ impl ServerArgs {
             (None, None) if address.is_local() => TlsMode::Disable,
             (None, None) => TlsMode::Require,
         };
-        let roots = ca.map(|ca| TlsRoots {
-            ca: Some(ca.into()),
-            identity: None,
-        });
-        let account = Account {
-            user: self.user.clone(),
-            password: self.password.read(&self.user)?,
-        };
-        Ok(Member {
-            address,
-            account: Some(account),
-            tls: Tls { mode, roots },
-            databases: Vec::new(),
-        })
+        let roots = ca.map(|ca| TlsRoots { ca: Some(ca.into()), identity: None });
+        let account = Account { user: self.user.clone(), password: self.password.read(&self.user)? };
+        Ok(Member { address, account: Some(account), tls: Tls { mode, roots }, databases: Vec::new() })
     }
 }
 
 /// The driver of an engine.
 pub fn driver(engine: Engine) -> Result<std::sync::Arc<dyn freeze::Driver>, Failure> {
-    Drivers::real()
-        .of(engine)
-        .cloned()
-        .ok_or_else(|| Failure::new(format!("this build has no driver for {engine}")))
+    Drivers::real().of(engine).cloned().ok_or_else(|| Failure::new(format!("this build has no driver for {engine}")))
 }
 
 fn tls_mode(text: &str) -> Result<TlsMode, String> {
@@ -109,10 +86,6 @@ fn tls_mode(text: &str) -> Result<TlsMode, String> {
         ("verifyca", TlsMode::VerifyCA),
         ("verifyfull", TlsMode::VerifyFull),
     ];
-    let found = modes
-        .iter()
-        .find(|(name, _)| text.replace('-', "").eq_ignore_ascii_case(name));
-    found
-        .map(|(_, mode)| *mode)
-        .ok_or_else(|| "want Disable, Require, VerifyCA or VerifyFull".to_owned())
+    let found = modes.iter().find(|(name, _)| text.replace('-', "").eq_ignore_ascii_case(name));
+    found.map(|(_, mode)| *mode).ok_or_else(|| "want Disable, Require, VerifyCA or VerifyFull".to_owned())
 }

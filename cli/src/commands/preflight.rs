@@ -26,12 +26,7 @@ pub struct Command {
 impl Command {
     pub async fn run(self, connection: Connection, output: Output) -> Result<u8, Failure> {
         let api = connection.connect().await?;
-        let spec = QuiesceSpec {
-            level: self.level,
-            copy: self.copy,
-            with: self.with,
-            ..QuiesceSpec::default()
-        };
+        let spec = QuiesceSpec { level: self.level, copy: self.copy, with: self.with, ..QuiesceSpec::default() };
         let status = api.quiesce(&self.name, spec, true).await?.status.unwrap_or_default();
         let failed = status.checks.iter().any(|check| check.result == CheckResult::Fail);
         match output {
@@ -39,14 +34,7 @@ impl Command {
             Output::Text => {
                 print!("{}", print::checks(&status.checks));
                 let level = status.level.unwrap_or_default();
-                println!(
-                    "{}",
-                    if failed {
-                        format!("not ready for {level}")
-                    } else {
-                        format!("ready for {level}")
-                    }
-                );
+                println!("{}", if failed { format!("not ready for {level}") } else { format!("ready for {level}") });
             }
         }
         Ok(u8::from(failed))

@@ -84,20 +84,15 @@ impl Command {
     /// Freezes and leaves.
     async fn hold(self, api: &Api, output: Output) -> Result<u8, Failure> {
         let spec = self.spec(self.uid.clone());
-        let answered = api
-            .quiesce(&self.name, spec, false)
-            .await
-            .map_err(|error| Failure::from(error).code(NOT_HELD))?;
+        let answered =
+            api.quiesce(&self.name, spec, false).await.map_err(|error| Failure::from(error).code(NOT_HELD))?;
         let status = answered.status.unwrap_or_default();
         if output == Output::Json {
             return print::json(&status).map(|()| 0);
         }
         print!("{}", held(&self.name, &status));
         let uid = self.uid.map(|uid| format!(" --uid {uid}")).unwrap_or_default();
-        println!(
-            "end it: kubectl still unquiesce {}{uid} -n {}",
-            self.name, api.namespace
-        );
+        println!("end it: kubectl still unquiesce {}{uid} -n {}", self.name, api.namespace);
         Ok(0)
     }
 

@@ -23,31 +23,20 @@ impl Command {
             .iter()
             .map(|database| {
                 let status = &database.status;
-                let left = status
-                    .remaining_milliseconds
-                    .map(|left| format!("{:.1} s", seconds(left)));
+                let left = status.remaining_milliseconds.map(|left| format!("{:.1} s", seconds(left)));
                 let users: Vec<&str> = status.claims.iter().map(|claim| claim.user.as_str()).collect();
                 vec![
                     database.metadata.name.clone().unwrap_or_default(),
                     status.state.clone(),
                     status.level.map(|level| level.to_string()).unwrap_or_default(),
                     left.unwrap_or_default(),
-                    status
-                        .stalled_sessions
-                        .map(|stalled| stalled.to_string())
-                        .unwrap_or_default(),
+                    status.stalled_sessions.map(|stalled| stalled.to_string()).unwrap_or_default(),
                     status.position.as_ref().map(api::Position::summary).unwrap_or_default(),
                     users.join(", "),
                 ]
             })
             .collect();
-        print!(
-            "{}",
-            print::table(
-                &["NAME", "STATE", "LEVEL", "LEFT", "STALLED", "POSITION", "CLAIMED BY"],
-                &rows
-            )
-        );
+        print!("{}", print::table(&["NAME", "STATE", "LEVEL", "LEFT", "STALLED", "POSITION", "CLAIMED BY"], &rows));
         Ok(0)
     }
 }

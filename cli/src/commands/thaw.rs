@@ -50,12 +50,7 @@ impl clap::FromArgMatches for OptionalServer {
 
 impl clap::Args for OptionalServer {
     fn augment_args(command: clap::Command) -> clap::Command {
-        let engine = |argument: clap::Arg| {
-            argument
-                .required(false)
-                .requires("direct")
-                .required_if_eq("direct", "true")
-        };
+        let engine = |argument: clap::Arg| argument.required(false).requires("direct").required_if_eq("direct", "true");
         ServerArgs::augment_args(command).mut_arg("engine", engine)
     }
 
@@ -82,20 +77,13 @@ impl Command {
         let names = match self.name {
             Some(name) => vec![name],
             None => {
-                let held = api
-                    .live(None)
-                    .await?
-                    .into_iter()
-                    .filter(|database| database.status.state != "Idle");
+                let held = api.live(None).await?.into_iter().filter(|database| database.status.state != "Idle");
                 held.filter_map(|database| database.metadata.name).collect()
             }
         };
         let mut answers = Vec::new();
         for name in &names {
-            let spec = UnquiesceSpec {
-                force: true,
-                ..UnquiesceSpec::default()
-            };
+            let spec = UnquiesceSpec { force: true, ..UnquiesceSpec::default() };
             answers.push(api.unquiesce(name, spec).await?.status.unwrap_or_default());
         }
         if output == Output::Json {

@@ -35,11 +35,7 @@ pub struct RenewCommand {
 impl Command {
     pub async fn run(self, connection: Connection, output: Output) -> Result<u8, Failure> {
         let api = connection.connect().await?;
-        let spec = UnquiesceSpec {
-            uid: self.uid,
-            stage: self.stage,
-            force: false,
-        };
+        let spec = UnquiesceSpec { uid: self.uid, stage: self.stage, force: false };
         let status = api.unquiesce(&self.name, spec).await?.status.unwrap_or_default();
         if output == Output::Json {
             print::json(&status)?;
@@ -48,12 +44,7 @@ impl Command {
                 println!("{}: {message}", self.name);
             }
             for artifact in &status.artifacts {
-                println!(
-                    "--- {} ({:?})\n{}",
-                    artifact.name,
-                    artifact.kind,
-                    artifact.content.trim_end()
-                );
+                println!("--- {} ({:?})\n{}", artifact.name, artifact.kind, artifact.content.trim_end());
             }
             if self.stage == Stage::Thaw && status.freeze.is_some() {
                 print!("{}", print::proofs(&status.targets));
@@ -70,10 +61,7 @@ impl Command {
 impl RenewCommand {
     pub async fn run(self, connection: Connection, output: Output) -> Result<u8, Failure> {
         let api = connection.connect().await?;
-        let spec = RenewSpec {
-            uid: self.uid,
-            ttl_seconds: self.ttl,
-        };
+        let spec = RenewSpec { uid: self.uid, ttl_seconds: self.ttl };
         let status = api.renew(&self.name, spec).await?.status.unwrap_or_default();
         if output == Output::Json {
             return print::json(&status).map(|()| 0);
@@ -81,11 +69,7 @@ impl RenewCommand {
         for warning in &status.warnings {
             eprintln!("warning: {warning}");
         }
-        println!(
-            "{}: held until {}",
-            self.name,
-            status.expires_at.map(|at| at.0.to_string()).unwrap_or_default()
-        );
+        println!("{}: held until {}", self.name, status.expires_at.map(|at| at.0.to_string()).unwrap_or_default());
         Ok(0)
     }
 }

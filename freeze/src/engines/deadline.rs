@@ -15,14 +15,10 @@ pub(super) async fn by<T>(
 ) -> Result<T, Error> {
     let began = Instant::now();
     let limit = deadline.saturating_duration_since(began);
-    timeout_at(deadline, work)
-        .await
-        .unwrap_or(Err(Error::Timeout { doing, limit }))
+    timeout_at(deadline, work).await.unwrap_or(Err(Error::Timeout { doing, limit }))
 }
 
 /// What is left until `deadline`, at least one millisecond: servers read 0 as "for ever".
 pub(super) fn left(deadline: Instant) -> Duration {
-    deadline
-        .saturating_duration_since(Instant::now())
-        .max(Duration::from_millis(1))
+    deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }

@@ -91,13 +91,8 @@ impl Driver for Mariadb {
         let sql = format!("SELECT IS_USED_LOCK({})", literal(MARK));
         let rows = link.run(deadline, "looking for what is held", &sql).await?;
         let mut ended = Vec::new();
-        if let Some(id) = rows
-            .first()
-            .and_then(|row| text(row, 0))
-            .and_then(|id| id.parse::<u64>().ok())
-        {
-            link.run(deadline, "ending what is held", &format!("KILL CONNECTION {id}"))
-                .await?;
+        if let Some(id) = rows.first().and_then(|row| text(row, 0)).and_then(|id| id.parse::<u64>().ok()) {
+            link.run(deadline, "ending what is held", &format!("KILL CONNECTION {id}")).await?;
             ended.push(format!("session {id}"));
         }
         link.close(deadline).await;

@@ -104,10 +104,7 @@ const LOOK: Duration = Duration::from_millis(10);
 
 impl Default for MemoryServer {
     fn default() -> Self {
-        Self(Arc::new(Shared {
-            state: Mutex::default(),
-            unblocked: Notify::new(),
-        }))
+        Self(Arc::new(Shared { state: Mutex::default(), unblocked: Notify::new() }))
     }
 }
 
@@ -193,29 +190,13 @@ impl MemoryServer {
         state.next_session += 1;
         let session = state.next_session;
         let idle_until = Instant::now() + ttl;
-        state.sessions.insert(
-            session,
-            Session {
-                freeze_uid: freeze_uid.map(str::to_owned),
-                idle_until,
-                ttl,
-            },
-        );
-        Link {
-            server: self.clone(),
-            session,
-            run: state.run,
-        }
+        state.sessions.insert(session, Session { freeze_uid: freeze_uid.map(str::to_owned), idle_until, ttl });
+        Link { server: self.clone(), session, run: state.run }
     }
 
     fn incarnation(&self) -> Incarnation {
         let run = self.state().run;
-        Incarnation {
-            server: "memory".to_owned(),
-            started_at: run.to_string(),
-            timeline: Some(1),
-            replica: false,
-        }
+        Incarnation { server: "memory".to_owned(), started_at: run.to_string(), timeline: Some(1), replica: false }
     }
 
     /// What was armed for a step. A hang never ends by itself: the caller's deadline does.
@@ -227,24 +208,17 @@ impl MemoryServer {
         };
         match strike {
             None => Ok(()),
-            Some(Strike::Refuse) => Err(Error::Server {
-                doing: "a statement",
-                detail: "refused on demand".to_owned(),
-            }),
+            Some(Strike::Refuse) => Err(Error::Server { doing: "a statement", detail: "refused on demand".to_owned() }),
             Some(Strike::Hang) => std::future::pending().await,
             Some(Strike::Cut) => {
                 if let Some(link) = link {
                     link.end();
                 }
-                Err(Error::Lost {
-                    detail: "the connection was cut on demand".to_owned(),
-                })
+                Err(Error::Lost { detail: "the connection was cut on demand".to_owned() })
             }
             Some(Strike::Restart) => {
                 self.restart();
-                Err(Error::Lost {
-                    detail: "the server was restarted on demand".to_owned(),
-                })
+                Err(Error::Lost { detail: "the server was restarted on demand".to_owned() })
             }
         }
     }
@@ -255,10 +229,7 @@ impl State {
     fn end_silent(&mut self) {
         let now = Instant::now();
         self.sessions.retain(|_, session| session.idle_until > now);
-        if self
-            .blocked_by
-            .is_some_and(|holder| !self.sessions.contains_key(&holder))
-        {
+        if self.blocked_by.is_some_and(|holder| !self.sessions.contains_key(&holder)) {
             self.blocked_by = None;
         }
     }
@@ -274,9 +245,7 @@ impl Link {
                 session.idle_until = Instant::now() + session.ttl;
                 Ok(state)
             }
-            None => Err(Error::Lost {
-                detail: "the session is gone".to_owned(),
-            }),
+            None => Err(Error::Lost { detail: "the session is gone".to_owned() }),
         }
     }
 
@@ -311,12 +280,7 @@ impl Driver for MemoryDriver {
     async fn preflight(&self, member: &Member, _plan: &Plan, deadline: Instant) -> Vec<Check> {
         match by(deadline, "connecting", self.connect(member)).await {
             Ok(()) => vec![Check::pass("reachable", "it answers")],
-            Err(error) => vec![Check::fail(
-                "reachable",
-                error.reason(),
-                error.to_string(),
-                error.advice(),
-            )],
+            Err(error) => vec![Check::fail("reachable", error.reason(), error.to_string(), error.advice())],
         }
     }
 
@@ -358,31 +322,19 @@ impl Driver for MemoryDriver {
         by(deadline, "connecting", self.connect(member)).await?;
         let mut state = self.0.state();
         state.end_silent();
-        let held = state
-            .sessions
-            .iter()
-            .find(|(_, session)| session.freeze_uid.as_deref() == Some(freeze_uid));
+        let held = state.sessions.iter().find(|(_, session)| session.freeze_uid.as_deref() == Some(freeze_uid));
         Ok(held.map_or(Observed::Nothing, |(id, _)| Observed::Holds(format!("session {id}"))))
     }
 
     async fn thaw_all(&self, member: &Member, deadline: Instant) -> Result<Vec<String>, Error> {
         by(deadline, "connecting", self.connect(member)).await?;
-        let ended = self
-            .0
-            .state()
-            .sessions
-            .keys()
-            .map(|id| format!("session {id}"))
-            .collect();
+        let ended = self.0.state().sessions.keys().map(|id| format!("session {id}")).collect();
         self.0.kill_sessions();
         Ok(ended)
     }
 
     fn grants(&self, user: &str, _level: Level, _copy: Copy) -> Vec<Grant> {
-        vec![Grant {
-            statement: format!("-- nothing for {user}"),
-            reason: "it is in memory".to_owned(),
-        }]
+        vec![Grant { statement: format!("-- nothing for {user}"), reason: "it is in memory".to_owned() }]
     }
 
     fn supports(&self, level: Level, copy: Copy) -> Result<(), Error> {
@@ -403,12 +355,7 @@ impl Driver for MemoryDriver {
 impl MemoryDriver {
     fn server(&self) -> ServerInfo {
         let incarnation = self.0.incarnation();
-        ServerInfo {
-            version: "memory".to_owned(),
-            role: Role::Primary,
-            incarnation,
-            started_at: None,
-        }
+        ServerInfo { version: "memory".to_owned(), role: Role::Primary, incarnation, started_at: None }
     }
 
     /// The port 1 is a black hole.
@@ -492,11 +439,7 @@ impl MemoryHold {
     async fn still_point(&mut self) -> Result<Acquired, Error> {
         let frozen_at = Timestamp::now();
         if self.plan.level > Level::Recoverable {
-            let undo = Undo {
-                version: 1,
-                kind: KIND.to_owned(),
-                data: serde_json::Map::new(),
-            };
+            let undo = Undo { version: 1, kind: KIND.to_owned(), data: serde_json::Map::new() };
             self.undo.intend(undo).await?;
             self.raised = true;
             self.flush()?;
@@ -505,11 +448,7 @@ impl MemoryHold {
             }
         }
         self.committed = self.link.touch()?.acknowledged;
-        Ok(Acquired {
-            frozen_at,
-            position: self.position(),
-            ended_sessions: Vec::new(),
-        })
+        Ok(Acquired { frozen_at, position: self.position(), ended_sessions: Vec::new() })
     }
 
     async fn lower(&mut self) -> Result<(), Error> {
@@ -523,11 +462,7 @@ impl MemoryHold {
 
     fn position(&self) -> Position {
         let lsn = format!("0/{:X}", self.committed);
-        Position::Postgresql(PostgresqlPosition {
-            lsn,
-            timeline: 1,
-            ..PostgresqlPosition::default()
-        })
+        Position::Postgresql(PostgresqlPosition { lsn, timeline: 1, ..PostgresqlPosition::default() })
     }
 }
 
@@ -536,46 +471,27 @@ impl Held for MemoryHold {
     async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
         timeout_at(deadline, self.link.server.fault(Step::Heartbeat, Some(&self.link)))
             .await
-            .unwrap_or(Err(Error::Timeout {
-                doing: "the heartbeat",
-                limit: server_ttl,
-            }))?;
+            .unwrap_or(Err(Error::Timeout { doing: "the heartbeat", limit: server_ttl }))?;
         let mut state = self.link.touch()?;
         let waiting = state.waiting;
         if let Some(session) = state.sessions.get_mut(&self.link.session) {
             session.ttl = server_ttl;
             session.idle_until = Instant::now() + server_ttl;
         }
-        Ok(Pulse {
-            stalled_sessions: Some(waiting),
-        })
+        Ok(Pulse { stalled_sessions: Some(waiting) })
     }
 
     async fn barrier(&mut self, deadline: Instant) -> Result<Acquired, Error> {
-        by(
-            deadline,
-            "the barrier",
-            self.link.server.fault(Step::Barrier, Some(&self.link)),
-        )
-        .await?;
+        by(deadline, "the barrier", self.link.server.fault(Step::Barrier, Some(&self.link))).await?;
         if self.plan.level == Level::WriteBlocked {
             drop(self.link.touch()?);
-            return Ok(Acquired {
-                frozen_at: Timestamp::now(),
-                position: self.position(),
-                ended_sessions: Vec::new(),
-            });
+            return Ok(Acquired { frozen_at: Timestamp::now(), position: self.position(), ended_sessions: Vec::new() });
         }
         self.still_point().await
     }
 
     async fn stop(&mut self, deadline: Instant) -> Result<Vec<Artifact>, Error> {
-        by(
-            deadline,
-            "stopping",
-            self.link.server.fault(Step::Stop, Some(&self.link)),
-        )
-        .await?;
+        by(deadline, "stopping", self.link.server.fault(Step::Stop, Some(&self.link))).await?;
         drop(self.link.touch()?);
         if self.plan.copy != Copy::Files {
             return Err(Error::Unsupported {
@@ -583,21 +499,13 @@ impl Held for MemoryHold {
                 instead: "thaw".to_owned(),
             });
         }
-        let label = Artifact {
-            kind: ArtifactKind::BackupLabel,
-            name: "label".to_owned(),
-            content: "in memory".to_owned(),
-        };
+        let label =
+            Artifact { kind: ArtifactKind::BackupLabel, name: "label".to_owned(), content: "in memory".to_owned() };
         Ok(self.stopped.get_or_insert_with(|| vec![label]).clone())
     }
 
     async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error> {
-        by(
-            deadline,
-            "the proof",
-            self.link.server.fault(Step::Prove, Some(&self.link)),
-        )
-        .await?;
+        by(deadline, "the proof", self.link.server.fault(Step::Prove, Some(&self.link))).await?;
         let write_blocked = self.plan.level == Level::WriteBlocked;
         let escaped = self.link.touch()?.acknowledged - self.committed;
         let same = self.link.run == self.link.server.state().run;
@@ -608,11 +516,7 @@ impl Held for MemoryHold {
         };
         Ok(Proof {
             held: reason.is_none(),
-            kind: if write_blocked {
-                ProofKind::NoCommit
-            } else {
-                ProofKind::SessionHeld
-            },
+            kind: if write_blocked { ProofKind::NoCommit } else { ProofKind::SessionHeld },
             before: Some(self.position()),
             after: None,
             incarnation: self.server.incarnation.clone(),
@@ -621,12 +525,7 @@ impl Held for MemoryHold {
     }
 
     async fn release(mut self: Box<Self>, deadline: Instant) -> Result<Released, Error> {
-        by(
-            deadline,
-            "letting go",
-            self.link.server.fault(Step::Release, Some(&self.link)),
-        )
-        .await?;
+        by(deadline, "letting go", self.link.server.fault(Step::Release, Some(&self.link))).await?;
         self.lower().await?;
         Ok(Released::default())
     }

@@ -81,11 +81,7 @@ impl Driver for Postgresql {
         let rows = link.run(deadline, "looking for what is held", &sql).await?;
         link.close(deadline).await;
         let held: Vec<String> = rows.iter().filter_map(|row| text(row, 0)).collect();
-        Ok(if held.is_empty() {
-            Observed::Nothing
-        } else {
-            Observed::Holds(held.join(", "))
-        })
+        Ok(if held.is_empty() { Observed::Nothing } else { Observed::Holds(held.join(", ")) })
     }
 
     /// An account may end its own sessions without a further privilege (manual, 9.27.2).

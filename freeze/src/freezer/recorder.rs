@@ -42,12 +42,7 @@ pub(super) struct Opening<'a> {
 impl Recorder {
     pub(super) fn new(freeze: FreezeName, journal: Arc<dyn Journal>, status: FreezeStatus) -> Arc<Self> {
         let (shown, _) = watch::channel(Arc::new(status.clone()));
-        Arc::new(Self {
-            freeze,
-            journal,
-            status: Mutex::new(status),
-            shown,
-        })
+        Arc::new(Self { freeze, journal, status: Mutex::new(status), shown })
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Arc<FreezeStatus>> {
@@ -59,10 +54,7 @@ impl Recorder {
     }
 
     pub(super) async fn opening(&self) -> Opening<'_> {
-        Opening {
-            recorder: self,
-            status: self.status.lock().await,
-        }
+        Opening { recorder: self, status: self.status.lock().await }
     }
 
     /// Changes the status in memory and lets it be seen; the next write carries it.
@@ -84,10 +76,7 @@ impl Recorder {
     }
 
     pub(super) fn undo_of(self: &Arc<Self>, target: usize) -> Arc<dyn UndoLog> {
-        Arc::new(TargetUndo {
-            recorder: Arc::clone(self),
-            target,
-        })
+        Arc::new(TargetUndo { recorder: Arc::clone(self), target })
     }
 }
 
@@ -106,25 +95,18 @@ impl Opening<'_> {
 #[async_trait]
 impl UndoLog for TargetUndo {
     async fn intend(&self, undo: Undo) -> Result<(), JournalError> {
-        self.recorder
-            .write(|status| status.targets[self.target].undo.push(undo))
-            .await
+        self.recorder.write(|status| status.targets[self.target].undo.push(undo)).await
     }
 
     /// Carried by the next write: undoing twice is harmless, a write more per freeze is not free.
     async fn settled(&self, kind: &str) -> Result<(), JournalError> {
-        self.recorder
-            .show(|status| status.targets[self.target].undo.retain(|undo| undo.kind != kind))
-            .await;
+        self.recorder.show(|status| status.targets[self.target].undo.retain(|undo| undo.kind != kind)).await;
         Ok(())
     }
 }
 
 async fn bounded(write: impl Future<Output = Result<(), JournalError>>) -> Result<(), JournalError> {
-    timeout(WRITE, write).await.unwrap_or_else(|_| {
-        Err(JournalError::Unavailable(format!(
-            "not written within {} s",
-            WRITE.as_secs()
-        )))
-    })
+    timeout(WRITE, write)
+        .await
+        .unwrap_or_else(|_| Err(JournalError::Unavailable(format!("not written within {} s", WRITE.as_secs()))))
 }

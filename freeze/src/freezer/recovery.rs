@@ -13,7 +13,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
-use super::{COMMANDS, Freezer, Handle, Member, Vitals, recorder::Recorder, task::undo_until_done};
+use super::{COMMANDS, Freezer, Handle, Member, Vitals, recorder::Recorder, undo::undo_until_done};
 use crate::{driver::Observed, group::Target, journal::FreezeName, lease::LONGEST_SERVER_TTL};
 
 /// An unfinished freeze of a dead freezer, as the journal has it. Targets whose Database is gone are left out: with the
@@ -34,16 +34,9 @@ impl Freezer {
     ///
     /// Call it before anything else is frozen.
     pub fn recover(&self, remains: Vec<Remains>) {
-        for Remains {
-            freeze,
-            status,
-            targets,
-        } in remains
-        {
-            let members: Arc<[Member]> = targets
-                .iter()
-                .map(|target| (freeze.namespace.clone(), target.database.clone()))
-                .collect();
+        for Remains { freeze, status, targets } in remains {
+            let members: Arc<[Member]> =
+                targets.iter().map(|target| (freeze.namespace.clone(), target.database.clone())).collect();
             // The order of the status decides which undo list is whose.
             let targets = in_order_of(&status, targets);
             let recorder = Recorder::new(freeze.clone(), Arc::clone(&self.0.journal), status);
@@ -56,9 +49,7 @@ impl Freezer {
                 shown: recorder.watch(),
                 vitals: Vitals::new(),
             };
-            self.table()
-                .by_member
-                .extend(members.iter().map(|member| (member.clone(), handle.clone())));
+            self.table().by_member.extend(members.iter().map(|member| (member.clone(), handle.clone())));
             let inner = Arc::clone(&self.0);
             self.0.tasks.spawn(async move {
                 lay_to_rest(&freeze, &recorder).await;
@@ -116,11 +107,7 @@ async fn look_until_nothing(freeze: &FreezeName, targets: &[Target]) {
     for target in targets {
         while Instant::now() < give_up {
             let deadline = (Instant::now() + Duration::from_secs(2)).min(give_up);
-            match target
-                .driver
-                .observe(&target.member, &target.plan.freeze_uid, deadline)
-                .await
-            {
+            match target.driver.observe(&target.member, &target.plan.freeze_uid, deadline).await {
                 Ok(Observed::Nothing) => break,
                 Ok(Observed::Holds(what)) => info!(%freeze, database = %target.database, %what, "not let go yet"),
                 Err(error) => info!(%freeze, database = %target.database, %error, "cannot be asked yet"),
@@ -134,11 +121,6 @@ fn in_order_of(status: &FreezeStatus, targets: Vec<Target>) -> Vec<Option<Target
     status
         .targets
         .iter()
-        .map(|wanted| {
-            targets
-                .iter()
-                .find(|target| target.database == wanted.database)
-                .cloned()
-        })
+        .map(|wanted| targets.iter().find(|target| target.database == wanted.database).cloned())
         .collect()
 }

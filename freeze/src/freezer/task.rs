@@ -7,19 +7,19 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{
-    Artifact, Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Proof, Stage, TargetStatus,
-    conditions::reasons,
-};
+use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Stage, conditions::reasons};
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
 };
 use tracing::{error, info, warn};
 
 use super::{
-    Answer, COMMANDS, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals, recorder::Recorder,
+    Answer, COMMANDS, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals,
+    outcome::{Finish, blank, conclude, keep, milliseconds, prove, report},
+    recorder::Recorder,
+    undo::undo_until_done,
 };
 use crate::{
     claims::{Claimant, Claims, Wish, may_join},
@@ -33,25 +33,10 @@ use crate::{
 /// What a freeze is asked.
 #[derive(Debug)]
 pub(super) enum Command {
-    Join {
-        claimant: Claimant,
-        wish: Wish,
-        answer: Answer,
-    },
-    End {
-        uid: String,
-        stage: Stage,
-        answer: oneshot::Sender<Option<Result<Ended, Refused>>>,
-    },
-    Renew {
-        uid: String,
-        ttl: Option<Duration>,
-        answer: oneshot::Sender<Option<Granted>>,
-    },
-    Thaw {
-        ending: Ending,
-        answer: oneshot::Sender<Ended>,
-    },
+    Join { claimant: Claimant, wish: Wish, answer: Answer },
+    End { uid: String, stage: Stage, answer: oneshot::Sender<Option<Result<Ended, Refused>>> },
+    Renew { uid: String, ttl: Option<Duration>, answer: oneshot::Sender<Option<Granted>> },
+    Thaw { ending: Ending, answer: oneshot::Sender<Ended> },
 }
 
 #[derive(Debug)]
@@ -89,20 +74,6 @@ enum Leaver {
     Forced(oneshot::Sender<Ended>),
 }
 
-/// Why a freeze ends.
-#[derive(Debug)]
-enum Finish {
-    /// Its last claim was ended.
-    Released,
-    Forced(String),
-    Withdrawn(&'static str),
-    Shutdown,
-    Expired,
-    Lost(Fault),
-    /// It never held.
-    Failed(Vec<Fault>),
-}
-
 /// How long proving may last: a thaw does not wait longer for it.
 const PROVE: Duration = Duration::from_secs(2);
 /// How far beyond the lease it may reach: the server lets go by itself soon after.
@@ -113,8 +84,6 @@ const RELEASE: Duration = Duration::from_secs(1);
 const BARRIER: Duration = Duration::from_secs(2);
 /// How long ending the data phase may last: `pg_backup_stop` writes a checkpoint record and switches WAL.
 const STOP: Duration = Duration::from_secs(30);
-/// First and longest pause between tries to undo what outlived the sessions.
-const UNDO_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
 
 impl Task {
     pub(super) fn new(inner: Arc<Inner>, request: &Request, members: Arc<[Member]>, answer: Answer) -> (Self, Handle) {
@@ -136,13 +105,7 @@ impl Task {
         let vitals = Vitals::new();
         // Also before the first heartbeat the server must not be more patient than the lease is long.
         let server_ttl = lease::server_ttl(request.ttl);
-        let within = |target: &Target| Target {
-            plan: Plan {
-                server_ttl,
-                ..target.plan.clone()
-            },
-            ..target.clone()
-        };
+        let within = |target: &Target| Target { plan: Plan { server_ttl, ..target.plan.clone() }, ..target.clone() };
         let handle = Handle {
             freeze: request.freeze.clone(),
             members: Arc::clone(&members),
@@ -163,11 +126,7 @@ impl Task {
             recorder,
             vitals,
             commands,
-            waiting: vec![Waiter {
-                uid: request.claimant.uid.clone(),
-                answer,
-                existing: false,
-            }],
+            waiting: vec![Waiter { uid: request.claimant.uid.clone(), answer, existing: false }],
             leaving: Vec::new(),
             claims,
             warnings: Vec::new(),
@@ -216,8 +175,7 @@ impl Task {
         self.claims.grant(frozen_at, now, hard_end);
         let claims = self.claims.show(now, at);
         let expires_at = self.expires_at(now, at, hard_end);
-        self.vitals
-            .set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
+        self.vitals.set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
         let written = self.recorder.write(|status| {
             status.phase = Phase::Frozen;
             status.frozen_at = Some(api::micro_time(frozen_at));
@@ -250,11 +208,7 @@ impl Task {
                 }
                 None
             }
-            Command::End {
-                uid,
-                stage: Stage::Thaw,
-                answer,
-            } => {
+            Command::End { uid, stage: Stage::Thaw, answer } => {
                 if !self.claims.end(&uid, Timestamp::now()) {
                     answer.send(None).ok();
                     return None;
@@ -359,16 +313,8 @@ impl Task {
                 answer.send(renewed.and_then(|_| self.granted(&uid, true))).ok();
             }
             Command::Thaw { ending, answer } => return Ok(Some(self.forced(ending, answer))),
-            Command::End {
-                uid,
-                stage: Stage::Stop,
-                answer,
-            } => self.stop(&uid, answer, group).await?,
-            Command::End {
-                uid,
-                stage: Stage::Thaw,
-                answer,
-            } => {
+            Command::End { uid, stage: Stage::Stop, answer } => self.stop(&uid, answer, group).await?,
+            Command::End { uid, stage: Stage::Thaw, answer } => {
                 if !self.claims.is_alive(&uid) {
                     // Ended before: the same answer again, and nothing is done.
                     answer.send(self.known(&uid).then(|| Ok(self.ended()))).ok();
@@ -424,11 +370,7 @@ impl Task {
     /// One further still point for all claims that wait for one, those in the queue included.
     async fn still_point(&mut self, group: &mut Group, hard_end: Instant) -> Result<(), Fault> {
         let acquired = group.barrier(self.within_lease(BARRIER)).await?;
-        let frozen_at = acquired
-            .iter()
-            .map(|acquired| acquired.frozen_at)
-            .max()
-            .unwrap_or_else(Timestamp::now);
+        let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or_else(Timestamp::now);
         self.claims.grant(frozen_at, Instant::now(), hard_end);
         self.show_claims().await;
         Ok(())
@@ -439,9 +381,8 @@ impl Task {
         if self.waiting.is_empty() {
             return;
         }
-        let (granted, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut self.waiting)
-            .into_iter()
-            .partition(|waiter| self.claims.is_granted(&waiter.uid));
+        let (granted, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiter| self.claims.is_granted(&waiter.uid));
         self.waiting = waiting;
         let (mut heard, mut unheard) = (Vec::new(), Vec::new());
         for Waiter { uid, answer, existing } in granted {
@@ -477,20 +418,11 @@ impl Task {
         match group.stop(self.within_lease(STOP)).await {
             Ok(artifacts) => {
                 let written = self.recorder.write(|status| keep(status, artifacts)).await;
-                answer
-                    .send(Some(
-                        written.map(|()| self.ended()).map_err(|error| self.not_written(error)),
-                    ))
-                    .ok();
+                answer.send(Some(written.map(|()| self.ended()).map_err(|error| self.not_written(error)))).ok();
                 Ok(())
             }
-            Err(Fault {
-                database,
-                error: error @ Error::Unsupported { .. },
-            }) => {
-                answer
-                    .send(Some(Err(self.refused(vec![Fault { database, error }]))))
-                    .ok();
+            Err(Fault { database, error: error @ Error::Unsupported { .. } }) => {
+                answer.send(Some(Err(self.refused(vec![Fault { database, error }])))).ok();
                 Ok(())
             }
             Err(fault) => Err(fault),
@@ -553,9 +485,9 @@ impl Task {
         let status = self.recorder.shown();
         for waiter in self.waiting.drain(..) {
             let refused = match finish {
-                Finish::Released | Finish::Withdrawn(_) | Finish::Forced(_) => Refused::Withdrawn {
-                    freeze: self.freeze.clone(),
-                },
+                Finish::Released | Finish::Withdrawn(_) | Finish::Forced(_) => {
+                    Refused::Withdrawn { freeze: self.freeze.clone() }
+                }
                 Finish::Shutdown => Refused::Stopping,
                 _ => Refused::NotHeld {
                     freeze: self.freeze.clone(),
@@ -617,41 +549,23 @@ impl Task {
     fn granted(&self, uid: &str, existing: bool) -> Option<Granted> {
         let status = self.recorder.shown();
         let claim = status.claims.iter().rev().find(|claim| claim.uid == uid)?.clone();
-        Some(Granted {
-            freeze: self.freeze.clone(),
-            claim,
-            status,
-            existing,
-            warnings: self.warnings.clone(),
-        })
+        Some(Granted { freeze: self.freeze.clone(), claim, status, existing, warnings: self.warnings.clone() })
     }
 
     fn ended(&self) -> Ended {
         let status = self.recorder.shown();
         let alive = |claim: &&Claim| claim.ended_at.is_none() && !status.phase.is_finished();
         let still_claimed_by = status.claims.iter().filter(alive).cloned().collect();
-        Ended {
-            freeze: self.freeze.clone(),
-            still_claimed_by,
-            status,
-        }
+        Ended { freeze: self.freeze.clone(), still_claimed_by, status }
     }
 
     fn conflict(&self, why: super::CannotJoin) -> Refused {
-        Refused::Conflict {
-            freeze: self.freeze.clone(),
-            status: self.recorder.shown(),
-            why,
-        }
+        Refused::Conflict { freeze: self.freeze.clone(), status: self.recorder.shown(), why }
     }
 
     fn refused(&self, faults: Vec<Fault>) -> Refused {
         let causes = faults.iter().map(Fault::cause).collect();
-        Refused::NotHeld {
-            freeze: self.freeze.clone(),
-            status: self.recorder.shown(),
-            causes,
-        }
+        Refused::NotHeld { freeze: self.freeze.clone(), status: self.recorder.shown(), causes }
     }
 
     fn not_written(&self, error: JournalError) -> Refused {
@@ -659,14 +573,7 @@ impl Task {
     }
 
     fn fault(&self, error: Error) -> Fault {
-        Fault {
-            database: self
-                .members
-                .first()
-                .map(|(_, database)| database.clone())
-                .unwrap_or_default(),
-            error,
-        }
+        Fault { database: self.members.first().map(|(_, database)| database.clone()).unwrap_or_default(), error }
     }
 }
 
@@ -674,45 +581,6 @@ impl Drop for Task {
     /// Also when the task panics: a member must never stay taken by a freeze that nobody runs.
     fn drop(&mut self) {
         self.inner.table().forget(&self.freeze, &self.members);
-    }
-}
-
-impl Finish {
-    /// How it is told: phase, condition reason, message.
-    fn tell(&self, held: bool) -> (Phase, &'static str, String) {
-        let thawed = if held { Phase::Thawed } else { Phase::Failed };
-        match self {
-            Self::Released if held => (thawed, reasons::RELEASED, "held until its last claim ended".to_owned()),
-            Self::Released => (thawed, reasons::RELEASED, "every claim ended before it held".to_owned()),
-            Self::Forced(by) => (thawed, reasons::FORCED, format!("thawed by {by}")),
-            Self::Withdrawn(why) => (thawed, reasons::RELEASED, (*why).to_owned()),
-            Self::Shutdown => (
-                thawed,
-                reasons::SHUTDOWN,
-                "thawed because its freezer goes down".to_owned(),
-            ),
-            Self::Expired => (
-                Phase::Expired,
-                reasons::LEASE_EXPIRED,
-                "its lease ended before its claims did; ask for a longer ttlSeconds, or renew".to_owned(),
-            ),
-            Self::Lost(fault) => (Phase::Lost, fault.error.reason(), fault.to_string()),
-            Self::Failed(faults) => {
-                let reason = faults
-                    .first()
-                    .map_or(reasons::SERVER_ERROR, |fault| fault.error.reason());
-                let message = faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-                (Phase::Failed, reason, message)
-            }
-        }
-    }
-
-    fn causes(&self) -> Vec<Check> {
-        match self {
-            Self::Failed(faults) => faults.iter().map(Fault::cause).collect(),
-            Self::Lost(fault) => vec![fault.cause()],
-            _ => Vec::new(),
-        }
     }
 }
 
@@ -724,31 +592,17 @@ async fn take(
 ) -> Result<(Group, Vec<Acquired>, Vec<Check>), Vec<Fault>> {
     // Held before preparing starts, so that no undo item can be written before the object exists.
     let opening = recorder.opening().await;
-    let (opened, prepared) = tokio::join!(
-        opening.open(spec.as_ref()),
-        group::prepare(&targets, |at| recorder.undo_of(at))
-    );
+    let (opened, prepared) =
+        tokio::join!(opening.open(spec.as_ref()), group::prepare(&targets, |at| recorder.undo_of(at)));
     let prepared = prepared?;
     if let Err(error) = opened {
         group::abandon(prepared).await;
-        let database = targets
-            .first()
-            .map(|target| target.database.clone())
-            .unwrap_or_default();
-        return Err(vec![Fault {
-            database,
-            error: error.into(),
-        }]);
+        let database = targets.first().map(|target| target.database.clone()).unwrap_or_default();
+        return Err(vec![Fault { database, error: error.into() }]);
     }
-    let incarnations: Vec<_> = prepared
-        .iter()
-        .map(|prepared| prepared.server().incarnation.clone())
-        .collect();
+    let incarnations: Vec<_> = prepared.iter().map(|prepared| prepared.server().incarnation.clone()).collect();
     let warnings = targets.iter().zip(&prepared).flat_map(|(target, prepared)| {
-        let name = |check| Check {
-            database: target.database.clone(),
-            ..check
-        };
+        let name = |check| Check { database: target.database.clone(), ..check };
         prepared.warnings().into_iter().map(name)
     });
     let warnings = warnings.collect();
@@ -762,123 +616,4 @@ async fn take(
         .await;
     let (group, acquired) = group::acquire(&targets, prepared).await?;
     Ok((group, acquired, warnings))
-}
-
-/// Undoes, by the journal, what outlived the sessions. Retried for ever, with a pause that grows to 30 s.
-pub(super) async fn undo_until_done(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recorder>) {
-    let mut pause = UNDO_PAUSE.0;
-    loop {
-        let left = undo_once(freeze, targets, recorder).await;
-        if left == 0 {
-            return;
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(UNDO_PAUSE.1);
-    }
-}
-
-/// One try at everything; answers how much is left that a further try could undo.
-async fn undo_once(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recorder>) -> usize {
-    let mut left = 0;
-    for (at, target) in targets.iter().enumerate() {
-        let undo = recorder
-            .shown()
-            .targets
-            .get(at)
-            .map(|status| status.undo.clone())
-            .unwrap_or_default();
-        for item in undo {
-            let deadline = Instant::now() + target.prepare_timeout.min(Duration::from_secs(10));
-            match target.driver.recover(&target.member, &item, deadline).await {
-                Ok(true) => {
-                    let settle = |status: &mut FreezeStatus| status.targets[at].undo.retain(|other| *other != item);
-                    if recorder.write(settle).await.is_err() {
-                        left += 1;
-                    }
-                }
-                Ok(false) => {
-                    warn!(%freeze, database = %target.database, kind = %item.kind, "cannot be undone: unknown kind");
-                }
-                Err(error) => {
-                    error!(%freeze, database = %target.database, kind = %item.kind, %error, "not undone yet; trying again");
-                    left += 1;
-                }
-            }
-        }
-    }
-    left
-}
-
-impl Fault {
-    /// As a named cause, with what to do.
-    pub(crate) fn cause(&self) -> Check {
-        let check = Check::fail(
-            "freeze",
-            self.error.reason(),
-            self.error.to_string(),
-            self.error.advice(),
-        );
-        Check {
-            database: self.database.clone(),
-            ..check
-        }
-    }
-}
-
-impl std::fmt::Display for Fault {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}: {}; {}", self.database, self.error, self.error.advice())
-    }
-}
-
-fn blank(target: &Target) -> TargetStatus {
-    TargetStatus {
-        database: target.database.clone(),
-        engine: target.driver.engine(),
-        member: target.name.clone(),
-        position: None,
-        incarnation: None,
-        undo: Vec::new(),
-        artifacts: Vec::new(),
-        proof: None,
-        ended_sessions: Vec::new(),
-    }
-}
-
-fn prove(status: &mut FreezeStatus, proofs: Vec<Proof>) {
-    for (target, proof) in status.targets.iter_mut().zip(proofs) {
-        target.proof = Some(proof);
-    }
-}
-
-/// Keeps what a restore needs; what `stop` gave is not overwritten by an empty hand at release.
-fn keep(status: &mut FreezeStatus, artifacts: Vec<Vec<Artifact>>) {
-    for (target, artifacts) in status.targets.iter_mut().zip(artifacts) {
-        if !artifacts.is_empty() {
-            target.artifacts = artifacts;
-        }
-    }
-}
-
-fn conclude(status: &mut FreezeStatus, reason: &str, message: &str, at: Timestamp) {
-    let frozen = status.phase == Phase::Frozen;
-    api::conditions::set_condition(
-        &mut status.conditions,
-        api::conditions::types::FROZEN,
-        frozen,
-        reason,
-        message,
-        None,
-        at,
-    );
-}
-
-fn report(freeze: &FreezeName, faults: &[Fault]) {
-    for fault in faults {
-        error!(%freeze, database = %fault.database, error = %fault.error, "letting go went wrong; the connections are closed");
-    }
-}
-
-fn milliseconds(from: Timestamp, to: Timestamp) -> u64 {
-    u64::try_from(to.duration_since(from).as_millis()).unwrap_or(0)
 }

@@ -43,42 +43,25 @@ impl Journal for Book {
         if left > 1 {
             self.fails_after.store(left - 1, Ordering::SeqCst);
         }
-        self.phases
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(status.phase);
-        self.written
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(freeze.clone(), status.clone());
+        self.phases.lock().unwrap_or_else(PoisonError::into_inner).push(status.phase);
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(freeze.clone(), status.clone());
         Ok(())
     }
 }
 
 impl Book {
     fn status(&self, name: &FreezeName) -> FreezeStatus {
-        self.written
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(name)
-            .cloned()
-            .unwrap_or_default()
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
     }
 }
 
 fn freezer() -> (Freezer, Arc<Book>) {
     let book = Arc::new(Book::default());
-    (
-        Freezer::new("test".to_owned(), 1, Arc::clone(&book) as Arc<dyn Journal>),
-        book,
-    )
+    (Freezer::new("test".to_owned(), 1, Arc::clone(&book) as Arc<dyn Journal>), book)
 }
 
 fn name(name: &str) -> FreezeName {
-    FreezeName {
-        namespace: "ns".to_owned(),
-        name: name.to_owned(),
-    }
+    FreezeName { namespace: "ns".to_owned(), name: name.to_owned() }
 }
 
 fn target(database: &str, server: &MemoryServer, level: Level, copy: Copy) -> Target {
@@ -145,23 +128,12 @@ async fn two_hundred_claims_at_once_are_one_freeze_and_thawed_after_the_last() {
     let freezes: std::collections::BTreeSet<_> = granted.iter().map(|granted| granted.freeze.clone()).collect();
     assert_eq!(freezes.len(), 1, "one freeze");
     for n in 0..199 {
-        let ended = freezer
-            .unquiesce("ns", "db", &format!("claim-{n}"), Stage::Thaw)
-            .await
-            .unwrap()
-            .unwrap();
+        let ended = freezer.unquiesce("ns", "db", &format!("claim-{n}"), Stage::Thaw).await.unwrap().unwrap();
         assert_eq!(ended.still_claimed_by.len(), 199 - n);
         assert!(ended.status.targets[0].proof.as_ref().unwrap().held);
     }
-    assert!(
-        !server.commit(Duration::from_millis(100)).await,
-        "one claim still holds it"
-    );
-    let last = freezer
-        .unquiesce("ns", "db", "claim-199", Stage::Thaw)
-        .await
-        .unwrap()
-        .unwrap();
+    assert!(!server.commit(Duration::from_millis(100)).await, "one claim still holds it");
+    let last = freezer.unquiesce("ns", "db", "claim-199", Stage::Thaw).await.unwrap().unwrap();
     assert_eq!(last.status.phase, Phase::Thawed);
     assert!(server.commit(COMMIT).await);
     assert_eq!(book.status(freezes.first().unwrap()).claims.len(), 200);
@@ -179,11 +151,7 @@ async fn a_thousand_freezes_at_once_do_not_wait_for_each_other() {
         let freezer = freezer.clone();
         tokio::spawn(async move { freezer.quiesce(request).await.is_ok() })
     });
-    let held = join_all(freezes)
-        .await
-        .into_iter()
-        .filter(|held| *held.as_ref().unwrap())
-        .count();
+    let held = join_all(freezes).await.into_iter().filter(|held| *held.as_ref().unwrap()).count();
     assert_eq!(held, 999);
     assert_eq!(freezer.views().len(), 999);
     freezer.drain(Duration::ZERO).await;
@@ -194,60 +162,24 @@ async fn a_thousand_freezes_at_once_do_not_wait_for_each_other() {
 async fn a_late_claim_has_a_still_point_of_its_own_and_what_cannot_join_is_told_why() {
     let (freezer, _) = freezer();
     let server = MemoryServer::default();
-    let durable = |freeze, uid, ttl| {
-        request(
-            freeze,
-            uid,
-            vec![target("db", &server, Level::Durable, Copy::Atomic)],
-            ttl,
-        )
-    };
+    let durable =
+        |freeze, uid, ttl| request(freeze, uid, vec![target("db", &server, Level::Durable, Copy::Atomic)], ttl);
     let first = freezer.quiesce(durable("f1", "a", TTL)).await.unwrap();
     let again = freezer.quiesce(durable("f2", "a", TTL)).await.unwrap();
     assert!(again.existing && again.freeze == first.freeze && again.claim.frozen_at == first.claim.frozen_at);
     assert!(server.commit(COMMIT).await);
     let late = freezer.quiesce(durable("f3", "b", TTL)).await.unwrap();
     assert_eq!(late.freeze, first.freeze);
-    assert!(
-        late.claim.frozen_at.unwrap().0 > first.claim.frozen_at.unwrap().0,
-        "its own"
-    );
-    assert_eq!(
-        server.copy(),
-        (1, 1),
-        "and what was acknowledged before it is in the copy"
-    );
-    let higher = request(
-        "f4",
-        "c",
-        vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)],
-        TTL,
-    );
-    assert!(matches!(
-        freezer.quiesce(higher).await,
-        Err(Refused::Conflict {
-            why: CannotJoin::Level { .. },
-            ..
-        })
-    ));
+    assert!(late.claim.frozen_at.unwrap().0 > first.claim.frozen_at.unwrap().0, "its own");
+    assert_eq!(server.copy(), (1, 1), "and what was acknowledged before it is in the copy");
+    let higher = request("f4", "c", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL);
+    assert!(matches!(freezer.quiesce(higher).await, Err(Refused::Conflict { why: CannotJoin::Level { .. }, .. })));
     let longer = freezer.quiesce(durable("f5", "d", Duration::from_secs(31))).await;
-    assert!(matches!(
-        longer,
-        Err(Refused::Conflict {
-            why: CannotJoin::Time { .. },
-            ..
-        })
-    ));
+    assert!(matches!(longer, Err(Refused::Conflict { why: CannotJoin::Time { .. }, .. })));
     for uid in ["a", "b"] {
         freezer.unquiesce("ns", "db", uid, Stage::Thaw).await.unwrap().unwrap();
     }
-    assert!(
-        matches!(
-            freezer.quiesce(durable("f6", "a", TTL)).await,
-            Err(Refused::Finished { .. })
-        ),
-        "410"
-    );
+    assert!(matches!(freezer.quiesce(durable("f6", "a", TTL)).await, Err(Refused::Finished { .. })), "410");
     let repeated = freezer.unquiesce("ns", "db", "a", Stage::Thaw).await.unwrap().unwrap();
     assert_eq!(repeated.status.phase, Phase::Thawed, "the stored outcome");
 }
@@ -256,18 +188,11 @@ async fn a_late_claim_has_a_still_point_of_its_own_and_what_cannot_join_is_told_
 async fn a_lease_ends_by_itself_and_a_renewed_one_later_but_never_past_the_longest() {
     let (freezer, book) = freezer();
     let server = MemoryServer::default();
-    let wanted = request(
-        "f",
-        "a",
-        vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)],
-        Duration::from_secs(3),
-    );
+    let wanted =
+        request("f", "a", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], Duration::from_secs(3));
     freezer.quiesce(wanted).await.unwrap();
     sleep(Duration::from_secs(2)).await;
-    let renewed = freezer
-        .renew("ns", "db", "a", Some(Duration::from_secs(600)))
-        .await
-        .unwrap();
+    let renewed = freezer.renew("ns", "db", "a", Some(Duration::from_secs(600))).await.unwrap();
     let left = renewed.claim.until.0.duration_since(jiff::Timestamp::now());
     assert!(left <= jiff::SignedDuration::from_secs(30), "{left}");
     assert!(!server.commit(Duration::from_secs(20)).await, "renewed");
@@ -282,14 +207,10 @@ async fn one_member_that_cannot_be_held_thaws_the_group() {
     let (freezer, _) = freezer();
     let (a, b) = (MemoryServer::default(), MemoryServer::default());
     b.arm(Step::Acquire, Strike::Refuse);
-    let targets = vec![
-        target("a", &a, Level::WriteBlocked, Copy::Atomic),
-        target("b", &b, Level::WriteBlocked, Copy::Atomic),
-    ];
+    let targets =
+        vec![target("a", &a, Level::WriteBlocked, Copy::Atomic), target("b", &b, Level::WriteBlocked, Copy::Atomic)];
     let refused = freezer.quiesce(request("f", "x", targets.clone(), TTL)).await;
-    let Err(Refused::NotHeld { causes, status, .. }) = refused else {
-        panic!("{refused:?}")
-    };
+    let Err(Refused::NotHeld { causes, status, .. }) = refused else { panic!("{refused:?}") };
     assert_eq!((causes[0].database.as_str(), status.phase), ("b", Phase::Failed));
     for server in [&a, &b] {
         assert!(server.commit(COMMIT).await);
@@ -307,14 +228,8 @@ async fn what_the_journal_does_not_know_does_not_hold() {
         let (freezer, book) = freezer();
         let server = MemoryServer::default();
         book.fails_after.store(writes_before, Ordering::SeqCst);
-        let held = freezer
-            .quiesce(request(
-                "f",
-                "a",
-                vec![target("db", &server, Level::Durable, Copy::Atomic)],
-                TTL,
-            ))
-            .await;
+        let held =
+            freezer.quiesce(request("f", "a", vec![target("db", &server, Level::Durable, Copy::Atomic)], TTL)).await;
         if held.is_err() {
             assert!(!book.phases.lock().unwrap().contains(&Phase::Frozen));
         }
@@ -329,12 +244,8 @@ async fn what_the_journal_does_not_know_does_not_hold() {
 async fn a_client_that_is_gone_holds_nothing() {
     let (freezer, _) = freezer();
     let server = MemoryServer::default();
-    let asking = freezer.quiesce(request(
-        "f",
-        "a",
-        vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)],
-        TTL,
-    ));
+    let asking =
+        freezer.quiesce(request("f", "a", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL));
     // The request is dropped before anything answers it.
     assert!(timeout(Duration::ZERO, asking).await.is_err());
     sleep(Duration::from_secs(1)).await;
@@ -347,24 +258,10 @@ async fn a_forced_thaw_ends_every_claim() {
     let (freezer, book) = freezer();
     let server = MemoryServer::default();
     freezer
-        .quiesce(request(
-            "f",
-            "a",
-            vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)],
-            TTL,
-        ))
+        .quiesce(request("f", "a", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL))
         .await
         .unwrap();
-    let ended = freezer
-        .end(
-            "ns",
-            "db",
-            Ending::Forced {
-                by: "night shift".to_owned(),
-            },
-        )
-        .await
-        .unwrap();
+    let ended = freezer.end("ns", "db", Ending::Forced { by: "night shift".to_owned() }).await.unwrap();
     assert!(ended.status.message.as_ref().unwrap().contains("night shift"));
     assert!(server.commit(COMMIT).await);
     assert_eq!(book.status(&name("f")).phase, Phase::Thawed);
@@ -403,10 +300,7 @@ async fn no_fault_at_any_step_leaves_anything_frozen() {
                 }
                 let writable = server.commit(Duration::from_secs(20)).await;
                 let took = began.elapsed();
-                assert!(
-                    writable && took <= lease + Duration::from_secs(1),
-                    "{step:?} {strike:?} {level}: {took:?}"
-                );
+                assert!(writable && took <= lease + Duration::from_secs(1), "{step:?} {strike:?} {level}: {took:?}");
                 sleep(Duration::from_secs(40)).await;
                 let phase = book.status(&name("f")).phase;
                 assert!(phase.is_finished(), "{step:?} {strike:?} {level}: {phase}");
@@ -444,17 +338,9 @@ async fn a_freezer_that_dies_leaves_nothing_that_another_does_not_undo() {
     let second = Freezer::new("second".to_owned(), 2, Arc::clone(&book) as Arc<dyn Journal>);
     let status = book.status(&name("f"));
     assert!(!status.targets[0].undo.is_empty(), "the journal knew before");
-    second.recover(vec![Remains {
-        freeze: name("f"),
-        status,
-        targets: targets.clone(),
-    }]);
+    second.recover(vec![Remains { freeze: name("f"), status, targets: targets.clone() }]);
     let held = second.quiesce(request("g", "b", targets, TTL)).await.unwrap();
-    assert_eq!(
-        held.status.phase,
-        Phase::Frozen,
-        "a new freeze waits until all is undone, and works"
-    );
+    assert_eq!(held.status.phase, Phase::Frozen, "a new freeze waits until all is undone, and works");
     assert_eq!(book.status(&name("f")).phase, Phase::Lost);
     second.drain(Duration::ZERO).await;
     assert_eq!(server.leftovers(), "");

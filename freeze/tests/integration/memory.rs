@@ -12,15 +12,9 @@ use freeze::{
 
 pub(crate) fn member(port: u16) -> Member {
     Member {
-        address: ConnectionAddress::Tcp {
-            host: "memory".to_owned(),
-            port,
-        },
+        address: ConnectionAddress::Tcp { host: "memory".to_owned(), port },
         account: None,
-        tls: Tls {
-            mode: TlsMode::Disable,
-            roots: None,
-        },
+        tls: Tls { mode: TlsMode::Disable, roots: None },
         databases: Vec::new(),
     }
 }
@@ -65,11 +59,7 @@ impl Subject for InMemory {
     }
 
     async fn leftovers(&self) -> String {
-        if self.leaves_something {
-            "something".to_owned()
-        } else {
-            self.server.leftovers()
-        }
+        if self.leaves_something { "something".to_owned() } else { self.server.leftovers() }
     }
 }
 
@@ -80,22 +70,12 @@ async fn the_server_in_memory_keeps_the_contract() {
 
 #[tokio::test(start_paused = true)]
 async fn the_suite_notices_an_engine_that_does_not_block() {
-    let error = contract::run(&InMemory {
-        never_blocks: true,
-        ..InMemory::default()
-    })
-    .await
-    .unwrap_err();
+    let error = contract::run(&InMemory { never_blocks: true, ..InMemory::default() }).await.unwrap_err();
     assert!(error.contains("WriteBlocked blocks every commit"), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_suite_notices_an_engine_that_leaves_something() {
-    let error = contract::run(&InMemory {
-        leaves_something: true,
-        ..InMemory::default()
-    })
-    .await
-    .unwrap_err();
+    let error = contract::run(&InMemory { leaves_something: true, ..InMemory::default() }).await.unwrap_err();
     assert!(error.contains("leaves nothing"), "{error}");
 }

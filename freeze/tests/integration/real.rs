@@ -34,28 +34,14 @@ impl Real {
         server.execute("postgres", table).await.unwrap();
         let hole = Proxy::to(server.port).await.unwrap();
         hole.set(Fault::Stall);
-        Self {
-            kind,
-            port: server.port,
-            server: Mutex::new(server),
-            hole,
-        }
+        Self { kind, port: server.port, server: Mutex::new(server), hole }
     }
 
     fn at(port: u16) -> Member {
         Member {
-            address: ConnectionAddress::Tcp {
-                host: "127.0.0.1".to_owned(),
-                port,
-            },
-            account: Some(Account {
-                user: USER.to_owned(),
-                password: Some(PASSWORD.to_owned()),
-            }),
-            tls: Tls {
-                mode: TlsMode::Disable,
-                roots: None,
-            },
+            address: ConnectionAddress::Tcp { host: "127.0.0.1".to_owned(), port },
+            account: Some(Account { user: USER.to_owned(), password: Some(PASSWORD.to_owned()) }),
+            tls: Tls { mode: TlsMode::Disable, roots: None },
             databases: Vec::new(),
         }
     }
@@ -89,9 +75,7 @@ impl Subject for Real {
             Engine::PostgreSQL => "INSERT INTO t DEFAULT VALUES",
             Engine::MariaDB => "INSERT INTO shop.t VALUES ()",
         };
-        tokio::time::timeout(limit, server.execute("postgres", sql))
-            .await
-            .is_ok_and(|done| done.is_ok())
+        tokio::time::timeout(limit, server.execute("postgres", sql)).await.is_ok_and(|done| done.is_ok())
     }
 
     async fn kill_sessions(&self) {
@@ -105,10 +89,7 @@ impl Subject for Real {
                 .await
                 .unwrap(),
             Engine::MariaDB => {
-                let id = server
-                    .scalar("", "SELECT COALESCE(IS_USED_LOCK('stillpoint'), 0)")
-                    .await
-                    .unwrap();
+                let id = server.scalar("", "SELECT COALESCE(IS_USED_LOCK('stillpoint'), 0)").await.unwrap();
                 if id != "0" {
                     server.execute("", &format!("KILL CONNECTION {id}")).await.unwrap();
                 }
@@ -132,11 +113,6 @@ impl Subject for Real {
                  IF(@@global.innodb_flush_log_at_trx_commit = 2 AND @@global.sync_binlog = 0, '', 'raised settings'))"
             }
         };
-        self.server
-            .lock()
-            .await
-            .scalar("postgres", sql)
-            .await
-            .unwrap_or_else(|error| error.to_string())
+        self.server.lock().await.scalar("postgres", sql).await.unwrap_or_else(|error| error.to_string())
     }
 }

@@ -33,14 +33,8 @@ async fn main() -> Result<()> {
                 by_hand(&server, level).await?;
                 sql.push(began.elapsed());
                 let began = Instant::now();
-                stillpoint
-                    .quiesce("bank", json!({"level": level}))
-                    .await
-                    .map_err(anyhow::Error::msg)?;
-                stillpoint
-                    .unquiesce("bank", json!({}))
-                    .await
-                    .map_err(anyhow::Error::msg)?;
+                stillpoint.quiesce("bank", json!({"level": level})).await.map_err(anyhow::Error::msg)?;
+                stillpoint.unquiesce("bank", json!({})).await.map_err(anyhow::Error::msg)?;
                 api.push(began.elapsed());
             }
             let (api50, sql50) = (percentile(&mut api, 50), percentile(&mut sql, 50));
@@ -61,14 +55,7 @@ async fn main() -> Result<()> {
         writers.stop().await;
     }
     missed += standalone().await?;
-    println!(
-        "{}",
-        if missed == 0 {
-            "all bounds kept".to_owned()
-        } else {
-            format!("{missed} bounds missed")
-        }
-    );
+    println!("{}", if missed == 0 { "all bounds kept".to_owned() } else { format!("{missed} bounds missed") });
     Ok(())
 }
 
@@ -102,9 +89,7 @@ async fn by_hand(server: &Server, level: &str) -> Result<()> {
                     .await?;
                 }
                 "Durable" => {
-                    raw_sql("FLUSH NO_WRITE_TO_BINLOG ENGINE LOGS")
-                        .execute(&mut one)
-                        .await?;
+                    raw_sql("FLUSH NO_WRITE_TO_BINLOG ENGINE LOGS").execute(&mut one).await?;
                 }
                 _ => {}
             }
@@ -130,11 +115,7 @@ async fn standalone() -> Result<u32> {
         missed += u32::from(!kept);
     };
     let rss = resident(stillpoint.pid)?;
-    told(
-        "resident memory, idle (≤ 25 MiB)",
-        format!("{:.1} MiB", rss / 1024.0),
-        rss <= 25.0 * 1024.0,
-    );
+    told("resident memory, idle (≤ 25 MiB)", format!("{:.1} MiB", rss / 1024.0), rss <= 25.0 * 1024.0);
 
     let filler = "x".repeat(1500);
     let objects = 10_000_usize;
@@ -146,21 +127,13 @@ async fn standalone() -> Result<u32> {
                 "spec": {"engine": "PostgreSQL", "endpoint": {"host": "192.0.2.1"}, "paused": true},
             });
             let stillpoint = &stillpoint;
-            async move {
-                stillpoint
-                    .post("/apis/stillpoint.dev/v1alpha1/namespaces/default/databases", &body)
-                    .await
-            }
+            async move { stillpoint.post("/apis/stillpoint.dev/v1alpha1/namespaces/default/databases", &body).await }
         });
         for written in join_all(writes).await {
             written.map_err(anyhow::Error::msg)?;
         }
     }
-    println!(
-        "{:<58} {:>12.0}/s",
-        "creates, 64 at once, each synced to disk",
-        per_second(objects, began)
-    );
+    println!("{:<58} {:>12.0}/s", "creates, 64 at once, each synced to disk", per_second(objects, began));
 
     let path = "/apis/stillpoint.dev/v1alpha1/namespaces/default/databases/db-77";
     let (readers, each) = (32_usize, 1500_usize);
@@ -176,15 +149,10 @@ async fn standalone() -> Result<u32> {
         read?;
     }
     let rate = per_second(readers * each, began);
-    told(
-        "GET, 32 at once, the client on the same cores (≥ 10,000/s)",
-        format!("{rate:.0}/s"),
-        rate >= 10_000.0,
-    );
+    told("GET, 32 at once, the client on the same cores (≥ 10,000/s)", format!("{rate:.0}/s"), rate >= 10_000.0);
 
-    let kubectl = std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/kubectl"))
-        .arg("1.33")
-        .output()?;
+    let kubectl =
+        std::process::Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tools/kubectl")).arg("1.33").output()?;
     let kubectl = String::from_utf8(kubectl.stdout)?;
     let mut times = Vec::new();
     for _ in 0..5 {
@@ -197,11 +165,7 @@ async fn standalone() -> Result<u32> {
         times.push(began.elapsed());
     }
     let get = percentile(&mut times, 50);
-    told(
-        "kubectl get of 10,000 objects (≤ 2 s)",
-        shown(get),
-        get <= Duration::from_secs(2),
-    );
+    told("kubectl get of 10,000 objects (≤ 2 s)", shown(get), get <= Duration::from_secs(2));
     for (watchers, bound) in [(50_usize, 2_u64), (1000, 20)] {
         let p99 = watch_latency(&stillpoint, watchers).await?;
         let what = format!("watch event p99 from the write on, {watchers} watchers (≤ {bound} ms)");
@@ -222,11 +186,8 @@ async fn watch_latency(stillpoint: &Stillpoint, watchers: usize) -> Result<Durat
         let seen = seen.clone();
         tasks.spawn(async move {
             while let Some(Ok(line)) = lines.next().await {
-                if let Some(n) = line
-                    .split("bench-")
-                    .nth(1)
-                    .and_then(|rest| rest.split('.').next())
-                    .and_then(|n| n.parse().ok())
+                if let Some(n) =
+                    line.split("bench-").nth(1).and_then(|rest| rest.split('.').next()).and_then(|n| n.parse().ok())
                 {
                     seen.send((n, Instant::now())).ok();
                 }
@@ -238,10 +199,7 @@ async fn watch_latency(stillpoint: &Stillpoint, watchers: usize) -> Result<Durat
         let body = json!({
             "metadata": {"name": format!("bench-{n}.{watchers}")}, "involvedObject": {"kind": "Pod", "name": "x"}, "reason": "Bench",
         });
-        stillpoint
-            .post("/api/v1/namespaces/default/events", &body)
-            .await
-            .map_err(anyhow::Error::msg)?;
+        stillpoint.post("/api/v1/namespaces/default/events", &body).await.map_err(anyhow::Error::msg)?;
         let written = Instant::now();
         for _ in 0..watchers {
             let next = tokio::time::timeout(Duration::from_secs(5), arrivals.recv()).await?;
@@ -255,11 +213,7 @@ async fn watch_latency(stillpoint: &Stillpoint, watchers: usize) -> Result<Durat
 
 fn percentile(values: &mut [Duration], percent: usize) -> Duration {
     values.sort_unstable();
-    values
-        .get(values.len() * percent / 100)
-        .or(values.last())
-        .copied()
-        .unwrap_or_default()
+    values.get(values.len() * percent / 100).or(values.last()).copied().unwrap_or_default()
 }
 
 fn shown(duration: Duration) -> String {
@@ -274,9 +228,6 @@ fn per_second(count: usize, began: Instant) -> f64 {
 /// Kilobytes.
 fn resident(pid: u32) -> Result<f64> {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmRSS:"))
-        .unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap_or_default();
     Ok(line.split_whitespace().nth(1).unwrap_or("0").parse()?)
 }

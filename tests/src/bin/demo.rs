@@ -16,12 +16,8 @@ const PG: ServerKind = ServerKind::POSTGRESQL_15;
 const MY: ServerKind = ServerKind::MARIADB_10_11;
 const LATE: &[(&str, &str)] = &[("wal_writer_delay", "10s"), ("shared_buffers", "64MB")];
 const ASYNC: &str = "SET synchronous_commit = off";
-const LAZY: &[(&str, &str)] = &[
-    ("log-bin", "bin"),
-    ("server-id", "7"),
-    ("innodb-flush-log-at-trx-commit", "2"),
-    ("sync-binlog", "0"),
-];
+const LAZY: &[(&str, &str)] =
+    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "2"), ("sync-binlog", "0")];
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
@@ -47,10 +43,7 @@ async fn main() -> Result<()> {
     println!(
         "Each copy is a block-level cut of a live volume; a second server is started on it and asked what it has.\n"
     );
-    println!(
-        "{:<46} {:>7} {:>12} {:>8} {:>7}",
-        "", "copies", "acknowledged", "missing", "torn"
-    );
+    println!("{:<46} {:>7} {:>12} {:>8} {:>7}", "", "copies", "acknowledged", "missing", "torn");
     without(&stillpoint, &mut postgresql, &mut mariadb).await?;
     with(&stillpoint, &mut postgresql, &mut mariadb).await?;
     group(&stillpoint).await?;
@@ -60,37 +53,12 @@ async fn main() -> Result<()> {
 }
 
 async fn without(stillpoint: &Stillpoint, postgresql: &mut Bench, mariadb: &mut Bench) -> Result<()> {
-    let lost = row(
-        stillpoint,
-        postgresql,
-        "orders",
-        How::Without,
-        "without: PostgreSQL, a plain snapshot",
-    )
-    .await?;
-    ensure!(
-        lost > 0,
-        "nothing was lost without a barrier: this machine shows nothing"
-    );
-    let lost = row(
-        stillpoint,
-        mariadb,
-        "billing",
-        How::Without,
-        "without: MariaDB, FLUSH TABLES WITH READ LOCK",
-    )
-    .await?;
-    ensure!(
-        lost > 0,
-        "nothing was lost without a barrier: this machine shows nothing"
-    );
-    files(
-        stillpoint,
-        postgresql,
-        false,
-        "without: PostgreSQL, files copied, no label",
-    )
-    .await
+    let lost = row(stillpoint, postgresql, "orders", How::Without, "without: PostgreSQL, a plain snapshot").await?;
+    ensure!(lost > 0, "nothing was lost without a barrier: this machine shows nothing");
+    let lost =
+        row(stillpoint, mariadb, "billing", How::Without, "without: MariaDB, FLUSH TABLES WITH READ LOCK").await?;
+    ensure!(lost > 0, "nothing was lost without a barrier: this machine shows nothing");
+    files(stillpoint, postgresql, false, "without: PostgreSQL, files copied, no label").await
 }
 
 async fn with(stillpoint: &Stillpoint, postgresql: &mut Bench, mariadb: &mut Bench) -> Result<()> {
@@ -101,13 +69,7 @@ async fn with(stillpoint: &Stillpoint, postgresql: &mut Bench, mariadb: &mut Ben
             ensure!(lost == 0, "{what}: {lost} missing");
         }
     }
-    files(
-        stillpoint,
-        postgresql,
-        true,
-        "Stillpoint: PostgreSQL, files, label and WAL",
-    )
-    .await
+    files(stillpoint, postgresql, true, "Stillpoint: PostgreSQL, files, label and WAL").await
 }
 
 /// A row of the report; answers what was missing, torn copies counted as missing.
@@ -141,28 +103,15 @@ async fn files(stillpoint: &Stillpoint, bench: &mut Bench, label: bool, what: &s
 
 /// Both databases at once: none is released before both are held, so no write of one knows of a later one of the other.
 async fn group(stillpoint: &Stillpoint) -> Result<()> {
-    let status = stillpoint
-        .quiesce("orders", json!({"with": ["billing"]}))
-        .await
-        .map_err(anyhow::Error::msg)?;
-    let ended = stillpoint
-        .unquiesce("orders", json!({}))
-        .await
-        .map_err(anyhow::Error::msg)?;
+    let status = stillpoint.quiesce("orders", json!({"with": ["billing"]})).await.map_err(anyhow::Error::msg)?;
+    let ended = stillpoint.unquiesce("orders", json!({})).await.map_err(anyhow::Error::msg)?;
     let proofs = ended["targets"].as_array().map(Vec::as_slice).unwrap_or_default();
-    ensure!(
-        proofs.len() == 2 && proofs.iter().all(|target| target["proof"]["held"] == true),
-        "{ended}"
-    );
+    ensure!(proofs.len() == 2 && proofs.iter().all(|target| target["proof"]["held"] == true), "{ended}");
     println!(
         "\nBoth as one group at {}: held for {} ms, both proved ({}).",
         status["level"].as_str().unwrap_or_default(),
         ended["frozenMilliseconds"],
-        proofs
-            .iter()
-            .filter_map(|target| target["proof"]["kind"].as_str())
-            .collect::<Vec<_>>()
-            .join(", ")
+        proofs.iter().filter_map(|target| target["proof"]["kind"].as_str()).collect::<Vec<_>>().join(", ")
     );
     Ok(())
 }
@@ -171,19 +120,11 @@ async fn group(stillpoint: &Stillpoint) -> Result<()> {
 async fn kill(bench: &Bench) -> Result<()> {
     let mut stillpoint = Stillpoint::start().await?;
     stillpoint.register("orders", &bench.server, json!({})).await?;
-    let status = stillpoint
-        .quiesce("orders", json!({"level": "WriteBlocked"}))
-        .await
-        .map_err(anyhow::Error::msg)?;
+    let status = stillpoint.quiesce("orders", json!({"level": "WriteBlocked"})).await.map_err(anyhow::Error::msg)?;
     let killed = Instant::now();
     stillpoint.kill9();
-    let first = bench
-        .writers
-        .next_acknowledgement(killed, Duration::from_secs(10))
-        .await;
-    let Some(first) = first else {
-        anyhow::bail!("the database stayed blocked")
-    };
+    let first = bench.writers.next_acknowledgement(killed, Duration::from_secs(10)).await;
+    let Some(first) = first else { anyhow::bail!("the database stayed blocked") };
     println!(
         "kill -9 of the server while writes were blocked: writers went on after {} ms.",
         (first - killed).as_millis()

@@ -29,30 +29,14 @@ enum Copy {
 
 const LATE: &[(&str, &str)] = &[("wal_writer_delay", "10s"), ("shared_buffers", "64MB")];
 const USUAL: &[(&str, &str)] = &[("shared_buffers", "64MB")];
-const MARIADB_1_1: &[(&str, &str)] = &[
-    ("log-bin", "bin"),
-    ("server-id", "7"),
-    ("innodb-flush-log-at-trx-commit", "1"),
-    ("sync-binlog", "1"),
-];
-const MARIADB_1_0: &[(&str, &str)] = &[
-    ("log-bin", "bin"),
-    ("server-id", "7"),
-    ("innodb-flush-log-at-trx-commit", "1"),
-    ("sync-binlog", "0"),
-];
-const MARIADB_2_0: &[(&str, &str)] = &[
-    ("log-bin", "bin"),
-    ("server-id", "7"),
-    ("innodb-flush-log-at-trx-commit", "2"),
-    ("sync-binlog", "0"),
-];
-const MARIADB_0_0: &[(&str, &str)] = &[
-    ("log-bin", "bin"),
-    ("server-id", "7"),
-    ("innodb-flush-log-at-trx-commit", "0"),
-    ("sync-binlog", "0"),
-];
+const MARIADB_1_1: &[(&str, &str)] =
+    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "1"), ("sync-binlog", "1")];
+const MARIADB_1_0: &[(&str, &str)] =
+    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "1"), ("sync-binlog", "0")];
+const MARIADB_2_0: &[(&str, &str)] =
+    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "2"), ("sync-binlog", "0")];
+const MARIADB_0_0: &[(&str, &str)] =
+    &[("log-bin", "bin"), ("server-id", "7"), ("innodb-flush-log-at-trx-commit", "0"), ("sync-binlog", "0")];
 const ASYNC: &str = "SET synchronous_commit = off";
 const PG: ServerKind = ServerKind::POSTGRESQL_15;
 const MY: ServerKind = ServerKind::MARIADB_10_11;
@@ -64,14 +48,7 @@ const fn atomic(
     session: &'static str,
     level: &'static str,
 ) -> Scenario {
-    Scenario {
-        name,
-        kind,
-        settings,
-        session,
-        copy: Copy::Atomic(How::Held(level)),
-        control: false,
-    }
+    Scenario { name, kind, settings, session, copy: Copy::Atomic(How::Held(level)), control: false }
 }
 
 const fn control(
@@ -80,14 +57,7 @@ const fn control(
     settings: &'static [(&'static str, &'static str)],
     session: &'static str,
 ) -> Scenario {
-    Scenario {
-        name,
-        kind,
-        settings,
-        session,
-        copy: Copy::Atomic(How::Without),
-        control: true,
-    }
+    Scenario { name, kind, settings, session, copy: Copy::Atomic(How::Without), control: true }
 }
 
 const SCENARIOS: &[Scenario] = &[
@@ -113,13 +83,7 @@ const SCENARIOS: &[Scenario] = &[
     atomic("Durable, synchronous_commit=on", PG, USUAL, "", "Durable"),
     atomic("Durable, synchronous_commit=off, late WAL", PG, LATE, ASYNC, "Durable"),
     atomic("WriteBlocked, synchronous_commit=on", PG, USUAL, "", "WriteBlocked"),
-    atomic(
-        "WriteBlocked, synchronous_commit=off, late WAL",
-        PG,
-        LATE,
-        ASYNC,
-        "WriteBlocked",
-    ),
+    atomic("WriteBlocked, synchronous_commit=off, late WAL", PG, LATE, ASYNC, "WriteBlocked"),
     atomic("Durable, 1/1", MY, MARIADB_1_1, "", "Durable"),
     atomic("Durable, 1/0", MY, MARIADB_1_0, "", "Durable"),
     atomic("Durable, 2/0", MY, MARIADB_2_0, "", "Durable"),
@@ -184,9 +148,7 @@ async fn main() -> Result<()> {
 async fn run(scenario: &Scenario, count: u32) -> Result<Sum> {
     let stillpoint = Stillpoint::start().await?;
     let mut bench = Bench::start(scenario.kind, scenario.settings, scenario.session).await?;
-    stillpoint
-        .register("bank", &bench.server, json!({"acquireTimeoutSeconds": 5}))
-        .await?;
+    stillpoint.register("bank", &bench.server, json!({"acquireTimeoutSeconds": 5})).await?;
     let mut sum = Sum::default();
     for _ in 0..count {
         let made: Made = match scenario.copy {

@@ -62,10 +62,7 @@ pub(super) async fn run(command: Command, api: Api, output: Output) -> Result<u8
     let status = match thawed {
         Ok(status) => status,
         Err(failure) => {
-            eprintln!(
-                "warning: the thaw was not heard: {failure}; the lease ends it at {}",
-                shown(&held.status)
-            );
+            eprintln!("warning: the thaw was not heard: {failure}; the lease ends it at {}", shown(&held.status));
             UnquiesceStatus::default()
         }
     };
@@ -89,12 +86,7 @@ async fn freeze(command: &Command, api: &Api) -> Result<Held, Failure> {
     };
     let status = answered.status.unwrap_or_default();
     let ttl = left(&status);
-    Ok(Held {
-        uid: status.uid.clone().unwrap_or(uid),
-        expires: Instant::now() + ttl,
-        ttl,
-        status,
-    })
+    Ok(Held { uid: status.uid.clone().unwrap_or(uid), expires: Instant::now() + ttl, ttl, status })
 }
 
 /// Runs the commands; answers how that ended, and what the stop of a Files copy gave.
@@ -108,33 +100,16 @@ async fn hold(
 ) -> (Ending, Vec<Artifact>) {
     let mut expires = held.expires;
     let environment = environment(api, command, held);
-    let first = attend(
-        command,
-        api,
-        &command.run,
-        &environment,
-        &mut expires,
-        held,
-        signals,
-        output,
-    )
-    .await;
+    let first = attend(command, api, &command.run, &environment, &mut expires, held, signals, output).await;
     let is_files = held.status.copy == Some(Copy::Files);
     if !is_files || first != Ending::Command(0) {
         return (first, Vec::new());
     }
-    let spec = UnquiesceSpec {
-        uid: Some(held.uid.clone()),
-        stage: Stage::Stop,
-        force: false,
-    };
+    let spec = UnquiesceSpec { uid: Some(held.uid.clone()), stage: Stage::Stop, force: false };
     let stopped = match api.unquiesce(&command.name, spec).await {
         Ok(answered) => answered.status.unwrap_or_default(),
         Err(error) => {
-            return (
-                Ending::Lost(format!("the data phase could not be ended: {error}")),
-                Vec::new(),
-            );
+            return (Ending::Lost(format!("the data phase could not be ended: {error}")), Vec::new());
         }
     };
     let Some(then) = &command.then else {
@@ -146,10 +121,7 @@ async fn hold(
     let environment = match with_artifacts(environment, &stopped.artifacts, files) {
         Ok(environment) => environment,
         Err(failure) => {
-            return (
-                Ending::Lost(format!("the artifacts could not be written: {failure}")),
-                stopped.artifacts,
-            );
+            return (Ending::Lost(format!("the artifacts could not be written: {failure}")), stopped.artifacts);
         }
     };
     let shell = ["sh".into(), "-c".into(), then.into()];
@@ -248,10 +220,7 @@ async fn lost(api: &Api, name: &str) -> String {
 async fn thaw(api: &Api, database: &str, uid: &str) -> Result<UnquiesceStatus, Failure> {
     let mut tries = 0;
     loop {
-        let spec = UnquiesceSpec {
-            uid: Some(uid.to_owned()),
-            ..UnquiesceSpec::default()
-        };
+        let spec = UnquiesceSpec { uid: Some(uid.to_owned()), ..UnquiesceSpec::default() };
         let failure = match timeout(THAW, api.unquiesce(database, spec)).await {
             Ok(Ok(answered)) => return Ok(answered.status.unwrap_or_default()),
             Ok(Err(error)) => Failure::from(error),
@@ -273,19 +242,13 @@ fn finish(
     status: &UnquiesceStatus,
     output: Output,
 ) -> Result<u8, Failure> {
-    let lost_meanwhile = status
-        .phase
-        .is_some_and(|phase| matches!(phase, Phase::Lost | Phase::Expired));
+    let lost_meanwhile = status.phase.is_some_and(|phase| matches!(phase, Phase::Lost | Phase::Expired));
     let ending = match ending {
         Ending::Command(0) if lost_meanwhile => &Ending::Lost(status.message.clone().unwrap_or_default()),
         ending => ending,
     };
     let proved = print::proved(status);
-    let artifacts = if status.artifacts.is_empty() {
-        stopped
-    } else {
-        status.artifacts.clone()
-    };
+    let artifacts = if status.artifacts.is_empty() { stopped } else { status.artifacts.clone() };
     let result = json!({
         "freeze": held.status.freeze, "uid": held.uid, "level": held.status.level, "copy": held.status.copy,
         "outcome": verdict::outcome(ending, proved), "exitCode": verdict::exit_code(ending, proved),
@@ -320,11 +283,7 @@ fn tell(command: &Command, held: &Held, ending: &Ending, status: &UnquiesceStatu
     let copy = held.status.copy.unwrap_or_default();
     for target in &status.targets {
         if let Ok(driver) = driver(target.engine) {
-            let artifacts = if target.database == command.name {
-                artifacts
-            } else {
-                &[]
-            };
+            let artifacts = if target.database == command.name { artifacts } else { &[] };
             eprintln!("\nTo restore {}:", target.database);
             eprint!("{}", driver.restore_recipe(copy, target.position.as_ref(), artifacts));
         }
@@ -345,12 +304,7 @@ fn environment(api: &Api, command: &Command, held: &Held) -> Vec<(String, String
         ("LEVEL", status.level.map(|level| level.to_string()).unwrap_or_default()),
         ("COPY", status.copy.map(|copy| copy.to_string()).unwrap_or_default()),
         ("POSITION", position.map(api::Position::summary).unwrap_or_default()),
-        (
-            "POSITION_JSON",
-            position
-                .and_then(|position| serde_json::to_string(position).ok())
-                .unwrap_or_default(),
-        ),
+        ("POSITION_JSON", position.and_then(|position| serde_json::to_string(position).ok()).unwrap_or_default()),
         ("FROZEN_AT", time(&status.frozen_at)),
         ("EXPIRES_AT", time(&status.expires_at)),
     ]
@@ -370,10 +324,7 @@ fn with_artifacts(
             ArtifactKind::BackupLabel => "STILLPOINT_BACKUP_LABEL_FILE",
             ArtifactKind::TablespaceMap => "STILLPOINT_TABLESPACE_MAP_FILE",
             ArtifactKind::WalRange => {
-                let (first, last) = artifact
-                    .content
-                    .split_once(' ')
-                    .unwrap_or((&artifact.content, &artifact.content));
+                let (first, last) = artifact.content.split_once(' ').unwrap_or((&artifact.content, &artifact.content));
                 environment.push(("STILLPOINT_WAL_FIRST".to_owned(), first.to_owned()));
                 environment.push(("STILLPOINT_WAL_LAST".to_owned(), last.to_owned()));
                 continue;
@@ -387,10 +338,7 @@ fn with_artifacts(
 }
 
 fn write_atomically(path: &Path, content: &str) -> Result<(), Failure> {
-    let directory = path
-        .parent()
-        .filter(|parent| !parent.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let write = || -> std::io::Result<()> {
         let mut file = tempfile::NamedTempFile::new_in(directory)?;
         file.write_all(content.as_bytes())?;
@@ -401,10 +349,7 @@ fn write_atomically(path: &Path, content: &str) -> Result<(), Failure> {
 }
 
 fn left(status: &QuiesceStatus) -> Duration {
-    status
-        .expires_at
-        .as_ref()
-        .map_or(Duration::ZERO, |until| until_then(until.0))
+    status.expires_at.as_ref().map_or(Duration::ZERO, |until| until_then(until.0))
 }
 
 fn until_then(until: Timestamp) -> Duration {
@@ -412,11 +357,7 @@ fn until_then(until: Timestamp) -> Duration {
 }
 
 fn shown(status: &QuiesceStatus) -> String {
-    status
-        .expires_at
-        .as_ref()
-        .map(|at| at.0.to_string())
-        .unwrap_or_default()
+    status.expires_at.as_ref().map(|at| at.0.to_string()).unwrap_or_default()
 }
 
 /// The signals that end us.
@@ -428,11 +369,7 @@ impl Signals {
     fn new() -> Result<Self, Failure> {
         let listen = |kind: SignalKind| Ok::<_, Failure>((kind.as_raw_value(), signal(kind)?));
         Ok(Self {
-            all: [
-                listen(SignalKind::interrupt())?,
-                listen(SignalKind::terminate())?,
-                listen(SignalKind::hangup())?,
-            ],
+            all: [listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?, listen(SignalKind::hangup())?],
         })
     }
 

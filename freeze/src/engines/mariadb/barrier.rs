@@ -46,34 +46,19 @@ const LOOK: Duration = Duration::from_millis(20);
 
 impl Settings {
     pub(super) fn of(hello: &Hello) -> Self {
-        Self {
-            flush_log_at_trx_commit: hello.flush_log_at_trx_commit,
-            sync_binlog: hello.sync_binlog,
-        }
+        Self { flush_log_at_trx_commit: hello.flush_log_at_trx_commit, sync_binlog: hello.sync_binlog }
     }
 
     pub(super) fn to_undo(self) -> Undo {
         let mut data = Map::new();
-        data.insert(
-            "innodbFlushLogAtTrxCommit".to_owned(),
-            Value::from(self.flush_log_at_trx_commit),
-        );
+        data.insert("innodbFlushLogAtTrxCommit".to_owned(), Value::from(self.flush_log_at_trx_commit));
         data.insert("syncBinlog".to_owned(), Value::from(self.sync_binlog));
-        Undo {
-            version: VERSION,
-            kind: KIND.to_owned(),
-            data,
-        }
+        Undo { version: VERSION, kind: KIND.to_owned(), data }
     }
 
     /// Nothing for an item of another engine, or of a later form.
     pub(super) fn from_undo(undo: &Undo) -> Option<Self> {
-        let number = |key: &str| {
-            undo.data
-                .get(key)
-                .and_then(Value::as_u64)
-                .and_then(|n| u32::try_from(n).ok())
-        };
+        let number = |key: &str| undo.data.get(key).and_then(Value::as_u64).and_then(|n| u32::try_from(n).ok());
         if undo.kind != KIND || undo.version != VERSION {
             return None;
         }
@@ -89,10 +74,7 @@ impl Settings {
 
     /// Puts back what was there. Harmless when it is there already.
     pub(super) async fn restore(self, link: &mut Link, deadline: Instant) -> Result<(), Error> {
-        let Self {
-            flush_log_at_trx_commit,
-            sync_binlog,
-        } = self;
+        let Self { flush_log_at_trx_commit, sync_binlog } = self;
         let sql = format!(
             "SET GLOBAL innodb_flush_log_at_trx_commit = {flush_log_at_trx_commit}, GLOBAL sync_binlog = {sync_binlog}"
         );
@@ -119,31 +101,17 @@ impl Way {
     pub(super) async fn begin(self, link: &mut Link, undo: &dyn UndoLog, deadline: Instant) -> Result<(), Error> {
         let Self::Raise(settings) = self else { return Ok(()) };
         undo.intend(settings.to_undo()).await?;
-        let rotate = if link.hello.log_bin && settings.sync_binlog != 1 {
-            "; FLUSH NO_WRITE_TO_BINLOG BINARY LOGS"
-        } else {
-            ""
-        };
-        link.run(
-            deadline,
-            "raising durability settings",
-            &format!("{}{rotate}", Settings::raise()),
-        )
-        .await
-        .map(drop)
+        let rotate =
+            if link.hello.log_bin && settings.sync_binlog != 1 { "; FLUSH NO_WRITE_TO_BINLOG BINARY LOGS" } else { "" };
+        link.run(deadline, "raising durability settings", &format!("{}{rotate}", Settings::raise())).await.map(drop)
     }
 
     /// Everything acknowledged before this is on disk when it returns.
     pub(super) async fn flush(self, link: &mut Link, deadline: Instant) -> Result<(), Error> {
         match self {
-            Self::Flush | Self::Raise(_) => link
-                .run(
-                    deadline,
-                    "flushing the redo log",
-                    "FLUSH NO_WRITE_TO_BINLOG ENGINE LOGS",
-                )
-                .await
-                .map(drop),
+            Self::Flush | Self::Raise(_) => {
+                link.run(deadline, "flushing the redo log", "FLUSH NO_WRITE_TO_BINLOG ENGINE LOGS").await.map(drop)
+            }
             Self::Wait => wait_for_own_flush(link, deadline).await,
         }
     }
@@ -165,11 +133,8 @@ async fn wait_for_own_flush(link: &mut Link, deadline: Instant) -> Result<(), Er
         let sql = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Innodb_lsn_current', 'Innodb_lsn_flushed')";
         let rows = link.run(deadline, "waiting for InnoDB to flush its log", sql).await?;
         let value = |name: &str| {
-            let row = rows
-                .iter()
-                .find(|row| text(row, 0).is_some_and(|found| found.eq_ignore_ascii_case(name)));
-            row.and_then(|row| text(row, 1))
-                .and_then(|value| value.parse::<u64>().ok())
+            let row = rows.iter().find(|row| text(row, 0).is_some_and(|found| found.eq_ignore_ascii_case(name)));
+            row.and_then(|row| text(row, 1)).and_then(|value| value.parse::<u64>().ok())
         };
         let (Some(current), Some(flushed)) = (value("Innodb_lsn_current"), value("Innodb_lsn_flushed")) else {
             return Err(Error::Server {
@@ -181,10 +146,7 @@ async fn wait_for_own_flush(link: &mut Link, deadline: Instant) -> Result<(), Er
             return Ok(());
         }
         if Instant::now() + LOOK >= deadline {
-            return Err(Error::Timeout {
-                doing: "waiting for InnoDB to flush its log",
-                limit: OWN_FLUSH,
-            });
+            return Err(Error::Timeout { doing: "waiting for InnoDB to flush its log", limit: OWN_FLUSH });
         }
         sleep(LOOK).await;
     }
@@ -196,20 +158,13 @@ mod tests {
 
     #[test]
     fn settings_round_trip_through_the_journal() {
-        let settings = Settings {
-            flush_log_at_trx_commit: 2,
-            sync_binlog: 0,
-        };
+        let settings = Settings { flush_log_at_trx_commit: 2, sync_binlog: 0 };
         assert_eq!(Settings::from_undo(&settings.to_undo()), Some(settings));
     }
 
     #[test]
     fn an_item_of_a_later_form_is_left_alone() {
-        let mut undo = Settings {
-            flush_log_at_trx_commit: 2,
-            sync_binlog: 0,
-        }
-        .to_undo();
+        let mut undo = Settings { flush_log_at_trx_commit: 2, sync_binlog: 0 }.to_undo();
         undo.version += 1;
         assert_eq!(Settings::from_undo(&undo), None);
     }

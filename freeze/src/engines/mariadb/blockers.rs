@@ -35,10 +35,7 @@ const PATIENCE: Duration = Duration::from_millis(60);
 
 /// Sessions that run for longer than `older`.
 pub(super) async fn running_longer(link: &mut Link, older: Duration, deadline: Instant) -> Result<Vec<Blocker>, Error> {
-    let sql = format!(
-        "{SESSIONS} AND TIME_MS >= {} ORDER BY TIME_MS DESC LIMIT 20",
-        older.as_millis()
-    );
+    let sql = format!("{SESSIONS} AND TIME_MS >= {} ORDER BY TIME_MS DESC LIMIT 20", older.as_millis());
     let rows = link.run(deadline, "looking for sessions in the way", &sql).await?;
     Ok(rows.iter().map(|row| session(row).0).collect())
 }
@@ -58,11 +55,7 @@ pub(super) async fn watch(
             continue;
         };
         let sessions: Vec<(Blocker, bool)> = rows.iter().map(session).collect();
-        in_the_way.seen = sessions
-            .iter()
-            .map(|(blocker, _)| blocker.clone())
-            .filter(|b| b.age >= PATIENCE)
-            .collect();
+        in_the_way.seen = sessions.iter().map(|(blocker, _)| blocker.clone()).filter(|b| b.age >= PATIENCE).collect();
         for (blocker, reads) in sessions {
             let policy = match plan.blockers {
                 BlockerPolicy::KillAll => true,
@@ -71,11 +64,7 @@ pub(super) async fn watch(
             };
             if policy && blocker.age >= plan.blockers_older_than {
                 match link
-                    .run(
-                        deadline,
-                        "ending a session in the way",
-                        &format!("KILL CONNECTION {}", blocker.id),
-                    )
+                    .run(deadline, "ending a session in the way", &format!("KILL CONNECTION {}", blocker.id))
                     .await
                 {
                     Ok(_) => in_the_way.ended.push(blocker.to_string()),
@@ -96,11 +85,7 @@ fn session(row: &MySqlRow) -> (Blocker, bool) {
         #[expect(clippy::cast_possible_truncation, reason = "connection ids are far below 2^53")]
         id: number(0) as i64,
         user: text(row, 1).unwrap_or_default(),
-        application: if database.is_empty() {
-            database
-        } else {
-            format!("database {database}")
-        },
+        application: if database.is_empty() { database } else { format!("database {database}") },
         age: Duration::from_secs_f64((number(3) / 1000.0).max(0.0)),
         doing: text(row, 4).unwrap_or_default(),
     };

@@ -58,10 +58,7 @@ pub(super) fn grants(user: &str, level: Level) -> Vec<Grant> {
         statement: format!("GRANT {privilege} ON *.* TO {account};"),
         reason: reason.to_owned(),
     };
-    let mut grants = vec![grant(
-        "BINLOG MONITOR",
-        "read the binary log's position (before 10.5: REPLICATION CLIENT)",
-    )];
+    let mut grants = vec![grant("BINLOG MONITOR", "read the binary log's position (before 10.5: REPLICATION CLIENT)")];
     if level > Level::Recoverable {
         grants.push(grant("RELOAD", "FLUSH ENGINE LOGS and BACKUP STAGE"));
         grants.push(grant(
@@ -71,14 +68,8 @@ pub(super) fn grants(user: &str, level: Level) -> Vec<Grant> {
         ));
     }
     if level == Level::WriteBlocked {
-        grants.push(grant(
-            "PROCESS",
-            "see the sessions that stand in the way, and those that wait",
-        ));
-        grants.push(grant(
-            "CONNECTION ADMIN",
-            "only for spec.freeze.blockers.policy KillReads or KillAll",
-        ));
+        grants.push(grant("PROCESS", "see the sessions that stand in the way, and those that wait"));
+        grants.push(grant("CONNECTION ADMIN", "only for spec.freeze.blockers.policy KillReads or KillAll"));
     }
     grants
 }
@@ -86,17 +77,9 @@ pub(super) fn grants(user: &str, level: Level) -> Vec<Grant> {
 fn judge(hello: &Hello, plan: &Plan) -> Vec<Check> {
     let named: [(&'static str, Result<(), Error>, String); 4] = [
         ("version", hello.supported(), format!("MariaDB {}", hello.version)),
-        (
-            "role",
-            role(hello, plan),
-            format!("{}", hello.server().role).to_lowercase(),
-        ),
+        ("role", role(hello, plan), format!("{}", hello.server().role).to_lowercase()),
         ("settings", settings(hello), "innodb_doublewrite is on".to_owned()),
-        (
-            "cluster",
-            no_cluster(hello),
-            "not a member of a Galera cluster".to_owned(),
-        ),
+        ("cluster", no_cluster(hello), "not a member of a Galera cluster".to_owned()),
     ];
     named
         .into_iter()
@@ -110,10 +93,7 @@ fn judge(hello: &Hello, plan: &Plan) -> Vec<Check> {
 fn role(hello: &Hello, plan: &Plan) -> Result<(), Error> {
     let found = hello.server().role;
     if found != plan.role {
-        return Err(Error::Role {
-            found,
-            wanted: plan.role,
-        });
+        return Err(Error::Role { found, wanted: plan.role });
     }
     if found == Role::Replica && plan.level > Level::Recoverable {
         return Err(Error::Unsupported {
@@ -223,9 +203,7 @@ async fn foreign(link: &mut Link, deadline: Instant) -> Check {
             None => Check::pass("foreign-freeze", "no other freeze"),
             Some(id) => failed(
                 "foreign-freeze",
-                &Error::ForeignFreeze {
-                    holder: format!("session {id}, a freeze of Stillpoint"),
-                },
+                &Error::ForeignFreeze { holder: format!("session {id}, a freeze of Stillpoint") },
             ),
         },
         Err(error) => failed("foreign-freeze", &error),
@@ -270,10 +248,7 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
 }
 
 fn reachable(member: &Member) -> Check {
-    Check::pass(
-        "reachable",
-        format!("{} answers, and lets the account in", member.address),
-    )
+    Check::pass("reachable", format!("{} answers, and lets the account in", member.address))
 }
 
 fn failed(name: &'static str, error: &Error) -> Check {

@@ -61,10 +61,7 @@ impl Link {
         let address = member.address.to_string();
         let user = options.get_username().to_owned();
         let mut connection = by(deadline, "connecting", async {
-            options
-                .connect()
-                .await
-                .map_err(|error| errors::connecting(error, &address, &user))
+            options.connect().await.map_err(|error| errors::connecting(error, &address, &user))
         })
         .await?;
         let sql = format!("{}; {HELLO}", limits(idle, left(deadline)));
@@ -95,10 +92,7 @@ impl Link {
         let sql = "SELECT @@gtid_binlog_pos; SHOW GLOBAL STATUS LIKE 'Innodb_lsn_current'";
         let rows = self.run(deadline, doing, sql).await?;
         let mut position = MariadbPosition {
-            innodb_lsn: rows
-                .get(1)
-                .and_then(|row| text(row, 1))
-                .and_then(|lsn| lsn.parse().ok()),
+            innodb_lsn: rows.get(1).and_then(|row| text(row, 1)).and_then(|lsn| lsn.parse().ok()),
             ..MariadbPosition::default()
         };
         if !self.hello.log_bin {
@@ -118,9 +112,7 @@ impl Link {
 
     /// Ends the session in order, so that it is gone when this returns.
     pub(super) async fn close(self, deadline: Instant) {
-        by(deadline, "closing", async { Ok(self.connection.close().await.ok()) })
-            .await
-            .ok();
+        by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
     }
 }
 
@@ -128,11 +120,7 @@ impl Hello {
     pub(super) fn server(&self) -> ServerInfo {
         ServerInfo {
             version: self.version.clone(),
-            role: if self.incarnation.replica {
-                Role::Replica
-            } else {
-                Role::Primary
-            },
+            role: if self.incarnation.replica { Role::Replica } else { Role::Primary },
             incarnation: self.incarnation.clone(),
             started_at: self.started_at,
         }
@@ -146,10 +134,7 @@ impl Hello {
             supported: "MariaDB 10.4.1 or later",
         };
         if !self.version.contains("MariaDB") {
-            return Err(unsupported(format!(
-                "(another server: {} {})",
-                self.comment, self.version
-            )));
+            return Err(unsupported(format!("(another server: {} {})", self.comment, self.version)));
         }
         match numbers(&self.version) {
             Some(version) if version >= (10, 4, 1) => Ok(()),
@@ -166,41 +151,27 @@ impl Hello {
     }
 
     fn not_pooled(&self) -> Result<(), Error> {
-        let proxy = ["ProxySQL", "MaxScale"]
-            .iter()
-            .find(|name| self.comment.contains(*name) || self.version.contains(*name));
+        let proxy =
+            ["ProxySQL", "MaxScale"].iter().find(|name| self.comment.contains(*name) || self.version.contains(*name));
         if let Some(name) = proxy {
-            return Err(Error::Pooler {
-                detail: format!("it calls itself {name}"),
-            });
+            return Err(Error::Pooler { detail: format!("it calls itself {name}") });
         }
         if self.questions > OUR_QUESTIONS {
-            let detail = format!(
-                "the session that we were given has run {} statements before",
-                self.questions
-            );
+            let detail = format!("the session that we were given has run {} statements before", self.questions);
             return Err(Error::Pooler { detail });
         }
         Ok(())
     }
 
     fn read(rows: &[MySqlRow]) -> Result<Self, Error> {
-        let missing = |what: &str| Error::Server {
-            doing: "asking who the server is",
-            detail: format!("no {what}"),
-        };
-        let row = rows
-            .iter()
-            .find(|row| row.len() == 12)
-            .ok_or_else(|| missing("answer"))?;
+        let missing = |what: &str| Error::Server { doing: "asking who the server is", detail: format!("no {what}") };
+        let row = rows.iter().find(|row| row.len() == 12).ok_or_else(|| missing("answer"))?;
         let column = |at| text(row, at).unwrap_or_default();
         let number = |at| column(at).parse::<i64>().unwrap_or(0);
         let status = |name: &str| {
-            let row = rows
-                .iter()
-                .find(|row| row.len() == 2 && text(row, 0).is_some_and(|n| n.eq_ignore_ascii_case(name)));
-            row.and_then(|row| text(row, 1))
-                .and_then(|value| value.parse::<i64>().ok())
+            let row =
+                rows.iter().find(|row| row.len() == 2 && text(row, 0).is_some_and(|n| n.eq_ignore_ascii_case(name)));
+            row.and_then(|row| text(row, 1)).and_then(|value| value.parse::<i64>().ok())
         };
         let started = number(7) - status("Uptime").ok_or_else(|| missing("uptime"))?;
         let on = |value: String| matches!(value.as_str(), "1" | "ON");
@@ -247,9 +218,7 @@ pub(super) fn literal(value: &str) -> String {
     if value.is_empty() {
         return "''".to_owned();
     }
-    value
-        .bytes()
-        .fold("0x".to_owned(), |hex, byte| format!("{hex}{byte:02x}"))
+    value.bytes().fold("0x".to_owned(), |hex, byte| format!("{hex}{byte:02x}"))
 }
 
 /// `10.11.6-MariaDB-log` → (10, 11, 6).
@@ -266,18 +235,14 @@ async fn run(
     sql: &str,
 ) -> Result<Vec<MySqlRow>, Error> {
     by(deadline, doing, async {
-        sqlx::raw_sql(AssertSqlSafe(sql))
-            .fetch_all(connection)
-            .await
-            .map_err(|error| errors::running(error, doing))
+        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await.map_err(|error| errors::running(error, doing))
     })
     .await
 }
 
 fn options(member: &Member) -> MySqlConnectOptions {
-    let (user, password) = member.account.as_ref().map_or(("root", None), |account| {
-        (account.user.as_str(), account.password.as_deref())
-    });
+    let (user, password) =
+        member.account.as_ref().map_or(("root", None), |account| (account.user.as_str(), account.password.as_deref()));
     let options = MySqlConnectOptions::new()
         .username(user)
         .pipes_as_concat(false)
@@ -307,9 +272,9 @@ fn options(member: &Member) -> MySqlConnectOptions {
         None => options,
     };
     match &roots.identity {
-        Some((certificate, key)) => options
-            .ssl_client_cert_from_pem(certificate.as_bytes())
-            .ssl_client_key_from_pem(key.as_bytes()),
+        Some((certificate, key)) => {
+            options.ssl_client_cert_from_pem(certificate.as_bytes()).ssl_client_key_from_pem(key.as_bytes())
+        }
         None => options,
     }
 }

@@ -31,24 +31,17 @@ const NOT_GRANTED: &[u16] = &[1205, 1969, 1317];
 pub(super) fn connecting(error: sqlx::Error, address: &str, user: &str) -> Error {
     match error {
         sqlx::Error::Database(error) => {
-            let number = error
-                .try_downcast_ref::<MySqlDatabaseError>()
-                .map_or(0, MySqlDatabaseError::number);
+            let number = error.try_downcast_ref::<MySqlDatabaseError>().map_or(0, MySqlDatabaseError::number);
             said(number, error.message(), "connecting", user)
         }
         sqlx::Error::Tls(error) if error.to_string().contains("does not support TLS") => Error::TlsUnavailable,
-        sqlx::Error::Tls(error) => Error::TlsUntrusted {
-            detail: chain(error.as_ref()),
-        },
+        sqlx::Error::Tls(error) => Error::TlsUntrusted { detail: chain(error.as_ref()) },
         sqlx::Error::Io(error)
             if error.kind() == std::io::ErrorKind::InvalidData && error.to_string().contains("certificate") =>
         {
             Error::TlsUntrusted { detail: chain(&error) }
         }
-        other => Error::Unreachable {
-            address: address.to_owned(),
-            detail: chain(&other),
-        },
+        other => Error::Unreachable { address: address.to_owned(), detail: chain(&other) },
     }
 }
 
@@ -56,38 +49,24 @@ pub(super) fn connecting(error: sqlx::Error, address: &str, user: &str) -> Error
 pub(super) fn running(error: sqlx::Error, doing: &'static str) -> Error {
     match error {
         sqlx::Error::Database(error) => {
-            let number = error
-                .try_downcast_ref::<MySqlDatabaseError>()
-                .map_or(0, MySqlDatabaseError::number);
+            let number = error.try_downcast_ref::<MySqlDatabaseError>().map_or(0, MySqlDatabaseError::number);
             said(number, error.message(), doing, "")
         }
         sqlx::Error::Io(error) => Error::Lost { detail: chain(&error) },
-        other => Error::Server {
-            doing,
-            detail: chain(&other),
-        },
+        other => Error::Server { doing, detail: chain(&other) },
     }
 }
 
 /// Whether a lock was not granted in time.
 pub(super) fn not_granted(error: &sqlx::Error) -> bool {
-    let database = error
-        .as_database_error()
-        .and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
+    let database = error.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
     database.is_some_and(|error| NOT_GRANTED.contains(&error.number()))
 }
 
 fn said(number: u16, message: &str, doing: &'static str, user: &str) -> Error {
     let detail = format!("{message} (error {number})");
-    match NUMBERS
-        .iter()
-        .find(|(known, _)| *known == number)
-        .map(|(_, meaning)| meaning)
-    {
-        Some(Meaning::Authentication) => Error::Authentication {
-            user: user.to_owned(),
-            detail,
-        },
+    match NUMBERS.iter().find(|(known, _)| *known == number).map(|(_, meaning)| meaning) {
+        Some(Meaning::Authentication) => Error::Authentication { user: user.to_owned(), detail },
         Some(Meaning::Privilege) => Error::Privilege {
             privilege: message.to_owned(),
             grant: "what `kubectl still grants` prints for this Database".to_owned(),

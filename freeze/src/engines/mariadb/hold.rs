@@ -50,11 +50,7 @@ pub(super) async fn prepare(
 ) -> Result<Ready, Error> {
     let write_blocked = plan.level == Level::WriteBlocked;
     let control = async {
-        if write_blocked {
-            Link::open(member, LONGEST_SERVER_TTL, deadline).await.map(Some)
-        } else {
-            Ok(None)
-        }
+        if write_blocked { Link::open(member, LONGEST_SERVER_TTL, deadline).await.map(Some) } else { Ok(None) }
     };
     let (mut link, control) = tokio::try_join!(Link::open(member, plan.server_ttl, deadline), control)?;
     checks::refuse(&link.hello, plan)?;
@@ -68,18 +64,7 @@ pub(super) async fn prepare(
     }
     let (member, plan, position) = (member.clone(), plan.clone(), MariadbPosition::default());
     let server = link.hello.server();
-    Ok(Ready {
-        server,
-        session: Session {
-            member,
-            plan,
-            link,
-            way,
-            undo,
-            position,
-        },
-        control,
-    })
+    Ok(Ready { server, session: Session { member, plan, link, way, undo, position }, control })
 }
 
 /// One freeze of ours per server: the barrier's settings are the server's, and two would put back each other's.
@@ -91,10 +76,7 @@ async fn mark(link: &mut Link, freeze_uid: &str, deadline: Instant) -> Result<()
     match column(0).as_deref() {
         Some("1") => Ok(()),
         _ => Err(Error::ForeignFreeze {
-            holder: format!(
-                "session {}, a freeze of Stillpoint",
-                column(2).unwrap_or_else(|| "unknown".to_owned())
-            ),
+            holder: format!("session {}, a freeze of Stillpoint", column(2).unwrap_or_else(|| "unknown".to_owned())),
         }),
     }
 }
@@ -106,14 +88,11 @@ async fn begin_backup(link: &mut Link, deadline: Instant) -> Result<(), Error> {
     let began = tokio::time::timeout_at(deadline, link.attempt(&sql)).await;
     match began {
         Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if errors::not_granted(&error) => Err(Error::ForeignFreeze {
-            holder: "another session that runs a backup (BACKUP STAGE)".to_owned(),
-        }),
+        Ok(Err(error)) if errors::not_granted(&error) => {
+            Err(Error::ForeignFreeze { holder: "another session that runs a backup (BACKUP STAGE)".to_owned() })
+        }
         Ok(Err(error)) => Err(errors::running(error, "beginning a backup")),
-        Err(_) => Err(Error::Timeout {
-            doing: "beginning a backup",
-            limit: patience,
-        }),
+        Err(_) => Err(Error::Timeout { doing: "beginning a backup", limit: patience }),
     }
 }
 
@@ -135,9 +114,7 @@ impl Prepared for Ready {
     }
 
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
-        let Self {
-            mut session, control, ..
-        } = *self;
+        let Self { mut session, control, .. } = *self;
         let deadline = Instant::now() + session.plan.acquire_timeout;
         match session.take(control, deadline).await {
             Ok(acquired) => Ok((Box::new(session), acquired)),
@@ -173,19 +150,13 @@ impl Session {
         };
         control.close(deadline).await;
         if !blocked? {
-            return Err(Error::Blocked {
-                limit: self.plan.acquire_timeout,
-                blockers: in_the_way.seen,
-            });
+            return Err(Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen });
         }
         // From here no commit is acknowledged; what was before is flushed now.
         let frozen_at = Timestamp::now();
         self.way.flush(&mut self.link, deadline).await?;
         self.position = self.link.position(deadline).await?;
-        Ok(Acquired {
-            ended_sessions: in_the_way.ended,
-            ..self.acquired(frozen_at)
-        })
+        Ok(Acquired { ended_sessions: in_the_way.ended, ..self.acquired(frozen_at) })
     }
 
     /// Recoverable and Durable: nobody is blocked, so the instant comes before the barrier.
@@ -202,11 +173,7 @@ impl Session {
     }
 
     fn acquired(&self, frozen_at: Timestamp) -> Acquired {
-        Acquired {
-            frozen_at,
-            position: Position::Mariadb(self.position.clone()),
-            ended_sessions: Vec::new(),
-        }
+        Acquired { frozen_at, position: Position::Mariadb(self.position.clone()), ended_sessions: Vec::new() }
     }
 
     async fn beat(&mut self, ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
@@ -221,23 +188,14 @@ impl Session {
              FROM information_schema.PROCESSLIST"
         );
         let rows = self.link.run(deadline, "the heartbeat", &sql).await?;
-        let number = |at| {
-            rows.last()
-                .and_then(|row| text(row, at))
-                .and_then(|value| value.parse::<u32>().ok())
-        };
-        Ok(Pulse {
-            stalled_sessions: number(0).filter(|_| number(1).is_some_and(|users| users > 1)),
-        })
+        let number = |at| rows.last().and_then(|row| text(row, at)).and_then(|value| value.parse::<u32>().ok());
+        Ok(Pulse { stalled_sessions: number(0).filter(|_| number(1).is_some_and(|users| users > 1)) })
     }
 
     /// Asks whoever answers at the address now, and whether our session is still among its sessions.
     async fn still_the_same(&self, deadline: Instant) -> Result<Option<String>, Error> {
         let mut fresh = Link::open(&self.member, LONGEST_SERVER_TTL, deadline).await?;
-        let sql = format!(
-            "SELECT IS_USED_LOCK({})",
-            literal(&format!("{MARK}/{}", self.plan.freeze_uid))
-        );
+        let sql = format!("SELECT IS_USED_LOCK({})", literal(&format!("{MARK}/{}", self.plan.freeze_uid)));
         let rows = fresh.run(deadline, "looking for our session", &sql).await?;
         let found: Hello = fresh.hello.clone();
         fresh.close(deadline).await;
@@ -255,11 +213,7 @@ impl Session {
     /// Lets writers go on first, then puts the settings back, then ends the session.
     async fn let_go(mut self, deadline: Instant) -> Result<(), Error> {
         let ended = match self.plan.level {
-            Level::WriteBlocked => self
-                .link
-                .run(deadline, "ending the backup", "BACKUP STAGE END")
-                .await
-                .map(drop),
+            Level::WriteBlocked => self.link.run(deadline, "ending the backup", "BACKUP STAGE END").await.map(drop),
             Level::Recoverable | Level::Durable => Ok(()),
         };
         let restored = self.way.end(&mut self.link, self.undo.as_ref(), deadline).await;
@@ -308,11 +262,7 @@ impl Held for Session {
         };
         Ok(Proof {
             held: reason.is_none(),
-            kind: if by_position {
-                ProofKind::PositionEqual
-            } else {
-                ProofKind::SessionHeld
-            },
+            kind: if by_position { ProofKind::PositionEqual } else { ProofKind::SessionHeld },
             before: Some(Position::Mariadb(before)),
             after: Some(Position::Mariadb(after)),
             incarnation: self.link.hello.incarnation.clone(),

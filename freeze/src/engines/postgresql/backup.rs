@@ -17,13 +17,7 @@ pub(super) struct Backup {
 
 /// Slot names: lower-case letters, digits and underscores, at most 63 (manual, 26.2.6).
 pub(super) fn slot_name(freeze_uid: &str) -> String {
-    let safe = freeze_uid.chars().map(|c| {
-        if c.is_ascii_alphanumeric() {
-            c.to_ascii_lowercase()
-        } else {
-            '_'
-        }
-    });
+    let safe = freeze_uid.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
     "stillpoint_".chars().chain(safe).take(63).collect()
 }
 
@@ -38,10 +32,7 @@ impl Backup {
         );
         let rows = link.run(deadline, "starting backup mode", &sql).await?;
         let row = rows.last().filter(|row| text(row, 1).is_some());
-        let row = row.ok_or(Error::Server {
-            doing: "starting backup mode",
-            detail: "no position".into(),
-        })?;
+        let row = row.ok_or(Error::Server { doing: "starting backup mode", detail: "no position".into() })?;
         Ok(Self {
             start_lsn: text(row, 0).unwrap_or_default(),
             first_segment: text(row, 1).unwrap_or_default(),
@@ -62,18 +53,11 @@ impl Backup {
         let sql = "SET statement_timeout = 0; \
                    SELECT lsn::text, labelfile, spcmapfile, pg_walfile_name(lsn) FROM pg_backup_stop(wait_for_archive => false)";
         let rows = link.run(deadline, "ending backup mode", sql).await?;
-        let row = rows.last().ok_or(Error::Server {
-            doing: "ending backup mode",
-            detail: "no label".into(),
-        })?;
+        let row = rows.last().ok_or(Error::Server { doing: "ending backup mode", detail: "no label".into() })?;
         let column = |at| text(row, at).unwrap_or_default();
         position.start_lsn = Some(self.start_lsn.clone());
         position.stop_lsn = Some(column(0));
-        let artifact = |kind, name: &str, content| Artifact {
-            kind,
-            name: name.to_owned(),
-            content,
-        };
+        let artifact = |kind, name: &str, content| Artifact { kind, name: name.to_owned(), content };
         let mut artifacts = vec![artifact(ArtifactKind::BackupLabel, "backup_label", column(1))];
         if !column(2).is_empty() {
             artifacts.push(artifact(ArtifactKind::TablespaceMap, "tablespace_map", column(2)));
@@ -96,11 +80,6 @@ mod tests {
     #[test]
     fn slot_names_are_what_the_server_takes() {
         let name = slot_name("3F2504E0-4F89-11D3-9A0C-0305E82C3301/with/much/more/than/fits/into/it");
-        assert!(
-            name.len() <= 63
-                && name
-                    .bytes()
-                    .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
-        );
+        assert!(name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
     }
 }

@@ -82,10 +82,7 @@ pub(super) async fn facts_for(copy: Copy, link: &mut Link, deadline: Instant) ->
 async fn ask(link: &mut Link, sql: &str, deadline: Instant) -> Result<Facts, Error> {
     let rows = link.run(deadline, "reading settings and rights", sql).await?;
     let Some(row) = rows.first() else {
-        return Err(Error::Server {
-            doing: "reading settings and rights",
-            detail: "no row".into(),
-        });
+        return Err(Error::Server { doing: "reading settings and rights", detail: "no row".into() });
     };
     let is = |at, yes| text(row, at).is_some_and(|value| value == yes);
     let number = |at| text(row, at).and_then(|value| value.parse::<i64>().ok());
@@ -138,11 +135,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
             return checks;
         }
     };
-    checks.extend(
-        judge(&link.hello, &facts, plan)
-            .into_iter()
-            .map(|(name, verdict)| check(name, verdict)),
-    );
+    checks.extend(judge(&link.hello, &facts, plan).into_iter().map(|(name, verdict)| check(name, verdict)));
     if plan.level == Level::WriteBlocked && link.hello.supported().is_ok() {
         checks.extend(write_block_checks(member, plan, &mut link, deadline).await);
     }
@@ -153,19 +146,13 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
 /// What the account needs, as statements. Minimal as tried on PostgreSQL 15 and 18.
 pub(super) fn grants(user: &str, level: Level, copy: Copy) -> Vec<Grant> {
     let role = super::connect::identifier(user);
-    let grant = |statement: String, reason: &str| Grant {
-        statement,
-        reason: reason.to_owned(),
-    };
+    let grant = |statement: String, reason: &str| Grant { statement, reason: reason.to_owned() };
     let mut grants = vec![grant(
         format!("GRANT pg_read_all_stats TO {role};"),
         "see the sessions that stand in the way, and those that wait",
     )];
     if copy == Copy::Files {
-        grants.push(grant(
-            format!("ALTER ROLE {role} REPLICATION;"),
-            "a temporary slot keeps WAL for the copy",
-        ));
+        grants.push(grant(format!("ALTER ROLE {role} REPLICATION;"), "a temporary slot keeps WAL for the copy"));
         grants.push(grant(
             format!(
                 "GRANT EXECUTE ON FUNCTION pg_backup_start(text, boolean), pg_backup_stop(boolean) TO {role}; \
@@ -193,12 +180,9 @@ fn judge(hello: &Hello, facts: &Facts, plan: &Plan) -> Vec<Named> {
     match (plan.copy, plan.level) {
         (Copy::Atomic, Level::Recoverable) => {}
         (Copy::Atomic, _) => named.push(privilege_marker(facts)),
-        (Copy::Files, _) => named.extend([
-            privilege_marker(facts),
-            privilege_backup(facts),
-            privilege_replication(facts),
-            wal(facts),
-        ]),
+        (Copy::Files, _) => {
+            named.extend([privilege_marker(facts), privilege_backup(facts), privilege_replication(facts), wal(facts)]);
+        }
     }
     named.push(foreign(facts));
     named
@@ -215,10 +199,7 @@ fn version(hello: &Hello) -> Named {
 fn role(hello: &Hello, plan: &Plan) -> Named {
     let found = hello.server().role;
     let verdict = if found != plan.role {
-        Verdict::Fail(Error::Role {
-            found,
-            wanted: plan.role,
-        })
+        Verdict::Fail(Error::Role { found, wanted: plan.role })
     } else if let Err(error) = allowed_on(found, plan.level, plan.copy) {
         Verdict::Fail(error)
     } else if found == Role::Replica {
@@ -269,37 +250,18 @@ fn privilege_backup(facts: &Facts) -> Named {
 }
 
 fn privilege_replication(facts: &Facts) -> Named {
-    needs(
-        "privilege-replication",
-        facts.replication,
-        "the REPLICATION attribute",
-        "ALTER ROLE the account REPLICATION",
-    )
+    needs("privilege-replication", facts.replication, "the REPLICATION attribute", "ALTER ROLE the account REPLICATION")
 }
 
 fn wal(facts: &Facts) -> Named {
-    let no_room = |what: String, fix: &str| {
-        Verdict::Fail(Error::NoRoomForWal {
-            what,
-            fix: fix.to_owned(),
-        })
-    };
+    let no_room = |what: String, fix: &str| Verdict::Fail(Error::NoRoomForWal { what, fix: fix.to_owned() });
     let verdict = if facts.wal_level == "minimal" {
-        no_room(
-            "wal_level is minimal: WAL cannot carry a file copy".into(),
-            "set wal_level = replica and restart",
-        )
+        no_room("wal_level is minimal: WAL cannot carry a file copy".into(), "set wal_level = replica and restart")
     } else if facts.free_slots < 1 {
-        no_room(
-            "all replication slots are taken".into(),
-            "raise max_replication_slots and restart, or drop a slot",
-        )
+        no_room("all replication slots are taken".into(), "raise max_replication_slots and restart, or drop a slot")
     } else if (0..LITTLE_WAL).contains(&facts.slot_keeps) {
         Verdict::Warn(
-            format!(
-                "max_slot_wal_keep_size lets the slot keep {} MiB of WAL",
-                facts.slot_keeps >> 20
-            ),
+            format!("max_slot_wal_keep_size lets the slot keep {} MiB of WAL", facts.slot_keeps >> 20),
             "raise it above the WAL that is written while the files are copied, or the copy cannot be completed".into(),
         )
     } else {
@@ -326,10 +288,7 @@ fn needs(name: &'static str, has: bool, privilege: &str, grant: &str) -> Named {
     let verdict = if has {
         Verdict::Pass(format!("the account has {privilege}"))
     } else {
-        Verdict::Fail(Error::Privilege {
-            privilege: privilege.to_owned(),
-            grant: grant.to_owned(),
-        })
+        Verdict::Fail(Error::Privilege { privilege: privilege.to_owned(), grant: grant.to_owned() })
     };
     (name, verdict)
 }
@@ -340,9 +299,7 @@ async fn write_block_checks(member: &Member, plan: &Plan, link: &mut Link, deadl
         Err(error) => vec![failed("privilege-lock", &error)],
         Ok(survey) => {
             let blockers = blockers_now(link, plan, deadline).await;
-            [locks::privilege(&survey), locks::room(&survey), blockers]
-                .into_iter()
-                .collect()
+            [locks::privilege(&survey), locks::room(&survey), blockers].into_iter().collect()
         }
     }
 }
@@ -362,10 +319,7 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
         Ok(rows) => rows,
         Err(error) => return failed("blockers", &error),
     };
-    let sessions: Vec<String> = rows
-        .iter()
-        .map(|row: &PgRow| locks::session(row).0.to_string())
-        .collect();
+    let sessions: Vec<String> = rows.iter().map(|row: &PgRow| locks::session(row).0.to_string()).collect();
     if sessions.is_empty() {
         return Check::pass("blockers", "no session stands in the way");
     }
@@ -387,18 +341,13 @@ async fn second_session_is_ours(member: &Member, first: &Hello, deadline: Instan
     let again = third.hello.backend_pid;
     third.close(deadline).await;
     if again == pid || again == first.backend_pid {
-        return Err(Error::Pooler {
-            detail: format!("backend {again} served two connections of ours"),
-        });
+        return Err(Error::Pooler { detail: format!("backend {again} served two connections of ours") });
     }
     Ok(())
 }
 
 fn reachable(member: &Member) -> Check {
-    Check::pass(
-        "reachable",
-        format!("{} answers, and lets the account in", member.address),
-    )
+    Check::pass("reachable", format!("{} answers, and lets the account in", member.address))
 }
 
 pub(super) fn failed(name: &'static str, error: &Error) -> Check {

@@ -77,17 +77,11 @@ impl Link {
         let user = options.get_username().to_owned();
         let began = Instant::now();
         let mut connection = by(deadline, "connecting", async {
-            options
-                .connect()
-                .await
-                .map_err(|error| errors::connecting(error, &address, &user))
+            options.connect().await.map_err(|error| errors::connecting(error, &address, &user))
         })
         .await?;
         let rows = run(&mut connection, deadline, "asking who the server is", HELLO).await?;
-        let row = rows.first().ok_or(Error::Server {
-            doing: "asking who the server is",
-            detail: "no row".into(),
-        })?;
+        let row = rows.first().ok_or(Error::Server { doing: "asking who the server is", detail: "no row".into() })?;
         let hello = hello(row, began.elapsed())?;
         Ok(Self { connection, hello })
     }
@@ -105,9 +99,7 @@ impl Link {
     /// Ends the session in order, so that it is gone when this returns.
     pub(super) async fn close(self, deadline: Instant) {
         // Terminate is a courtesy: a socket that is dropped says the same.
-        by(deadline, "closing", async { Ok(self.connection.close().await.ok()) })
-            .await
-            .ok();
+        by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
     }
 }
 
@@ -115,11 +107,7 @@ impl Hello {
     pub(super) fn server(&self) -> ServerInfo {
         ServerInfo {
             version: self.version.clone(),
-            role: if self.incarnation.replica {
-                Role::Replica
-            } else {
-                Role::Primary
-            },
+            role: if self.incarnation.replica { Role::Replica } else { Role::Primary },
             incarnation: self.incarnation.clone(),
             started_at: self.started_at,
         }
@@ -161,10 +149,7 @@ async fn run(
     sql: &str,
 ) -> Result<Vec<PgRow>, Error> {
     by(deadline, doing, async {
-        sqlx::raw_sql(AssertSqlSafe(sql))
-            .fetch_all(connection)
-            .await
-            .map_err(|error| errors::running(error, doing))
+        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await.map_err(|error| errors::running(error, doing))
     })
     .await
 }
@@ -182,12 +167,11 @@ fn options(
             instead: format!("unset {name} where this process is started"),
         });
     }
-    let database = database
-        .or(member.databases.first().map(String::as_str))
-        .unwrap_or(MAINTENANCE);
-    let (user, password) = member.account.as_ref().map_or(("postgres", None), |account| {
-        (account.user.as_str(), account.password.as_deref())
-    });
+    let database = database.or(member.databases.first().map(String::as_str)).unwrap_or(MAINTENANCE);
+    let (user, password) = member
+        .account
+        .as_ref()
+        .map_or(("postgres", None), |account| (account.user.as_str(), account.password.as_deref()));
     let name = freeze_uid.map_or(ASKING.to_owned(), |uid| format!("{MARK}{uid}"));
     let idle = idle.as_millis().to_string();
     let statement = statement.as_millis().to_string();
@@ -223,9 +207,9 @@ fn options(
         None => options,
     };
     Ok(match &roots.identity {
-        Some((certificate, key)) => options
-            .ssl_client_cert_from_pem(certificate.as_bytes())
-            .ssl_client_key_from_pem(key.as_bytes()),
+        Some((certificate, key)) => {
+            options.ssl_client_cert_from_pem(certificate.as_bytes()).ssl_client_key_from_pem(key.as_bytes())
+        }
         None => options,
     })
 }
@@ -233,10 +217,7 @@ fn options(
 /// Reads [`HELLO`]. A session that is older than our connecting was somebody else's before: a pooler lent it to us.
 fn hello(row: &PgRow, since_connecting: Duration) -> Result<Hello, Error> {
     let column = |at: usize, what: &'static str| {
-        text(row, at).ok_or_else(|| Error::Server {
-            doing: "asking who the server is",
-            detail: format!("no {what}"),
-        })
+        text(row, at).ok_or_else(|| Error::Server { doing: "asking who the server is", detail: format!("no {what}") })
     };
     let number = |at: usize, what: &'static str| {
         column(at, what)?.parse::<i64>().map_err(|_| Error::Server {
@@ -247,10 +228,7 @@ fn hello(row: &PgRow, since_connecting: Duration) -> Result<Hello, Error> {
     let age = Duration::from_millis(u64::try_from(number(7, "session age")?).unwrap_or(0));
     if age > since_connecting + POOLER_MARGIN {
         return Err(Error::Pooler {
-            detail: format!(
-                "the session that we were given is {:.1} s older than our connection",
-                age.as_secs_f64()
-            ),
+            detail: format!("the session that we were given is {:.1} s older than our connection", age.as_secs_f64()),
         });
     }
     let started = number(5, "start time")?;

@@ -33,17 +33,10 @@ pub(super) fn connecting(error: sqlx::Error, address: &str, user: &str) -> Error
     match error {
         sqlx::Error::Database(error) => said(error.as_ref(), "connecting", user, address),
         sqlx::Error::Tls(error) if error.to_string().contains("does not support TLS") => Error::TlsUnavailable,
-        sqlx::Error::Tls(error) => Error::TlsUntrusted {
-            detail: chain(error.as_ref()),
-        },
+        sqlx::Error::Tls(error) => Error::TlsUntrusted { detail: chain(error.as_ref()) },
         sqlx::Error::Io(error) if certificate(&error) => Error::TlsUntrusted { detail: chain(&error) },
-        sqlx::Error::Protocol(detail) => Error::Pooler {
-            detail: format!("unexpected answer: {detail}"),
-        },
-        other => Error::Unreachable {
-            address: address.to_owned(),
-            detail: chain(&other),
-        },
+        sqlx::Error::Protocol(detail) => Error::Pooler { detail: format!("unexpected answer: {detail}") },
+        other => Error::Unreachable { address: address.to_owned(), detail: chain(&other) },
     }
 }
 
@@ -52,10 +45,7 @@ pub(super) fn running(error: sqlx::Error, doing: &'static str) -> Error {
     match error {
         sqlx::Error::Database(error) => said(error.as_ref(), doing, "", ""),
         sqlx::Error::Io(error) => Error::Lost { detail: chain(&error) },
-        other => Error::Server {
-            doing,
-            detail: chain(&other),
-        },
+        other => Error::Server { doing, detail: chain(&other) },
     }
 }
 
@@ -68,24 +58,14 @@ pub(super) fn not_granted(error: &sqlx::Error) -> bool {
 fn said(error: &dyn DatabaseError, doing: &'static str, user: &str, address: &str) -> Error {
     let code = error.code().unwrap_or_default();
     let detail = format!("{} (SQLSTATE {code})", error.message());
-    match SQLSTATES
-        .iter()
-        .find(|(state, _)| *state == code)
-        .map(|(_, meaning)| meaning)
-    {
-        Some(Meaning::Authentication) => Error::Authentication {
-            user: user.to_owned(),
-            detail,
-        },
+    match SQLSTATES.iter().find(|(state, _)| *state == code).map(|(_, meaning)| meaning) {
+        Some(Meaning::Authentication) => Error::Authentication { user: user.to_owned(), detail },
         Some(Meaning::Privilege) => Error::Privilege {
             privilege: error.message().to_owned(),
             grant: "what `kubectl still grants` prints for this Database".to_owned(),
         },
         Some(Meaning::Pooler) => Error::Pooler { detail },
-        Some(Meaning::Starting) => Error::Unreachable {
-            address: address.to_owned(),
-            detail,
-        },
+        Some(Meaning::Starting) => Error::Unreachable { address: address.to_owned(), detail },
         Some(Meaning::Gone) => Error::Lost { detail },
         None => Error::Server { doing, detail },
     }

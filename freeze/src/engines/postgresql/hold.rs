@@ -60,16 +60,7 @@ pub(super) async fn prepare(member: &Member, plan: &Plan, deadline: Instant) -> 
         Copy::Atomic => None,
     };
     let server = main.hello.server();
-    Ok(Ready {
-        member: member.clone(),
-        plan: plan.clone(),
-        server,
-        facts,
-        warnings,
-        main,
-        databases,
-        backup,
-    })
+    Ok(Ready { member: member.clone(), plan: plan.clone(), server, facts, warnings, main, databases, backup })
 }
 
 #[async_trait]
@@ -83,16 +74,7 @@ impl Prepared for Ready {
     }
 
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
-        let Self {
-            member,
-            plan,
-            server,
-            facts,
-            mut main,
-            mut databases,
-            backup,
-            ..
-        } = *self;
+        let Self { member, plan, server, facts, mut main, mut databases, backup, .. } = *self;
         let deadline = Instant::now() + plan.acquire_timeout;
         let ended_sessions = if plan.level == Level::WriteBlocked {
             locks::acquire(&mut databases, &mut main, &plan, facts.deadlock_timeout, deadline).await?
@@ -134,11 +116,7 @@ impl Holding {
             self.marker(deadline).await?;
         }
         self.read_position(deadline).await?;
-        Ok(Acquired {
-            frozen_at,
-            position: Position::Postgresql(self.position.clone()),
-            ended_sessions: Vec::new(),
-        })
+        Ok(Acquired { frozen_at, position: Position::Postgresql(self.position.clone()), ended_sessions: Vec::new() })
     }
 
     /// A record in WAL that says who froze, committed and flushed. `local`, or it would wait for a standby that is away.
@@ -162,10 +140,7 @@ impl Holding {
             "SELECT pg_current_wal_insert_lsn()::text, pg_walfile_name(pg_current_wal_insert_lsn())"
         };
         let rows = self.main.run(deadline, "reading the position", sql).await?;
-        let row = rows.first().ok_or(Error::Server {
-            doing: "reading the position",
-            detail: "no row".into(),
-        })?;
+        let row = rows.first().ok_or(Error::Server { doing: "reading the position", detail: "no row".into() })?;
         self.position = PostgresqlPosition {
             lsn: text(row, 0).unwrap_or_default(),
             timeline: self.incarnation.timeline.unwrap_or_default(),
@@ -177,14 +152,10 @@ impl Holding {
     }
 
     async fn snapshot_now(&mut self, deadline: Instant) -> Result<String, Error> {
-        let rows = self
-            .main
-            .run(deadline, "reading the snapshot", "SELECT pg_current_snapshot()::text")
-            .await?;
-        rows.first().and_then(|row| text(row, 0)).ok_or(Error::Server {
-            doing: "reading the snapshot",
-            detail: "no row".into(),
-        })
+        let rows = self.main.run(deadline, "reading the snapshot", "SELECT pg_current_snapshot()::text").await?;
+        rows.first()
+            .and_then(|row| text(row, 0))
+            .ok_or(Error::Server { doing: "reading the snapshot", detail: "no row".into() })
     }
 
     /// Every session answers, and the server's patience with each begins anew.
@@ -200,21 +171,12 @@ impl Holding {
         );
         let locked = !self.databases.is_empty();
         let beats = try_join_all(
-            self.databases
-                .iter_mut()
-                .map(|database| database.link.run(deadline, "the heartbeat", &patience)),
+            self.databases.iter_mut().map(|database| database.link.run(deadline, "the heartbeat", &patience)),
         );
-        let main = self
-            .main
-            .run(deadline, "the heartbeat", if locked { &count } else { &patience });
+        let main = self.main.run(deadline, "the heartbeat", if locked { &count } else { &patience });
         let (rows, _) = tokio::try_join!(main, beats)?;
-        let stalled = rows
-            .last()
-            .and_then(|row| text(row, 0))
-            .and_then(|count| count.parse().ok());
-        Ok(Pulse {
-            stalled_sessions: stalled.filter(|_| locked),
-        })
+        let stalled = rows.last().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok());
+        Ok(Pulse { stalled_sessions: stalled.filter(|_| locked) })
     }
 
     /// How many transactions committed that the freeze could not see. `None`: too many ids were used up to say.
@@ -230,14 +192,8 @@ impl Holding {
              WHERE pg_xact_status(x) = 'committed') END FROM span",
             snapshot = literal(snapshot),
         );
-        let rows = self
-            .main
-            .run(deadline, "looking for commits that escaped", &sql)
-            .await?;
-        Ok(rows
-            .first()
-            .and_then(|row| text(row, 0))
-            .and_then(|count| count.parse().ok()))
+        let rows = self.main.run(deadline, "looking for commits that escaped", &sql).await?;
+        Ok(rows.first().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok()))
     }
 }
 
@@ -261,9 +217,7 @@ impl Sought {
         let found = fresh.hello.incarnation.clone();
         fresh.close(deadline).await;
         if found != self.incarnation {
-            return Ok(Some(format!(
-                "the server at the address is another, or was restarted: {found:?}"
-            )));
+            return Ok(Some(format!("the server at the address is another, or was restarted: {found:?}")));
         }
         let ours = rows.first().and_then(|row| text(row, 0)).as_deref() == Some("1");
         Ok((!ours).then(|| "the server at the address does not know our session".to_owned()))
@@ -285,11 +239,7 @@ impl Held for Holding {
             let frozen_at = Timestamp::now();
             self.beat(LONGEST_SERVER_TTL, deadline).await?;
             let position = Position::Postgresql(self.position.clone());
-            return Ok(Acquired {
-                frozen_at,
-                position,
-                ended_sessions: Vec::new(),
-            });
+            return Ok(Acquired { frozen_at, position, ended_sessions: Vec::new() });
         }
         self.still_point(deadline).await
     }
@@ -308,11 +258,7 @@ impl Held for Holding {
     }
 
     async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error> {
-        let kind = if self.plan.level == Level::WriteBlocked {
-            ProofKind::NoCommit
-        } else {
-            ProofKind::SessionHeld
-        };
+        let kind = if self.plan.level == Level::WriteBlocked { ProofKind::NoCommit } else { ProofKind::SessionHeld };
         let before = Position::Postgresql(self.position.clone());
         let sought = Sought {
             member: self.member.clone(),
@@ -329,9 +275,7 @@ impl Held for Holding {
                     "CommitEscaped: {count} transactions committed while writes were blocked (tables made since, large \
                      objects and DDL are not covered by table locks)"
                 )),
-                None => Some(format!(
-                    "more than {MOST_IDS} transaction ids were used up; commits cannot be ruled out"
-                )),
+                None => Some(format!("more than {MOST_IDS} transaction ids were used up; commits cannot be ruled out")),
             },
             Ok(changed) => changed,
             Err(error) => Some(format!("the server could not be asked on a fresh connection: {error}")),
@@ -349,17 +293,11 @@ impl Held for Holding {
 
     async fn release(mut self: Box<Self>, deadline: Instant) -> Result<Released, Error> {
         // Writers first: nothing of what follows concerns them.
-        let unlocked = join_all(
-            self.databases
-                .iter_mut()
-                .map(|database| database.link.run(deadline, "unlocking", "ROLLBACK")),
-        );
+        let unlocked =
+            join_all(self.databases.iter_mut().map(|database| database.link.run(deadline, "unlocking", "ROLLBACK")));
         let unlocked: Vec<_> = unlocked.await;
         let artifacts = match &mut self.backup {
-            Some(backup) => backup
-                .stop(&mut self.main, &mut self.position, deadline)
-                .await
-                .unwrap_or_default(),
+            Some(backup) => backup.stop(&mut self.main, &mut self.position, deadline).await.unwrap_or_default(),
             None => Vec::new(),
         };
         let Self { main, databases, .. } = *self;

@@ -94,10 +94,7 @@ pub(super) async fn acquire(
     let mut in_the_way = InTheWay::default();
     loop {
         let budget = left(deadline).min(longest_attempt);
-        let pids: Vec<i32> = databases
-            .iter()
-            .map(|database| database.link.hello.backend_pid)
-            .collect();
+        let pids: Vec<i32> = databases.iter().map(|database| database.link.hello.backend_pid).collect();
         let attempt = join_all(databases.iter_mut().map(|database| database.lock(budget)));
         let results = tokio::select! {
             results = attempt => results,
@@ -110,16 +107,11 @@ pub(super) async fn acquire(
         }
         // Whatever was granted is let go at once: nobody waits for us while we wait for somebody else.
         try_join_all(
-            databases
-                .iter_mut()
-                .map(|database| database.link.run(deadline + DRAIN, "letting go", "ROLLBACK")),
+            databases.iter_mut().map(|database| database.link.run(deadline + DRAIN, "letting go", "ROLLBACK")),
         )
         .await?;
         if left(deadline) <= DRAIN {
-            return Err(Error::Blocked {
-                limit: plan.acquire_timeout,
-                blockers: in_the_way.seen,
-            });
+            return Err(Error::Blocked { limit: plan.acquire_timeout, blockers: in_the_way.seen });
         }
         sleep(DRAIN).await;
     }
@@ -128,22 +120,15 @@ pub(super) async fn acquire(
 /// What a freeze at WriteBlocked would lock, database by database, nothing locked.
 pub(super) async fn survey(member: &Member, main: &mut Link, deadline: Instant) -> Result<Survey, Error> {
     let names = databases(member, main, deadline).await?;
-    let mut survey = Survey {
-        databases: names.len(),
-        room: room_in_the_lock_table(main, deadline).await?,
-        ..Survey::default()
-    };
+    let mut survey =
+        Survey { databases: names.len(), room: room_in_the_lock_table(main, deadline).await?, ..Survey::default() };
     for name in names {
         let mut link = Link::open(member, Some(&name), None, crate::lease::LONGEST_SERVER_TTL, deadline).await?;
         let rows = link.run(deadline, "listing tables", TABLES).await?;
         link.close(deadline).await;
         survey.tables += rows.len();
         let forbidden = rows.iter().filter(|row| text(row, 1).as_deref() != Some("true"));
-        survey.forbidden.extend(
-            forbidden
-                .filter_map(|row| text(row, 0))
-                .map(|table| format!("{name}: {table}")),
-        );
+        survey.forbidden.extend(forbidden.filter_map(|row| text(row, 0)).map(|table| format!("{name}: {table}")));
     }
     Ok(survey)
 }
@@ -152,10 +137,7 @@ pub(super) fn privilege(survey: &Survey) -> Check {
     if survey.forbidden.is_empty() {
         return Check::pass(
             "privilege-lock",
-            format!(
-                "all {} tables of {} databases can be locked",
-                survey.tables, survey.databases
-            ),
+            format!("all {} tables of {} databases can be locked", survey.tables, survey.databases),
         );
     }
     let shown = survey.forbidden.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
@@ -163,10 +145,7 @@ pub(super) fn privilege(survey: &Survey) -> Check {
 }
 
 pub(super) fn room(survey: &Survey) -> Check {
-    let message = format!(
-        "{} tables to lock; the lock table has room for {}",
-        survey.tables, survey.room
-    );
+    let message = format!("{} tables to lock; the lock table has room for {}", survey.tables, survey.room);
     if survey.tables * 2 < survey.room {
         return Check::pass("lock-table", message);
     }
@@ -183,11 +162,7 @@ pub(super) fn session(row: &PgRow) -> (Blocker, bool, bool) {
         age: Duration::from_millis(u64::try_from(number(3)).unwrap_or(0)),
         doing: text(row, 4).unwrap_or_default(),
     };
-    (
-        blocker,
-        text(row, 5).as_deref() == Some("true"),
-        text(row, 6).as_deref() == Some("true"),
-    )
+    (blocker, text(row, 5).as_deref() == Some("true"), text(row, 6).as_deref() == Some("true"))
 }
 
 enum Attempt {
@@ -264,10 +239,7 @@ async fn watch(
     );
     loop {
         sleep(PATIENCE).await;
-        let Ok(rows) = main
-            .run(deadline + DRAIN, "looking for sessions in the way", &sql)
-            .await
-        else {
+        let Ok(rows) = main.run(deadline + DRAIN, "looking for sessions in the way", &sql).await else {
             continue;
         };
         let sessions: Vec<_> = rows.iter().map(session).collect();
@@ -303,12 +275,7 @@ async fn databases(member: &Member, main: &mut Link, deadline: Instant) -> Resul
         return Ok(member.databases.clone());
     }
     let sql = "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
-    Ok(main
-        .run(deadline, "listing databases", sql)
-        .await?
-        .iter()
-        .filter_map(|row| text(row, 0))
-        .collect())
+    Ok(main.run(deadline, "listing databases", sql).await?.iter().filter_map(|row| text(row, 0)).collect())
 }
 
 /// The tables to lock. One that may not be locked refuses: what is not locked is not blocked.
@@ -334,9 +301,5 @@ async fn room_in_the_lock_table(main: &mut Link, deadline: Instant) -> Result<us
     let sql = "SELECT (current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint \
                + current_setting('max_prepared_transactions')::bigint))::text";
     let rows = main.run(deadline, "reading the size of the lock table", sql).await?;
-    Ok(rows
-        .first()
-        .and_then(|row| text(row, 0))
-        .and_then(|room| room.parse().ok())
-        .unwrap_or(0))
+    Ok(rows.first().and_then(|row| text(row, 0)).and_then(|room| room.parse().ok()).unwrap_or(0))
 }

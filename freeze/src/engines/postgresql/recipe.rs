@@ -16,10 +16,7 @@ pub(super) fn recipe(copy: Copy, position: Option<&Position>, artifacts: &[Artif
         ),
         Copy::Files => {
             let content = |kind| {
-                artifacts
-                    .iter()
-                    .find(|artifact| artifact.kind == kind)
-                    .map(|artifact| artifact.content.as_str())
+                artifacts.iter().find(|artifact| artifact.kind == kind).map(|artifact| artifact.content.as_str())
             };
             let range = content(ArtifactKind::WalRange).unwrap_or("from the start to the stop position");
             let map = if content(ArtifactKind::TablespaceMap).is_some() {
