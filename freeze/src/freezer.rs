@@ -167,6 +167,8 @@ struct Vitals {
 const COMMANDS: usize = 256;
 /// Claims of finished freezes that a repeated uid is recognised by.
 const REMEMBERED: usize = 4096;
+/// How long thawing, undoing and writing may take when the process goes down.
+const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long a claim waits for a freeze that is just ending, before it begins its own.
 const ENDING: Duration = Duration::from_secs(10);
 
@@ -269,13 +271,14 @@ impl Freezer {
         self.table().remember(freeze, &Arc::new(status.clone()));
     }
 
-    /// No new freezes; waits at most `patience` for those that hold, then thaws them. Returns when nothing is held.
+    /// No new freezes; waits at most `patience` for those that hold, then thaws them. When it returns nothing is held;
+    /// what could not be undone or written within [`LAST_WORDS`] is in the journal for the next freezer.
     pub async fn drain(&self, patience: Duration) {
         self.0.draining.store(true, Ordering::Relaxed);
         self.0.tasks.close();
         if timeout(patience, self.0.tasks.wait()).await.is_err() {
             self.0.thaw.cancel();
-            self.0.tasks.wait().await;
+            timeout(LAST_WORDS, self.0.tasks.wait()).await.ok();
         }
     }
 

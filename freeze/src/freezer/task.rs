@@ -19,7 +19,7 @@ use super::{
     Answer, COMMANDS, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals,
     outcome::{Finish, blank, conclude, keep, milliseconds, prove, report},
     recorder::Recorder,
-    undo::undo_until_done,
+    undo::{undo_until_done, write_until_done},
 };
 use crate::{
     claims::{Claimant, Claims, Wish, may_join},
@@ -58,6 +58,8 @@ pub(super) struct Task {
     /// Callers that wait for the end.
     leaving: Vec<Leaver>,
     warnings: Vec<Check>,
+    /// The journal does not know yet how it ended.
+    unwritten: bool,
 }
 
 #[derive(Debug)]
@@ -130,6 +132,7 @@ impl Task {
             leaving: Vec::new(),
             claims,
             warnings: Vec::new(),
+            unwritten: false,
         };
         (task, handle)
     }
@@ -142,6 +145,9 @@ impl Task {
         };
         self.let_go(held, finish).await;
         self.undo_the_rest().await;
+        if self.unwritten {
+            write_until_done(&self.freeze, &self.recorder).await;
+        }
     }
 
     // --- taking hold ---
@@ -470,6 +476,7 @@ impl Task {
         if let Err(journal) = self.recorder.write(change).await {
             error!(freeze = %self.freeze, error = %journal, "the end of the freeze is not written yet");
             self.recorder.show(change).await;
+            self.unwritten = true;
         }
         info!(freeze = %self.freeze, %phase, %message, "freeze ended");
         self.vitals.set_lease(None);

@@ -7,10 +7,26 @@ use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
 
 use super::recorder::Recorder;
-use crate::{group::Target, journal::FreezeName};
+use crate::{
+    group::Target,
+    journal::{FreezeName, JournalError},
+};
 
 /// First and longest pause between tries to undo what outlived the sessions.
 const UNDO_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// Writes how it ended, until that is written or the object is gone.
+pub(super) async fn write_until_done(freeze: &FreezeName, recorder: &Recorder) {
+    let mut pause = UNDO_PAUSE.0;
+    loop {
+        match recorder.write(|_| ()).await {
+            Ok(()) | Err(JournalError::Gone) => return,
+            Err(error) => warn!(%freeze, %error, "how it ended is still not written"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(UNDO_PAUSE.1);
+    }
+}
 
 /// Undoes, by the journal, what outlived the sessions. Retried for ever, with a pause that grows to 30 s.
 pub(super) async fn undo_until_done(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recorder>) {

@@ -241,6 +241,20 @@ async fn what_the_journal_does_not_know_does_not_hold() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_end_that_could_not_be_written_is_written_later() {
+    let (freezer, book) = freezer();
+    let server = MemoryServer::default();
+    freezer.quiesce(request("f", "a", vec![target("db", &server, Level::Durable, Copy::Atomic)], TTL)).await.unwrap();
+    book.fails_after.store(1, Ordering::SeqCst);
+    let ended = freezer.unquiesce("ns", "db", "a", Stage::Thaw).await.unwrap().unwrap();
+    assert_eq!(ended.status.phase, Phase::Thawed, "a thaw does not wait for the journal");
+    assert_eq!(book.status(&name("f")).phase, Phase::Frozen);
+    book.fails_after.store(0, Ordering::SeqCst);
+    sleep(Duration::from_secs(60)).await;
+    assert_eq!(book.status(&name("f")).phase, Phase::Thawed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_client_that_is_gone_holds_nothing() {
     let (freezer, _) = freezer();
     let server = MemoryServer::default();
