@@ -186,9 +186,11 @@ async fn watch_latency(stillpoint: &Stillpoint, watchers: usize) -> Result<Durat
         let seen = seen.clone();
         tasks.spawn(async move {
             while let Some(Ok(line)) = lines.next().await {
-                if let Some(n) =
-                    line.split("bench-").nth(1).and_then(|rest| rest.split('.').next()).and_then(|n| n.parse().ok())
-                {
+                // Events of an earlier round are in the state that a watch begins with.
+                let mine = line.split("bench-").nth(1).and_then(|rest| rest.split('"').next());
+                let mine =
+                    mine.and_then(|name| name.split_once('.')).filter(|(_, round)| *round == watchers.to_string());
+                if let Some(n) = mine.and_then(|(n, _)| n.parse().ok()) {
                     seen.send((n, Instant::now())).ok();
                 }
             }
