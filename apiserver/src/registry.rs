@@ -229,7 +229,7 @@ impl Registry {
         .await
     }
 
-    /// Changes the status of an object of ours, whatever happened to it since it was read. No admission: we are the system.
+    /// Sets the status of an object of ours, whatever happened to it since it was read.
     pub async fn update_status<S: Serialize>(
         &self,
         resource: &Resource,
@@ -238,10 +238,21 @@ impl Registry {
         status: &S,
     ) -> Result<Value, ApiError> {
         let status = serde_json::to_value(status).map_err(ApiError::internal)?;
+        self.change_status(resource, namespace, name, |now| now.clone_from(&status)).await
+    }
+
+    /// Changes a part of a status that others change too. No admission: we are the system.
+    pub async fn change_status(
+        &self,
+        resource: &Resource,
+        namespace: &str,
+        name: &str,
+        change: impl Fn(&mut Value),
+    ) -> Result<Value, ApiError> {
         let written = self
             .change(resource, Some(namespace), name, true, SYSTEM, Vec::new(), None, |old| {
                 let mut object = old.clone();
-                object["status"] = status.clone();
+                change(&mut object["status"]);
                 Ok(object)
             })
             .await?;

@@ -9,6 +9,7 @@ use api::{
 use freeze::{Ending, ServerInfo};
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use serde_json::{Value, json};
 use tokio::{
     sync::Semaphore,
     time::{Instant, interval_at},
@@ -104,7 +105,14 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
         let old = ingredients.database.status.clone().unwrap_or_default();
         let status = judge(&ingredients.database, old, &look, Timestamp::now());
         if ingredients.database.status.as_ref() != Some(&status) {
-            verbs.registry.update_status(&DATABASES, &namespace, &name, &status).await.ok();
+            let status = json!(status);
+            // A freeze that ended meanwhile has written how: that part is not ours.
+            let change = |now: &mut Value| {
+                let last = now["lastFreeze"].take();
+                now.clone_from(&status);
+                now["lastFreeze"] = last;
+            };
+            verbs.registry.change_status(&DATABASES, &namespace, &name, change).await.ok();
         }
     });
 }

@@ -1,11 +1,12 @@
 //! What people see in `kubectl describe`: Events on the Freeze and its Databases, and each Database's newest freeze.
 
-use api::{Database, Phase};
+use api::Phase;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
+use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tracing::debug;
 
@@ -39,12 +40,10 @@ async fn tell(registry: &Registry, told: &Told) {
     for target in &status.targets {
         let message = format!("Freeze {}: {message}", freeze.name);
         emit(registry, &DATABASES, namespace, &target.database, good, status.phase, &message).await;
-        if status.phase.is_finished()
-            && let Ok(database) = registry.typed::<Database>(&DATABASES, Some(namespace), &target.database)
-        {
-            let mut of_database = database.status.unwrap_or_default();
-            of_database.last_freeze = Some(last_freeze(freeze, status));
-            registry.update_status(&DATABASES, namespace, &target.database, &of_database).await.ok();
+        if status.phase.is_finished() {
+            let last = json!(last_freeze(freeze, status));
+            let change = |of_database: &mut Value| of_database["lastFreeze"] = last.clone();
+            registry.change_status(&DATABASES, namespace, &target.database, change).await.ok();
         }
     }
 }
@@ -58,7 +57,7 @@ async fn emit(
     phase: Phase,
     message: &str,
 ) {
-    let Ok(object) = registry.typed::<serde_json::Value>(about, Some(namespace), name) else {
+    let Ok(object) = registry.typed::<Value>(about, Some(namespace), name) else {
         return;
     };
     let now = Time(Timestamp::now());

@@ -79,7 +79,7 @@ async fn row(stillpoint: &Stillpoint, bench: &mut Bench, database: &str, how: Ho
         let made = bench.atomic(stillpoint, database, how).await?;
         missing += made.verdict.missing;
         torn += u64::from(made.verdict.missing == 0 && !made.verdict.is_sound());
-        acknowledged += made.at_risk;
+        acknowledged += made.verdict.acknowledged;
         if how != How::Without {
             ensure!(made.proved && made.while_blocked == 0, "{what}: not proved: {made:?}");
         }
