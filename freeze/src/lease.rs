@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often a hold is checked and the server's idle timeout renewed.
-pub(crate) const HEARTBEAT: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The longest that a server keeps a session of ours which says nothing: five missed heartbeats.
 pub(crate) const LONGEST_SERVER_TTL: Duration = Duration::from_secs(5);
 /// The shortest idle timeout that every engine can express (MariaDB's `wait_timeout` is in whole seconds).
@@ -20,6 +20,11 @@ pub(crate) const SHORTEST_SERVER_TTL: Duration = Duration::from_secs(1);
 /// The idle timeout to give the server when `left` of the lease is left.
 pub(crate) fn server_ttl(left: Duration) -> Duration {
     left.clamp(SHORTEST_SERVER_TTL, LONGEST_SERVER_TTL)
+}
+
+/// How long after a heartbeat that gave the server `server_ttl` the next is due: in time also when one is late.
+pub(crate) fn pause(server_ttl: Duration) -> Duration {
+    HEARTBEAT.min(server_ttl / 2)
 }
 
 /// What is left of a lease, or nothing.
@@ -41,6 +46,8 @@ mod tests {
         assert_eq!(server_ttl(Duration::from_secs(60)), Duration::from_secs(5));
         assert_eq!(server_ttl(Duration::from_millis(3_200)), Duration::from_millis(3_200));
         assert_eq!(server_ttl(Duration::ZERO), Duration::from_secs(1));
+        assert_eq!(pause(Duration::from_secs(5)), Duration::from_secs(1));
+        assert!(pause(Duration::from_secs(1)) * 2 <= Duration::from_secs(1), "one may be late");
     }
 
     #[tokio::test]

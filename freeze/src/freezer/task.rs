@@ -11,7 +11,7 @@ use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Stage, con
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, MissedTickBehavior, interval_at, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tracing::{error, info, warn};
 
@@ -27,7 +27,7 @@ use crate::{
     error::Error,
     group::{self, Fault, Group, Target},
     journal::{FreezeName, JournalError},
-    lease::{self, HEARTBEAT, LONGEST_SERVER_TTL},
+    lease::{self, LONGEST_SERVER_TTL},
 };
 
 /// What a freeze is asked.
@@ -60,6 +60,8 @@ pub(super) struct Task {
     warnings: Vec<Check>,
     /// The journal does not know yet how it ended.
     unwritten: bool,
+    /// While it holds: when the sessions are told next that we are there.
+    next_beat: Instant,
 }
 
 #[derive(Debug)]
@@ -133,6 +135,7 @@ impl Task {
             claims,
             warnings: Vec::new(),
             unwritten: false,
+            next_beat: Instant::now(),
         };
         (task, handle)
     }
@@ -238,8 +241,7 @@ impl Task {
 
     /// Until the last claim ends or lapses, the hold is lost, or somebody says thaw.
     async fn hold(&mut self, mut group: Group, hard_end: Instant) -> (Option<Group>, Finish) {
-        let mut heartbeat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
-        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        self.next_beat = Instant::now() + lease::pause(lease::left(self.lease_end(hard_end), Instant::now()));
         let thaw = self.inner.thaw.clone();
         let mut last_pulse = Instant::now();
         loop {
@@ -267,8 +269,8 @@ impl Task {
                         Err(fault) => return (Some(group), Finish::Lost(fault)),
                     }
                 }
-                _ = heartbeat.tick() => {
-                    let lease = self.claims.end_of_lease().unwrap_or(hard_end);
+                () = sleep_until(self.next_beat) => {
+                    let lease = self.lease_end(hard_end);
                     let ttl = lease::server_ttl(lease::left(lease, Instant::now()));
                     // Past this instant the server has ended the session by itself: no answer can save the hold.
                     let deadline = (last_pulse + LONGEST_SERVER_TTL).min(lease);
@@ -281,6 +283,7 @@ impl Task {
                         Err(fault) => return (Some(group), Finish::Lost(fault)),
                     }
                     last_pulse = Instant::now();
+                    self.next_beat = last_pulse + lease::pause(ttl);
                 }
             }
         }
@@ -315,6 +318,8 @@ impl Task {
             Command::Join { claimant, wish, answer } => self.join(claimant, wish, answer, hard_end),
             Command::Renew { uid, ttl, answer } => {
                 let renewed = self.claims.renew(&uid, ttl, Instant::now(), hard_end);
+                // The server still counts down to the old end.
+                self.next_beat = Instant::now();
                 self.show_claims().await;
                 answer.send(renewed.and_then(|_| self.granted(&uid, true))).ok();
             }
@@ -520,6 +525,10 @@ impl Task {
             Ending::Forced { by } => Finish::Forced(by),
             Ending::Withdrawn { why } => Finish::Withdrawn(why),
         }
+    }
+
+    fn lease_end(&self, hard_end: Instant) -> Instant {
+        self.claims.end_of_lease().unwrap_or(hard_end)
     }
 
     /// No step lasts longer than the lease, whatever it is given.
