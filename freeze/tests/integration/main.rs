@@ -6,3 +6,4 @@ mod contract;
 mod freezer;
 mod memory;
 mod real;
+mod refusals;

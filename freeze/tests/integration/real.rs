@@ -37,7 +37,7 @@ impl Real {
         Self { kind, port: server.port, server: Mutex::new(server), hole }
     }
 
-    fn at(port: u16) -> Member {
+    pub(crate) fn at(port: u16) -> Member {
         Member {
             address: ConnectionAddress::Tcp { host: "127.0.0.1".to_owned(), port },
             account: Some(Account { user: USER.to_owned(), password: Some(PASSWORD.to_owned()) }),
