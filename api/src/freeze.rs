@@ -68,6 +68,9 @@ pub struct FreezeStatus {
     /// Fencing: a freezer of a lower epoch has no say any more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub epoch: Option<i64>,
+    /// What marks its sessions inside the servers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
     /// The level in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,

@@ -243,7 +243,12 @@ fn remaining_target(verbs: &Verbs, namespace: &str, database: &str, status: &api
     let mut ingredients = verbs.ingredients(namespace, database).ok()?;
     ingredients.database.spec.paused = false;
     let level = status.level.unwrap_or_default();
-    let wanted = Wanted { level, copy: api::Copy::Atomic, freeze_uid: "recovery", member: None };
+    let wanted = Wanted {
+        level,
+        copy: api::Copy::Atomic,
+        freeze_uid: status.mark.as_deref().unwrap_or("recovery"),
+        member: None,
+    };
     targets::target(&verbs.drivers, &ingredients, wanted).ok()
 }
 

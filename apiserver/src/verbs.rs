@@ -142,6 +142,7 @@ impl Verbs {
         let freeze =
             FreezeName { namespace: call.namespace.to_owned(), name: meta::generated(&format!("{}-", call.name)) };
         let claimant = claimant(&call, spec.uid.as_deref());
+        self.own_claim(&call, &claimant.uid)?;
         let (request, more) = self.request(freeze, &freeze_spec(call.name, spec), false, claimant)?;
         warnings.extend(more);
         let wait = spec.wait.unwrap_or(true);
@@ -200,6 +201,7 @@ impl Verbs {
             None
         } else {
             let uid = claimant(&call, spec.uid.as_deref()).uid;
+            self.own_claim(&call, &uid)?;
             self.freezer.unquiesce(call.namespace, call.name, &uid, spec.stage).await
         };
         let status = match ended {
@@ -228,6 +230,7 @@ impl Verbs {
         self.registry.get(&DATABASES, Some(call.namespace), call.name)?;
         let wanted = renew.spec.ttl_seconds;
         let uid = claimant(&call, renew.spec.uid.as_deref()).uid;
+        self.own_claim(&call, &uid)?;
         let ttl = wanted.map(|seconds| std::time::Duration::from_secs(u64::from(seconds)));
         let about = live::DATABASES.about(call.name);
         let Some(granted) = self.freezer.renew(call.namespace, call.name, &uid, ttl).await else {
@@ -244,6 +247,16 @@ impl Verbs {
         answer(StatusCode::OK, &call, renew, "Renew", warnings, |renew, api_version, kind, metadata| {
             (renew.api_version, renew.kind, renew.metadata) = (api_version, kind, metadata);
         })
+    }
+
+    /// A uid is no secret: a live claim is its user's, and for anybody else the right to thaw is asked.
+    fn own_claim(&self, call: &Call<'_>, uid: &str) -> Result<(), ApiError> {
+        let Some(view) = self.freezer.view(call.namespace, call.name) else { return Ok(()) };
+        let mut alive = view.status.claims.iter().filter(|claim| claim.ended_at.is_none());
+        match alive.find(|claim| claim.uid == uid && claim.user != call.user.name) {
+            None => Ok(()),
+            Some(_) => self.may(call.user, call.namespace, call.name, "thaw"),
+        }
     }
 
     /// Whether a user may quiesce a Database: the question behind `with[]` and behind a declared Freeze.

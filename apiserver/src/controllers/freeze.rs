@@ -102,6 +102,8 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
                 status.message = Some(format!("joined Freeze {}", granted.freeze.name));
                 status.phase = Phase::Frozen;
                 status.claims = vec![granted.claim];
+                // What is to be undone is the other freeze's to undo.
+                status.targets.iter_mut().for_each(|target| target.undo.clear());
                 task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();
             }
             Ok(_) => info!(freeze = %name, "declared freeze holds"),
@@ -136,6 +138,7 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
                     task.freezer.unquiesce(&name.namespace, &database, &uid, api::Stage::Thaw).await
                 {
                     let mut status = (*ended.status).clone();
+                    status.targets.iter_mut().for_each(|target| target.undo.clear());
                     status.phase = Phase::Thawed;
                     status.message = Some(format!("its claim on Freeze {} ended", ended.freeze.name));
                     task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();

@@ -56,11 +56,10 @@ impl Freezer {
                 inner.table().remember(&freeze, &recorder.shown());
                 let present: Vec<Target> = targets.iter().flatten().cloned().collect();
                 look_until_nothing(&freeze, &present).await;
-                if present.len() == targets.len() {
-                    undo_until_done(&freeze, &present, &recorder).await;
-                } else {
-                    warn!(%freeze, "a Database of it is gone: what it lists to undo cannot be undone");
+                if present.len() < targets.len() {
+                    warn!(%freeze, "a Database of it is gone: what it lists to undo there cannot be undone");
                 }
+                undo_until_done(&freeze, &targets, &recorder).await;
                 inner.table().forget(&freeze, &members);
             });
         }

@@ -101,6 +101,7 @@ impl Task {
             level: Some(request.level),
             claims: claims.show(Instant::now(), now),
             targets: request.targets.iter().map(blank).collect(),
+            mark: request.targets.first().map(|target| target.plan.freeze_uid.clone()),
             requested_at: Some(api::micro_time(now)),
             ..FreezeStatus::default()
         };
@@ -491,6 +492,9 @@ impl Task {
             self.inner.table().forget(&self.freeze, &self.members);
         }
         self.answer_everybody(&finish, &causes);
+        // Whoever still asks is not kept waiting while the rest is undone.
+        self.commands.close();
+        while self.commands.try_recv().is_ok() {}
     }
 
     fn answer_everybody(&mut self, finish: &Finish, causes: &[Check]) {
@@ -514,7 +518,8 @@ impl Task {
 
     /// What outlived the sessions is undone until it is undone; meanwhile no other freeze may take these members.
     async fn undo_the_rest(&mut self) {
-        undo_until_done(&self.freeze, &self.targets, &self.recorder).await;
+        let targets: Vec<_> = self.targets.iter().cloned().map(Some).collect();
+        undo_until_done(&self.freeze, &targets, &self.recorder).await;
     }
 
     // --- small things ---

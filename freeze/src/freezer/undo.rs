@@ -29,7 +29,7 @@ pub(super) async fn write_until_done(freeze: &FreezeName, recorder: &Recorder) {
 }
 
 /// Undoes, by the journal, what outlived the sessions. Retried for ever, with a pause that grows to 30 s.
-pub(super) async fn undo_until_done(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recorder>) {
+pub(super) async fn undo_until_done(freeze: &FreezeName, targets: &[Option<Target>], recorder: &Arc<Recorder>) {
     let mut pause = UNDO_PAUSE.0;
     loop {
         let left = undo_once(freeze, targets, recorder).await;
@@ -42,9 +42,11 @@ pub(super) async fn undo_until_done(freeze: &FreezeName, targets: &[Target], rec
 }
 
 /// One try at everything; answers how much is left that a further try could undo.
-async fn undo_once(freeze: &FreezeName, targets: &[Target], recorder: &Arc<Recorder>) -> usize {
+async fn undo_once(freeze: &FreezeName, targets: &[Option<Target>], recorder: &Arc<Recorder>) -> usize {
     let mut left = 0;
     for (at, target) in targets.iter().enumerate() {
+        // A Database that is gone has no address to undo anything at; the journal keeps saying so.
+        let Some(target) = target else { continue };
         let undo = recorder.shown().targets.get(at).map(|status| status.undo.clone()).unwrap_or_default();
         for item in undo {
             let deadline = Instant::now() + target.prepare_timeout.min(Duration::from_secs(10));

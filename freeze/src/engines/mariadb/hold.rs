@@ -145,7 +145,7 @@ impl Session {
         let mut in_the_way = InTheWay::default();
         let own = self.link.hello.connection_id;
         let blocked = tokio::select! {
-            blocked = block_commits(&mut self.link, deadline) => blocked,
+            blocked = block_commits(&mut self.link, self.plan.server_ttl, deadline) => blocked,
             never = blockers::watch(&mut control, own, &self.plan, deadline, &mut in_the_way) => match never {},
         };
         control.close(deadline).await;
@@ -234,7 +234,7 @@ impl Held for Session {
         }
         // Nothing was acknowledged since commits were blocked: the first still point is still the last.
         let frozen_at = Timestamp::now();
-        self.beat(LONGEST_SERVER_TTL, deadline).await?;
+        self.beat(self.plan.server_ttl, deadline).await?;
         Ok(self.acquired(frozen_at))
     }
 
@@ -248,7 +248,7 @@ impl Held for Session {
     async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error> {
         let before = self.position.clone();
         let by_position = self.plan.level == Level::WriteBlocked && before.gtid_binlog_pos.is_some();
-        self.beat(LONGEST_SERVER_TTL, deadline).await?;
+        self.beat(self.plan.server_ttl, deadline).await?;
         let after = self.link.position(deadline).await?;
         // Every transaction in the binary log has a GTID. The offset moves also without one: after a rotation the server
         // writes a binlog checkpoint event of its own, a little later.
@@ -278,11 +278,11 @@ impl Held for Session {
 
 /// `true` when commits are blocked, `false` when somebody stood in the way until the deadline. The stages in between are
 /// run by the server when they are skipped, but said here: each has its own wait, and its own limit.
-async fn block_commits(link: &mut Link, deadline: Instant) -> Result<bool, Error> {
+async fn block_commits(link: &mut Link, server_ttl: Duration, deadline: Instant) -> Result<bool, Error> {
     let sql = format!(
         "{}; BACKUP STAGE FLUSH; BACKUP STAGE BLOCK_DDL; BACKUP STAGE BLOCK_COMMIT; {}",
-        limits(LONGEST_SERVER_TTL, left(deadline)),
-        limits(LONGEST_SERVER_TTL, Duration::from_secs(5)),
+        limits(server_ttl, left(deadline)),
+        limits(server_ttl, Duration::from_secs(5)),
     );
     match tokio::time::timeout_at(deadline + LET_GO, link.attempt(&sql)).await {
         Ok(Ok(_)) => Ok(true),

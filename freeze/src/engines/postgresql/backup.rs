@@ -5,7 +5,7 @@ use api::{Artifact, ArtifactKind, PostgresqlPosition};
 use tokio::time::Instant;
 
 use super::connect::{Link, literal, text};
-use crate::error::Error;
+use crate::{engines::deadline::left, error::Error};
 
 /// Where the backup began, and what it gave when it was stopped.
 #[derive(Clone, Debug)]
@@ -50,9 +50,12 @@ impl Backup {
         if let Some(artifacts) = &self.stopped {
             return Ok(artifacts.clone());
         }
-        let sql = "SET statement_timeout = 0; \
-                   SELECT lsn::text, labelfile, spcmapfile, pg_walfile_name(lsn) FROM pg_backup_stop(wait_for_archive => false)";
-        let rows = link.run(deadline, "ending backup mode", sql).await?;
+        let sql = format!(
+            "SET statement_timeout = {}; SELECT lsn::text, labelfile, spcmapfile, pg_walfile_name(lsn) \
+             FROM pg_backup_stop(wait_for_archive => false)",
+            left(deadline).as_millis()
+        );
+        let rows = link.run(deadline, "ending backup mode", &sql).await?;
         let row = rows.last().ok_or(Error::Server { doing: "ending backup mode", detail: "no label".into() })?;
         let column = |at| text(row, at).unwrap_or_default();
         position.start_lsn = Some(self.start_lsn.clone());

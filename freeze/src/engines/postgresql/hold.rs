@@ -237,7 +237,7 @@ impl Held for Holding {
         if self.plan.level == Level::WriteBlocked {
             // Nothing was acknowledged since the locks were granted: the first still point is still the last.
             let frozen_at = Timestamp::now();
-            self.beat(LONGEST_SERVER_TTL, deadline).await?;
+            self.beat(self.plan.server_ttl, deadline).await?;
             let position = Position::Postgresql(self.position.clone());
             return Ok(Acquired { frozen_at, position, ended_sessions: Vec::new() });
         }
@@ -266,7 +266,7 @@ impl Held for Holding {
             pid: self.main.hello.backend_pid,
             name: format!("{MARK}{}", self.plan.freeze_uid),
         };
-        let (beat, found) = tokio::join!(self.beat(LONGEST_SERVER_TTL, deadline), sought.found(deadline));
+        let (beat, found) = tokio::join!(self.beat(self.plan.server_ttl, deadline), sought.found(deadline));
         beat?;
         let reason = match found {
             Ok(None) => match self.escaped(deadline).await? {
@@ -297,13 +297,13 @@ impl Held for Holding {
             join_all(self.databases.iter_mut().map(|database| database.link.run(deadline, "unlocking", "ROLLBACK")));
         let unlocked: Vec<_> = unlocked.await;
         let artifacts = match &mut self.backup {
-            Some(backup) => backup.stop(&mut self.main, &mut self.position, deadline).await.unwrap_or_default(),
-            None => Vec::new(),
+            Some(backup) => backup.stop(&mut self.main, &mut self.position, deadline).await,
+            None => Ok(Vec::new()),
         };
         let Self { main, databases, .. } = *self;
         close(main, databases, deadline).await;
         unlocked.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(Released { artifacts })
+        Ok(Released { artifacts: artifacts? })
     }
 }
 
