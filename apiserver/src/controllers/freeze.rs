@@ -134,14 +134,15 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
                 task.freezer.end(&name.namespace, &database, Ending::Withdrawn { why }).await;
             }
             Some(_) => {
-                if let Some(Ok(ended)) =
-                    task.freezer.unquiesce(&name.namespace, &database, &uid, api::Stage::Thaw).await
-                {
+                let ended = task.freezer.unquiesce(&name.namespace, &database, &uid, api::Stage::Thaw).await;
+                if let Some(Ok(ended)) = ended {
                     let mut status = (*ended.status).clone();
                     status.targets.iter_mut().for_each(|target| target.undo.clear());
                     status.phase = Phase::Thawed;
                     status.message = Some(format!("its claim on Freeze {} ended", ended.freeze.name));
                     task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();
+                } else {
+                    fail(&task, &name, conditions::reasons::FREEZER_DIED, "nothing holds it any more").await;
                 }
             }
             // Nothing holds: whatever it says, it is over.

@@ -44,6 +44,8 @@ struct Holding {
     position: PostgresqlPosition,
     /// WriteBlocked: `pg_current_snapshot()` once every lock was granted.
     snapshot: Option<String>,
+    /// Our own commit since then.
+    marker_xid: Option<u64>,
 }
 
 /// Opens every session that the plan needs and does what is slow. Blocks nobody.
@@ -90,12 +92,14 @@ impl Prepared for Ready {
             backup,
             position: PostgresqlPosition::default(),
             snapshot: None,
+            marker_xid: None,
         };
-        let mut acquired = held.still_point(deadline).await?;
-        acquired.ended_sessions = ended_sessions;
+        // Before the still point: a commit that no lock stops must not slip in between.
         if held.plan.level == Level::WriteBlocked {
             held.snapshot = Some(held.snapshot_now(deadline).await?);
         }
+        let mut acquired = held.still_point(deadline).await?;
+        acquired.ended_sessions = ended_sessions;
         Ok((Box::new(held), acquired))
     }
 
@@ -124,11 +128,13 @@ impl Holding {
     async fn marker(&mut self, deadline: Instant) -> Result<(), Error> {
         let sql = format!(
             "SET statement_timeout = {}; BEGIN; SET LOCAL synchronous_commit = local; \
-             SELECT pg_logical_emit_message(true, 'stillpoint', {})::text; COMMIT",
+             SELECT pg_logical_emit_message(true, 'stillpoint', {})::text; SELECT pg_current_xact_id()::text; COMMIT",
             left(deadline).as_millis(),
             literal(&self.plan.freeze_uid),
         );
-        self.main.run(deadline, "writing the marker", &sql).await.map(drop)
+        let rows = self.main.run(deadline, "writing the marker", &sql).await?;
+        self.marker_xid = rows.last().and_then(|row| text(row, 0)).and_then(|xid| xid.parse().ok());
+        Ok(())
     }
 
     async fn read_position(&mut self, deadline: Instant) -> Result<(), Error> {
@@ -189,8 +195,9 @@ impl Holding {
              first, pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next FROM frozen) \
              SELECT CASE WHEN next - first > {MOST_IDS} THEN NULL ELSE (SELECT count(*)::text FROM \
              (SELECT x FROM pg_snapshot_xip(s) x UNION ALL SELECT g::text::xid8 FROM generate_series(first, next - 1) g) ids \
-             WHERE pg_xact_status(x) = 'committed') END FROM span",
+             WHERE x <> {marker}::xid8 AND pg_xact_status(x) = 'committed') END FROM span",
             snapshot = literal(snapshot),
+            marker = literal(&self.marker_xid.unwrap_or_default().to_string()),
         );
         let rows = self.main.run(deadline, "looking for commits that escaped", &sql).await?;
         Ok(rows.first().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok()))
