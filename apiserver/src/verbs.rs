@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use api::{
-    Check, Claim, ClaimKind, Copy, Database, FreezeSpec, FreezeTarget, Level, Phase, Quiesce, QuiesceSpec,
-    QuiesceStatus, Renew, RenewStatus, Unquiesce, UnquiesceStatus, conditions::reasons,
+    Check, Claim, ClaimKind, Copy, Database, FreezeSpec, FreezeTarget, Phase, Quiesce, QuiesceSpec, QuiesceStatus,
+    Renew, RenewStatus, Unquiesce, UnquiesceStatus, conditions::reasons,
 };
 use freeze::{Claimant, Drivers, Ended, Ending, FreezeName, Freezer, Granted, Refused, Request};
 use futures::future::join_all;
@@ -114,17 +114,8 @@ impl Verbs {
         // Members of a group are taken in one order, so that two groups never wait for each other.
         targets.sort_by(|a, b| a.database.cmp(&b.database));
         let spec_written = (!declared).then(|| FreezeSpec { level: Some(level), ..spec.clone() });
-        let request = Request {
-            freeze,
-            spec: spec_written,
-            claimant,
-            targets,
-            level,
-            copy: spec.copy,
-            ttl,
-            max_frozen,
-            reason: spec.reason.clone(),
-        };
+        let request =
+            Request { freeze, spec: spec_written, claimant, targets, level, copy: spec.copy, ttl, max_frozen };
         Ok((request, warnings))
     }
 
@@ -476,9 +467,4 @@ fn answer<T: Serialize>(
     name(&mut typed, api::LIVE_API_VERSION.to_owned(), kind.to_owned(), metadata);
     let body = serde_json::to_value(typed).map_err(ApiError::internal)?;
     Ok(Answered { code, body, warnings })
-}
-
-/// The level that a Database's own checks are made at.
-pub fn own_level(database: &Database) -> Level {
-    database.spec.freeze.level
 }

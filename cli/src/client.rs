@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use api::{LIVE_API_VERSION, LiveDatabase, Quiesce, QuiesceSpec, Renew, RenewSpec, Unquiesce, UnquiesceSpec};
+use freeze::chain;
 use kube::{
     Client, Config,
     config::{KubeConfigOptions, Kubeconfig},
@@ -10,7 +11,7 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::json;
 
-use crate::failure::{Failure, chain};
+use crate::failure::Failure;
 
 /// Where the API is, as kubectl's own flags say it.
 #[derive(Clone, Debug, clap::Args)]

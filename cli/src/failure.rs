@@ -2,6 +2,8 @@
 
 use std::process::ExitCode;
 
+use freeze::chain;
+
 /// A failure with what to do about it, and its exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
@@ -72,18 +74,4 @@ impl From<freeze::Error> for Failure {
     fn from(error: freeze::Error) -> Self {
         Self::new(format!("{error}; {}", error.advice()))
     }
-}
-
-/// The error and its sources, once each.
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        if !text.contains(&next) {
-            text = format!("{text}: {next}");
-        }
-        source = error.source();
-    }
-    text
 }

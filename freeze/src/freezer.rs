@@ -55,7 +55,6 @@ pub struct Request {
     pub ttl: Duration,
     /// The longest that a freeze begun by this request lasts, renewals included.
     pub max_frozen: Duration,
-    pub reason: Option<String>,
 }
 
 /// A claim that holds.

@@ -28,7 +28,7 @@ pub use driver::{
     Account, Acquired, Blocker, Driver, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Released, ServerInfo,
     Tls, TlsRoots,
 };
-pub use engines::Drivers;
+pub use engines::{Drivers, text::chain};
 pub use error::Error;
 pub use freezer::{
     CannotJoin, Claimant, Ended, Ending, FreezeView, Freezer, Granted, Refused, Remains, Request, Target,

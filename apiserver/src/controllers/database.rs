@@ -112,7 +112,9 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
                 now.clone_from(&status);
                 now["lastFreeze"] = last;
             };
-            verbs.registry.change_status(&DATABASES, &namespace, &name, change).await.ok();
+            if let Err(error) = verbs.registry.change_status(&DATABASES, &namespace, &name, change).await {
+                tracing::debug!(%namespace, %name, message = %error.message, "a look at a Database was not written");
+            }
         }
     });
 }
@@ -120,7 +122,7 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
 async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
     let database = &ingredients.database;
     let wanted =
-        Wanted { level: verbs::own_level(database), copy: Copy::Atomic, freeze_uid: "preflight", member: None };
+        Wanted { level: database.spec.freeze.level, copy: Copy::Atomic, freeze_uid: "preflight", member: None };
     let target = match targets::target(&verbs.drivers, ingredients, wanted) {
         Ok(target) => target,
         Err(error) => {

@@ -8,10 +8,26 @@ pub mod status;
 pub mod thaw;
 pub mod unquiesce;
 
-use api::{ConnectionAddress, Engine, TlsMode};
+use api::{ConnectionAddress, Copy, Engine, Level, TlsMode};
 use freeze::{Account, Drivers, Member, Tls, TlsRoots};
 
 use crate::{failure::Failure, password::PasswordSource};
+
+/// What is to be held, and how.
+#[derive(Clone, Debug, clap::Args)]
+pub struct WhatToHold {
+    /// The Database.
+    pub name: String,
+    /// Another Database of the namespace, held as one group at `WriteBlocked`; repeat it.
+    #[arg(long, value_name = "NAME")]
+    pub with: Vec<String>,
+    /// Recoverable, Durable or WriteBlocked; the Database's own when absent, WriteBlocked for a group.
+    #[arg(long, value_name = "LEVEL")]
+    pub level: Option<Level>,
+    /// How the copy is made: atomic (one instant), or files (one after the other; PostgreSQL).
+    #[arg(long, value_name = "METHOD")]
+    pub copy: Option<Copy>,
+}
 
 /// How to reach a server, on the command line.
 #[derive(Clone, Debug, clap::Args)]

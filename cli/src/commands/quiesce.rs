@@ -4,8 +4,10 @@ mod run;
 
 use std::{ffi::OsString, path::PathBuf};
 
-use api::{Copy, Level, QuiesceSpec, QuiesceStatus};
+use api::{QuiesceSpec, QuiesceStatus};
 use uuid::Uuid;
+
+use super::WhatToHold;
 
 use crate::{
     client::{Api, Connection},
@@ -35,17 +37,8 @@ use crate::{
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Command {
-    /// The Database.
-    name: String,
-    /// Another Database of the namespace, held as one group at `WriteBlocked`; repeat it.
-    #[arg(long, value_name = "NAME")]
-    with: Vec<String>,
-    /// Recoverable, Durable or WriteBlocked; the Database's own when absent, WriteBlocked for a group.
-    #[arg(long, value_name = "LEVEL")]
-    level: Option<Level>,
-    /// How the copy is made: atomic (one instant), or files (one after the other; PostgreSQL).
-    #[arg(long, value_name = "METHOD")]
-    copy: Option<Copy>,
+    #[command(flatten)]
+    what: WhatToHold,
     /// How long it holds unless ended before, in seconds.
     #[arg(long, value_name = "SECONDS")]
     ttl: Option<u32>,
@@ -85,24 +78,24 @@ impl Command {
     async fn hold(self, api: &Api, output: Output) -> Result<u8, Failure> {
         let spec = self.spec(self.uid.clone());
         let answered =
-            api.quiesce(&self.name, spec, false).await.map_err(|error| Failure::from(error).code(NOT_HELD))?;
+            api.quiesce(&self.what.name, spec, false).await.map_err(|error| Failure::from(error).code(NOT_HELD))?;
         let status = answered.status.unwrap_or_default();
         if output == Output::Json {
             return print::json(&status).map(|()| 0);
         }
-        print!("{}", held(&self.name, &status));
+        print!("{}", held(&self.what.name, &status));
         let uid = self.uid.map(|uid| format!(" --uid {uid}")).unwrap_or_default();
-        println!("end it: kubectl still unquiesce {}{uid} -n {}", self.name, api.namespace);
+        println!("end it: kubectl still unquiesce {}{uid} -n {}", self.what.name, api.namespace);
         Ok(0)
     }
 
     fn spec(&self, uid: Option<String>) -> QuiesceSpec {
         QuiesceSpec {
             uid,
-            level: self.level,
-            copy: self.copy,
+            level: self.what.level,
+            copy: self.what.copy,
             ttl_seconds: self.ttl,
-            with: self.with.clone(),
+            with: self.what.with.clone(),
             member: None,
             wait: self.no_wait.then_some(false),
             reason: self.reason.clone(),

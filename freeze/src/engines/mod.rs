@@ -12,7 +12,7 @@ pub mod mariadb;
 #[cfg(feature = "testing")]
 pub mod memory;
 pub mod postgresql;
-mod text;
+pub(crate) mod text;
 
 /// The drivers that a freezer works with, by engine.
 #[derive(Clone, Debug)]

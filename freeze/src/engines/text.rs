@@ -1,7 +1,7 @@
 //! Small things that every engine says the same way.
 
 /// The error and its sources, once each.
-pub(super) fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

@@ -103,7 +103,6 @@ fn request(freeze: &str, uid: &str, targets: Vec<Target>, ttl: Duration) -> Requ
         copy,
         ttl,
         max_frozen: Duration::from_secs(30),
-        reason: None,
     }
 }
 

@@ -54,11 +54,11 @@ pub(super) async fn run(command: Command, api: Api, output: Output) -> Result<u8
         number = signals.next() => return Ok(u8::try_from(128 + number).unwrap_or(u8::MAX)),
     };
     if output == Output::Text {
-        eprint!("{}", super::held(&command.name, &held.status));
+        eprint!("{}", super::held(&command.what.name, &held.status));
     }
     let files = TempDir::new()?;
     let (ending, stopped) = hold(&command, &api, &held, &mut signals, files.path(), output).await;
-    let thawed = thaw(&api, &command.name, &held.uid).await;
+    let thawed = thaw(&api, &command.what.name, &held.uid).await;
     let status = match thawed {
         Ok(status) => status,
         Err(failure) => {
@@ -74,7 +74,7 @@ async fn freeze(command: &Command, api: &Api) -> Result<Held, Failure> {
     let uid = command.own_uid();
     let mut tries = 0;
     let answered = loop {
-        match api.quiesce(&command.name, command.spec(Some(uid.clone())), false).await {
+        match api.quiesce(&command.what.name, command.spec(Some(uid.clone())), false).await {
             Ok(answered) => break answered,
             Err(error @ kube::Error::Api(_)) => return Err(Failure::from(error).code(NOT_HELD)),
             Err(error) if tries >= 2 => return Err(Failure::from(error).code(NOT_HELD)),
@@ -106,7 +106,7 @@ async fn hold(
         return (first, Vec::new());
     }
     let spec = UnquiesceSpec { uid: Some(held.uid.clone()), stage: Stage::Stop, force: false };
-    let stopped = match api.unquiesce(&command.name, spec).await {
+    let stopped = match api.unquiesce(&command.what.name, spec).await {
         Ok(answered) => answered.status.unwrap_or_default(),
         Err(error) => {
             return (Ending::Lost(format!("the data phase could not be ended: {error}")), Vec::new());
@@ -172,7 +172,7 @@ async fn attend(
             () = sleep_until(renew_at), if renews => {
                 renew_at = Instant::now() + held.ttl / 2;
                 let spec = RenewSpec { uid: Some(held.uid.clone()), ttl_seconds: None };
-                match api.renew(&command.name, spec).await.map(|renewed| renewed.status.and_then(|status| status.expires_at)) {
+                match api.renew(&command.what.name, spec).await.map(|renewed| renewed.status.and_then(|status| status.expires_at)) {
                     Ok(Some(until)) => *expires = Instant::now() + until_then(until.0),
                     Ok(None) => {}
                     Err(error) => eprintln!("warning: the freeze was not renewed: {error}"),
@@ -180,7 +180,7 @@ async fn attend(
             }
             () = sleep(COUNTDOWN), if countdown => {
                 let left = expires.saturating_duration_since(Instant::now());
-                eprint!("\r\x1b[K{} frozen, {:.1} s left", command.name, left.as_secs_f64());
+                eprint!("\r\x1b[K{} frozen, {:.1} s left", command.what.name, left.as_secs_f64());
             }
         }
     };
@@ -269,12 +269,12 @@ fn finish(
 
 fn tell(command: &Command, held: &Held, ending: &Ending, status: &UnquiesceStatus, artifacts: &[Artifact]) {
     match ending {
-        Ending::Lost(why) => eprintln!("{}: the freeze did not last: {why}. Throw the copy away.", command.name),
-        Ending::Signal(number) => eprintln!("{}: stopped by signal {number}; thawed", command.name),
+        Ending::Lost(why) => eprintln!("{}: the freeze did not last: {why}. Throw the copy away.", command.what.name),
+        Ending::Signal(number) => eprintln!("{}: stopped by signal {number}; thawed", command.what.name),
         Ending::Command(_) => {}
     }
     if let Some(milliseconds) = status.frozen_milliseconds {
-        eprintln!("{}: thawed after {:.3} s", command.name, seconds(milliseconds));
+        eprintln!("{}: thawed after {:.3} s", command.what.name, seconds(milliseconds));
     }
     eprint!("{}", print::proofs(&status.targets));
     if *ending != Ending::Command(0) {
@@ -283,7 +283,7 @@ fn tell(command: &Command, held: &Held, ending: &Ending, status: &UnquiesceStatu
     let copy = held.status.copy.unwrap_or_default();
     for target in &status.targets {
         if let Ok(driver) = driver(target.engine) {
-            let artifacts = if target.database == command.name { artifacts } else { &[] };
+            let artifacts = if target.database == command.what.name { artifacts } else { &[] };
             eprintln!("\nTo restore {}:", target.database);
             eprint!("{}", driver.restore_recipe(copy, target.position.as_ref(), artifacts));
         }
@@ -300,7 +300,7 @@ fn environment(api: &Api, command: &Command, held: &Held) -> Vec<(String, String
         ("FREEZE", status.freeze.clone().unwrap_or_default()),
         ("UID", held.uid.clone()),
         ("NAMESPACE", api.namespace.clone()),
-        ("DATABASE", command.name.clone()),
+        ("DATABASE", command.what.name.clone()),
         ("LEVEL", status.level.map(|level| level.to_string()).unwrap_or_default()),
         ("COPY", status.copy.map(|copy| copy.to_string()).unwrap_or_default()),
         ("POSITION", position.map(api::Position::summary).unwrap_or_default()),
