@@ -25,8 +25,8 @@ impl Backup {
     /// Slow (it waits for a checkpoint) and blocks nobody.
     pub(super) async fn start(link: &mut Link, freeze_uid: &str, deadline: Instant) -> Result<Self, Error> {
         let sql = format!(
-            "SELECT slot_name::text FROM pg_create_physical_replication_slot({slot}, immediately_reserve => true, \
-             temporary => true); SELECT lsn::text, pg_walfile_name(lsn) FROM pg_backup_start({label}, fast => true) AS lsn",
+            "SELECT slot_name FROM pg_create_physical_replication_slot({slot}, immediately_reserve => true, \
+             temporary => true); SELECT lsn, pg_walfile_name(lsn) FROM pg_backup_start({label}, fast => true) AS lsn",
             slot = literal(&slot_name(freeze_uid)),
             label = literal(&format!("stillpoint {freeze_uid}")),
         );
@@ -51,7 +51,7 @@ impl Backup {
             return Ok(artifacts.clone());
         }
         let sql = format!(
-            "SET statement_timeout = {}; SELECT lsn::text, labelfile, spcmapfile, pg_walfile_name(lsn) \
+            "SET statement_timeout = {}; SELECT lsn, labelfile, spcmapfile, pg_walfile_name(lsn) \
              FROM pg_backup_stop(wait_for_archive => false)",
             left(deadline).as_millis()
         );

@@ -1,7 +1,5 @@
 //! What must be true before a freeze, as named checks: facts in one query, verdicts by pure functions.
 
-use std::time::Duration;
-
 use api::{BlockerPolicy, Check, Copy, Level, Role, conditions::reasons};
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
@@ -17,11 +15,9 @@ use crate::{
     lease::LONGEST_SERVER_TTL,
 };
 
-/// One server's settings and our rights, as they bear on a freeze.
+/// Settings and our rights, as they bear on a file copy; a preflight tells them all.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Facts {
-    fsync: bool,
-    full_page_writes: bool,
     wal_level: String,
     free_slots: i64,
     replication: bool,
@@ -31,7 +27,6 @@ pub(super) struct Facts {
     slot_keeps: i64,
     /// Others' sessions that carry our mark.
     foreign: Option<String>,
-    pub(super) deadlock_timeout: Duration,
 }
 
 /// What one check found.
@@ -44,66 +39,50 @@ enum Verdict {
 type Named = (&'static str, Verdict);
 
 /// The marker function has a fourth parameter since PostgreSQL 17, so it is found by name.
-const FACTS: &str = "SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('wal_level'), \
-    (current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots))::text, \
-    (SELECT (rolreplication OR rolsuper)::text FROM pg_roles WHERE rolname = current_user), \
-    (SELECT bool_and(has_function_privilege(oid, 'EXECUTE'))::text FROM pg_proc \
+const FACTS: &str = "SELECT current_setting('wal_level'), \
+    current_setting('max_replication_slots')::int - (SELECT count(*) FROM pg_replication_slots), \
+    (SELECT rolreplication OR rolsuper FROM pg_roles WHERE rolname = current_user), \
+    (SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc \
        WHERE proname IN ('pg_backup_start', 'pg_backup_stop') AND pronamespace = 'pg_catalog'::regnamespace), \
-    (SELECT bool_and(has_function_privilege(oid, 'EXECUTE'))::text FROM pg_proc \
+    (SELECT bool_and(has_function_privilege(oid, 'EXECUTE')) FROM pg_proc \
        WHERE proname = 'pg_logical_emit_message' AND pronamespace = 'pg_catalog'::regnamespace), \
-    CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN '-1' \
-         ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size'))::text END, \
+    CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN -1 \
+         ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size')) END, \
     (SELECT string_agg('session ' || pid || ' (' || application_name || ')', ', ') FROM pg_stat_activity \
-       WHERE application_name LIKE 'stillpoint/%' AND application_name <> current_setting('application_name')), \
-    (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::bigint::text";
-
-/// What an atomic freeze must know before it is tried; the rights tell themselves when they are used.
-const SETTINGS: &str = "SELECT current_setting('fsync'), current_setting('full_page_writes'), current_setting('wal_level'), \
-    NULL, NULL, NULL, 'true', NULL, NULL, \
-    (extract(epoch FROM current_setting('deadlock_timeout')::interval) * 1000)::bigint::text";
+       WHERE application_name LIKE 'stillpoint/%' AND application_name <> current_setting('application_name'))";
 
 /// Below this a slot may be invalidated while files are being copied.
 const LITTLE_WAL: i64 = 1 << 30;
 
-/// Everything that the preflight tells.
+/// Asks for all of them.
 pub(super) async fn facts(link: &mut Link, deadline: Instant) -> Result<Facts, Error> {
-    ask(link, FACTS, deadline).await
-}
-
-/// What prepare needs: a file copy's rights and slots are checked before the backup is begun.
-pub(super) async fn facts_for(copy: Copy, link: &mut Link, deadline: Instant) -> Result<Facts, Error> {
-    let sql = match copy {
-        Copy::Atomic => SETTINGS,
-        Copy::Files => FACTS,
-    };
-    ask(link, sql, deadline).await
-}
-
-async fn ask(link: &mut Link, sql: &str, deadline: Instant) -> Result<Facts, Error> {
-    let rows = link.run(deadline, "reading settings and rights", sql).await?;
+    let rows = link.run(deadline, "reading settings and rights", FACTS).await?;
     let Some(row) = rows.first() else {
         return Err(Error::Server { doing: "reading settings and rights", detail: "no row".into() });
     };
-    let is = |at, yes| text(row, at).is_some_and(|value| value == yes);
+    let has = |at| text(row, at).is_some_and(|value| value == "t");
     let number = |at| text(row, at).and_then(|value| value.parse::<i64>().ok());
     Ok(Facts {
-        fsync: is(0, "on"),
-        full_page_writes: is(1, "on"),
-        wal_level: text(row, 2).unwrap_or_default(),
-        free_slots: number(3).unwrap_or(0),
-        replication: is(4, "true"),
-        execute_backup: is(5, "true"),
-        execute_marker: is(6, "true"),
-        slot_keeps: number(7).unwrap_or(-1),
-        foreign: text(row, 8),
-        deadlock_timeout: Duration::from_millis(number(9).and_then(|ms| u64::try_from(ms).ok()).unwrap_or(1000)),
+        wal_level: text(row, 0).unwrap_or_default(),
+        free_slots: number(1).unwrap_or(0),
+        replication: has(2),
+        execute_backup: has(3),
+        execute_marker: has(4),
+        slot_keeps: number(5).unwrap_or(-1),
+        foreign: text(row, 6),
     })
 }
 
-/// The checks that prepare makes too: the first failure refuses, warnings go with the answer.
-pub(super) fn refuse_or_warn(hello: &Hello, facts: &Facts, plan: &Plan) -> Result<Vec<Check>, Error> {
+/// The checks that prepare makes too: the first failure refuses, warnings go with the answer. An atomic freeze goes by
+/// what the server said at connecting, and its rights tell themselves when they are used; a file copy's are asked for
+/// before the backup is begun.
+pub(super) async fn refuse_or_warn(link: &mut Link, plan: &Plan, deadline: Instant) -> Result<Vec<Check>, Error> {
+    let mut named = said_at_connecting(&link.hello, plan);
+    if plan.copy == Copy::Files {
+        named.extend(judge(&facts(link, deadline).await?, plan));
+    }
     let mut warnings = Vec::new();
-    for (name, verdict) in judge(hello, facts, plan) {
+    for (name, verdict) in named {
         match verdict {
             Verdict::Fail(error) => return Err(error),
             Verdict::Warn(..) => warnings.push(check(name, verdict)),
@@ -135,7 +114,8 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
             return checks;
         }
     };
-    checks.extend(judge(&link.hello, &facts, plan).into_iter().map(|(name, verdict)| check(name, verdict)));
+    let named = said_at_connecting(&link.hello, plan).into_iter().chain(judge(&facts, plan));
+    checks.extend(named.map(|(name, verdict)| check(name, verdict)));
     if plan.level == Level::WriteBlocked && link.hello.supported().is_ok() {
         checks.extend(write_block_checks(member, plan, &mut link, deadline).await);
     }
@@ -174,9 +154,14 @@ pub(super) fn grants(user: &str, level: Level, copy: Copy) -> Vec<Grant> {
     grants
 }
 
+/// The verdicts that need no further question.
+fn said_at_connecting(hello: &Hello, plan: &Plan) -> Vec<Named> {
+    vec![version(hello), role(hello, plan), settings(hello)]
+}
+
 /// The verdicts that follow from facts alone, in a stable order.
-fn judge(hello: &Hello, facts: &Facts, plan: &Plan) -> Vec<Named> {
-    let mut named = vec![version(hello), role(hello, plan), settings(facts)];
+fn judge(facts: &Facts, plan: &Plan) -> Vec<Named> {
+    let mut named = Vec::new();
     match (plan.copy, plan.level) {
         (Copy::Atomic, Level::Recoverable) => {}
         (Copy::Atomic, _) => named.push(privilege_marker(facts)),
@@ -213,9 +198,8 @@ fn role(hello: &Hello, plan: &Plan) -> Named {
     ("role", verdict)
 }
 
-/// Without these, crash recovery of a copy is a matter of luck (manual, 20.5.1).
-fn settings(facts: &Facts) -> Named {
-    let off: Vec<&str> = [("fsync", facts.fsync), ("full_page_writes", facts.full_page_writes)]
+fn settings(hello: &Hello) -> Named {
+    let off: Vec<&str> = [("fsync", hello.fsync), ("full_page_writes", hello.full_page_writes)]
         .into_iter()
         .filter_map(|(name, on)| (!on).then_some(name))
         .collect();

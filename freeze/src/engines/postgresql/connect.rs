@@ -34,6 +34,8 @@ const FOREIGN_SETTINGS: &[&str] = &["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "
 #[derive(Debug)]
 pub(super) struct Link {
     connection: PgConnection,
+    /// The database that this session is in.
+    pub(super) database: String,
     pub(super) hello: Hello,
 }
 
@@ -45,20 +47,21 @@ pub(super) struct Hello {
     pub(super) incarnation: Incarnation,
     pub(super) started_at: Option<Timestamp>,
     pub(super) backend_pid: i32,
+    /// Without these, crash recovery of a copy is a matter of luck (manual, 20.5.1).
+    pub(super) fsync: bool,
+    pub(super) full_page_writes: bool,
+    pub(super) deadlock_timeout: Duration,
 }
 
-/// One row, whatever the state of the server. Functions rather than views: a new session would plan the views' joins first,
-/// which takes milliseconds. `pg_walfile_name` fails in recovery, so the timeline comes from the last
-/// checkpoint there.
+/// One row, whatever the state of the server, and cheap for a session that knows nothing yet: functions rather than views
+/// (a view's joins would be planned first), and nothing is cast or computed there that can be here. In recovery there is no
+/// name of a WAL file, so the timeline is the last checkpoint's.
 const HELLO: &str = "SELECT current_setting('server_version_num'), current_setting('server_version'), \
-    (SELECT system_identifier::text FROM pg_control_system()), \
-    CASE WHEN pg_is_in_recovery() THEN (SELECT timeline_id::text FROM pg_control_checkpoint()) \
-         ELSE ('x' || substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8))::bit(32)::int::text END, \
-    pg_is_in_recovery()::text, \
-    (extract(epoch FROM pg_postmaster_start_time()) * 1000000)::bigint::text, \
-    pg_backend_pid()::text, \
-    (SELECT (extract(epoch FROM clock_timestamp() - backend_start) * 1000)::bigint::text \
-       FROM pg_stat_get_activity(pg_backend_pid()))";
+    control.system_identifier, pg_is_in_recovery(), pg_postmaster_start_time(), pg_backend_pid(), clock_timestamp(), \
+    own.backend_start, CASE WHEN pg_is_in_recovery() THEN (pg_control_checkpoint()).timeline_id::text \
+    ELSE pg_walfile_name(pg_current_wal_insert_lsn()) END, \
+    current_setting('fsync'), current_setting('full_page_writes'), current_setting('deadlock_timeout') \
+    FROM pg_control_system() control, pg_stat_get_activity(pg_backend_pid()) own";
 
 impl Link {
     /// Connects to `database` (or the first that the Database names) and asks who answers.
@@ -75,6 +78,7 @@ impl Link {
         let options = options(member, database, freeze_uid, idle, left(deadline))?;
         let address = member.address.to_string();
         let user = options.get_username().to_owned();
+        let database = options.get_database().unwrap_or(MAINTENANCE).to_owned();
         let began = Instant::now();
         let mut connection = by(deadline, "connecting", async {
             options.connect().await.map_err(|error| errors::connecting(error, &address, &user))
@@ -83,7 +87,7 @@ impl Link {
         let rows = run(&mut connection, deadline, "asking who the server is", HELLO).await?;
         let row = rows.first().ok_or(Error::Server { doing: "asking who the server is", detail: "no row".into() })?;
         let hello = hello(row, began.elapsed())?;
-        Ok(Self { connection, hello })
+        Ok(Self { connection, database, hello })
     }
 
     /// Runs statements that we wrote, by the simple protocol: several statements are one round trip.
@@ -126,9 +130,9 @@ impl Hello {
     }
 }
 
-/// The text of a column, or nothing for NULL. All our statements answer text.
+/// The text of a column, or nothing for NULL. The simple protocol carries every type as text.
 pub(super) fn text(row: &PgRow, column: usize) -> Option<String> {
-    row.try_get::<Option<String>, _>(column).ok().flatten()
+    row.try_get_unchecked::<Option<String>, _>(column).ok().flatten()
 }
 
 /// A text literal. PostgreSQL manual, 4.1.2.1: with `standard_conforming_strings` on, as we set it at startup, only the
@@ -216,34 +220,69 @@ fn options(
 
 /// Reads [`HELLO`]. A session that is older than our connecting was somebody else's before: a pooler lent it to us.
 fn hello(row: &PgRow, since_connecting: Duration) -> Result<Hello, Error> {
-    let column = |at: usize, what: &'static str| {
-        text(row, at).ok_or_else(|| Error::Server { doing: "asking who the server is", detail: format!("no {what}") })
+    let doing = "asking who the server is";
+    let column =
+        |at: usize, what: &str| text(row, at).ok_or_else(|| Error::Server { doing, detail: format!("no {what}") });
+    let unreadable = |what: &str, text: &str| Error::Server { doing, detail: format!("its {what} reads {text:?}") };
+    let number = |at: usize, what: &str| {
+        let text = column(at, what)?;
+        text.parse::<u32>().map_err(|_| unreadable(what, &text))
     };
-    let number = |at: usize, what: &'static str| {
-        column(at, what)?.parse::<i64>().map_err(|_| Error::Server {
-            doing: "asking who the server is",
-            detail: format!("its {what} is no number"),
-        })
+    let time = |at: usize, what: &str| {
+        let text = column(at, what)?;
+        timestamp(&text).ok_or_else(|| unreadable(what, &text))
     };
-    let age = Duration::from_millis(u64::try_from(number(7, "session age")?).unwrap_or(0));
+    let age = Duration::try_from(time(6, "clock")?.duration_since(time(7, "session's start")?)).unwrap_or_default();
     if age > since_connecting + POOLER_MARGIN {
         return Err(Error::Pooler {
             detail: format!("the session that we were given is {:.1} s older than our connection", age.as_secs_f64()),
         });
     }
-    let started = number(5, "start time")?;
+    let started_at = time(4, "start time")?;
+    let replica = column(3, "recovery state")? == "t";
+    let timeline = column(8, "timeline")?;
+    let timeline = if replica { timeline.parse().ok() } else { timeline_of(&timeline) };
+    let deadlock_timeout = column(11, "deadlock_timeout")?;
     Ok(Hello {
-        version_num: u32::try_from(number(0, "version")?).unwrap_or(0),
+        version_num: number(0, "version")?,
         version: column(1, "version")?,
         incarnation: Incarnation {
             server: column(2, "system identifier")?,
-            started_at: started.to_string(),
-            timeline: u32::try_from(number(3, "timeline")?).ok(),
-            replica: column(4, "recovery state")? == "true",
+            started_at: started_at.as_microsecond().to_string(),
+            timeline,
+            replica,
         },
-        started_at: Timestamp::from_microsecond(started).ok(),
-        backend_pid: i32::try_from(number(6, "backend pid")?).unwrap_or(0),
+        started_at: Some(started_at),
+        backend_pid: i32::try_from(number(5, "backend pid")?).unwrap_or(0),
+        fsync: column(9, "fsync")? == "on",
+        full_page_writes: column(10, "full_page_writes")? == "on",
+        deadlock_timeout: duration(&deadlock_timeout).ok_or_else(|| unreadable("deadlock_timeout", &deadlock_timeout))?,
     })
+}
+
+/// `2026-11-24 16:40:00.123456+00`: sqlx asks for DateStyle ISO and for UTC in the startup packet.
+fn timestamp(text: &str) -> Option<Timestamp> {
+    text.parse().ok()
+}
+
+/// A WAL file's name begins with its timeline in hexadecimal (manual, 30.6 "WAL Internals").
+fn timeline_of(wal_file: &str) -> Option<u32> {
+    u32::from_str_radix(wal_file.get(..8)?, 16).ok()
+}
+
+/// A setting of time, as `current_setting` shows it: in the largest unit that leaves it whole (manual, 20.1.1).
+fn duration(setting: &str) -> Option<Duration> {
+    let digits = setting.find(|c: char| !c.is_ascii_digit()).unwrap_or(setting.len());
+    let (number, unit) = setting.split_at(digits);
+    let milliseconds = match unit {
+        "" | "ms" => 1,
+        "s" => 1000,
+        "min" => 60_000,
+        "h" => 3_600_000,
+        "d" => 86_400_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(milliseconds).map(Duration::from_millis)
 }
 
 /// The server may start our session a little before we begin to count; a pooled one is usually much older.
@@ -255,7 +294,25 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn times_and_timelines_are_read_as_the_server_writes_them() {
+        let at = timestamp("2026-11-24 16:40:00.123456+00").unwrap();
+        assert_eq!(at.to_string(), "2026-11-24T16:40:00.123456Z");
+        assert_eq!(timestamp("2026-11-24 16:40:00+00").unwrap().as_second() % 60, 0);
+        assert_eq!(timeline_of("0000001A000000030000004C"), Some(26));
+        assert_eq!(duration("1s"), Some(Duration::from_secs(1)));
+        assert_eq!(duration("150ms"), Some(Duration::from_millis(150)));
+        assert_eq!(duration("2min"), Some(Duration::from_secs(120)));
+    }
+
     proptest! {
+        #[test]
+        fn whatever_a_server_says_is_read_without_a_panic(value in ".*") {
+            timestamp(&value);
+            timeline_of(&value);
+            duration(&value);
+        }
+
         #[test]
         fn whatever_is_quoted_stays_inside_its_quotes(value in ".*") {
             let quoted = literal(&value);

@@ -6,11 +6,12 @@ use api::{Artifact, Check, Copy, Incarnation, Level, Position, PostgresqlPositio
 use async_trait::async_trait;
 use futures::future::{join_all, try_join_all};
 use jiff::Timestamp;
+use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
 use super::{
     backup::Backup,
-    checks::{self, Facts},
+    checks,
     connect::{Link, MARK, literal, text},
     locks::{self, Database},
 };
@@ -26,7 +27,6 @@ pub(super) struct Ready {
     member: Member,
     plan: Plan,
     server: ServerInfo,
-    facts: Facts,
     warnings: Vec<Check>,
     main: Link,
     databases: Vec<Database>,
@@ -51,8 +51,7 @@ struct Holding {
 /// Opens every session that the plan needs and does what is slow. Blocks nobody.
 pub(super) async fn prepare(member: &Member, plan: &Plan, deadline: Instant) -> Result<Ready, Error> {
     let mut main = Link::open(member, None, Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
-    let facts = checks::facts_for(plan.copy, &mut main, deadline).await?;
-    let warnings = checks::refuse_or_warn(&main.hello, &facts, plan)?;
+    let warnings = checks::refuse_or_warn(&mut main, plan, deadline).await?;
     let databases = match plan.level {
         Level::WriteBlocked => locks::prepare(member, plan, &mut main, deadline).await?,
         Level::Recoverable | Level::Durable => Vec::new(),
@@ -62,7 +61,7 @@ pub(super) async fn prepare(member: &Member, plan: &Plan, deadline: Instant) -> 
         Copy::Atomic => None,
     };
     let server = main.hello.server();
-    Ok(Ready { member: member.clone(), plan: plan.clone(), server, facts, warnings, main, databases, backup })
+    Ok(Ready { member: member.clone(), plan: plan.clone(), server, warnings, main, databases, backup })
 }
 
 #[async_trait]
@@ -76,10 +75,10 @@ impl Prepared for Ready {
     }
 
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
-        let Self { member, plan, server, facts, mut main, mut databases, backup, .. } = *self;
+        let Self { member, plan, server, mut main, mut databases, backup, .. } = *self;
         let deadline = Instant::now() + plan.acquire_timeout;
         let ended_sessions = if plan.level == Level::WriteBlocked {
-            locks::acquire(&mut databases, &mut main, &plan, facts.deadlock_timeout, deadline).await?
+            locks::acquire(&mut databases, &mut main, &plan, deadline).await?
         } else {
             Vec::new()
         };
@@ -110,55 +109,59 @@ impl Prepared for Ready {
 }
 
 impl Holding {
-    /// Makes true what the level promises, from an instant on.
+    /// Makes true what the level promises, from an instant on, and reads the position: one round trip.
     ///
     /// At Durable the instant comes before the marker: whatever was acknowledged until then is flushed with it. At
     /// WriteBlocked every lock is granted by now, so nothing is acknowledged any more; the marker then flushes it all.
     async fn still_point(&mut self, deadline: Instant) -> Result<Acquired, Error> {
         let frozen_at = Timestamp::now();
-        if self.plan.level > Level::Recoverable {
-            self.marker(deadline).await?;
-        }
-        self.read_position(deadline).await?;
+        let rows = if self.plan.level > Level::Recoverable {
+            self.mark(deadline, self.position_sql()).await?
+        } else {
+            self.main.run(deadline, "reading the position", self.position_sql()).await?
+        };
+        self.position = self.position_in(&rows)?;
         Ok(Acquired { frozen_at, position: Position::Postgresql(self.position.clone()), ended_sessions: Vec::new() })
     }
 
-    /// A record in WAL that says who froze, committed and flushed. `local`, or it would wait for a standby that is away.
-    /// A commit record is flushed before the commit is reported, and all WAL before it (manual, 20.5.1).
-    async fn marker(&mut self, deadline: Instant) -> Result<(), Error> {
-        let sql = format!(
-            "SET statement_timeout = {}; BEGIN; SET LOCAL synchronous_commit = local; \
-             SELECT pg_logical_emit_message(true, 'stillpoint', {})::text; SELECT pg_current_xact_id()::text; COMMIT",
-            left(deadline).as_millis(),
-            literal(&self.plan.freeze_uid),
-        );
-        let rows = self.main.run(deadline, "writing the marker", &sql).await?;
-        self.marker_xid = rows.last().and_then(|row| text(row, 0)).and_then(|xid| xid.parse().ok());
-        Ok(())
+    /// Where the server stands, as [`Holding::position_in`] reads it. `allowed_on` saw to it that only Recoverable is asked
+    /// of a standby.
+    fn position_sql(&self) -> &'static str {
+        match (self.incarnation.replica, self.plan.level) {
+            (true, _) => "SELECT pg_last_wal_replay_lsn(), NULL",
+            (false, Level::Recoverable) => "SELECT lsn, pg_walfile_name(lsn) FROM pg_current_wal_insert_lsn() lsn",
+            (false, _) => "SELECT lsn, pg_walfile_name(lsn) FROM pg_current_wal_flush_lsn() lsn",
+        }
     }
 
-    async fn read_position(&mut self, deadline: Instant) -> Result<(), Error> {
-        let sql = if self.incarnation.replica {
-            "SELECT pg_last_wal_replay_lsn()::text, NULL"
-        } else if self.plan.level > Level::Recoverable {
-            "SELECT pg_current_wal_flush_lsn()::text, pg_walfile_name(pg_current_wal_flush_lsn())"
-        } else {
-            "SELECT pg_current_wal_insert_lsn()::text, pg_walfile_name(pg_current_wal_insert_lsn())"
-        };
-        let rows = self.main.run(deadline, "reading the position", sql).await?;
-        let row = rows.first().ok_or(Error::Server { doing: "reading the position", detail: "no row".into() })?;
-        self.position = PostgresqlPosition {
+    fn position_in(&self, rows: &[PgRow]) -> Result<PostgresqlPosition, Error> {
+        let row = rows.last().ok_or(Error::Server { doing: "reading the position", detail: "no row".into() })?;
+        Ok(PostgresqlPosition {
             lsn: text(row, 0).unwrap_or_default(),
             timeline: self.incarnation.timeline.unwrap_or_default(),
             wal_file: text(row, 1),
             start_lsn: self.backup.as_ref().map(|backup| backup.start_lsn().to_owned()),
-            stop_lsn: self.position.stop_lsn.take(),
-        };
-        Ok(())
+            stop_lsn: self.position.stop_lsn.clone(),
+        })
+    }
+
+    /// A record in WAL that says who froze, committed and flushed; `then` runs after it. `local`, or it would wait for a
+    /// standby that is away. A commit record is flushed before the commit is reported, and all WAL before it (manual,
+    /// 20.5.1).
+    async fn mark(&mut self, deadline: Instant, then: &str) -> Result<Vec<PgRow>, Error> {
+        let sql = format!(
+            "SET statement_timeout = {}; BEGIN; SET LOCAL synchronous_commit = local; \
+             SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'stillpoint', {}); COMMIT; {then}",
+            left(deadline).as_millis(),
+            literal(&self.plan.freeze_uid),
+        );
+        let rows = self.main.run(deadline, "writing the marker", &sql).await?;
+        self.marker_xid = rows.first().and_then(|row| text(row, 0)).and_then(|xid| xid.parse().ok());
+        Ok(rows)
     }
 
     async fn snapshot_now(&mut self, deadline: Instant) -> Result<String, Error> {
-        let rows = self.main.run(deadline, "reading the snapshot", "SELECT pg_current_snapshot()::text").await?;
+        let rows = self.main.run(deadline, "reading the snapshot", "SELECT pg_current_snapshot()").await?;
         rows.first()
             .and_then(|row| text(row, 0))
             .ok_or(Error::Server { doing: "reading the snapshot", detail: "no row".into() })
@@ -173,7 +176,7 @@ impl Holding {
         );
         // Every lock of ours is a relation lock of this server, and a session that waits for it shows here to everybody.
         let count = format!(
-            "{patience}; SELECT count(DISTINCT pid)::text FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
+            "{patience}; SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
         );
         let locked = !self.databases.is_empty();
         let beats = try_join_all(
@@ -185,22 +188,55 @@ impl Holding {
         Ok(Pulse { stalled_sessions: stalled.filter(|_| locked) })
     }
 
-    /// How many transactions committed that the freeze could not see. `None`: too many ids were used up to say.
-    async fn escaped(&mut self, deadline: Instant) -> Result<Option<u64>, Error> {
-        let Some(snapshot) = &self.snapshot else {
-            return Ok(Some(0));
+    /// On the session that holds: it still does, what committed meanwhile, and where the server stands now.
+    async fn look_back(&mut self, deadline: Instant) -> Result<(Escaped, PostgresqlPosition), Error> {
+        self.beat(self.plan.server_ttl, deadline).await?;
+        let escaped = match self.escaped_sql() {
+            Some(sql) => {
+                let rows = self.main.run(deadline, "looking for commits that escaped", &sql).await?;
+                let count = rows.first().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok());
+                count.map_or(Escaped::CannotSay, Escaped::Counted)
+            }
+            None => Escaped::NotLookedFor,
         };
-        let sql = format!(
+        let rows = self.main.run(deadline, "reading the position", self.position_sql()).await?;
+        Ok((escaped, self.position_in(&rows)?))
+    }
+
+    /// Counts the transactions that committed and that the snapshot could not see; NULL: too many ids were used up to say.
+    fn escaped_sql(&self) -> Option<String> {
+        let snapshot = self.snapshot.as_ref()?;
+        Some(format!(
             "WITH frozen AS (SELECT {snapshot}::pg_snapshot AS s), span AS (SELECT s, pg_snapshot_xmax(s)::text::bigint AS \
              first, pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next FROM frozen) \
-             SELECT CASE WHEN next - first > {MOST_IDS} THEN NULL ELSE (SELECT count(*)::text FROM \
+             SELECT CASE WHEN next - first > {MOST_IDS} THEN NULL ELSE (SELECT count(*) FROM \
              (SELECT x FROM pg_snapshot_xip(s) x UNION ALL SELECT g::text::xid8 FROM generate_series(first, next - 1) g) ids \
              WHERE x <> {marker}::xid8 AND pg_xact_status(x) = 'committed') END FROM span",
             snapshot = literal(snapshot),
             marker = literal(&self.marker_xid.unwrap_or_default().to_string()),
-        );
-        let rows = self.main.run(deadline, "looking for commits that escaped", &sql).await?;
-        Ok(rows.first().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok()))
+        ))
+    }
+}
+
+/// Commits that a write block did not stop.
+enum Escaped {
+    NotLookedFor,
+    Counted(u64),
+    CannotSay,
+}
+
+impl Escaped {
+    fn told(&self) -> Option<String> {
+        match self {
+            Self::NotLookedFor | Self::Counted(0) => None,
+            Self::Counted(count) => Some(format!(
+                "CommitEscaped: {count} transactions committed while writes were blocked (tables made since, large \
+                 objects and DDL are not covered by table locks)"
+            )),
+            Self::CannotSay => {
+                Some(format!("more than {MOST_IDS} transaction ids were used up; commits cannot be ruled out"))
+            }
+        }
     }
 }
 
@@ -219,7 +255,7 @@ impl Sought {
     async fn found(&self, deadline: Instant) -> Result<Option<String>, Error> {
         let mut fresh = Link::open(&self.member, None, None, LONGEST_SERVER_TTL, deadline).await?;
         let (pid, name) = (self.pid, literal(&self.name));
-        let sql = format!("SELECT count(*)::text FROM pg_stat_get_activity({pid}) WHERE application_name = {name}");
+        let sql = format!("SELECT count(*) FROM pg_stat_get_activity({pid}) WHERE application_name = {name}");
         let rows = fresh.run(deadline, "looking for our session", &sql).await?;
         let found = fresh.hello.incarnation.clone();
         fresh.close(deadline).await;
@@ -260,7 +296,7 @@ impl Held for Holding {
         };
         let artifacts = backup.stop(&mut self.main, &mut self.position, deadline).await?;
         // The segment that the stop position lies in must be on disk before its file is copied.
-        self.marker(deadline).await?;
+        self.mark(deadline, "SELECT 1").await?;
         Ok(artifacts)
     }
 
@@ -273,26 +309,18 @@ impl Held for Holding {
             pid: self.main.hello.backend_pid,
             name: format!("{MARK}{}", self.plan.freeze_uid),
         };
-        let (beat, found) = tokio::join!(self.beat(self.plan.server_ttl, deadline), sought.found(deadline));
-        beat?;
+        let (seen, found) = tokio::join!(self.look_back(deadline), sought.found(deadline));
+        let (escaped, after) = seen?;
         let reason = match found {
-            Ok(None) => match self.escaped(deadline).await? {
-                Some(0) => None,
-                Some(count) => Some(format!(
-                    "CommitEscaped: {count} transactions committed while writes were blocked (tables made since, large \
-                     objects and DDL are not covered by table locks)"
-                )),
-                None => Some(format!("more than {MOST_IDS} transaction ids were used up; commits cannot be ruled out")),
-            },
+            Ok(None) => escaped.told(),
             Ok(changed) => changed,
             Err(error) => Some(format!("the server could not be asked on a fresh connection: {error}")),
         };
-        let after = (kind == ProofKind::NoCommit).then(|| before.clone());
         Ok(Proof {
             held: reason.is_none(),
             kind,
             before: Some(before),
-            after,
+            after: Some(Position::Postgresql(after)),
             incarnation: self.incarnation.clone(),
             reason,
         })

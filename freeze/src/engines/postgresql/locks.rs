@@ -13,7 +13,7 @@ use sqlx::postgres::PgRow;
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connect::{Link, MARK, literal, text},
+    connect::{Link, MARK, identifier, literal, text},
     errors,
 };
 use crate::{
@@ -26,7 +26,14 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Database {
     pub(super) link: Link,
+    /// Quoted, with their schema.
     tables: BTreeSet<String>,
+}
+
+/// A table of [`TABLES`].
+struct Table {
+    name: String,
+    lockable: bool,
 }
 
 /// What would have to be locked.
@@ -40,22 +47,19 @@ pub(super) struct Survey {
     room: usize,
 }
 
-/// Tables and partitioned tables of users; partitions are locked with their parent. Quoted, with our right to lock them.
-const TABLES: &str = "SELECT format('%I.%I', n.nspname, c.relname), \
-    (has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, \
-      CASE WHEN current_setting('server_version_num')::int >= 170000 THEN 'UPDATE,DELETE,TRUNCATE,MAINTAIN' \
-           ELSE 'UPDATE,DELETE,TRUNCATE' END))::text \
-    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-    WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relpersistence <> 't' \
-      AND n.nspname NOT IN ('pg_catalog', 'information_schema') AND n.nspname NOT LIKE 'pg\\_t%' ORDER BY 1";
+/// Tables and partitioned tables of users, with our right to lock them; partitions are locked with their parent. What
+/// initdb made has a lower number than any object of a user (manual, 52 "System Catalogs": `FirstNormalObjectId`).
+const TABLES: &str = "SELECT relnamespace::regnamespace, relname, \
+    has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, {rights}) \
+    FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND relpersistence <> 't' AND oid >= 16384";
 
 /// One row per session, as [`session`] reads it. Of its statement only the first word: the rest is the client's business.
-pub(super) const SESSIONS: &str = "SELECT a.pid::text, coalesce(a.usename, ''), coalesce(a.application_name, ''), \
-    (extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start, a.backend_start)) * 1000)::bigint::text, \
+pub(super) const SESSIONS: &str = "SELECT a.pid, coalesce(a.usename, ''), coalesce(a.application_name, ''), \
+    (extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start, a.backend_start)) * 1000)::bigint, \
     coalesce(a.state, a.backend_type) || ', ' || coalesce(upper(substring(a.query FROM '^\\s*(\\w+)')), 'no statement'), \
-    (a.backend_xid IS NOT NULL)::text, \
-    (a.backend_type = 'client backend' AND a.application_name NOT LIKE 'stillpoint%' \
-      AND NOT EXISTS (SELECT FROM pg_stat_progress_basebackup b WHERE b.pid = a.pid))::text \
+    a.backend_xid IS NOT NULL, \
+    a.backend_type = 'client backend' AND a.application_name NOT LIKE 'stillpoint%' \
+      AND NOT EXISTS (SELECT FROM pg_stat_progress_basebackup b WHERE b.pid = a.pid) \
     FROM pg_stat_activity a";
 
 /// One attempt's share of `deadlock_timeout`: we give up before any client that waits for us looks for a deadlock.
@@ -65,16 +69,27 @@ const DRAIN: Duration = Duration::from_millis(250);
 /// How long we wait before we look who is in the way.
 const PATIENCE: Duration = Duration::from_millis(60);
 
-/// Opens one session per database and lists its tables. Blocks nobody.
+/// Opens one session per database and lists its tables. Blocks nobody. The database that the main session is in needs none
+/// of its own while it has no tables, as the maintenance database hardly ever has; one that is made there later shows as an
+/// escaped commit in the proof.
 pub(super) async fn prepare(
     member: &Member,
     plan: &Plan,
     main: &mut Link,
     deadline: Instant,
 ) -> Result<Vec<Database>, Error> {
-    let names = databases(member, main, deadline).await?;
+    let mut names = databases(member, main, deadline).await?;
+    if lockable(main, deadline).await?.is_empty() {
+        names.retain(|name| *name != main.database);
+    }
+    let incarnation = &main.hello.incarnation;
     try_join_all(names.iter().map(|name| async move {
         let mut link = Link::open(member, Some(name), Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
+        if link.hello.incarnation != *incarnation {
+            return Err(Error::Incarnation {
+                detail: format!("two connections to {} reached two servers", member.address),
+            });
+        }
         let tables = lockable(&mut link, deadline).await?;
         Ok(Database { link, tables })
     }))
@@ -86,11 +101,10 @@ pub(super) async fn acquire(
     databases: &mut [Database],
     main: &mut Link,
     plan: &Plan,
-    deadlock_timeout: Duration,
     deadline: Instant,
 ) -> Result<Vec<String>, Error> {
     let (share, of) = SHARE_OF_DEADLOCK_TIMEOUT;
-    let longest_attempt = deadlock_timeout * share / of;
+    let longest_attempt = main.hello.deadlock_timeout * share / of;
     let mut in_the_way = InTheWay::default();
     loop {
         let budget = left(deadline).min(longest_attempt);
@@ -124,11 +138,12 @@ pub(super) async fn survey(member: &Member, main: &mut Link, deadline: Instant) 
         Survey { databases: names.len(), room: room_in_the_lock_table(main, deadline).await?, ..Survey::default() };
     for name in names {
         let mut link = Link::open(member, Some(&name), None, crate::lease::LONGEST_SERVER_TTL, deadline).await?;
-        let rows = link.run(deadline, "listing tables", TABLES).await?;
+        let sql = tables_sql(&link);
+        let tables = tables(&link.run(deadline, "listing tables", &sql).await?);
         link.close(deadline).await;
-        survey.tables += rows.len();
-        let forbidden = rows.iter().filter(|row| text(row, 1).as_deref() != Some("true"));
-        survey.forbidden.extend(forbidden.filter_map(|row| text(row, 0)).map(|table| format!("{name}: {table}")));
+        survey.tables += tables.len();
+        let forbidden = tables.iter().filter(|table| !table.lockable);
+        survey.forbidden.extend(forbidden.map(|table| format!("{name}: {}", table.name)));
     }
     Ok(survey)
 }
@@ -162,7 +177,7 @@ pub(super) fn session(row: &PgRow) -> (Blocker, bool, bool) {
         age: Duration::from_millis(u64::try_from(number(3)).unwrap_or(0)),
         doing: text(row, 4).unwrap_or_default(),
     };
-    (blocker, text(row, 5).as_deref() == Some("true"), text(row, 6).as_deref() == Some("true"))
+    (blocker, text(row, 5).as_deref() == Some("t"), text(row, 6).as_deref() == Some("t"))
 }
 
 enum Attempt {
@@ -182,6 +197,7 @@ impl Database {
     async fn lock(&mut self, budget: Duration) -> Result<(), Attempt> {
         let limit = budget.as_millis();
         let begin = format!("BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
+        let list = tables_sql(&self.link);
         let deadline = Instant::now() + budget;
         let mut missing: Vec<String> = self.tables.iter().cloned().collect();
         let mut first = true;
@@ -192,7 +208,7 @@ impl Database {
             } else {
                 format!("; LOCK TABLE {} IN SHARE MODE", missing.join(", "))
             };
-            let sql = format!("{}{lock}; {TABLES}", if first { &begin } else { "SELECT" });
+            let sql = format!("{}{lock}; {list}", if first { &begin } else { "SELECT" });
             first = false;
             let rows = match tokio::time::timeout_at(deadline + DRAIN, self.link.attempt(&sql)).await {
                 Ok(Ok(rows)) => rows,
@@ -210,7 +226,7 @@ impl Database {
                 Ok(Err(error)) => return Err(Attempt::Failed(errors::running(error, "locking tables"))),
                 Err(_) => return Err(Attempt::NotGranted),
             };
-            let listed: BTreeSet<String> = rows.iter().filter_map(|row| text(row, 0)).collect();
+            let listed: BTreeSet<String> = tables(&rows).into_iter().map(|table| table.name).collect();
             missing = listed.difference(&self.tables).cloned().collect();
             self.tables.extend(listed);
         }
@@ -260,9 +276,9 @@ async fn watch(
 }
 
 async fn end(main: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: &mut InTheWay) {
-    let sql = format!("SELECT pg_terminate_backend({})::text", blocker.id);
+    let sql = format!("SELECT pg_terminate_backend({})", blocker.id);
     match main.run(deadline, "ending a session in the way", &sql).await {
-        Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("true") => {
+        Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("t") => {
             in_the_way.ended.push(blocker.to_string());
         }
         Ok(_) => {}
@@ -274,19 +290,34 @@ async fn databases(member: &Member, main: &mut Link, deadline: Instant) -> Resul
     if !member.databases.is_empty() {
         return Ok(member.databases.clone());
     }
-    let sql = "SELECT datname::text FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
+    let sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
     Ok(main.run(deadline, "listing databases", sql).await?.iter().filter_map(|row| text(row, 0)).collect())
 }
 
 /// The tables to lock. One that may not be locked refuses: what is not locked is not blocked.
 async fn lockable(link: &mut Link, deadline: Instant) -> Result<BTreeSet<String>, Error> {
-    let rows = link.run(deadline, "listing tables", TABLES).await?;
-    let not = rows.iter().filter(|row| text(row, 1).as_deref() != Some("true"));
-    let not: Vec<String> = not.filter_map(|row| text(row, 0)).collect();
-    match not.first() {
-        Some(first) => Err(forbidden(first, not.len())),
-        None => Ok(rows.iter().filter_map(|row| text(row, 0)).collect()),
+    let sql = tables_sql(link);
+    let tables = tables(&link.run(deadline, "listing tables", &sql).await?);
+    let mut not = tables.iter().filter(|table| !table.lockable);
+    match not.next() {
+        Some(first) => Err(forbidden(&first.name, not.count() + 1)),
+        None => Ok(tables.into_iter().map(|table| table.name).collect()),
     }
+}
+
+/// MAINTAIN came with 17; older servers do not know the word.
+fn tables_sql(link: &Link) -> String {
+    let maintain = if link.hello.version_num >= 170_000 { ",MAINTAIN" } else { "" };
+    TABLES.replace("{rights}", &format!("'UPDATE,DELETE,TRUNCATE{maintain}'"))
+}
+
+fn tables(rows: &[PgRow]) -> Vec<Table> {
+    let table = |row: &PgRow| {
+        // The server quotes a schema that needs it; a name comes as it is.
+        let name = format!("{}.{}", text(row, 0)?, identifier(&text(row, 1)?));
+        Some(Table { name, lockable: text(row, 2).as_deref() == Some("t") })
+    };
+    rows.iter().filter_map(table).collect()
 }
 
 fn forbidden(which: &str, count: usize) -> Error {
@@ -298,8 +329,8 @@ fn forbidden(which: &str, count: usize) -> Error {
 }
 
 async fn room_in_the_lock_table(main: &mut Link, deadline: Instant) -> Result<usize, Error> {
-    let sql = "SELECT (current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint \
-               + current_setting('max_prepared_transactions')::bigint))::text";
+    let sql = "SELECT current_setting('max_locks_per_transaction')::bigint * (current_setting('max_connections')::bigint \
+               + current_setting('max_prepared_transactions')::bigint)";
     let rows = main.run(deadline, "reading the size of the lock table", sql).await?;
     Ok(rows.first().and_then(|row| text(row, 0)).and_then(|room| room.parse().ok()).unwrap_or(0))
 }
