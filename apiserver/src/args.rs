@@ -195,7 +195,8 @@ impl Server {
         serving.cancel();
         server.await?;
         loops.shutdown().await;
-        drop(app);
+        // The store's writer ends with its last user.
+        drop((app, freezer));
         tasks.close();
         if tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await.is_err() {
             warn!("some tasks did not end in time");

@@ -8,6 +8,7 @@ use api::{
     TlsMode, Undo,
 };
 use async_trait::async_trait;
+use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -102,11 +103,17 @@ pub struct Pulse {
 }
 
 /// How a hold ended.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 pub struct Released {
     /// What a restore of a Files copy needs, where `stop` was not called before.
     pub artifacts: Vec<Artifact>,
+    pub farewell: Farewell,
 }
+
+/// Sessions that hold nothing any more and are still to be closed: work for the server that nobody has to wait for.
+/// Dropped instead, their sockets close all the same.
+#[derive(Default)]
+pub struct Farewell(Vec<BoxFuture<'static, ()>>);
 
 /// What a server shows of a freeze of ours, asked on a fresh connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -207,8 +214,9 @@ pub trait Held: fmt::Debug + Send {
     /// the same. Not provable is `held: false` with a reason; an error is a lost session.
     async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error>;
 
-    /// Lets go and undoes everything. On error the connections are closed all the same, and what could not be undone
-    /// stays in the undo log.
+    /// Lets go and undoes everything: when it returns nothing is held and another freeze may begin, though sessions may
+    /// still have to be closed ([`Released::farewell`]). On error the connections are closed all the same, and what could
+    /// not be undone stays in the undo log.
     async fn release(self: Box<Self>, deadline: Instant) -> Result<Released, Error>;
 }
 
@@ -223,6 +231,27 @@ impl fmt::Debug for Account {
 impl fmt::Debug for TlsRoots {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TlsRoots").field("ca", &self.ca.is_some()).field("identity", &self.identity.is_some()).finish()
+    }
+}
+
+impl Farewell {
+    pub fn to(sessions: impl IntoIterator<Item = BoxFuture<'static, ()>>) -> Self {
+        Self(sessions.into_iter().collect())
+    }
+
+    pub fn and(&mut self, other: Self) {
+        self.0.extend(other.0);
+    }
+
+    /// Closes them in order.
+    pub async fn say(self) {
+        join_all(self.0).await;
+    }
+}
+
+impl fmt::Debug for Farewell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Farewell to {}", self.0.len())
     }
 }
 

@@ -38,7 +38,12 @@ pub enum Error {
     UnsafeSettings { what: String, fix: String },
     /// Not held within the acquire timeout. All undone.
     #[error("not held within {}: {}", seconds(*.limit), sessions(.blockers))]
-    Blocked { limit: Duration, blockers: Vec<Blocker> },
+    Blocked {
+        limit: Duration,
+        blockers: Vec<Blocker>,
+        /// What would let us see more of them.
+        hint: Option<&'static str>,
+    },
     #[error("somebody else holds the server: {holder}")]
     ForeignFreeze { holder: String },
     #[error("{what}")]
@@ -113,9 +118,10 @@ impl Error {
             Self::Pooler { .. } => "point spec.endpoint at the server itself".to_owned(),
             Self::Unsupported { instead, .. } => instead.clone(),
             Self::UnsafeSettings { fix, .. } | Self::NoRoomForWal { fix, .. } => fix.clone(),
-            Self::Blocked { .. } => {
-                "wait for these sessions, end them, or set spec.freeze.blockers.policy to KillReads or KillAll"
-                    .to_owned()
+            Self::Blocked { hint, .. } => {
+                let fix =
+                    "wait for these sessions, end them, or set spec.freeze.blockers.policy to KillReads or KillAll";
+                hint.map_or_else(|| fix.to_owned(), |hint| format!("{fix}; {hint}"))
             }
             Self::ForeignFreeze { .. } => "wait until it is done, or end that session".to_owned(),
             Self::Lost { .. } | Self::Incarnation { .. } => {

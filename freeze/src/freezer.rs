@@ -223,9 +223,10 @@ impl Freezer {
             return self.outcome(uid).map(Ok);
         };
         let (answer, waiting) = oneshot::channel();
-        let sent = handle.commands.send(Command::End { uid: uid.to_owned(), stage, answer }).await;
-        match (sent, waiting.await) {
-            (Ok(()), Ok(Some(answer))) => Some(answer),
+        // A command that is not taken comes back with its answer in it: it must be dropped, or we wait for ourselves.
+        let taken = handle.commands.send(Command::End { uid: uid.to_owned(), stage, answer }).await.is_ok();
+        match if taken { waiting.await } else { Ok(None) } {
+            Ok(Some(answer)) => Some(answer),
             _ => self.outcome(uid).map(Ok),
         }
     }
@@ -256,6 +257,11 @@ impl Freezer {
     pub fn view(&self, namespace: &str, database: &str) -> Option<FreezeView> {
         let handle = self.table().handle(namespace, database)?;
         Some(handle.view())
+    }
+
+    /// The status of the freeze that covers a Database now, and every change of it; its end closes the channel.
+    pub fn watch(&self, namespace: &str, database: &str) -> Option<watch::Receiver<Arc<FreezeStatus>>> {
+        self.table().handle(namespace, database).map(|handle| handle.shown)
     }
 
     /// Every freeze that is not finished, from memory.

@@ -10,7 +10,7 @@ use futures::future::{BoxFuture, join_all, try_join_all};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    driver::{Acquired, Driver, Held, Member, Plan, Prepared},
+    driver::{Acquired, Driver, Farewell, Held, Member, Plan, Prepared, Released},
     error::Error,
     journal::UndoLog,
 };
@@ -46,6 +46,15 @@ struct Holding {
     database: String,
     max_stalled_sessions: Option<u32>,
     held: Box<dyn Held>,
+}
+
+/// A group that was let go.
+#[derive(Debug, Default)]
+pub(crate) struct LetGo {
+    /// In the order of the targets.
+    pub(crate) artifacts: Vec<Vec<Artifact>>,
+    pub(crate) faults: Vec<Fault>,
+    pub(crate) farewell: Farewell,
 }
 
 /// A backstop behind the driver's own deadline: a driver that overruns is dropped, and its connections with it.
@@ -141,22 +150,27 @@ impl Group {
         self.each("the proof", deadline, |held| held.prove(deadline)).await
     }
 
-    /// Lets go of all; answers artifacts per member, and what went wrong. Nothing holds any more either way.
-    pub(crate) async fn release(self, deadline: Instant) -> (Vec<Vec<Artifact>>, Vec<Fault>) {
+    /// Lets go of all; nothing holds any more, whatever went wrong.
+    pub(crate) async fn release(self, deadline: Instant) -> LetGo {
         let released = join_all(self.0.into_iter().map(|member| async move {
             let result = by(deadline + OVERRUN, "letting go", member.held.release(deadline)).await;
             result.map_err(|error| Fault { database: member.database, error })
         }))
         .await;
-        let mut faults = Vec::new();
-        let artifacts = released.into_iter().map(|released| match released {
-            Ok(released) => released.artifacts,
-            Err(fault) => {
-                faults.push(fault);
-                Vec::new()
+        let mut gone = LetGo::default();
+        for released in released {
+            match released {
+                Ok(Released { artifacts, farewell }) => {
+                    gone.artifacts.push(artifacts);
+                    gone.farewell.and(farewell);
+                }
+                Err(fault) => {
+                    gone.artifacts.push(Vec::new());
+                    gone.faults.push(fault);
+                }
             }
-        });
-        (artifacts.collect(), faults)
+        }
+        gone
     }
 
     /// One step at all members in parallel; a step that fails is a lost hold.

@@ -25,8 +25,8 @@ mod journal;
 mod lease;
 
 pub use driver::{
-    Account, Acquired, Blocker, Driver, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Released, ServerInfo,
-    Tls, TlsRoots,
+    Account, Acquired, Blocker, Driver, Farewell, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Released,
+    ServerInfo, Tls, TlsRoots,
 };
 pub use engines::{Drivers, text::chain};
 pub use error::Error;

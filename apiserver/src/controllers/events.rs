@@ -1,6 +1,7 @@
 //! What people see in `kubectl describe`: Events on the Freeze and its Databases, and each Database's newest freeze.
 
 use api::Phase;
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
@@ -36,16 +37,21 @@ async fn tell(registry: &Registry, told: &Told) {
         (phase, None) => phase.to_string(),
     };
     let namespace = &freeze.namespace;
-    emit(registry, &FREEZES, namespace, &freeze.name, good, status.phase, &message).await;
-    for target in &status.targets {
+    let of_freeze = emit(registry, &FREEZES, namespace, &freeze.name, good, status.phase, &message);
+    let of_databases = join_all(status.targets.iter().map(|target| async {
         let message = format!("Freeze {}: {message}", freeze.name);
-        emit(registry, &DATABASES, namespace, &target.database, good, status.phase, &message).await;
-        if status.phase.is_finished() {
-            let last = json!(last_freeze(freeze, status));
-            let change = |of_database: &mut Value| of_database["lastFreeze"] = last.clone();
-            registry.change_status(&DATABASES, namespace, &target.database, change).await.ok();
-        }
-    }
+        let event = emit(registry, &DATABASES, namespace, &target.database, good, status.phase, &message);
+        let newest = async {
+            if status.phase.is_finished() {
+                let last = json!(last_freeze(freeze, status));
+                let change = |of_database: &mut Value| of_database["lastFreeze"] = last.clone();
+                registry.change_status(&DATABASES, namespace, &target.database, change).await.ok();
+            }
+        };
+        tokio::join!(event, newest);
+    }));
+    // At once: so they share one sync to disk, and a freeze that writes meanwhile waits for one at most.
+    tokio::join!(of_freeze, of_databases);
 }
 
 async fn emit(

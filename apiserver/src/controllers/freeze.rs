@@ -1,12 +1,15 @@
 //! Declared freezes: what somebody wants (`kubectl apply` of a `Freeze`), and what has to be done about it.
 
+use std::sync::Arc;
+
 use api::{ClaimKind, Desired, Freeze, FreezeStatus, Phase, conditions};
-use freeze::{Claimant, Ending, FreezeName, Refused};
+use freeze::{Claimant, Ending, FreezeName, Granted, Refused};
 use jiff::Timestamp;
+use serde_json::Value;
 use tracing::{info, warn};
 
 use super::Observed;
-use crate::{resources::FREEZES, verbs::Verbs};
+use crate::{error::ApiError, resources::FREEZES, verbs::Verbs};
 
 /// Who declared a Freeze; set by the registry, never by the author.
 pub const CREATED_BY: &str = "stillpoint.dev/created-by";
@@ -96,16 +99,8 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
     let task = verbs.clone();
     verbs.tasks.spawn(async move {
         match task.freezer.quiesce(request).await {
-            // It joined a freeze that another object stands for: this one says so, and where.
-            Ok(granted) if granted.freeze != name => {
-                let mut status = (*granted.status).clone();
-                status.message = Some(format!("joined Freeze {}", granted.freeze.name));
-                status.phase = Phase::Frozen;
-                status.claims = vec![granted.claim];
-                // What is to be undone is the other freeze's to undo.
-                status.targets.iter_mut().for_each(|target| target.undo.clear());
-                task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();
-            }
+            // It joined a freeze that another object stands for.
+            Ok(granted) if granted.freeze != name => follow(&task, &name, &freeze, granted).await,
             Ok(_) => info!(freeze = %name, "declared freeze holds"),
             Err(Refused::NotHeld { freeze, .. } | Refused::Withdrawn { freeze }) if freeze == name => {}
             Err(refused) => {
@@ -118,6 +113,61 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
             }
         }
     });
+}
+
+/// A Freeze that joined another is what its own claim is: held while that holds, and ended with it, or before.
+async fn follow(verbs: &Verbs, name: &FreezeName, freeze: &Freeze, granted: Granted) {
+    let uid = granted.claim.uid.clone();
+    let joined = granted.freeze.name;
+    let database = freeze.spec.targets.first().map(|target| target.database.as_str()).unwrap_or_default();
+    let mut watch = verbs.freezer.watch(&name.namespace, database);
+    let mut status = granted.status;
+    loop {
+        let own = of_claim(&status, &uid, &joined);
+        if let Err(error) = conclude(verbs, name, &own).await {
+            warn!(freeze = %name, message = %error.message, "a Freeze that joined another could not be written");
+        }
+        if own.phase.is_finished() {
+            return;
+        }
+        // Its last word comes before the channel closes, unless it was over before we looked.
+        let Some(watch) = &mut watch else { break };
+        if watch.changed().await.is_err() {
+            break;
+        }
+        status = Arc::clone(&watch.borrow_and_update());
+    }
+    fail(verbs, name, conditions::reasons::FREEZER_DIED, "nothing holds it any more").await;
+}
+
+/// The status of a Freeze whose claim is part of another freeze; pure. What is to be undone is the other's to undo.
+fn of_claim(status: &FreezeStatus, uid: &str, joined: &str) -> FreezeStatus {
+    let mut own = status.clone();
+    own.claims.retain(|claim| claim.uid == uid);
+    own.targets.iter_mut().for_each(|target| target.undo.clear());
+    let ended = own.claims.iter().find_map(|claim| Some((claim.ended_at.as_ref()?.0, claim.until.0)));
+    (own.phase, own.message) = match (status.phase, ended) {
+        (phase, _) if phase.is_finished() => (
+            phase,
+            Some(format!("Freeze {joined}, which it joined: {}", status.message.as_deref().unwrap_or_default())),
+        ),
+        (_, Some((at, until))) if at >= until => (Phase::Expired, Some(format!("its claim on Freeze {joined} lapsed"))),
+        (_, Some(_)) => (Phase::Thawed, Some(format!("its claim on Freeze {joined} was ended"))),
+        (phase, None) => (phase, Some(format!("joined Freeze {joined}"))),
+    };
+    own
+}
+
+/// Writes a status unless the Freeze is finished already: finished phases never change.
+async fn conclude(verbs: &Verbs, name: &FreezeName, status: &FreezeStatus) -> Result<(), ApiError> {
+    let new = serde_json::to_value(status).map_err(ApiError::internal)?;
+    let change = |now: &mut Value| {
+        let phase = serde_json::from_value::<Phase>(now["phase"].clone());
+        if !phase.is_ok_and(Phase::is_finished) {
+            now.clone_from(&new);
+        }
+    };
+    verbs.registry.change_status(&FREEZES, &name.namespace, &name.name, change).await.map(drop)
 }
 
 /// Ends the claim of this object; a freeze that was made by a verb is ended whole.
@@ -136,11 +186,10 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
             Some(_) => {
                 let ended = task.freezer.unquiesce(&name.namespace, &database, &uid, api::Stage::Thaw).await;
                 if let Some(Ok(ended)) = ended {
-                    let mut status = (*ended.status).clone();
-                    status.targets.iter_mut().for_each(|target| target.undo.clear());
-                    status.phase = Phase::Thawed;
-                    status.message = Some(format!("its claim on Freeze {} ended", ended.freeze.name));
-                    task.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await.ok();
+                    let status = of_claim(&ended.status, &uid, &ended.freeze.name);
+                    if let Err(error) = conclude(&task, &name, &status).await {
+                        warn!(freeze = %name, message = %error.message, "the end of a Freeze could not be written");
+                    }
                 } else {
                     fail(&task, &name, conditions::reasons::FREEZER_DIED, "nothing holds it any more").await;
                 }
@@ -158,7 +207,7 @@ async fn fail(verbs: &Verbs, name: &FreezeName, reason: &str, message: &str) {
         FreezeStatus { phase: Phase::Failed, message: Some(message.to_owned()), ..FreezeStatus::default() };
     let type_ = conditions::types::FROZEN;
     conditions::set_condition(&mut status.conditions, type_, false, reason, message, None, Timestamp::now());
-    if let Err(error) = verbs.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await {
+    if let Err(error) = conclude(verbs, name, &status).await {
         warn!(freeze = %name, message = %error.message, "a failed Freeze could not be written");
     }
 }
@@ -181,6 +230,28 @@ mod tests {
             value["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
         }
         serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn a_freeze_that_joined_another_ends_with_its_claim_or_with_the_other() {
+        let at = "2026-01-01T00:00:00Z";
+        let status = |phase: &str, ended: Option<&str>, until: &str| -> FreezeStatus {
+            let claim = |uid: &str| json!({"kind": "Freeze", "name": "f", "uid": uid, "user": "dba", "since": at, "until": until});
+            let mut own = claim("own");
+            own["endedAt"] = ended.into();
+            serde_json::from_value(json!({"phase": phase, "message": "why", "claims": [claim("other"), own]})).unwrap()
+        };
+        let (before, after) = ("2026-01-01T00:00:10Z", "2026-01-01T00:01:00Z");
+        for (status, phase) in [
+            (status("Frozen", None, after), Phase::Frozen),
+            (status("Frozen", Some(before), after), Phase::Thawed),
+            (status("Frozen", Some(after), after), Phase::Expired),
+            (status("Lost", None, after), Phase::Lost),
+            (status("Expired", Some(after), after), Phase::Expired),
+        ] {
+            let own = of_claim(&status, "own", "other");
+            assert_eq!((own.phase, own.claims.len()), (phase, 1), "{own:?}");
+        }
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::{os::unix::fs::PermissionsExt, path::Path};
 
 use sqlx::{
-    Connection, Row as _, SqliteConnection,
+    Connection, QueryBuilder, Row as _, SqliteConnection,
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous},
 };
 use thiserror::Error;
@@ -75,23 +75,18 @@ impl Log {
         Ok((Self { connection: Some(connection), since_compaction: 0 }, rows))
     }
 
-    /// On disk when it returns. On error nothing of it is.
+    /// At least one row, at most a batch. On disk when it returns; on error nothing of it is.
     pub(super) async fn append(&mut self, rows: &[Row]) -> Result<(), sqlx::Error> {
         let Some(connection) = &mut self.connection else {
             return Ok(());
         };
-        let mut transaction = connection.begin().await?;
-        for row in rows {
-            sqlx::query("INSERT INTO revisions (id, resource, namespace, name, object) VALUES (?, ?, ?, ?, ?)")
-                .bind(row.revision.cast_signed())
-                .bind(&row.resource)
-                .bind(&row.namespace)
-                .bind(&row.name)
-                .bind(&row.object)
-                .execute(&mut *transaction)
-                .await?;
-        }
-        transaction.commit().await?;
+        // One statement is a transaction by itself, and each statement is a way to SQLite's thread and back.
+        let mut insert = QueryBuilder::new("INSERT INTO revisions (id, resource, namespace, name, object) ");
+        insert.push_values(rows, |mut values, row| {
+            values.push_bind(row.revision.cast_signed());
+            values.push_bind(&row.resource).push_bind(&row.namespace).push_bind(&row.name).push_bind(&row.object);
+        });
+        insert.build().execute(connection).await?;
         self.since_compaction += rows.len() as u64;
         if self.since_compaction >= COMPACT_EVERY {
             self.compact().await?;

@@ -8,6 +8,7 @@ use api::Engine;
 use crate::driver::Driver;
 
 mod deadline;
+mod in_the_way;
 pub mod mariadb;
 #[cfg(feature = "testing")]
 pub mod memory;

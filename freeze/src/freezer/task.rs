@@ -7,11 +7,11 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Stage, conditions::reasons};
+use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Proof, Stage, conditions::reasons};
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, oneshot},
-    time::{Instant, sleep_until},
+    time::{Instant, sleep, sleep_until, timeout},
 };
 use tracing::{error, info, warn};
 
@@ -23,9 +23,9 @@ use super::{
 };
 use crate::{
     claims::{Claimant, Claims, Wish, may_join},
-    driver::{Acquired, Plan},
+    driver::{Acquired, Farewell, Plan},
     error::Error,
-    group::{self, Fault, Group, Target},
+    group::{self, Fault, Group, LetGo, Target},
     journal::{FreezeName, JournalError},
     lease::{self, LONGEST_SERVER_TTL},
 };
@@ -84,6 +84,8 @@ const PROVE: Duration = Duration::from_secs(2);
 const PROVE_BEYOND: Duration = Duration::from_millis(200);
 /// How long letting go may last; after it, connections are simply closed.
 const RELEASE: Duration = Duration::from_secs(1);
+/// How long sessions that hold nothing stay open after the answer.
+const ASIDE: Duration = Duration::from_millis(20);
 /// How long a further still point for late claims may last.
 const BARRIER: Duration = Duration::from_secs(2);
 /// How long ending the data phase may last: `pg_backup_stop` writes a checkpoint record and switches WAL.
@@ -147,7 +149,10 @@ impl Task {
             Ok((group, hard_end)) => self.hold(group, hard_end).await,
             Err(finish) => (None, finish),
         };
-        self.let_go(held, finish).await;
+        let farewell = self.let_go(held, finish).await;
+        // Whoever was answered comes first: ending a session is work for the server, and nobody waits for it.
+        sleep(ASIDE).await;
+        timeout(RELEASE, farewell.say()).await.ok();
         self.undo_the_rest().await;
         if self.unwritten {
             write_until_done(&self.freeze, &self.recorder).await;
@@ -198,8 +203,8 @@ impl Task {
             conclude(status, reasons::OK, "holds", at);
         });
         if let Err(journal) = written.await {
-            let (_, faults) = group.release(Instant::now() + RELEASE).await;
-            report(&self.freeze, &faults);
+            let gone = group.release(Instant::now() + RELEASE).await;
+            report(&self.freeze, &gone.faults);
             return Err(Finish::Failed(vec![self.fault(journal.into())]));
         }
         info!(freeze = %self.freeze, "frozen");
@@ -443,25 +448,25 @@ impl Task {
 
     // --- letting go ---
 
-    /// Proves what can be proved, releases everything, writes how it ended, and answers everybody who waits.
-    async fn let_go(&mut self, group: Option<Group>, finish: Finish) {
+    /// Proves what can be proved, releases everything, writes how it ended, and answers everybody who waits. What is left
+    /// to do holds nothing.
+    async fn let_go(&mut self, group: Option<Group>, finish: Finish) -> Farewell {
         self.recorder.show(|status| status.phase = Phase::Thawing).await;
-        let (mut proofs, mut artifacts, mut faults) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut proofs, mut gone) = (Vec::new(), LetGo::default());
         let mut finish = finish;
         let held = group.is_some();
-        let prove_by = (Instant::now() + PROVE).min(self.vitals.lease().unwrap_or_else(Instant::now) + PROVE_BEYOND);
         if let Some(mut group) = group {
             // Only a claim that is still wanted is proved: a lapsed or lost one must not keep writers waiting.
             if matches!(finish, Finish::Released) {
-                match group.prove(prove_by).await {
+                match self.last_proof(&mut group).await {
                     Ok(all) => proofs = all,
                     Err(fault) => finish = Finish::Lost(fault),
                 }
             }
-            (artifacts, faults) = group.release(Instant::now() + RELEASE).await;
+            gone = group.release(Instant::now() + RELEASE).await;
         }
         let at = Timestamp::now();
-        report(&self.freeze, &faults);
+        report(&self.freeze, &gone.faults);
         let (phase, reason, message) = finish.tell(held);
         let causes = finish.causes();
         self.claims.end_all(at);
@@ -475,7 +480,7 @@ impl Task {
                 status.frozen_milliseconds = status.frozen_at.as_ref().map(|frozen| milliseconds(frozen.0, at));
             }
             prove(status, proofs.clone());
-            keep(status, artifacts.clone());
+            keep(status, gone.artifacts.clone());
             conclude(status, reason, &message, at);
         };
         // A thaw does not wait for the journal: what is thawed is thawed. The record follows as soon as it can.
@@ -495,6 +500,18 @@ impl Task {
         // Whoever still asks is not kept waiting while the rest is undone.
         self.commands.close();
         while self.commands.try_recv().is_ok() {}
+        gone.farewell
+    }
+
+    /// A Files copy without its label and WAL range is no copy, so its data phase is ended here, with the patience that this
+    /// takes, if nobody ended it before.
+    async fn last_proof(&mut self, group: &mut Group) -> Result<Vec<Proof>, Fault> {
+        if self.copy == Copy::Files {
+            let artifacts = group.stop(self.within_lease(STOP)).await?;
+            self.recorder.show(|status| keep(status, artifacts)).await;
+        }
+        let lease = self.vitals.lease().unwrap_or_else(Instant::now);
+        group.prove((Instant::now() + PROVE).min(lease + PROVE_BEYOND)).await
     }
 
     fn answer_everybody(&mut self, finish: &Finish, causes: &[Check]) {

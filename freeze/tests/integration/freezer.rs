@@ -358,3 +358,19 @@ async fn a_freezer_that_dies_leaves_nothing_that_another_does_not_undo() {
     second.drain(Duration::ZERO).await;
     assert_eq!(server.leftovers(), "");
 }
+
+/// Its sessions are still being closed, or its settings undone: whoever asks for it then gets the stored answer at once.
+#[tokio::test(start_paused = true)]
+async fn a_freeze_that_is_over_answers_while_it_is_tidied_up() {
+    let (freezer, _) = freezer();
+    let server = MemoryServer::default();
+    let wanted = request("f", "a", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL);
+    freezer.quiesce(wanted).await.unwrap();
+    // What outlived the sessions cannot be undone at once, so the freeze keeps its Database a while.
+    for step in [Step::Release, Step::Recover] {
+        server.arm(step, Strike::Refuse);
+    }
+    freezer.unquiesce("ns", "db", "a", Stage::Thaw).await.unwrap().unwrap();
+    let again = timeout(Duration::from_secs(1), freezer.unquiesce("ns", "db", "a", Stage::Thaw));
+    assert!(again.await.expect("no wait").unwrap().unwrap().status.phase.is_finished());
+}

@@ -4,6 +4,7 @@
 
 mod contract;
 mod freezer;
+mod mariadb_blockers;
 mod memory;
 mod real;
 mod refusals;

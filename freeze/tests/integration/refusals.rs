@@ -21,14 +21,20 @@ fn with_user(member: &Member, user: &str) -> Member {
 }
 
 async fn refused(driver: &dyn Driver, member: &Member, level: Level, copy: Copy) -> Error {
-    driver.prepare(member, &plan(level, copy), Arc::new(Noted::default()), soon()).await.unwrap_err()
+    let prepared = driver.prepare(member, &plan(level, copy), Arc::new(Noted::default()), soon()).await;
+    match prepared {
+        Ok(prepared) => prepared.acquire().await.unwrap_err(),
+        Err(error) => error,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_too_old_is_told_so() {
-    let server = Server::start(ServerKind::POSTGRESQL_14, Options::default()).await.unwrap();
-    let error = driver(api::Engine::PostgreSQL).probe(&Real::at(server.port), soon()).await.unwrap_err();
-    assert!(matches!(error, Error::Version { .. }) && error.advice().contains("15"), "{error}");
+    for kind in [ServerKind::POSTGRESQL_13, ServerKind::POSTGRESQL_14] {
+        let server = Server::start(kind, Options::default()).await.unwrap();
+        let error = driver(api::Engine::PostgreSQL).probe(&Real::at(server.port), soon()).await.unwrap_err();
+        assert!(matches!(error, Error::Version { .. }) && error.advice().contains("15"), "{kind}: {error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,46 +1,91 @@
-//! Sessions in the way of BACKUP STAGE: running DDL, running writes to non-transactional tables, explicit table locks.
-//! A long SELECT or an open InnoDB transaction is not in the way (measured on 10.11: they do not delay BLOCK_COMMIT).
+//! Sessions in the way of BACKUP STAGE.
+//!
+//! Measured on 10.11: START waits for DDL, also DDL that itself waits for a table, and for LOCK TABLES … WRITE, also of an
+//! idle session; BLOCK_DDL waits for running writes to non-transactional tables. A SELECT, an open InnoDB transaction, a
+//! running InnoDB write, XA PREPARE, an ALTER that copies and FLUSH TABLES WITH READ LOCK delay nothing, so no policy ends
+//! them: all of them are told apart by the mode in which they hold the backup lock (sql/mdl.h, `MDL_BACKUP_…`).
+//!
+//! The server shows these locks when its plugin METADATA_LOCK_INFO is installed. Without it statements are judged by their
+//! first word: DDL is in the way, another write may be, and an idle holder is not seen.
 
 use std::{convert::Infallible, time::Duration};
 
-use api::BlockerPolicy;
 use sqlx::mysql::MySqlRow;
 use tokio::time::{Instant, sleep};
 
 use super::connect::{Link, text};
 use crate::{
     driver::{Blocker, Plan},
+    engines::in_the_way::{Found, InTheWay},
     error::Error,
 };
 
-/// Who stood in the way, as last seen, and who was ended for it.
-#[derive(Debug, Default)]
-pub(super) struct InTheWay {
-    pub(super) seen: Vec<Blocker>,
-    pub(super) ended: Vec<String>,
+/// What to do where idle holders are not seen.
+pub(super) const BLIND: &str =
+    "to see idle holders of LOCK TABLES … WRITE, and backups, run: INSTALL SONAME 'metadata_lock_info'";
+
+/// Whether the server shows who holds the backup lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Sight {
+    Locks,
+    Statements,
 }
 
-/// Clients that run something, and are not themselves waiting for the backup lock. Replication threads (`system user`,
-/// `Binlog Dump`), the event scheduler and backups are never among them. Of the statement only the first word.
-const SESSIONS: &str = "SELECT ID, USER, COALESCE(DB, ''), TIME_MS, \
-    CONCAT(COALESCE(NULLIF(STATE, ''), COMMAND), ', ', COALESCE(UPPER(SUBSTRING_INDEX(LTRIM(INFO), ' ', 1)), 'no statement')), \
-    COALESCE(UPPER(SUBSTRING_INDEX(LTRIM(INFO), ' ', 1)), '') = 'SELECT' \
-    FROM information_schema.PROCESSLIST \
-    WHERE ID <> CONNECTION_ID() AND COMMAND IN ('Query', 'Execute') AND USER NOT IN ('system user', 'event_scheduler') \
-      AND COALESCE(STATE, '') NOT LIKE 'Waiting for backup lock%' AND COALESCE(INFO, '') NOT LIKE '%BACKUP STAGE%' \
-      AND COALESCE(INFO, '') NOT LIKE '%stillpoint%'";
+/// Of a statement only the first word: the rest is the client's business.
+const WORD: &str = "UPPER(SUBSTRING_INDEX(LTRIM(COALESCE(p.INFO, '')), ' ', 1))";
+
+/// As [`found`] reads it: the session, whether it certainly is in the way, and whether it may ever be ended. A backup's own
+/// locks begin with these four.
+const BY_LOCKS: &str = "SELECT p.ID, p.USER, COALESCE(p.DB, ''), p.TIME_MS, \
+    CONCAT(m.LOCK_MODE, ', ', IF({word} = '', 'idle', {word})), \
+    p.COMMAND IN ('Query', 'Execute', 'Sleep') AND p.USER NOT IN ('system user', 'event_scheduler') AND NOT BACKUP \
+    FROM (SELECT THREAD_ID, MIN(LOCK_MODE) AS LOCK_MODE, \
+            MAX(LOCK_MODE REGEXP '^MDL_BACKUP_(START|FLUSH|WAIT_|BLOCK_)') AS BACKUP \
+          FROM information_schema.METADATA_LOCK_INFO WHERE LOCK_TYPE = 'Backup lock' \
+            AND LOCK_MODE NOT IN ('MDL_BACKUP_TRANS_DML', 'MDL_BACKUP_ALTER_COPY', 'MDL_BACKUP_FTWRL1', 'MDL_BACKUP_FTWRL2') \
+          GROUP BY THREAD_ID) m \
+    JOIN information_schema.PROCESSLIST p ON p.ID = m.THREAD_ID WHERE p.ID NOT IN (CONNECTION_ID(), {own})";
+
+/// A statement that waits for the backup lock itself is behind us, not before us; of DDL that copies only the end counts.
+const BY_STATEMENTS: &str = "SELECT p.ID, p.USER, COALESCE(p.DB, ''), p.TIME_MS, \
+    CONCAT(IF({word} IN ({ddl}), '', 'perhaps in the way: '), COALESCE(NULLIF(p.STATE, ''), p.COMMAND), ', ', {word}), \
+    {word} IN ({ddl}) \
+    FROM information_schema.PROCESSLIST p \
+    WHERE p.ID NOT IN (CONNECTION_ID(), {own}) AND p.COMMAND IN ('Query', 'Execute') \
+      AND p.USER NOT IN ('system user', 'event_scheduler') \
+      AND COALESCE(p.STATE, '') NOT LIKE 'Waiting for backup lock%' AND COALESCE(p.STATE, '') <> 'copy to tmp table' \
+      AND {word} IN ({ddl}, 'INSERT', 'UPDATE', 'DELETE', 'REPLACE', 'LOAD', 'CALL', 'LOCK', 'BEGIN')";
+
+const DDL: &str = "'CREATE', 'DROP', 'ALTER', 'TRUNCATE', 'RENAME', 'OPTIMIZE', 'REPAIR'";
 
 /// How long we wait before we look who is in the way.
 const PATIENCE: Duration = Duration::from_millis(60);
+/// Sessions that are looked at, the oldest first.
+const MOST: u32 = 20;
+/// ER_UNKNOWN_TABLE: information_schema has no METADATA_LOCK_INFO.
+const NO_SUCH_TABLE: u16 = 1109;
 
-/// Sessions that run for longer than `older`.
-pub(super) async fn running_longer(link: &mut Link, older: Duration, deadline: Instant) -> Result<Vec<Blocker>, Error> {
-    let sql = format!("{SESSIONS} AND TIME_MS >= {} ORDER BY TIME_MS DESC LIMIT 20", older.as_millis());
-    let rows = link.run(deadline, "looking for sessions in the way", &sql).await?;
-    Ok(rows.iter().map(|row| session(row).0).collect())
+/// Sessions in the way of `own` now, and how far we see.
+pub(super) async fn look(link: &mut Link, own: u64, deadline: Instant) -> Result<(Vec<Found>, Sight), Error> {
+    let fill = |sql: &str| {
+        let sql = sql.replace("{word}", WORD).replace("{ddl}", DDL).replace("{own}", &own.to_string());
+        format!("{sql} ORDER BY p.TIME_MS DESC LIMIT {MOST}")
+    };
+    let (sight, rows) = match tokio::time::timeout_at(deadline, link.attempt(&fill(BY_LOCKS))).await {
+        Ok(Ok(rows)) => (Sight::Locks, rows),
+        Ok(Err(error)) if super::errors::number(&error) == Some(NO_SUCH_TABLE) => {
+            let doing = "looking for sessions in the way";
+            (Sight::Statements, link.run(deadline, doing, &fill(BY_STATEMENTS)).await?)
+        }
+        Ok(Err(error)) => return Err(super::errors::running(error, "looking for sessions in the way")),
+        Err(_) => {
+            return Err(Error::Timeout { doing: "looking for sessions in the way", limit: PATIENCE });
+        }
+    };
+    Ok((rows.iter().map(found).collect(), sight))
 }
 
-/// Looks who may be in the way, and ends them where the policy says so. Never ends by itself.
+/// Looks who is in the way, and ends them where the policy says so. Never ends by itself.
 pub(super) async fn watch(
     link: &mut Link,
     own: u64,
@@ -50,35 +95,21 @@ pub(super) async fn watch(
 ) -> Infallible {
     loop {
         sleep(PATIENCE).await;
-        let sql = format!("{SESSIONS} AND ID <> {own} ORDER BY TIME_MS DESC LIMIT 20");
-        let Ok(rows) = link.run(deadline, "looking for sessions in the way", &sql).await else {
+        let Ok((found, _)) = look(link, own, deadline).await else {
             continue;
         };
-        let sessions: Vec<(Blocker, bool)> = rows.iter().map(session).collect();
-        in_the_way.seen = sessions.iter().map(|(blocker, _)| blocker.clone()).filter(|b| b.age >= PATIENCE).collect();
-        for (blocker, reads) in sessions {
-            let policy = match plan.blockers {
-                BlockerPolicy::KillAll => true,
-                BlockerPolicy::KillReads => reads,
-                BlockerPolicy::Wait | BlockerPolicy::Fail => false,
-            };
-            if policy && blocker.age >= plan.blockers_older_than {
-                match link
-                    .run(deadline, "ending a session in the way", &format!("KILL CONNECTION {}", blocker.id))
-                    .await
-                {
-                    Ok(_) => in_the_way.ended.push(blocker.to_string()),
-                    Err(error) => {
-                        tracing::warn!(session = blocker.id, %error, "a session in the way could not be ended");
-                    }
-                }
+        in_the_way.see(&found);
+        for found in found.iter().filter(|found| found.is_to_be_ended(plan)) {
+            let id = found.blocker.id;
+            match link.run(deadline, "ending a session in the way", &format!("KILL CONNECTION {id}")).await {
+                Ok(_) => in_the_way.ended.push(found.blocker.to_string()),
+                Err(error) => tracing::warn!(session = id, %error, "a session in the way could not be ended"),
             }
         }
     }
 }
 
-/// The session, and whether it only reads.
-fn session(row: &MySqlRow) -> (Blocker, bool) {
+fn found(row: &MySqlRow) -> Found {
     let number = |at| text(row, at).and_then(|value| value.parse::<f64>().ok()).unwrap_or(0.0);
     let database = text(row, 2).unwrap_or_default();
     let blocker = Blocker {
@@ -89,5 +120,6 @@ fn session(row: &MySqlRow) -> (Blocker, bool) {
         age: Duration::from_secs_f64((number(3) / 1000.0).max(0.0)),
         doing: text(row, 4).unwrap_or_default(),
     };
-    (blocker, text(row, 5).as_deref() == Some("1"))
+    // Whoever holds the backup lock in such a mode writes: a reader is never in the way.
+    Found { blocker, has_written: true, may_end: text(row, 5).as_deref() == Some("1") }
 }

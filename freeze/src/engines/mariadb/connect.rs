@@ -20,10 +20,16 @@ use crate::{
 /// The user lock that every freeze of ours holds, one at a time per server; with `/<uid>`, the one of that freeze.
 pub(super) const MARK: &str = "stillpoint";
 
-/// One connection, and the server's word on itself when it was opened.
+/// One connection.
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: MySqlConnection,
+}
+
+/// A session, and the server's word on itself when it was opened.
 #[derive(Debug)]
 pub(super) struct Link {
-    connection: MySqlConnection,
+    pub(super) session: Session,
     pub(super) hello: Hello,
 }
 
@@ -51,24 +57,29 @@ const HELLO: &str = "SELECT VERSION(), @@version_comment, CONNECTION_ID(), @@ser
     SHOW GLOBAL STATUS WHERE Variable_name IN ('Uptime', 'Slaves_running', 'wsrep_cluster_size'); \
     SHOW SESSION STATUS LIKE 'Questions'";
 
+/// What [`Link::position`] wants besides variables.
+const STANDING: &str = "SHOW GLOBAL STATUS WHERE Variable_name IN ('Innodb_lsn_current', 'Slaves_running')";
+
 /// What our own connecting has run on a fresh session when [`HELLO`] asks: at most this many statements.
 const OUR_QUESTIONS: u64 = 8;
 
-impl Link {
-    /// Connects, limits the session and asks who answers. `idle`: after how much silence the server ends the session.
-    pub(super) async fn open(member: &Member, idle: Duration, deadline: Instant) -> Result<Self, Error> {
+impl Session {
+    /// Connects. The first statement has to bring the session's [`limits`].
+    pub(super) async fn open(member: &Member, deadline: Instant) -> Result<Self, Error> {
         let options = options(member);
         let address = member.address.to_string();
         let user = options.get_username().to_owned();
-        let mut connection = by(deadline, "connecting", async {
+        let connection = by(deadline, "connecting", async {
             options.connect().await.map_err(|error| errors::connecting(error, &address, &user))
         })
         .await?;
+        Ok(Self { connection })
+    }
+
+    /// Asks who answers; the session is limited from here on.
+    pub(super) async fn hello(&mut self, idle: Duration, deadline: Instant) -> Result<Hello, Error> {
         let sql = format!("{}; {HELLO}", limits(idle, left(deadline)));
-        let rows = run(&mut connection, deadline, "asking who the server is", &sql).await?;
-        let hello = Hello::read(&rows)?;
-        hello.not_pooled()?;
-        Ok(Self { connection, hello })
+        Hello::read(&self.run(deadline, "asking who the server is", &sql).await?)
     }
 
     /// Runs statements that we wrote, by the text protocol (`BACKUP STAGE` has no other): several are one round trip.
@@ -78,25 +89,57 @@ impl Link {
         doing: &'static str,
         sql: &str,
     ) -> Result<Vec<MySqlRow>, Error> {
-        run(&mut self.connection, deadline, doing, sql).await
+        by(deadline, doing, async { self.attempt(sql).await.map_err(|error| errors::running(error, doing)) }).await
     }
 
-    /// As [`Link::run`], and the caller judges the server's word itself.
+    /// As [`Session::run`], and the caller judges the server's word itself.
     pub(super) async fn attempt(&mut self, sql: &str) -> Result<Vec<MySqlRow>, sqlx::Error> {
         sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await
     }
 
-    /// Where the server stands. Without the right to see the binary log, its position is left out.
-    pub(super) async fn position(&mut self, deadline: Instant) -> Result<MariadbPosition, Error> {
+    /// Ends the session in order. The goodbye is a courtesy: a socket that is dropped says the same.
+    pub(super) async fn close(self, deadline: Instant) {
+        by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
+    }
+}
+
+impl Link {
+    /// Connects, limits the session and asks who answers. `idle`: after how much silence the server ends the session.
+    pub(super) async fn open(member: &Member, idle: Duration, deadline: Instant) -> Result<Self, Error> {
+        let mut session = Session::open(member, deadline).await?;
+        let hello = session.hello(idle, deadline).await?;
+        hello.not_pooled()?;
+        Ok(Self { session, hello })
+    }
+
+    /// See [`Session::run`].
+    pub(super) async fn run(
+        &mut self,
+        deadline: Instant,
+        doing: &'static str,
+        sql: &str,
+    ) -> Result<Vec<MySqlRow>, Error> {
+        self.session.run(deadline, doing, sql).await
+    }
+
+    /// See [`Session::attempt`].
+    pub(super) async fn attempt(&mut self, sql: &str) -> Result<Vec<MySqlRow>, sqlx::Error> {
+        self.session.attempt(sql).await
+    }
+
+    /// Where the server stands, and whether it is a replica now. Without the right to see the binary log, its position is
+    /// left out.
+    pub(super) async fn position(&mut self, deadline: Instant) -> Result<(MariadbPosition, bool), Error> {
         let doing = "reading the position";
-        let sql = "SELECT @@gtid_binlog_pos; SHOW GLOBAL STATUS LIKE 'Innodb_lsn_current'";
-        let rows = self.run(deadline, doing, sql).await?;
+        let sql = format!("SELECT @@gtid_binlog_pos, @@read_only; {STANDING}");
+        let rows = self.run(deadline, doing, &sql).await?;
+        let replica = rows.first().is_some_and(|row| is_replica(text(row, 1), &rows));
         let mut position = MariadbPosition {
-            innodb_lsn: rows.get(1).and_then(|row| text(row, 1)).and_then(|lsn| lsn.parse().ok()),
+            innodb_lsn: status(&rows, "Innodb_lsn_current").and_then(|lsn| u64::try_from(lsn).ok()),
             ..MariadbPosition::default()
         };
         if !self.hello.log_bin {
-            return Ok(position);
+            return Ok((position, replica));
         }
         position.gtid_binlog_pos = rows.first().and_then(|row| text(row, 0));
         match self.run(deadline, doing, "SHOW MASTER STATUS").await {
@@ -107,12 +150,12 @@ impl Link {
             Err(Error::Privilege { .. }) => {}
             Err(error) => return Err(error),
         }
-        Ok(position)
+        Ok((position, replica))
     }
 
-    /// Ends the session in order, so that it is gone when this returns.
+    /// See [`Session::close`].
     pub(super) async fn close(self, deadline: Instant) {
-        by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
+        self.session.close(deadline).await;
     }
 }
 
@@ -142,14 +185,6 @@ impl Hello {
         }
     }
 
-    /// Whether `other` is the same run of the same server. Start times are whole seconds by two clocks' reading.
-    pub(super) fn same_incarnation(&self, other: &Self) -> bool {
-        let seconds = |hello: &Self| hello.incarnation.started_at.parse::<i64>().unwrap_or(0);
-        self.incarnation.server == other.incarnation.server
-            && self.incarnation.replica == other.incarnation.replica
-            && seconds(self).abs_diff(seconds(other)) <= 2
-    }
-
     fn not_pooled(&self) -> Result<(), Error> {
         let proxy =
             ["ProxySQL", "MaxScale"].iter().find(|name| self.comment.contains(*name) || self.version.contains(*name));
@@ -168,13 +203,8 @@ impl Hello {
         let row = rows.iter().find(|row| row.len() == 12).ok_or_else(|| missing("answer"))?;
         let column = |at| text(row, at).unwrap_or_default();
         let number = |at| column(at).parse::<i64>().unwrap_or(0);
-        let status = |name: &str| {
-            let row =
-                rows.iter().find(|row| row.len() == 2 && text(row, 0).is_some_and(|n| n.eq_ignore_ascii_case(name)));
-            row.and_then(|row| text(row, 1)).and_then(|value| value.parse::<i64>().ok())
-        };
+        let status = |name: &str| status(rows, name);
         let started = number(7) - status("Uptime").ok_or_else(|| missing("uptime"))?;
-        let on = |value: String| matches!(value.as_str(), "1" | "ON");
         Ok(Self {
             version: column(0),
             comment: column(1),
@@ -183,12 +213,12 @@ impl Hello {
                 server: format!("{}@{}:{}", column(3), column(4), column(5)),
                 started_at: started.to_string(),
                 timeline: None,
-                replica: on(column(6)) || status("Slaves_running").unwrap_or(0) > 0,
+                replica: is_replica(text(row, 6), rows),
             },
             started_at: Timestamp::from_second(started).ok(),
             flush_log_at_trx_commit: u32::try_from(number(8)).unwrap_or(0),
             sync_binlog: u32::try_from(number(9)).unwrap_or(0),
-            log_bin: on(column(10)),
+            log_bin: on(&column(10)),
             // Also DETECT_AND_RECOVER counts as on (10.11).
             doublewrite: !matches!(column(11).as_str(), "0" | "OFF" | "off" | "fast"),
             cluster_size: u32::try_from(status("wsrep_cluster_size").unwrap_or(0)).unwrap_or(0),
@@ -206,6 +236,21 @@ pub(super) fn limits(idle: Duration, statement: Duration) -> String {
         statement.as_secs() + 1,
         statement.as_secs_f64().max(0.001),
     )
+}
+
+/// A status variable among the rows of an answer.
+fn status(rows: &[MySqlRow], name: &str) -> Option<i64> {
+    let named = |row: &&MySqlRow| row.len() == 2 && text(row, 0).is_some_and(|found| found.eq_ignore_ascii_case(name));
+    rows.iter().find(named).and_then(|row| text(row, 1)).and_then(|value| value.parse().ok())
+}
+
+/// It takes no writes, or follows another.
+fn is_replica(read_only: Option<String>, rows: &[MySqlRow]) -> bool {
+    read_only.is_some_and(|value| on(&value)) || status(rows, "Slaves_running").unwrap_or(0) > 0
+}
+
+fn on(value: &str) -> bool {
+    matches!(value, "1" | "ON")
 }
 
 /// The text of a column, or nothing for NULL. The text protocol carries every type as text.
@@ -226,18 +271,6 @@ fn numbers(version: &str) -> Option<(u32, u32, u32)> {
     let version = version.strip_prefix("5.5.5-").unwrap_or(version);
     let mut parts = version.split(['.', '-']).map(str::parse::<u32>);
     Some((parts.next()?.ok()?, parts.next()?.ok()?, parts.next()?.ok()?))
-}
-
-async fn run(
-    connection: &mut MySqlConnection,
-    deadline: Instant,
-    doing: &'static str,
-    sql: &str,
-) -> Result<Vec<MySqlRow>, Error> {
-    by(deadline, doing, async {
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await.map_err(|error| errors::running(error, doing))
-    })
-    .await
 }
 
 fn options(member: &Member) -> MySqlConnectOptions {

@@ -59,8 +59,13 @@ pub(super) fn running(error: sqlx::Error, doing: &'static str) -> Error {
 
 /// Whether a lock was not granted in time.
 pub(super) fn not_granted(error: &sqlx::Error) -> bool {
+    number(error).is_some_and(|number| NOT_GRANTED.contains(&number))
+}
+
+/// The server's number of an error, if it is the server's.
+pub(super) fn number(error: &sqlx::Error) -> Option<u16> {
     let database = error.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
-    database.is_some_and(|error| NOT_GRANTED.contains(&error.number()))
+    database.map(MySqlDatabaseError::number)
 }
 
 fn said(number: u16, message: &str, doing: &'static str, user: &str) -> Error {

@@ -4,19 +4,20 @@ use std::{sync::Arc, time::Duration};
 
 use api::{Artifact, Check, Level, MariadbPosition, Position, Proof, ProofKind};
 use async_trait::async_trait;
+use futures::FutureExt;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::{
     barrier::{self, Way},
-    blockers::{self, InTheWay},
+    blockers::{self, Sight},
     checks,
-    connect::{Hello, Link, MARK, limits, literal, text},
+    connect::{Link, MARK, Session, limits, literal, text},
     errors,
 };
 use crate::{
-    driver::{Acquired, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
-    engines::deadline::left,
+    driver::{Acquired, Farewell, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
+    engines::{deadline::left, in_the_way::InTheWay},
     error::Error,
     journal::UndoLog,
     lease::LONGEST_SERVER_TTL,
@@ -25,23 +26,27 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Ready {
     server: ServerInfo,
-    session: Session,
+    session: Holding,
     /// WriteBlocked: looks who is in the way while the session waits.
     control: Option<Link>,
 }
 
 /// The session that holds.
 #[derive(Debug)]
-struct Session {
+struct Holding {
     member: Member,
     plan: Plan,
     link: Link,
     way: Way,
     undo: Arc<dyn UndoLog>,
     position: MariadbPosition,
+    /// BACKUP STAGE was begun, perhaps.
+    backup: bool,
+    /// The fresh connection of the last proof: closed when somebody has time for it.
+    asked: Option<Session>,
 }
 
-/// Connects, marks the session, and begins a backup at WriteBlocked. Blocks nobody but other backups.
+/// Connects and marks the session. Blocks nobody but another freeze of ours.
 pub(super) async fn prepare(
     member: &Member,
     plan: &Plan,
@@ -59,12 +64,13 @@ pub(super) async fn prepare(
         Level::Recoverable => Way::Flush,
         Level::Durable | Level::WriteBlocked => barrier::way(&mut link, deadline).await?,
     };
-    if write_blocked {
-        begin_backup(&mut link, deadline).await?;
-    }
     let (member, plan, position) = (member.clone(), plan.clone(), MariadbPosition::default());
     let server = link.hello.server();
-    Ok(Ready { server, session: Session { member, plan, link, way, undo, position }, control })
+    Ok(Ready {
+        server,
+        session: Holding { member, plan, link, way, undo, position, backup: false, asked: None },
+        control,
+    })
 }
 
 /// One freeze of ours per server: the barrier's settings are the server's, and two would put back each other's.
@@ -78,21 +84,6 @@ async fn mark(link: &mut Link, freeze_uid: &str, deadline: Instant) -> Result<()
         _ => Err(Error::ForeignFreeze {
             holder: format!("session {}, a freeze of Stillpoint", column(2).unwrap_or_else(|| "unknown".to_owned())),
         }),
-    }
-}
-
-/// There is one backup at a time; another's is not waited for.
-async fn begin_backup(link: &mut Link, deadline: Instant) -> Result<(), Error> {
-    let patience = left(deadline).min(Duration::from_secs(1));
-    let sql = format!("{}; BACKUP STAGE START", limits(LONGEST_SERVER_TTL, patience));
-    let began = tokio::time::timeout_at(deadline, link.attempt(&sql)).await;
-    match began {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) if errors::not_granted(&error) => {
-            Err(Error::ForeignFreeze { holder: "another session that runs a backup (BACKUP STAGE)".to_owned() })
-        }
-        Ok(Err(error)) => Err(errors::running(error, "beginning a backup")),
-        Err(_) => Err(Error::Timeout { doing: "beginning a backup", limit: patience }),
     }
 }
 
@@ -119,7 +110,9 @@ impl Prepared for Ready {
         match session.take(control, deadline).await {
             Ok(acquired) => Ok((Box::new(session), acquired)),
             Err(error) => {
-                session.let_go(Instant::now() + LET_GO).await.ok();
+                let deadline = Instant::now() + LET_GO;
+                session.let_go(deadline).await.ok();
+                session.farewell(deadline).say().await;
                 Err(error)
             }
         }
@@ -129,14 +122,17 @@ impl Prepared for Ready {
         if let Some(control) = self.control {
             control.close(deadline).await;
         }
-        self.session.let_go(deadline).await
+        let mut session = self.session;
+        let gone = session.let_go(deadline).await;
+        session.farewell(deadline).say().await;
+        gone
     }
 }
 
 /// How long undoing a failed attempt may take; closing the connection is what counts.
 const LET_GO: Duration = Duration::from_secs(1);
 
-impl Session {
+impl Holding {
     async fn take(&mut self, control: Option<Link>, deadline: Instant) -> Result<Acquired, Error> {
         let Some(mut control) = control else {
             return self.still_point(deadline).await;
@@ -144,19 +140,37 @@ impl Session {
         self.way.begin(&mut self.link, self.undo.as_ref(), deadline).await?;
         let mut in_the_way = InTheWay::default();
         let own = self.link.hello.connection_id;
+        self.backup = true;
         let blocked = tokio::select! {
             blocked = block_commits(&mut self.link, self.plan.server_ttl, deadline) => blocked,
             never = blockers::watch(&mut control, own, &self.plan, deadline, &mut in_the_way) => match never {},
         };
-        control.close(deadline).await;
-        if !blocked? {
-            return Err(Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen });
+        match blocked? {
+            None => {}
+            Some(stage) => return Err(self.not_blocked(stage, control, in_the_way).await),
         }
+        self.asked = Some(control.session);
         // From here no commit is acknowledged; what was before is flushed now.
         let frozen_at = Timestamp::now();
         self.way.flush(&mut self.link, deadline).await?;
-        self.position = self.link.position(deadline).await?;
+        (self.position, _) = self.link.position(deadline).await?;
         Ok(Acquired { ended_sessions: in_the_way.ended, ..self.acquired(frozen_at) })
+    }
+
+    /// Why BACKUP STAGE was not granted. Looked at once more, now that there is time.
+    async fn not_blocked(&self, stage: &str, mut control: Link, in_the_way: InTheWay) -> Error {
+        let deadline = Instant::now() + LET_GO;
+        let blind = match blockers::look(&mut control, self.link.hello.connection_id, deadline).await {
+            Ok((_, Sight::Locks)) => None,
+            Ok((_, Sight::Statements)) | Err(_) => Some(blockers::BLIND),
+        };
+        control.close(deadline).await;
+        if in_the_way.seen.is_empty() && stage == STAGES[0] {
+            return Error::ForeignFreeze {
+                holder: "another session that runs a backup (BACKUP STAGE), or holds LOCK TABLES … WRITE".to_owned(),
+            };
+        }
+        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint: blind }
     }
 
     /// Recoverable and Durable: nobody is blocked, so the instant comes before the barrier.
@@ -168,7 +182,7 @@ impl Session {
             self.way.end(&mut self.link, self.undo.as_ref(), deadline).await?;
             flushed?;
         }
-        self.position = self.link.position(deadline).await?;
+        (self.position, _) = self.link.position(deadline).await?;
         Ok(self.acquired(frozen_at))
     }
 
@@ -192,39 +206,51 @@ impl Session {
         Ok(Pulse { stalled_sessions: number(0).filter(|_| number(1).is_some_and(|users| users > 1)) })
     }
 
-    /// Asks whoever answers at the address now, and whether our session is still among its sessions.
-    async fn still_the_same(&self, deadline: Instant) -> Result<Option<String>, Error> {
-        let mut fresh = Link::open(&self.member, LONGEST_SERVER_TTL, deadline).await?;
-        let sql = format!("SELECT IS_USED_LOCK({})", literal(&format!("{MARK}/{}", self.plan.freeze_uid)));
-        let rows = fresh.run(deadline, "looking for our session", &sql).await?;
-        let found: Hello = fresh.hello.clone();
-        fresh.close(deadline).await;
-        if !self.link.hello.same_incarnation(&found) {
-            return Ok(Some(format!(
-                "the server at the address is another, or was restarted: {:?}",
-                found.incarnation
-            )));
-        }
-        let holder = rows.first().and_then(|row| text(row, 0));
-        let ours = holder == Some(self.link.hello.connection_id.to_string());
-        Ok((!ours).then(|| "the server at the address does not know our session".to_owned()))
+    /// On the session that holds: it still does, where the server stands now, and what is not as it was.
+    async fn look_back(
+        &mut self,
+        by_position: bool,
+        deadline: Instant,
+    ) -> Result<(MariadbPosition, Option<String>), Error> {
+        self.beat(self.plan.server_ttl, deadline).await?;
+        let (after, replica) = self.link.position(deadline).await?;
+        // Every transaction in the binary log has a GTID. The offset moves also without one: after a rotation the server
+        // writes a binlog checkpoint event of its own, a little later.
+        let changed = if by_position && self.position.gtid_binlog_pos != after.gtid_binlog_pos {
+            Some("CommitEscaped: the binary log moved while writes were blocked".to_owned())
+        } else if replica != self.link.hello.incarnation.replica {
+            Some("the server changed its role while it was held".to_owned())
+        } else {
+            None
+        };
+        Ok((after, changed))
     }
 
-    /// Lets writers go on first, then puts the settings back, then ends the session.
-    async fn let_go(mut self, deadline: Instant) -> Result<(), Error> {
-        let ended = match self.plan.level {
-            Level::WriteBlocked => self.link.run(deadline, "ending the backup", "BACKUP STAGE END").await.map(drop),
-            Level::Recoverable | Level::Durable => Ok(()),
+    /// Lets writers go on first, then puts the settings back, then lets the next freeze begin.
+    async fn let_go(&mut self, deadline: Instant) -> Result<(), Error> {
+        let ended = if std::mem::take(&mut self.backup) {
+            self.link.run(deadline, "ending the backup", "BACKUP STAGE END").await.map(drop)
+        } else {
+            Ok(())
         };
         let restored = self.way.end(&mut self.link, self.undo.as_ref(), deadline).await;
-        self.link.close(deadline).await;
-        ended.and(restored)
+        let unmarked = self.link.run(deadline, "letting the mark go", "DO RELEASE_ALL_LOCKS()").await.map(drop);
+        ended.and(restored).and(unmarked)
+    }
+
+    fn farewell(self, deadline: Instant) -> Farewell {
+        Farewell::to(
+            std::iter::once(self.link.session).chain(self.asked).map(|session| session.close(deadline).boxed()),
+        )
     }
 }
 
 #[async_trait]
-impl Held for Session {
+impl Held for Holding {
     async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
+        if let Some(asked) = self.asked.take() {
+            asked.close(deadline).await;
+        }
         self.beat(server_ttl, deadline).await
     }
 
@@ -248,16 +274,19 @@ impl Held for Session {
     async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error> {
         let before = self.position.clone();
         let by_position = self.plan.level == Level::WriteBlocked && before.gtid_binlog_pos.is_some();
-        self.beat(self.plan.server_ttl, deadline).await?;
-        let after = self.link.position(deadline).await?;
-        // Every transaction in the binary log has a GTID. The offset moves also without one: after a rotation the server
-        // writes a binlog checkpoint event of its own, a little later.
-        let moved = before.gtid_binlog_pos != after.gtid_binlog_pos;
-        let reason = match self.still_the_same(deadline).await {
-            Ok(None) if by_position && moved => {
-                Some("CommitEscaped: the binary log moved while writes were blocked".to_owned())
+        let sought = Sought {
+            member: self.member.clone(),
+            freeze_uid: self.plan.freeze_uid.clone(),
+            connection_id: self.link.hello.connection_id,
+        };
+        // The fresh connection takes longest, so it begins.
+        let (found, seen) = tokio::join!(sought.found(deadline), self.look_back(by_position, deadline));
+        let (after, changed_here) = seen?;
+        let reason = match found {
+            Ok((fresh, changed)) => {
+                self.asked = Some(fresh);
+                changed.or(changed_here)
             }
-            Ok(changed) => changed,
             Err(error) => Some(format!("the server could not be asked on a fresh connection: {error}")),
         };
         Ok(Proof {
@@ -270,24 +299,56 @@ impl Held for Session {
         })
     }
 
-    async fn release(self: Box<Self>, deadline: Instant) -> Result<Released, Error> {
+    async fn release(mut self: Box<Self>, deadline: Instant) -> Result<Released, Error> {
         self.let_go(deadline).await?;
-        Ok(Released::default())
+        Ok(Released { artifacts: Vec::new(), farewell: self.farewell(deadline) })
     }
 }
 
-/// `true` when commits are blocked, `false` when somebody stood in the way until the deadline. The stages in between are
-/// run by the server when they are skipped, but said here: each has its own wait, and its own limit.
-async fn block_commits(link: &mut Link, server_ttl: Duration, deadline: Instant) -> Result<bool, Error> {
-    let sql = format!(
-        "{}; BACKUP STAGE FLUSH; BACKUP STAGE BLOCK_DDL; BACKUP STAGE BLOCK_COMMIT; {}",
-        limits(server_ttl, left(deadline)),
-        limits(server_ttl, Duration::from_secs(5)),
-    );
-    match tokio::time::timeout_at(deadline + LET_GO, link.attempt(&sql)).await {
-        Ok(Ok(_)) => Ok(true),
-        Ok(Err(error)) if errors::not_granted(&error) => Ok(false),
-        Ok(Err(error)) => Err(errors::running(error, "blocking commits")),
-        Err(_) => Ok(false),
+/// A session that holds, as a fresh connection to the same address looks for it.
+#[derive(Debug)]
+struct Sought {
+    member: Member,
+    freeze_uid: String,
+    connection_id: u64,
+}
+
+impl Sought {
+    /// Asks whoever answers at the address now who holds our user lock: only the server that our session is in knows it, and
+    /// no other run of it does. Answers the session that asked, and what is not as it was.
+    async fn found(&self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
+        let mut fresh = Session::open(&self.member, deadline).await?;
+        let lock = literal(&format!("{MARK}/{}", self.freeze_uid));
+        let sql = format!("{}; SELECT IS_USED_LOCK({lock})", limits(LONGEST_SERVER_TTL, left(deadline)));
+        let rows = fresh.run(deadline, "looking for our session", &sql).await?;
+        if rows.last().and_then(|row| text(row, 0)) == Some(self.connection_id.to_string()) {
+            return Ok((fresh, None));
+        }
+        let found = fresh.hello(LONGEST_SERVER_TTL, deadline).await?.incarnation;
+        Ok((fresh, Some(format!("the server at the address does not know our session; it is {found:?}"))))
     }
+}
+
+/// In this order (MariaDB documentation, "BACKUP STAGE").
+const STAGES: [&str; 4] = ["START", "FLUSH", "BLOCK_DDL", "BLOCK_COMMIT"];
+
+/// Nothing when commits are blocked; else the stage at which somebody stood in the way until the deadline. The server would
+/// run stages that are skipped, and a statement knows no end of the next: each is said by itself, with what is left, so that
+/// the server is done by the deadline also when we are gone.
+async fn block_commits(
+    link: &mut Link,
+    server_ttl: Duration,
+    deadline: Instant,
+) -> Result<Option<&'static str>, Error> {
+    for stage in STAGES {
+        let sql = format!("{}; BACKUP STAGE {stage}", limits(server_ttl, left(deadline)));
+        match tokio::time::timeout_at(deadline + LET_GO, link.attempt(&sql)).await {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) if errors::not_granted(&error) => return Ok(Some(stage)),
+            Ok(Err(error)) => return Err(errors::running(error, "blocking commits")),
+            Err(_) => return Ok(Some(stage)),
+        }
+    }
+    link.run(deadline + LET_GO, "blocking commits", &limits(server_ttl, Duration::from_secs(5))).await?;
+    Ok(None)
 }

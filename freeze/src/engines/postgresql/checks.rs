@@ -303,7 +303,7 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
         Ok(rows) => rows,
         Err(error) => return failed("blockers", &error),
     };
-    let sessions: Vec<String> = rows.iter().map(|row: &PgRow| locks::session(row).0.to_string()).collect();
+    let sessions: Vec<String> = rows.iter().map(|row: &PgRow| locks::session(row).blocker.to_string()).collect();
     if sessions.is_empty() {
         return Check::pass("blockers", "no session stands in the way");
     }

@@ -2,7 +2,10 @@
 //!
 //! Everything that limits a session is set by the startup packet: no statement of ours ever runs without.
 
-use std::time::Duration;
+use std::{
+    hash::{Hash, Hasher},
+    time::Duration,
+};
 
 use api::{ConnectionAddress, Incarnation, Role, TlsMode};
 use jiff::Timestamp;
@@ -10,7 +13,8 @@ use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, PgConnection, Row,
     postgres::{PgConnectOptions, PgRow, PgSslMode},
 };
-use tokio::time::Instant;
+use tokio::{runtime::Handle, sync::Semaphore, time::Instant};
+use tokio_util::sync::CancellationToken;
 
 use super::errors;
 use crate::{
@@ -30,12 +34,20 @@ const OLDEST: u32 = 150_000;
 /// sqlx reads these, and they would change where and how we connect behind the Database's back.
 const FOREIGN_SETTINGS: &[&str] = &["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "PGSSLKEY"];
 
-/// One connection, and the server's word on itself when it was opened.
+/// One connection, limited from its first statement on.
 #[derive(Debug)]
-pub(super) struct Link {
+pub(super) struct Session {
     connection: PgConnection,
     /// The database that this session is in.
     pub(super) database: String,
+    /// The `idle_session_timeout` that the startup packet asked for.
+    idle: Duration,
+}
+
+/// A session, and the server's word on itself when it was opened.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) session: Session,
     pub(super) hello: Hello,
 }
 
@@ -46,6 +58,8 @@ pub(super) struct Hello {
     pub(super) version: String,
     pub(super) incarnation: Incarnation,
     pub(super) started_at: Option<Timestamp>,
+    /// As the server writes it.
+    pub(super) postmaster_start: Option<String>,
     pub(super) backend_pid: i32,
     /// Without these, crash recovery of a copy is a matter of luck (manual, 20.5.1).
     pub(super) fsync: bool,
@@ -54,17 +68,21 @@ pub(super) struct Hello {
 }
 
 /// One row, whatever the state of the server, and cheap for a session that knows nothing yet: functions rather than views
-/// (a view's joins would be planned first), and nothing is cast or computed there that can be here. In recovery there is no
-/// name of a WAL file, so the timeline is the last checkpoint's.
+/// (a view's joins would be planned first), and nothing is cast or computed there that can be here.
 const HELLO: &str = "SELECT current_setting('server_version_num'), current_setting('server_version'), \
-    control.system_identifier, pg_is_in_recovery(), pg_postmaster_start_time(), pg_backend_pid(), clock_timestamp(), \
-    own.backend_start, CASE WHEN pg_is_in_recovery() THEN (pg_control_checkpoint()).timeline_id::text \
-    ELSE pg_walfile_name(pg_current_wal_insert_lsn()) END, \
-    current_setting('fsync'), current_setting('full_page_writes'), current_setting('deadlock_timeout') \
-    FROM pg_control_system() control, pg_stat_get_activity(pg_backend_pid()) own";
+    (pg_control_system()).system_identifier, pg_is_in_recovery(), pg_postmaster_start_time(), pg_backend_pid(), \
+    current_setting('idle_session_timeout', true), \
+    CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END, \
+    current_setting('fsync'), current_setting('full_page_writes'), current_setting('deadlock_timeout')";
 
-impl Link {
-    /// Connects to `database` (or the first that the Database names) and asks who answers.
+/// In recovery there is no name of a WAL file, so the timeline is the last checkpoint's.
+pub(super) const TIMELINE_OF_STANDBY: &str = "SELECT timeline_id FROM pg_control_checkpoint()";
+
+/// Connections that may be opened on threads of their own at once; more are opened by the runtime's workers.
+static THREADS: Semaphore = Semaphore::const_new(16);
+
+impl Session {
+    /// Connects to `database` (or the first that the Database names).
     ///
     /// `idle`: after how much silence the server ends the session. The session also ends when the client's socket is
     /// closed in the middle of a statement (`client_connection_check_interval`, PostgreSQL 14).
@@ -79,31 +97,84 @@ impl Link {
         let address = member.address.to_string();
         let user = options.get_username().to_owned();
         let database = options.get_database().unwrap_or(MAINTENANCE).to_owned();
-        let began = Instant::now();
-        let mut connection = by(deadline, "connecting", async {
-            options.connect().await.map_err(|error| errors::connecting(error, &address, &user))
+        let connection = by(deadline, "connecting", async {
+            connect(options).await.map_err(|error| errors::connecting(error, &address, &user))
         })
         .await?;
-        let rows = run(&mut connection, deadline, "asking who the server is", HELLO).await?;
-        let row = rows.first().ok_or(Error::Server { doing: "asking who the server is", detail: "no row".into() })?;
-        let hello = hello(row, began.elapsed())?;
-        Ok(Self { connection, database, hello })
+        Ok(Self { connection, database, idle })
+    }
+
+    /// Asks who answers.
+    pub(super) async fn hello(&mut self, deadline: Instant) -> Result<Hello, Error> {
+        let doing = "asking who the server is";
+        let rows = self.run(deadline, doing, HELLO).await?;
+        let mut hello = hello(rows.first().ok_or(Error::Server { doing, detail: "no row".into() })?, self.idle)?;
+        if hello.incarnation.replica {
+            let rows = self.run(deadline, doing, TIMELINE_OF_STANDBY).await?;
+            hello.incarnation.timeline =
+                rows.first().and_then(|row| text(row, 0)).and_then(|timeline| timeline.parse().ok());
+        }
+        Ok(hello)
     }
 
     /// Runs statements that we wrote, by the simple protocol: several statements are one round trip.
     pub(super) async fn run(&mut self, deadline: Instant, doing: &'static str, sql: &str) -> Result<Vec<PgRow>, Error> {
-        run(&mut self.connection, deadline, doing, sql).await
+        by(deadline, doing, async { self.attempt(sql).await.map_err(|error| errors::running(error, doing)) }).await
     }
 
-    /// As [`Link::run`], and the caller judges the server's word itself.
+    /// As [`Session::run`], and the caller judges the server's word itself.
     pub(super) async fn attempt(&mut self, sql: &str) -> Result<Vec<PgRow>, sqlx::Error> {
         sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await
     }
 
-    /// Ends the session in order, so that it is gone when this returns.
+    /// Ends the session in order. Terminate is a courtesy: a socket that is dropped says the same.
     pub(super) async fn close(self, deadline: Instant) {
-        // Terminate is a courtesy: a socket that is dropped says the same.
         by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
+    }
+}
+
+impl Link {
+    /// Connects as [`Session::open`] does, and asks who answers.
+    pub(super) async fn open(
+        member: &Member,
+        database: Option<&str>,
+        freeze_uid: Option<&str>,
+        idle: Duration,
+        deadline: Instant,
+    ) -> Result<Self, Error> {
+        let mut session = Session::open(member, database, freeze_uid, idle, deadline).await?;
+        let hello = session.hello(deadline).await?;
+        Ok(Self { session, hello })
+    }
+
+    /// See [`Session::run`].
+    pub(super) async fn run(&mut self, deadline: Instant, doing: &'static str, sql: &str) -> Result<Vec<PgRow>, Error> {
+        self.session.run(deadline, doing, sql).await
+    }
+
+    /// See [`Session::close`].
+    pub(super) async fn close(self, deadline: Instant) {
+        self.session.close(deadline).await;
+    }
+}
+
+/// Logging in by SCRAM costs thousands of rounds of hashing, and sqlx yields to the scheduler after every fifth. On a worker
+/// each yield goes through the whole scheduler (0.6 ms of nothing in all, measured); on a thread of its own it is free, and
+/// keeps no worker from its work. Dropped, it ends its thread's work too.
+async fn connect(options: PgConnectOptions) -> Result<PgConnection, sqlx::Error> {
+    let Ok(permit) = THREADS.try_acquire() else {
+        return options.connect().await;
+    };
+    let unwanted = CancellationToken::new();
+    let _ends_with_us = unwanted.clone().drop_guard();
+    let runtime = Handle::current();
+    let connecting = tokio::task::spawn_blocking(move || {
+        let _permit = permit;
+        runtime.block_on(unwanted.run_until_cancelled_owned(options.connect()))
+    });
+    match connecting.await {
+        Ok(Some(connected)) => connected,
+        Ok(None) | Err(_) => Err(sqlx::Error::WorkerCrashed),
     }
 }
 
@@ -122,12 +193,21 @@ impl Hello {
         if self.version_num >= OLDEST {
             return Ok(());
         }
-        Err(Error::Version {
-            engine: api::Engine::PostgreSQL,
-            found: self.version.clone(),
-            supported: "PostgreSQL 15 or later",
-        })
+        Err(too_old(&self.version))
     }
+}
+
+pub(super) fn too_old(version: &str) -> Error {
+    let engine = api::Engine::PostgreSQL;
+    Error::Version { engine, found: version.to_owned(), supported: "PostgreSQL 15 or later" }
+}
+
+/// What every session of a freeze but the first finds taken, and only on the very run of the very server that the first one
+/// is in: an advisory lock (manual, 13.3.5; also on a standby, 27.4.2). Nobody else uses a number that is this uid's.
+pub(super) fn landmark(freeze_uid: &str) -> i64 {
+    let mut hasher = std::hash::DefaultHasher::new();
+    freeze_uid.hash(&mut hasher);
+    hasher.finish().cast_signed()
 }
 
 /// The text of a column, or nothing for NULL. The simple protocol carries every type as text.
@@ -144,18 +224,6 @@ pub(super) fn literal(value: &str) -> String {
 /// An identifier. PostgreSQL manual, 4.1.1: in double quotes, a double quote is doubled.
 pub(super) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\"").replace('\0', ""))
-}
-
-async fn run(
-    connection: &mut PgConnection,
-    deadline: Instant,
-    doing: &'static str,
-    sql: &str,
-) -> Result<Vec<PgRow>, Error> {
-    by(deadline, doing, async {
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(connection).await.map_err(|error| errors::running(error, doing))
-    })
-    .await
 }
 
 fn options(
@@ -218,8 +286,9 @@ fn options(
     })
 }
 
-/// Reads [`HELLO`]. A session that is older than our connecting was somebody else's before: a pooler lent it to us.
-fn hello(row: &PgRow, since_connecting: Duration) -> Result<Hello, Error> {
+/// Reads [`HELLO`]. A session without the limits that it was asked for is not ours alone: a pooler keeps them to itself, or
+/// has set what another client of its wanted.
+fn hello(row: &PgRow, idle: Duration) -> Result<Hello, Error> {
     let doing = "asking who the server is";
     let column =
         |at: usize, what: &str| text(row, at).ok_or_else(|| Error::Server { doing, detail: format!("no {what}") });
@@ -228,35 +297,39 @@ fn hello(row: &PgRow, since_connecting: Duration) -> Result<Hello, Error> {
         let text = column(at, what)?;
         text.parse::<u32>().map_err(|_| unreadable(what, &text))
     };
+    let version_num = number(0, "version")?;
+    let limit = text(row, 6).unwrap_or_default();
+    if version_num >= OLDEST && duration(&limit) != Some(idle) {
+        return Err(Error::Pooler {
+            detail: format!(
+                "the session that we were given ends after {limit:?} of silence, and we asked for {} ms",
+                idle.as_millis()
+            ),
+        });
+    }
     let time = |at: usize, what: &str| {
         let text = column(at, what)?;
         timestamp(&text).ok_or_else(|| unreadable(what, &text))
     };
-    let age = Duration::try_from(time(6, "clock")?.duration_since(time(7, "session's start")?)).unwrap_or_default();
-    if age > since_connecting + POOLER_MARGIN {
-        return Err(Error::Pooler {
-            detail: format!("the session that we were given is {:.1} s older than our connection", age.as_secs_f64()),
-        });
-    }
     let started_at = time(4, "start time")?;
     let replica = column(3, "recovery state")? == "t";
-    let timeline = column(8, "timeline")?;
-    let timeline = if replica { timeline.parse().ok() } else { timeline_of(&timeline) };
-    let deadlock_timeout = column(11, "deadlock_timeout")?;
+    let deadlock_timeout = column(10, "deadlock_timeout")?;
     Ok(Hello {
-        version_num: number(0, "version")?,
+        version_num,
         version: column(1, "version")?,
         incarnation: Incarnation {
             server: column(2, "system identifier")?,
             started_at: started_at.as_microsecond().to_string(),
-            timeline,
+            timeline: text(row, 7).as_deref().and_then(timeline_of),
             replica,
         },
         started_at: Some(started_at),
+        postmaster_start: text(row, 4),
         backend_pid: i32::try_from(number(5, "backend pid")?).unwrap_or(0),
-        fsync: column(9, "fsync")? == "on",
-        full_page_writes: column(10, "full_page_writes")? == "on",
-        deadlock_timeout: duration(&deadlock_timeout).ok_or_else(|| unreadable("deadlock_timeout", &deadlock_timeout))?,
+        fsync: column(8, "fsync")? == "on",
+        full_page_writes: column(9, "full_page_writes")? == "on",
+        deadlock_timeout: duration(&deadlock_timeout)
+            .ok_or_else(|| unreadable("deadlock_timeout", &deadlock_timeout))?,
     })
 }
 
@@ -284,9 +357,6 @@ fn duration(setting: &str) -> Option<Duration> {
     };
     number.parse::<u64>().ok()?.checked_mul(milliseconds).map(Duration::from_millis)
 }
-
-/// The server may start our session a little before we begin to count; a pooled one is usually much older.
-const POOLER_MARGIN: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {

@@ -10,6 +10,7 @@ enum Meaning {
     Privilege,
     Pooler,
     Starting,
+    TooOld,
     Gone,
 }
 
@@ -18,6 +19,7 @@ const SQLSTATES: &[(&str, Meaning)] = &[
     ("28000", Meaning::Authentication), // invalid_authorization_specification: pg_hba.conf, no such role
     ("42501", Meaning::Privilege),      // insufficient_privilege
     ("08P01", Meaning::Pooler),         // protocol_violation: PgBouncer's "unsupported startup parameter"
+    ("42704", Meaning::TooOld),         // undefined_object: a limit of ours that the server does not know
     ("57P03", Meaning::Starting),       // cannot_connect_now
     ("57P01", Meaning::Gone),           // admin_shutdown, and pg_terminate_backend
     ("57P02", Meaning::Gone),           // crash_shutdown
@@ -65,9 +67,11 @@ fn said(error: &dyn DatabaseError, doing: &'static str, user: &str, address: &st
             grant: "what `kubectl still grants` prints for this Database".to_owned(),
         },
         Some(Meaning::Pooler) => Error::Pooler { detail },
+        // Only the startup packet names settings that a server may not know.
+        Some(Meaning::TooOld) if !address.is_empty() => super::connect::too_old("13 or older"),
         Some(Meaning::Starting) => Error::Unreachable { address: address.to_owned(), detail },
         Some(Meaning::Gone) => Error::Lost { detail },
-        None => Error::Server { doing, detail },
+        Some(Meaning::TooOld) | None => Error::Server { doing, detail },
     }
 }
 

@@ -4,7 +4,10 @@ use std::time::Duration;
 
 use api::{Artifact, Check, Copy, Incarnation, Level, Position, PostgresqlPosition, Proof, ProofKind};
 use async_trait::async_trait;
-use futures::future::{join_all, try_join_all};
+use futures::{
+    FutureExt,
+    future::{join_all, try_join_all},
+};
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
@@ -12,11 +15,11 @@ use tokio::time::Instant;
 use super::{
     backup::Backup,
     checks,
-    connect::{Link, MARK, literal, text},
+    connect::{Link, Session, landmark, literal, text},
     locks::{self, Database},
 };
 use crate::{
-    driver::{Acquired, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
+    driver::{Acquired, Farewell, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
     engines::deadline::left,
     error::Error,
     lease::LONGEST_SERVER_TTL,
@@ -46,6 +49,8 @@ struct Holding {
     snapshot: Option<String>,
     /// Our own commit since then.
     marker_xid: Option<u64>,
+    /// The fresh session of the last proof: closed when somebody has time for it.
+    asked: Option<Session>,
 }
 
 /// Opens every session that the plan needs and does what is slow. Blocks nobody.
@@ -92,6 +97,7 @@ impl Prepared for Ready {
             position: PostgresqlPosition::default(),
             snapshot: None,
             marker_xid: None,
+            asked: None,
         };
         // Before the still point: a commit that no lock stops must not slip in between.
         if held.plan.level == Level::WriteBlocked {
@@ -118,7 +124,8 @@ impl Holding {
         let rows = if self.plan.level > Level::Recoverable {
             self.mark(deadline, self.position_sql()).await?
         } else {
-            self.main.run(deadline, "reading the position", self.position_sql()).await?
+            let sql = format!("{}; {}", self.landmark_sql(), self.position_sql());
+            self.main.run(deadline, "reading the position", &sql).await?
         };
         self.position = self.position_in(&rows)?;
         Ok(Acquired { frozen_at, position: Position::Postgresql(self.position.clone()), ended_sessions: Vec::new() })
@@ -128,10 +135,20 @@ impl Holding {
     /// of a standby.
     fn position_sql(&self) -> &'static str {
         match (self.incarnation.replica, self.plan.level) {
-            (true, _) => "SELECT pg_last_wal_replay_lsn(), NULL",
-            (false, Level::Recoverable) => "SELECT lsn, pg_walfile_name(lsn) FROM pg_current_wal_insert_lsn() lsn",
-            (false, _) => "SELECT lsn, pg_walfile_name(lsn) FROM pg_current_wal_flush_lsn() lsn",
+            (true, _) => {
+                "SELECT pg_last_wal_replay_lsn(), NULL, pg_backend_pid(), pg_is_in_recovery(), \
+                 (pg_control_checkpoint()).timeline_id"
+            }
+            (false, Level::Recoverable) => {
+                "SELECT lsn, pg_walfile_name(lsn), pg_backend_pid() FROM pg_current_wal_insert_lsn() lsn"
+            }
+            (false, _) => "SELECT lsn, pg_walfile_name(lsn), pg_backend_pid() FROM pg_current_wal_flush_lsn() lsn",
         }
+    }
+
+    /// By it the proof finds our server again.
+    fn landmark_sql(&self) -> String {
+        format!("SELECT pg_try_advisory_lock({})", landmark(&self.plan.freeze_uid))
     }
 
     fn position_in(&self, rows: &[PgRow]) -> Result<PostgresqlPosition, Error> {
@@ -151,9 +168,10 @@ impl Holding {
     async fn mark(&mut self, deadline: Instant, then: &str) -> Result<Vec<PgRow>, Error> {
         let sql = format!(
             "SET statement_timeout = {}; BEGIN; SET LOCAL synchronous_commit = local; \
-             SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'stillpoint', {}); COMMIT; {then}",
+             SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'stillpoint', {}); COMMIT; {}; {then}",
             left(deadline).as_millis(),
             literal(&self.plan.freeze_uid),
+            self.landmark_sql(),
         );
         let rows = self.main.run(deadline, "writing the marker", &sql).await?;
         self.marker_xid = rows.first().and_then(|row| text(row, 0)).and_then(|xid| xid.parse().ok());
@@ -175,12 +193,11 @@ impl Holding {
              SET idle_in_transaction_session_timeout = {ttl}"
         );
         // Every lock of ours is a relation lock of this server, and a session that waits for it shows here to everybody.
-        let count = format!(
-            "{patience}; SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND locktype = 'relation'"
-        );
+        let count =
+            format!("{patience}; SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND locktype = 'relation'");
         let locked = !self.databases.is_empty();
         let beats = try_join_all(
-            self.databases.iter_mut().map(|database| database.link.run(deadline, "the heartbeat", &patience)),
+            self.databases.iter_mut().map(|database| database.session.run(deadline, "the heartbeat", &patience)),
         );
         let main = self.main.run(deadline, "the heartbeat", if locked { &count } else { &patience });
         let (rows, _) = tokio::try_join!(main, beats)?;
@@ -188,8 +205,8 @@ impl Holding {
         Ok(Pulse { stalled_sessions: stalled.filter(|_| locked) })
     }
 
-    /// On the session that holds: it still does, what committed meanwhile, and where the server stands now.
-    async fn look_back(&mut self, deadline: Instant) -> Result<(Escaped, PostgresqlPosition), Error> {
+    /// On the session that holds: it still does, what is not as it was, and where the server stands now.
+    async fn look_back(&mut self, deadline: Instant) -> Result<(Option<String>, PostgresqlPosition), Error> {
         self.beat(self.plan.server_ttl, deadline).await?;
         let escaped = match self.escaped_sql() {
             Some(sql) => {
@@ -200,7 +217,20 @@ impl Holding {
             None => Escaped::NotLookedFor,
         };
         let rows = self.main.run(deadline, "reading the position", self.position_sql()).await?;
-        Ok((escaped, self.position_in(&rows)?))
+        Ok((escaped.told().or_else(|| self.moved(&rows)), self.position_in(&rows)?))
+    }
+
+    /// A pooler may move us to another session; a standby may be promoted, or follow another timeline, under its sessions. A
+    /// primary cannot change so.
+    fn moved(&self, rows: &[PgRow]) -> Option<String> {
+        let row = rows.last()?;
+        let number = |at| text(row, at).and_then(|number| number.parse::<i32>().ok());
+        if number(2) != Some(self.main.hello.backend_pid) {
+            return Some("another session of the server answers now: a pooler stands in between".to_owned());
+        }
+        let same = text(row, 3).as_deref() == Some("t") && number(4) == self.incarnation.timeline.map(u32::cast_signed);
+        let moved = self.incarnation.replica && !same;
+        moved.then(|| format!("the standby was promoted, or changed its timeline to {:?}", number(4)))
     }
 
     /// Counts the transactions that committed and that the snapshot could not see; NULL: too many ids were used up to say.
@@ -245,25 +275,26 @@ impl Escaped {
 struct Sought {
     member: Member,
     incarnation: Incarnation,
-    pid: i32,
-    name: String,
+    landmark: i64,
 }
 
 impl Sought {
-    /// Asks whoever answers at the address now, and whether our session is still among its sessions. Answers what is not
-    /// as it was.
-    async fn found(&self, deadline: Instant) -> Result<Option<String>, Error> {
-        let mut fresh = Link::open(&self.member, None, None, LONGEST_SERVER_TTL, deadline).await?;
-        let (pid, name) = (self.pid, literal(&self.name));
-        let sql = format!("SELECT count(*) FROM pg_stat_get_activity({pid}) WHERE application_name = {name}");
+    /// Tries the landmark: it is taken on the same run of the same server while our session is there, and nowhere else.
+    /// Answers the session that tried, and what is not as it was.
+    async fn found(&self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
+        let mut fresh = Session::open(&self.member, None, None, LONGEST_SERVER_TTL, deadline).await?;
+        let sql = format!("SELECT pg_try_advisory_lock({})", self.landmark);
         let rows = fresh.run(deadline, "looking for our session", &sql).await?;
-        let found = fresh.hello.incarnation.clone();
-        fresh.close(deadline).await;
-        if found != self.incarnation {
-            return Ok(Some(format!("the server at the address is another, or was restarted: {found:?}")));
+        if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("f") {
+            return Ok((fresh, None));
         }
-        let ours = rows.first().and_then(|row| text(row, 0)).as_deref() == Some("1");
-        Ok((!ours).then(|| "the server at the address does not know our session".to_owned()))
+        let found = fresh.hello(deadline).await?.incarnation;
+        let changed = if found == self.incarnation {
+            "the server at the address does not know our session".to_owned()
+        } else {
+            format!("the server at the address is another, or was restarted: {found:?}")
+        };
+        Ok((fresh, Some(changed)))
     }
 }
 
@@ -273,6 +304,9 @@ const MOST_IDS: u32 = 100_000;
 #[async_trait]
 impl Held for Holding {
     async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
+        if let Some(asked) = self.asked.take() {
+            asked.close(deadline).await;
+        }
         self.beat(server_ttl, deadline).await
     }
 
@@ -306,14 +340,16 @@ impl Held for Holding {
         let sought = Sought {
             member: self.member.clone(),
             incarnation: self.incarnation.clone(),
-            pid: self.main.hello.backend_pid,
-            name: format!("{MARK}{}", self.plan.freeze_uid),
+            landmark: landmark(&self.plan.freeze_uid),
         };
-        let (seen, found) = tokio::join!(self.look_back(deadline), sought.found(deadline));
-        let (escaped, after) = seen?;
+        // The fresh connection takes longest, so it begins.
+        let (found, seen) = tokio::join!(sought.found(deadline), self.look_back(deadline));
+        let (changed_here, after) = seen?;
         let reason = match found {
-            Ok(None) => escaped.told(),
-            Ok(changed) => changed,
+            Ok((fresh, changed)) => {
+                self.asked = Some(fresh);
+                changed.or(changed_here)
+            }
             Err(error) => Some(format!("the server could not be asked on a fresh connection: {error}")),
         };
         Ok(Proof {
@@ -329,20 +365,24 @@ impl Held for Holding {
     async fn release(mut self: Box<Self>, deadline: Instant) -> Result<Released, Error> {
         // Writers first: nothing of what follows concerns them.
         let unlocked =
-            join_all(self.databases.iter_mut().map(|database| database.link.run(deadline, "unlocking", "ROLLBACK")));
+            join_all(self.databases.iter_mut().map(|database| database.session.run(deadline, "unlocking", "ROLLBACK")));
         let unlocked: Vec<_> = unlocked.await;
         let artifacts = match &mut self.backup {
             Some(backup) => backup.stop(&mut self.main, &mut self.position, deadline).await,
             None => Ok(Vec::new()),
         };
-        let Self { main, databases, .. } = *self;
-        close(main, databases, deadline).await;
+        let Self { main, databases, asked, .. } = *self;
         unlocked.into_iter().collect::<Result<Vec<_>, _>>()?;
-        Ok(Released { artifacts: artifacts? })
+        let sessions = sessions(main, databases).chain(asked);
+        let farewell = Farewell::to(sessions.map(|session| session.close(deadline).boxed()));
+        Ok(Released { artifacts: artifacts?, farewell })
     }
 }
 
 async fn close(main: Link, databases: Vec<Database>, deadline: Instant) {
-    let links = std::iter::once(main).chain(databases.into_iter().map(|database| database.link));
-    join_all(links.map(|link| link.close(deadline))).await;
+    join_all(sessions(main, databases).map(|session| session.close(deadline))).await;
+}
+
+fn sessions(main: Link, databases: Vec<Database>) -> impl Iterator<Item = Session> {
+    std::iter::once(main.session).chain(databases.into_iter().map(|database| database.session))
 }

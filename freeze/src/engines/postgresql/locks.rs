@@ -7,27 +7,33 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use api::{BlockerPolicy, Check};
+use api::Check;
 use futures::future::{join_all, try_join_all};
-use sqlx::postgres::PgRow;
+use sqlx::{Row, postgres::PgRow};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connect::{Link, MARK, identifier, literal, text},
+    connect::{Hello, Link, MARK, Session, identifier, literal, text},
     errors,
 };
 use crate::{
     driver::{Blocker, Member, Plan},
-    engines::deadline::left,
+    engines::{
+        deadline::left,
+        in_the_way::{Found, InTheWay},
+    },
     error::Error,
 };
 
 /// One database of the server, with the session that locks its tables.
 #[derive(Debug)]
 pub(super) struct Database {
-    pub(super) link: Link,
+    pub(super) session: Session,
+    backend_pid: i32,
     /// Quoted, with their schema.
     tables: BTreeSet<String>,
+    /// Lists them.
+    list: String,
 }
 
 /// A table of [`TABLES`].
@@ -62,6 +68,10 @@ pub(super) const SESSIONS: &str = "SELECT a.pid, coalesce(a.usename, ''), coales
       AND NOT EXISTS (SELECT FROM pg_stat_progress_basebackup b WHERE b.pid = a.pid) \
     FROM pg_stat_activity a";
 
+/// Which server this session is in: four columns, unlike a table's row.
+const WHOSE: &str =
+    "SELECT pg_backend_pid(), (pg_control_system()).system_identifier, pg_postmaster_start_time(), NULL";
+
 /// One attempt's share of `deadlock_timeout`: we give up before any client that waits for us looks for a deadlock.
 const SHARE_OF_DEADLOCK_TIMEOUT: (u32, u32) = (8, 10);
 /// The pause between attempts, in which those who queued behind us go on.
@@ -78,22 +88,15 @@ pub(super) async fn prepare(
     main: &mut Link,
     deadline: Instant,
 ) -> Result<Vec<Database>, Error> {
-    let mut names = databases(member, main, deadline).await?;
-    if lockable(main, deadline).await?.is_empty() {
-        names.retain(|name| *name != main.database);
+    let list = tables_sql(&main.hello);
+    let sql = format!("{list}; {}", databases_sql(member));
+    let rows = main.run(deadline, "listing databases and tables", &sql).await?;
+    let mut names = databases(&rows);
+    if lockable(&rows)?.is_empty() {
+        names.retain(|name| *name != main.session.database);
     }
-    let incarnation = &main.hello.incarnation;
-    try_join_all(names.iter().map(|name| async move {
-        let mut link = Link::open(member, Some(name), Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
-        if link.hello.incarnation != *incarnation {
-            return Err(Error::Incarnation {
-                detail: format!("two connections to {} reached two servers", member.address),
-            });
-        }
-        let tables = lockable(&mut link, deadline).await?;
-        Ok(Database { link, tables })
-    }))
-    .await
+    let main = &main.hello;
+    try_join_all(names.iter().map(|name| Database::open(member, plan, name, main, &list, deadline))).await
 }
 
 /// Locks everything by `deadline`; answers the sessions that were ended for it.
@@ -108,7 +111,7 @@ pub(super) async fn acquire(
     let mut in_the_way = InTheWay::default();
     loop {
         let budget = left(deadline).min(longest_attempt);
-        let pids: Vec<i32> = databases.iter().map(|database| database.link.hello.backend_pid).collect();
+        let pids: Vec<i32> = databases.iter().map(|database| database.backend_pid).collect();
         let attempt = join_all(databases.iter_mut().map(|database| database.lock(budget)));
         let results = tokio::select! {
             results = attempt => results,
@@ -121,11 +124,11 @@ pub(super) async fn acquire(
         }
         // Whatever was granted is let go at once: nobody waits for us while we wait for somebody else.
         try_join_all(
-            databases.iter_mut().map(|database| database.link.run(deadline + DRAIN, "letting go", "ROLLBACK")),
+            databases.iter_mut().map(|database| database.session.run(deadline + DRAIN, "letting go", "ROLLBACK")),
         )
         .await?;
         if left(deadline) <= DRAIN {
-            return Err(Error::Blocked { limit: plan.acquire_timeout, blockers: in_the_way.seen });
+            return Err(Error::Blocked { limit: plan.acquire_timeout, blockers: in_the_way.seen, hint: None });
         }
         sleep(DRAIN).await;
     }
@@ -133,14 +136,14 @@ pub(super) async fn acquire(
 
 /// What a freeze at WriteBlocked would lock, database by database, nothing locked.
 pub(super) async fn survey(member: &Member, main: &mut Link, deadline: Instant) -> Result<Survey, Error> {
-    let names = databases(member, main, deadline).await?;
+    let names = databases(&main.run(deadline, "listing databases", &databases_sql(member)).await?);
+    let list = tables_sql(&main.hello);
     let mut survey =
         Survey { databases: names.len(), room: room_in_the_lock_table(main, deadline).await?, ..Survey::default() };
     for name in names {
-        let mut link = Link::open(member, Some(&name), None, crate::lease::LONGEST_SERVER_TTL, deadline).await?;
-        let sql = tables_sql(&link);
-        let tables = tables(&link.run(deadline, "listing tables", &sql).await?);
-        link.close(deadline).await;
+        let mut session = Session::open(member, Some(&name), None, crate::lease::LONGEST_SERVER_TTL, deadline).await?;
+        let tables = tables(&session.run(deadline, "listing tables", &list).await?);
+        session.close(deadline).await;
         survey.tables += tables.len();
         let forbidden = tables.iter().filter(|table| !table.lockable);
         survey.forbidden.extend(forbidden.map(|table| format!("{name}: {}", table.name)));
@@ -167,9 +170,10 @@ pub(super) fn room(survey: &Survey) -> Check {
     Check::warn("lock-table", message, "raise max_locks_per_transaction and restart")
 }
 
-/// Reads a row of [`SESSIONS`]: the session, whether it has written, and whether it may ever be ended.
-pub(super) fn session(row: &PgRow) -> (Blocker, bool, bool) {
+/// Reads a row of [`SESSIONS`].
+pub(super) fn session(row: &PgRow) -> Found {
     let number = |at| text(row, at).and_then(|value| value.parse::<i64>().ok()).unwrap_or(0);
+    let is = |at| text(row, at).as_deref() == Some("t");
     let blocker = Blocker {
         id: number(0),
         user: text(row, 1).unwrap_or_default(),
@@ -177,7 +181,7 @@ pub(super) fn session(row: &PgRow) -> (Blocker, bool, bool) {
         age: Duration::from_millis(u64::try_from(number(3)).unwrap_or(0)),
         doing: text(row, 4).unwrap_or_default(),
     };
-    (blocker, text(row, 5).as_deref() == Some("t"), text(row, 6).as_deref() == Some("t"))
+    Found { blocker, has_written: is(5), may_end: is(6) }
 }
 
 enum Attempt {
@@ -185,19 +189,34 @@ enum Attempt {
     Failed(Error),
 }
 
-/// Who stood in the way, as last seen, and who was ended for it.
-#[derive(Default)]
-struct InTheWay {
-    seen: Vec<Blocker>,
-    ended: Vec<String>,
-}
-
 impl Database {
+    /// One round trip besides connecting: whose server answers, and what is to be locked there.
+    async fn open(
+        member: &Member,
+        plan: &Plan,
+        name: &str,
+        main: &Hello,
+        list: &str,
+        deadline: Instant,
+    ) -> Result<Self, Error> {
+        let mut session = Session::open(member, Some(name), Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
+        let sql = format!("{WHOSE}; {list}");
+        let rows = session.run(deadline, "listing tables", &sql).await?;
+        let column = |at| rows.first().and_then(|row| text(row, at));
+        if column(1).as_ref() != Some(&main.incarnation.server) || column(2) != main.postmaster_start {
+            return Err(Error::Incarnation {
+                detail: format!("two connections to {} reached two servers", member.address),
+            });
+        }
+        let backend_pid = column(0).and_then(|pid| pid.parse().ok()).unwrap_or_default();
+        Ok(Self { session, backend_pid, tables: lockable(&rows)?, list: list.to_owned() })
+    }
+
     /// One attempt, in one transaction that stays open when it succeeds.
     async fn lock(&mut self, budget: Duration) -> Result<(), Attempt> {
         let limit = budget.as_millis();
         let begin = format!("BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
-        let list = tables_sql(&self.link);
+        let list = self.list.clone();
         let deadline = Instant::now() + budget;
         let mut missing: Vec<String> = self.tables.iter().cloned().collect();
         let mut first = true;
@@ -210,7 +229,7 @@ impl Database {
             };
             let sql = format!("{}{lock}; {list}", if first { &begin } else { "SELECT" });
             first = false;
-            let rows = match tokio::time::timeout_at(deadline + DRAIN, self.link.attempt(&sql)).await {
+            let rows = match tokio::time::timeout_at(deadline + DRAIN, self.session.attempt(&sql)).await {
                 Ok(Ok(rows)) => rows,
                 Ok(Err(error)) if errors::not_granted(&error) => return Err(Attempt::NotGranted),
                 // Dropped between listing and locking (undefined_table): list again.
@@ -231,7 +250,7 @@ impl Database {
             self.tables.extend(listed);
         }
         let keep = "SET LOCAL statement_timeout = 5000";
-        self.link
+        self.session
             .attempt(keep)
             .await
             .map(drop)
@@ -259,18 +278,9 @@ async fn watch(
             continue;
         };
         let sessions: Vec<_> = rows.iter().map(session).collect();
-        if !sessions.is_empty() {
-            in_the_way.seen = sessions.iter().map(|(blocker, ..)| blocker.clone()).collect();
-        }
-        for (blocker, has_written, may_end) in sessions {
-            let policy = match plan.blockers {
-                BlockerPolicy::KillAll => true,
-                BlockerPolicy::KillReads => !has_written,
-                BlockerPolicy::Wait | BlockerPolicy::Fail => false,
-            };
-            if policy && may_end && blocker.age >= plan.blockers_older_than {
-                end(main, &blocker, deadline, in_the_way).await;
-            }
+        in_the_way.see(&sessions);
+        for found in sessions.iter().filter(|found| found.is_to_be_ended(plan)) {
+            end(main, &found.blocker, deadline, in_the_way).await;
         }
     }
 }
@@ -286,18 +296,24 @@ async fn end(main: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: 
     }
 }
 
-async fn databases(member: &Member, main: &mut Link, deadline: Instant) -> Result<Vec<String>, Error> {
-    if !member.databases.is_empty() {
-        return Ok(member.databases.clone());
+/// The databases to cover: one column.
+fn databases_sql(member: &Member) -> String {
+    if member.databases.is_empty() {
+        return "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1".to_owned();
     }
-    let sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
-    Ok(main.run(deadline, "listing databases", sql).await?.iter().filter_map(|row| text(row, 0)).collect())
+    format!(
+        "SELECT name FROM unnest(ARRAY[{}]) name",
+        member.databases.iter().map(|name| literal(name)).collect::<Vec<_>>().join(", ")
+    )
+}
+
+fn databases(rows: &[PgRow]) -> Vec<String> {
+    rows.iter().filter(|row| row.len() == 1).filter_map(|row| text(row, 0)).collect()
 }
 
 /// The tables to lock. One that may not be locked refuses: what is not locked is not blocked.
-async fn lockable(link: &mut Link, deadline: Instant) -> Result<BTreeSet<String>, Error> {
-    let sql = tables_sql(link);
-    let tables = tables(&link.run(deadline, "listing tables", &sql).await?);
+fn lockable(rows: &[PgRow]) -> Result<BTreeSet<String>, Error> {
+    let tables = tables(rows);
     let mut not = tables.iter().filter(|table| !table.lockable);
     match not.next() {
         Some(first) => Err(forbidden(&first.name, not.count() + 1)),
@@ -305,9 +321,9 @@ async fn lockable(link: &mut Link, deadline: Instant) -> Result<BTreeSet<String>
     }
 }
 
-/// MAINTAIN came with 17; older servers do not know the word.
-fn tables_sql(link: &Link) -> String {
-    let maintain = if link.hello.version_num >= 170_000 { ",MAINTAIN" } else { "" };
+/// Three columns. MAINTAIN came with 17; older servers do not know the word.
+fn tables_sql(hello: &Hello) -> String {
+    let maintain = if hello.version_num >= 170_000 { ",MAINTAIN" } else { "" };
     TABLES.replace("{rights}", &format!("'UPDATE,DELETE,TRUNCATE{maintain}'"))
 }
 
@@ -317,7 +333,7 @@ fn tables(rows: &[PgRow]) -> Vec<Table> {
         let name = format!("{}.{}", text(row, 0)?, identifier(&text(row, 1)?));
         Some(Table { name, lockable: text(row, 2).as_deref() == Some("t") })
     };
-    rows.iter().filter_map(table).collect()
+    rows.iter().filter(|row| row.len() == 3).filter_map(table).collect()
 }
 
 fn forbidden(which: &str, count: usize) -> Error {
