@@ -19,12 +19,7 @@ impl Real {
     pub(crate) async fn start(kind: ServerKind) -> Self {
         let options = match kind.engine {
             Engine::PostgreSQL => Options::default(),
-            // The settings under which most has to be done, and undone.
-            Engine::MariaDB => Options::default()
-                .set("log-bin", "bin")
-                .set("server-id", "7")
-                .set("innodb-flush-log-at-trx-commit", "2")
-                .set("sync-binlog", "0"),
+            Engine::MariaDB => Self::lax(),
         };
         let server = Server::start(kind, options).await.unwrap();
         let table = match kind.engine {
@@ -35,6 +30,15 @@ impl Real {
         let hole = Proxy::to(server.port).await.unwrap();
         hole.set(Fault::Stall);
         Self { kind, port: server.port, server: Mutex::new(server), hole }
+    }
+
+    /// The settings of MariaDB under which most has to be done, and undone.
+    pub(crate) fn lax() -> Options {
+        Options::default()
+            .set("log-bin", "bin")
+            .set("server-id", "7")
+            .set("innodb-flush-log-at-trx-commit", "2")
+            .set("sync-binlog", "0")
     }
 
     pub(crate) fn at(port: u16) -> Member {

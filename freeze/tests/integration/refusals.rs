@@ -1,5 +1,10 @@
 //! What cannot work is refused in time, by its own reason, with what to do.
 
+mod pooler;
+mod privileges;
+mod replica;
+mod tls;
+
 use std::sync::Arc;
 
 use api::{Copy, Level, TlsMode};
@@ -51,42 +56,4 @@ async fn encryption_that_is_wanted_and_absent_and_a_host_that_is_down_have_their
         let error = driver(engine).probe(&member, soon()).await.unwrap_err();
         assert!(matches!(error, Error::Unreachable { .. }), "{kind}: {error}");
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn each_missing_privilege_of_postgresql_is_named_with_its_grant_and_the_grants_suffice() {
-    for kind in [ServerKind::POSTGRESQL_15, ServerKind::POSTGRESQL_18] {
-        let server = Server::start(kind, Options::default()).await.unwrap();
-        server.execute("postgres", "CREATE TABLE t (n int); CREATE ROLE freezer LOGIN PASSWORD 'pw'").await.unwrap();
-        let (driver, member) = (driver(api::Engine::PostgreSQL), with_user(&Real::at(server.port), "freezer"));
-        for (level, copy) in [(Level::WriteBlocked, Copy::Atomic), (Level::Durable, Copy::Files)] {
-            let error = refused(driver.as_ref(), &member, level, copy).await;
-            assert!(
-                matches!(error, Error::Privilege { .. }) && error.advice().contains("run as"),
-                "{kind} {level}: {error}"
-            );
-            for grant in driver.grants("freezer", level, copy) {
-                server.execute("postgres", &grant.statement).await.unwrap();
-            }
-            let prepared = driver.prepare(&member, &plan(level, copy), Arc::new(Noted::default()), soon()).await;
-            let (held, _) = prepared.unwrap_or_else(|error| panic!("{kind} {level}: {error}")).acquire().await.unwrap();
-            held.release(soon()).await.unwrap();
-        }
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_privileges_of_mariadb_are_named_and_the_grants_suffice() {
-    let server = Server::start(ServerKind::MARIADB_10_11, Options::default().set("log-bin", "bin")).await.unwrap();
-    server.execute("", "CREATE USER freezer@'%' IDENTIFIED BY 'pw'").await.unwrap();
-    let (driver, member) = (driver(api::Engine::MariaDB), with_user(&Real::at(server.port), "freezer"));
-    let error = refused(driver.as_ref(), &member, Level::WriteBlocked, Copy::Atomic).await;
-    assert!(matches!(error, Error::Privilege { .. }), "{error:?}");
-    for grant in driver.grants("freezer", Level::WriteBlocked, Copy::Atomic) {
-        server.execute("", &grant.statement).await.unwrap();
-    }
-    let plan = plan(Level::WriteBlocked, Copy::Atomic);
-    let prepared = driver.prepare(&member, &plan, Arc::new(Noted::default()), soon()).await.unwrap();
-    let (held, _) = prepared.acquire().await.unwrap();
-    held.release(soon()).await.unwrap();
 }
