@@ -2,25 +2,33 @@
 //! few times, and by the soak, many times.
 
 use std::{
-    path::Path,
+    path::{Path, PathBuf},
     process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
-use fixtures::{Engine, Load, Options, Server, ServerKind, Verdict, Volume, Writers, verify};
+use fixtures::{Cut, Engine, Load, Options, Server, ServerKind, Verdict, Volume, Writers, start_on_copy, verify};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::Stillpoint;
 
-/// A database under load, on a volume that can be cut.
+/// A database under load, on a volume that can be cut where there can be one.
 pub struct Bench {
     pub server: Server,
     pub writers: Writers,
     pub kind: ServerKind,
-    volume: Volume,
+    /// Nothing where [`Volume::unavailable`] says why: then files can be copied, and nothing can be cut.
+    volume: Option<Volume>,
     cuts: u32,
+}
+
+/// A copy that a server was started on by plain means. Both end with their owner, the server first.
+pub struct Opened {
+    pub server: Server,
+    pub path: PathBuf,
+    _cut: Cut,
 }
 
 /// How a copy is made.
@@ -50,19 +58,20 @@ const MEGABYTES: u64 = 768;
 impl Bench {
     /// Starts a server on a volume, fills it and lets writers loose.
     pub async fn start(kind: ServerKind, settings: &[(&str, &str)], session: &str) -> Result<Self> {
-        let volume = Volume::create(MEGABYTES)?;
-        let home = volume.path().join("server");
-        let options =
-            settings.iter().fold(Options { home: Some(home), ..Options::default() }, |options, (name, value)| {
-                options.set(name, value)
-            });
+        let volume = if Volume::unavailable().is_none() { Some(Volume::create(MEGABYTES)?) } else { None };
+        let home = volume.as_ref().map(|volume| volume.path().join("server"));
+        let options = settings
+            .iter()
+            .fold(Options { home, ..Options::default() }, |options, (name, value)| options.set(name, value));
         let server = Server::start(kind, options).await?;
         Load::prepare(&server).await?;
         if kind.engine == Engine::PostgreSQL {
             server.execute("postgres", "CHECKPOINT").await?;
         }
         // What was there before the writers is not what is looked for.
-        volume.sync()?;
+        if let Some(volume) = &volume {
+            volume.sync()?;
+        }
         let writers = Load::new(4).session(session).pause(Duration::from_millis(1)).start(&server);
         let began = Instant::now();
         writers
@@ -72,34 +81,49 @@ impl Bench {
         Ok(Self { server, writers, kind, volume, cuts: 0 })
     }
 
+    /// An atomic cut, now.
+    pub fn cut(&mut self) -> Result<PathBuf> {
+        self.cuts += 1;
+        self.volume()?.snapshot(&format!("cut-{}", self.cuts))
+    }
+
+    /// Starts a server on a cut.
+    pub async fn open(&self, image: PathBuf) -> Result<Opened> {
+        let cut = self.volume()?.open(image)?;
+        let path = cut.path.join("server");
+        let server = start_on_copy(&self.server, &path).await?;
+        Ok(Opened { server, path, _cut: cut })
+    }
+
+    fn volume(&self) -> Result<&Volume> {
+        self.volume.as_ref().context("without a volume nothing can be cut")
+    }
+
     /// One copy by an atomic cut.
     pub async fn atomic(&mut self, stillpoint: &Stillpoint, database: &str, how: How) -> Result<Made> {
-        self.cuts += 1;
         // Some load between two copies, or nothing is at risk.
         tokio::time::sleep(Duration::from_millis(150)).await;
-        let name = format!("cut-{}", self.cuts);
         let (image, before, mut made) = match how {
-            How::Held(level) => self.held_cut(stillpoint, database, level, &name).await?,
-            How::Without => self.plain_cut(&name).await?,
+            How::Held(level) => self.held_cut(stillpoint, database, level).await?,
+            How::Without => self.plain_cut().await?,
         };
         let acknowledged = self.writers.acknowledged();
         let risk = before.checked_sub(Duration::from_secs(1)).unwrap_or(before);
         made.at_risk = count(acknowledged.iter().filter(|one| one.answered <= before && one.answered > risk).count());
-        let cut = self.volume.open(image)?;
+        let cut = self.volume()?.open(image)?;
         made.verdict = verify(&self.server, &cut.path.join("server"), &acknowledged, before).await?;
         Ok(made)
     }
 
     async fn held_cut(
-        &self,
+        &mut self,
         stillpoint: &Stillpoint,
         database: &str,
         level: &str,
-        name: &str,
-    ) -> Result<(std::path::PathBuf, Instant, Made)> {
+    ) -> Result<(PathBuf, Instant, Made)> {
         let status = stillpoint.quiesce(database, json!({"level": level})).await.map_err(anyhow::Error::msg)?;
         let answered = Instant::now();
-        let image = self.volume.snapshot(name)?;
+        let image = self.cut()?;
         let letting_go = Instant::now();
         let ended = stillpoint.unquiesce(database, json!({})).await.map_err(anyhow::Error::msg)?;
         let frozen_at = instant(&status["frozenAt"])?;
@@ -117,7 +141,7 @@ impl Bench {
     }
 
     /// What is done without: the lock that everybody knows, and no barrier.
-    async fn plain_cut(&self, name: &str) -> Result<(std::path::PathBuf, Instant, Made)> {
+    async fn plain_cut(&mut self) -> Result<(PathBuf, Instant, Made)> {
         let lock = match self.kind.engine {
             Engine::MariaDB => {
                 let mut connection = self.server.mariadb(fixtures::USER, fixtures::PASSWORD).await?;
@@ -127,14 +151,13 @@ impl Bench {
             Engine::PostgreSQL => None,
         };
         let before = Instant::now();
-        let image = self.volume.snapshot(name)?;
+        let image = self.cut()?;
         drop(lock);
         Ok((image, before, Made::default()))
     }
 
     /// One copy file by file, in backup mode; `label`: whether the label is put into the copy.
     pub async fn files(&mut self, stillpoint: &Stillpoint, database: &str, label: bool) -> Result<Made> {
-        self.cuts += 1;
         let status = stillpoint.quiesce(database, json!({"copy": "Files"})).await.map_err(anyhow::Error::msg)?;
         let frozen_at = instant(&status["frozenAt"])?;
         let directory = tempfile::Builder::new().prefix("stillpoint-copy-").tempdir()?;
@@ -153,7 +176,8 @@ impl Bench {
                 std::fs::write(to.join(name), artifact["content"].as_str().unwrap_or_default())?;
             }
         }
-        shell(&format!("rm -rf {0}/pg_replslot/* && chown -R postgres: {0} && chmod 700 {0}", to.display()))?;
+        let own = if fixtures::is_root() { format!("chown -R postgres: {} && ", to.display()) } else { String::new() };
+        shell(&format!("rm -rf {0}/pg_replslot/* && {own}chmod 700 {0}", to.display()))?;
         std::fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o755))?;
         let acknowledged = self.writers.acknowledged();
         let verdict = verify(&self.server, directory.path(), &acknowledged, frozen_at).await?;
