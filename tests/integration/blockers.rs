@@ -126,7 +126,7 @@ async fn outcome(server: &Server, answer: &Result<Value, Refused>) -> Outcome {
         Ok(status) => {
             let ended = status["targets"][0]["endedSessions"].as_array().map_or(0, Vec::len);
             if ended == 0 {
-                assert!(there(server, "true").await, "nobody says that it was ended: {status}");
+                assert!(there(server, "true").await, "gone, and nobody says that it was ended: {status}");
                 return Held;
             }
             assert!(status["targets"][0]["endedSessions"][0].as_str().unwrap().contains(NAME), "{status}");
@@ -144,7 +144,9 @@ async fn outcome(server: &Server, answer: &Result<Value, Refused>) -> Outcome {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_policy_ends_who_is_in_the_way_as_far_as_it_may_and_nobody_else() {
     let stillpoint = Stillpoint::start().await.unwrap();
-    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await.unwrap();
+    // An autovacuum of the catalogue may look like a commit that escaped (README, "What it cannot do").
+    let options = Options::default().set("autovacuum", "off");
+    let server = Server::start(ServerKind::POSTGRESQL_15, options).await.unwrap();
     Load::prepare(&server).await.unwrap();
     let name = |policy: &str| policy.to_lowercase();
     for policy in POLICIES {

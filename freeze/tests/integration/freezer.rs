@@ -1,68 +1,22 @@
 //! The freezer on servers in memory: claims, groups, faults at every step, recovery.
 
 use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
-use api::{BlockerPolicy, ClaimKind, Copy, FreezeSpec, FreezeStatus, Level, Phase, Role, Stage};
-use async_trait::async_trait;
+use api::{BlockerPolicy, Copy, Level, Phase, Role, Stage};
 use freeze::{
-    CannotJoin, Claimant, Ending, FreezeName, Freezer, Journal, JournalError, Plan, Refused, Remains, Request, Target,
+    CannotJoin, Ending, Freezer, Journal, Plan, Refused, Remains, Target,
     engines::memory::{MemoryServer, Step, Strike},
 };
 use futures::future::join_all;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::memory::member;
-
-/// A journal in memory that can fail.
-#[derive(Debug, Default)]
-struct Book {
-    written: Mutex<BTreeMap<FreezeName, FreezeStatus>>,
-    phases: Mutex<Vec<Phase>>,
-    /// Writes that fail from now on, and how many succeed before.
-    fails_after: AtomicU32,
-}
-
-#[async_trait]
-impl Journal for Book {
-    async fn open(&self, freeze: &FreezeName, _spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError> {
-        self.write(freeze, status).await
-    }
-
-    async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
-        let left = self.fails_after.load(Ordering::SeqCst);
-        if left == 1 {
-            return Err(JournalError::Unavailable("on demand".to_owned()));
-        }
-        if left > 1 {
-            self.fails_after.store(left - 1, Ordering::SeqCst);
-        }
-        self.phases.lock().unwrap_or_else(PoisonError::into_inner).push(status.phase);
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(freeze.clone(), status.clone());
-        Ok(())
-    }
-}
-
-impl Book {
-    fn status(&self, name: &FreezeName) -> FreezeStatus {
-        self.written.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
-    }
-}
-
-fn freezer() -> (Freezer, Arc<Book>) {
-    let book = Arc::new(Book::default());
-    (Freezer::new("test".to_owned(), 1, Arc::clone(&book) as Arc<dyn Journal>), book)
-}
-
-fn name(name: &str) -> FreezeName {
-    FreezeName { namespace: "ns".to_owned(), name: name.to_owned() }
-}
+use crate::{
+    book::{Book, freezer, name, request},
+    memory::member,
+};
 
 fn target(database: &str, server: &MemoryServer, level: Level, copy: Copy) -> Target {
     Target {
@@ -82,27 +36,6 @@ fn target(database: &str, server: &MemoryServer, level: Level, copy: Copy) -> Ta
         },
         prepare_timeout: Duration::from_secs(2),
         max_stalled_sessions: None,
-    }
-}
-
-fn request(freeze: &str, uid: &str, targets: Vec<Target>, ttl: Duration) -> Request {
-    let (level, copy) = (targets[0].plan.level, targets[0].plan.copy);
-    let spec: FreezeSpec = serde_json::from_value(serde_json::json!({"targets": [{"database": "db"}]})).unwrap();
-    Request {
-        freeze: name(freeze),
-        spec: Some(spec),
-        claimant: Claimant {
-            kind: ClaimKind::User,
-            name: uid.to_owned(),
-            uid: uid.to_owned(),
-            chosen: true,
-            user: "dba".to_owned(),
-        },
-        targets,
-        level,
-        copy,
-        ttl,
-        max_frozen: Duration::from_secs(30),
     }
 }
 

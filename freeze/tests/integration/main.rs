@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod book;
 mod contract;
+mod faults;
 mod freezer;
 mod mariadb_blockers;
 mod memory;

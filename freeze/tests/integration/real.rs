@@ -4,13 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use api::{ConnectionAddress, TlsMode};
 use async_trait::async_trait;
-use fixtures::{Engine, Fault, Options, PASSWORD, Proxy, Server, ServerKind, USER};
+use fixtures::{Engine, Fault, Options, PASSWORD, Proxy, Server, ServerKind, Session, USER};
 use freeze::{Account, Driver, Drivers, Member, Tls, contract::Subject};
 use tokio::sync::Mutex;
 
 pub(crate) struct Real {
     kind: ServerKind,
-    port: u16,
+    pub(crate) port: u16,
     server: Mutex<Server>,
     hole: Proxy,
 }
@@ -24,7 +24,10 @@ impl Real {
         let server = Server::start(kind, options).await.unwrap();
         let table = match kind.engine {
             Engine::PostgreSQL => "CREATE TABLE t (n serial PRIMARY KEY)",
-            Engine::MariaDB => "CREATE DATABASE shop; CREATE TABLE shop.t (n int AUTO_INCREMENT PRIMARY KEY)",
+            Engine::MariaDB => {
+                "CREATE DATABASE shop; CREATE TABLE shop.t (n int AUTO_INCREMENT PRIMARY KEY); \
+                 CREATE TABLE shop.other (n int) ENGINE = MyISAM"
+            }
         };
         server.execute("postgres", table).await.unwrap();
         let hole = Proxy::to(server.port).await.unwrap();
@@ -48,6 +51,42 @@ impl Real {
             tls: Tls { mode: TlsMode::Disable, roots: None },
             databases: Vec::new(),
         }
+    }
+
+    /// A session of an ordinary client, where the table is.
+    pub(crate) async fn session(&self) -> Session {
+        let database = if self.kind.engine == Engine::PostgreSQL { "postgres" } else { "shop" };
+        Session::open(self.kind.engine, self.port, database).await.unwrap()
+    }
+
+    /// Sessions that keep a write block waiting, and no writer. They let go when they are dropped.
+    pub(crate) async fn blocker(&self) -> Session {
+        let mut first = self.session().await;
+        match self.kind.engine {
+            Engine::PostgreSQL => first.run("BEGIN; LOCK TABLE t IN ROW EXCLUSIVE MODE").await.unwrap(),
+            // A statement that writes a table without transactions, for as long as the first session lives.
+            Engine::MariaDB => {
+                first.run("DO GET_LOCK('gate', 0)").await.unwrap();
+                let mut second = self.session().await;
+                tokio::spawn(async move { second.run("INSERT INTO other SELECT GET_LOCK('gate', 60)").await });
+            }
+        }
+        first
+    }
+
+    /// Whether a session of ours waits for another.
+    pub(crate) async fn waits(&self) -> bool {
+        let sql = match self.kind.engine {
+            Engine::PostgreSQL => {
+                "SELECT count(*)::text FROM pg_locks JOIN pg_stat_activity USING (pid) \
+                 WHERE NOT granted AND application_name LIKE 'stillpoint/%'"
+            }
+            Engine::MariaDB => {
+                "SELECT COUNT(*) FROM information_schema.PROCESSLIST \
+                 WHERE STATE LIKE 'Waiting for%' AND INFO LIKE 'BACKUP STAGE%'"
+            }
+        };
+        self.server.lock().await.scalar("postgres", sql).await.unwrap() != "0"
     }
 }
 
@@ -113,7 +152,9 @@ impl Subject for Real {
                  UNION ALL SELECT 'lock ' || relation::text FROM pg_locks WHERE mode = 'ShareLock' AND locktype = 'relation') left_over"
             }
             Engine::MariaDB => {
-                "SELECT CONCAT(IF(IS_USED_LOCK('stillpoint') IS NULL, '', 'the user lock'), \
+                "SELECT CONCAT(IF(IS_USED_LOCK('stillpoint') IS NULL, '', 'the user lock '), \
+                 (SELECT COALESCE(GROUP_CONCAT('session ', ID, ' '), '') FROM information_schema.PROCESSLIST \
+                   WHERE USER = 'admin' AND ID <> CONNECTION_ID()), \
                  IF(@@global.innodb_flush_log_at_trx_commit = 2 AND @@global.sync_binlog = 0, '', 'raised settings'))"
             }
         };

@@ -75,6 +75,22 @@ async fn a_pooler_is_found_out_by_the_session_that_it_lends() {
     assert!(checks.iter().all(|check| check.result != CheckResult::Fail), "{checks:?}");
 }
 
+/// Nobody used it before: the session that it lends is as young as our connection.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pooler_that_is_as_fresh_as_our_connection_is_found_out_too() {
+    let server = server().await;
+    let driver = driver(api::Engine::PostgreSQL);
+    for pooling in [Pooling::Transaction, Pooling::Session] {
+        for level in Level::ALL {
+            let pooler = Pooler::start(&server, pooling, OURS).await.unwrap();
+            let error = refused(driver.as_ref(), &Real::at(pooler.port), *level, Copy::Atomic).await;
+            assert!(matches!(error, Error::Pooler { .. }), "{pooling:?}, {level}: {error:?}");
+        }
+        let pooler = Pooler::start(&server, pooling, OURS).await.unwrap();
+        is_refused(&Real::at(pooler.port), &format!("fresh {pooling:?} pooling")).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_pooler_that_does_not_know_our_limits_is_told_as_one() {
     let server = server().await;

@@ -1,0 +1,79 @@
+//! A journal that tests read, and freezers and requests that write it.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use api::{ClaimKind, FreezeSpec, FreezeStatus, Phase};
+use async_trait::async_trait;
+use freeze::{Claimant, FreezeName, Freezer, Journal, JournalError, Request, Target};
+
+/// A journal in memory that can fail.
+#[derive(Debug, Default)]
+pub(crate) struct Book {
+    written: Mutex<BTreeMap<FreezeName, FreezeStatus>>,
+    pub(crate) phases: Mutex<Vec<Phase>>,
+    /// Writes that fail from now on, and how many succeed before.
+    pub(crate) fails_after: AtomicU32,
+}
+
+#[async_trait]
+impl Journal for Book {
+    async fn open(&self, freeze: &FreezeName, _spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError> {
+        self.write(freeze, status).await
+    }
+
+    async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
+        let left = self.fails_after.load(Ordering::SeqCst);
+        if left == 1 {
+            return Err(JournalError::Unavailable("on demand".to_owned()));
+        }
+        if left > 1 {
+            self.fails_after.store(left - 1, Ordering::SeqCst);
+        }
+        self.phases.lock().unwrap_or_else(PoisonError::into_inner).push(status.phase);
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(freeze.clone(), status.clone());
+        Ok(())
+    }
+}
+
+impl Book {
+    pub(crate) fn status(&self, name: &FreezeName) -> FreezeStatus {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
+    }
+}
+
+pub(crate) fn freezer() -> (Freezer, Arc<Book>) {
+    let book = Arc::new(Book::default());
+    (Freezer::new("test".to_owned(), 1, Arc::clone(&book) as Arc<dyn Journal>), book)
+}
+
+pub(crate) fn name(name: &str) -> FreezeName {
+    FreezeName { namespace: "ns".to_owned(), name: name.to_owned() }
+}
+
+pub(crate) fn request(freeze: &str, uid: &str, targets: Vec<Target>, ttl: Duration) -> Request {
+    let (level, copy) = (targets[0].plan.level, targets[0].plan.copy);
+    let spec: FreezeSpec = serde_json::from_value(serde_json::json!({"targets": [{"database": "db"}]})).unwrap();
+    Request {
+        freeze: name(freeze),
+        spec: Some(spec),
+        claimant: Claimant {
+            kind: ClaimKind::User,
+            name: uid.to_owned(),
+            uid: uid.to_owned(),
+            chosen: true,
+            user: "dba".to_owned(),
+        },
+        targets,
+        level,
+        copy,
+        ttl,
+        max_frozen: Duration::from_secs(30),
+    }
+}
