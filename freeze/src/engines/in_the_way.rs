@@ -19,6 +19,8 @@ pub(super) struct Found {
 pub(super) struct InTheWay {
     pub(super) seen: Vec<Blocker>,
     pub(super) ended: Vec<String>,
+    /// What would let us see more.
+    pub(super) hint: Option<&'static str>,
 }
 
 impl Found {

@@ -1,5 +1,7 @@
 //! The numbers, each beside its yardstick in one run: what a freeze costs over the API against the same statements by
 //! hand, and what the server itself can do.
+//!
+//! `bench [freeze|server]`: only the one half.
 
 use std::time::{Duration, Instant};
 
@@ -16,6 +18,20 @@ const SETTLE: Duration = Duration::from_millis(40);
 
 #[tokio::main(flavor = "multi_thread", worker_threads = 2)]
 async fn main() -> Result<()> {
+    let only = std::env::args().nth(1);
+    let mut missed = 0;
+    if only.as_deref() != Some("server") {
+        missed += freezes().await?;
+    }
+    if only.as_deref() != Some("freeze") {
+        missed += standalone().await?;
+    }
+    println!("{}", if missed == 0 { "all bounds kept".to_owned() } else { format!("{missed} bounds missed") });
+    Ok(())
+}
+
+/// What a freeze costs, at each engine and level.
+async fn freezes() -> Result<u32> {
     let mut missed = 0;
     println!("quiesce + unquiesce over one kept-alive connection, against connect + same SQL + close, under writes");
     println!(
@@ -59,9 +75,7 @@ async fn main() -> Result<()> {
         }
         writers.stop().await;
     }
-    missed += standalone().await?;
-    println!("{}", if missed == 0 { "all bounds kept".to_owned() } else { format!("{missed} bounds missed") });
-    Ok(())
+    Ok(missed)
 }
 
 /// What the API promises, by hand: the same statements, no lease, no proof, no record.

@@ -157,8 +157,12 @@ async fn group(stillpoint: &Stillpoint, orders: &mut Bench, billing: &mut Bench)
     println!("  {:<44} {}   (held for {} ms)", "one group at WriteBlocked", list(&ahead), list(&held));
     ensure!(ahead.iter().all(|steps| *steps == 0), "the group was torn: {ahead:?}");
     let last = last.context("no copy was made")?;
-    println!("\nThe last copy of orders, opened by plain means: postgres -D {}", last.orders.path.join("data").display());
-    let accounts = last.orders.server.scalar("bank", "SELECT concat(count(*), ' accounts, ', sum(balance)) FROM a").await?;
+    println!(
+        "\nThe last copy of orders, opened by plain means: postgres -D {}",
+        last.orders.path.join("data").display()
+    );
+    let accounts =
+        last.orders.server.scalar("bank", "SELECT concat(count(*), ' accounts, ', sum(balance)) FROM a").await?;
     println!("  {accounts} on them; the chain stands at step {}.", last.steps.0);
     Ok(())
 }

@@ -1,7 +1,8 @@
 //! Many cuts under load, per engine, level and durability settings; and the negative controls without which they would
 //! prove nothing.
 //!
-//! `soak [CUTS] [CONTROLS]`: how many copies per scenario (default 300) and per negative control (default 10).
+//! `soak [CUTS] [CONTROLS] [ONLY]`: how many copies per scenario (default 300) and per negative control (default 10), and only
+//! the scenarios with this in their server or name.
 
 use anyhow::{Result, bail};
 use fixtures::ServerKind;
@@ -115,7 +116,7 @@ async fn main() -> Result<()> {
         "server", "scenario", "copies", "unsound", "missing", "at risk", "blocked", "unproved"
     );
     let mut failed = Vec::new();
-    for scenario in SCENARIOS.iter().filter(|scenario| scenario.name.contains(&only)) {
+    for scenario in SCENARIOS.iter().filter(|scenario| format!("{} {}", scenario.kind, scenario.name).contains(&only)) {
         let count = if scenario.control { controls } else { copies };
         let sum = run(scenario, count).await?;
         println!(

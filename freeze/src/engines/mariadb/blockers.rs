@@ -15,9 +15,10 @@ use tokio::time::{Instant, sleep};
 
 use super::connect::{Link, text};
 use crate::{
-    driver::{Blocker, Plan},
+    driver::{Blocker, Member, Plan},
     engines::in_the_way::{Found, InTheWay},
     error::Error,
+    lease::LONGEST_SERVER_TTL,
 };
 
 /// What to do where idle holders are not seen.
@@ -85,27 +86,42 @@ pub(super) async fn look(link: &mut Link, own: u64, deadline: Instant) -> Result
     Ok((rows.iter().map(found).collect(), sight))
 }
 
-/// Looks who is in the way, and ends them where the policy says so. Never ends by itself.
+/// Looks who is in the way, and ends them where the policy says so. Never ends by itself. Connects only when somebody is
+/// waited for: who does not get in then can name nobody.
 pub(super) async fn watch(
-    link: &mut Link,
+    member: &Member,
     own: u64,
     plan: &Plan,
     deadline: Instant,
     in_the_way: &mut InTheWay,
 ) -> Infallible {
+    sleep(PATIENCE).await;
+    let mut link = match Link::open(member, LONGEST_SERVER_TTL, deadline).await {
+        Ok(link) => link,
+        Err(error) => {
+            tracing::warn!(%error, "sessions in the way cannot be looked for");
+            return std::future::pending().await;
+        }
+    };
     loop {
-        sleep(PATIENCE).await;
-        let Ok((found, _)) = look(link, own, deadline).await else {
-            continue;
-        };
-        in_the_way.see(&found);
-        for found in found.iter().filter(|found| found.is_to_be_ended(plan)) {
-            let id = found.blocker.id;
-            match link.run(deadline, "ending a session in the way", &format!("KILL CONNECTION {id}")).await {
-                Ok(_) => in_the_way.ended.push(found.blocker.to_string()),
-                Err(error) => tracing::warn!(session = id, %error, "a session in the way could not be ended"),
+        if let Ok((found, sight)) = look(&mut link, own, deadline).await {
+            in_the_way.see(&found);
+            in_the_way.hint = (sight == Sight::Statements).then_some(BLIND);
+            for found in found.iter().filter(|found| found.is_to_be_ended(plan)) {
+                end(&mut link, found, deadline, in_the_way).await;
             }
         }
+        sleep(PATIENCE).await;
+    }
+}
+
+async fn end(link: &mut Link, found: &Found, deadline: Instant, in_the_way: &mut InTheWay) {
+    let id = found.blocker.id;
+    // Told before it is done: with the session gone the lock may be granted, and we dropped, before we hear of it.
+    in_the_way.ended.push(found.blocker.to_string());
+    if let Err(error) = link.run(deadline, "ending a session in the way", &format!("KILL CONNECTION {id}")).await {
+        in_the_way.ended.pop();
+        tracing::warn!(session = id, %error, "a session in the way could not be ended");
     }
 }
 

@@ -10,8 +10,7 @@ use tokio::time::Instant;
 
 use super::{
     barrier::{self, Way},
-    blockers::{self, Sight},
-    checks,
+    blockers, checks,
     connect::{Link, MARK, Session, limits, literal, text},
     errors,
 };
@@ -20,15 +19,13 @@ use crate::{
     engines::{deadline::left, in_the_way::InTheWay},
     error::Error,
     journal::UndoLog,
-    lease::LONGEST_SERVER_TTL,
+    lease::{LONGEST_SERVER_TTL, server_ttl},
 };
 
 #[derive(Debug)]
 pub(super) struct Ready {
     server: ServerInfo,
     session: Holding,
-    /// WriteBlocked: looks who is in the way while the session waits.
-    control: Option<Link>,
 }
 
 /// The session that holds.
@@ -53,11 +50,7 @@ pub(super) async fn prepare(
     undo: Arc<dyn UndoLog>,
     deadline: Instant,
 ) -> Result<Ready, Error> {
-    let write_blocked = plan.level == Level::WriteBlocked;
-    let control = async {
-        if write_blocked { Link::open(member, LONGEST_SERVER_TTL, deadline).await.map(Some) } else { Ok(None) }
-    };
-    let (mut link, control) = tokio::try_join!(Link::open(member, plan.server_ttl, deadline), control)?;
+    let mut link = Link::open(member, plan.server_ttl, deadline).await?;
     checks::refuse(&link.hello, plan)?;
     mark(&mut link, &plan.freeze_uid, deadline).await?;
     let way = match plan.level {
@@ -66,11 +59,7 @@ pub(super) async fn prepare(
     };
     let (member, plan, position) = (member.clone(), plan.clone(), MariadbPosition::default());
     let server = link.hello.server();
-    Ok(Ready {
-        server,
-        session: Holding { member, plan, link, way, undo, position, backup: false, asked: None },
-        control,
-    })
+    Ok(Ready { server, session: Holding { member, plan, link, way, undo, position, backup: false, asked: None } })
 }
 
 /// One freeze of ours per server: the barrier's settings are the server's, and two would put back each other's.
@@ -105,9 +94,9 @@ impl Prepared for Ready {
     }
 
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
-        let Self { mut session, control, .. } = *self;
+        let Self { mut session, .. } = *self;
         let deadline = Instant::now() + session.plan.acquire_timeout;
-        match session.take(control, deadline).await {
+        match session.take(deadline).await {
             Ok(acquired) => Ok((Box::new(session), acquired)),
             Err(error) => {
                 let deadline = Instant::now() + LET_GO;
@@ -119,9 +108,6 @@ impl Prepared for Ready {
     }
 
     async fn abandon(self: Box<Self>, deadline: Instant) -> Result<(), Error> {
-        if let Some(control) = self.control {
-            control.close(deadline).await;
-        }
         let mut session = self.session;
         let gone = session.let_go(deadline).await;
         session.farewell(deadline).say().await;
@@ -133,23 +119,21 @@ impl Prepared for Ready {
 const LET_GO: Duration = Duration::from_secs(1);
 
 impl Holding {
-    async fn take(&mut self, control: Option<Link>, deadline: Instant) -> Result<Acquired, Error> {
-        let Some(mut control) = control else {
+    async fn take(&mut self, deadline: Instant) -> Result<Acquired, Error> {
+        if self.plan.level < Level::WriteBlocked {
             return self.still_point(deadline).await;
-        };
+        }
         self.way.begin(&mut self.link, self.undo.as_ref(), deadline).await?;
         let mut in_the_way = InTheWay::default();
         let own = self.link.hello.connection_id;
         self.backup = true;
         let blocked = tokio::select! {
             blocked = block_commits(&mut self.link, self.plan.server_ttl, deadline) => blocked,
-            never = blockers::watch(&mut control, own, &self.plan, deadline, &mut in_the_way) => match never {},
+            never = blockers::watch(&self.member, own, &self.plan, deadline, &mut in_the_way) => match never {},
         };
-        match blocked? {
-            None => {}
-            Some(stage) => return Err(self.not_blocked(stage, control, in_the_way).await),
+        if let Some(stage) = blocked? {
+            return Err(self.not_blocked(stage, in_the_way));
         }
-        self.asked = Some(control.session);
         // From here no commit is acknowledged; what was before is flushed now.
         let frozen_at = Timestamp::now();
         self.way.flush(&mut self.link, deadline).await?;
@@ -157,20 +141,14 @@ impl Holding {
         Ok(Acquired { ended_sessions: in_the_way.ended, ..self.acquired(frozen_at) })
     }
 
-    /// Why BACKUP STAGE was not granted. Looked at once more, now that there is time.
-    async fn not_blocked(&self, stage: &str, mut control: Link, in_the_way: InTheWay) -> Error {
-        let deadline = Instant::now() + LET_GO;
-        let blind = match blockers::look(&mut control, self.link.hello.connection_id, deadline).await {
-            Ok((_, Sight::Locks)) => None,
-            Ok((_, Sight::Statements)) | Err(_) => Some(blockers::BLIND),
-        };
-        control.close(deadline).await;
+    /// Why BACKUP STAGE was not granted.
+    fn not_blocked(&self, stage: &str, in_the_way: InTheWay) -> Error {
         if in_the_way.seen.is_empty() && stage == STAGES[0] {
             return Error::ForeignFreeze {
                 holder: "another session that runs a backup (BACKUP STAGE), or holds LOCK TABLES … WRITE".to_owned(),
             };
         }
-        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint: blind }
+        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint: in_the_way.hint }
     }
 
     /// Recoverable and Durable: nobody is blocked, so the instant comes before the barrier.
@@ -184,6 +162,11 @@ impl Holding {
         }
         (self.position, _) = self.link.position(deadline).await?;
         Ok(self.acquired(frozen_at))
+    }
+
+    /// The server's patience that fits to what is left until `deadline`: at the lease's end it must not begin anew.
+    fn within(&self, deadline: Instant) -> Duration {
+        server_ttl(left(deadline)).min(self.plan.server_ttl)
     }
 
     fn acquired(&self, frozen_at: Timestamp) -> Acquired {
@@ -212,7 +195,7 @@ impl Holding {
         by_position: bool,
         deadline: Instant,
     ) -> Result<(MariadbPosition, Option<String>), Error> {
-        self.beat(self.plan.server_ttl, deadline).await?;
+        self.link.run(deadline, "the heartbeat", &limits(self.within(deadline), Duration::from_secs(5))).await?;
         let (after, replica) = self.link.position(deadline).await?;
         // Every transaction in the binary log has a GTID. The offset moves also without one: after a rotation the server
         // writes a binlog checkpoint event of its own, a little later.
@@ -228,7 +211,15 @@ impl Holding {
 
     /// Lets writers go on first, then puts the settings back, then lets the next freeze begin.
     async fn let_go(&mut self, deadline: Instant) -> Result<(), Error> {
-        let ended = if std::mem::take(&mut self.backup) {
+        let backup = std::mem::take(&mut self.backup);
+        if backup && self.way == Way::Flush {
+            // Nothing to put back in between: one round trip, unless there was no backup yet to end.
+            let sql = "BACKUP STAGE END; DO RELEASE_ALL_LOCKS()";
+            if self.link.run(deadline, "ending the backup", sql).await.is_ok() {
+                return Ok(());
+            }
+        }
+        let ended = if backup {
             self.link.run(deadline, "ending the backup", "BACKUP STAGE END").await.map(drop)
         } else {
             Ok(())
@@ -260,7 +251,7 @@ impl Held for Holding {
         }
         // Nothing was acknowledged since commits were blocked: the first still point is still the last.
         let frozen_at = Timestamp::now();
-        self.beat(self.plan.server_ttl, deadline).await?;
+        self.beat(self.within(deadline), deadline).await?;
         Ok(self.acquired(frozen_at))
     }
 

@@ -104,10 +104,11 @@ impl Session {
         Ok(Self { connection, database, idle })
     }
 
-    /// Asks who answers.
-    pub(super) async fn hello(&mut self, deadline: Instant) -> Result<Hello, Error> {
+    /// Asks who answers, and sets up the landmark of a freeze.
+    pub(super) async fn hello(&mut self, freeze_uid: Option<&str>, deadline: Instant) -> Result<Hello, Error> {
         let doing = "asking who the server is";
-        let rows = self.run(deadline, doing, HELLO).await?;
+        let landmark = freeze_uid.map(|uid| format!(", pg_try_advisory_lock({})", landmark(uid))).unwrap_or_default();
+        let rows = self.run(deadline, doing, &format!("{HELLO}{landmark}")).await?;
         let mut hello = hello(rows.first().ok_or(Error::Server { doing, detail: "no row".into() })?, self.idle)?;
         if hello.incarnation.replica {
             let rows = self.run(deadline, doing, TIMELINE_OF_STANDBY).await?;
@@ -143,7 +144,7 @@ impl Link {
         deadline: Instant,
     ) -> Result<Self, Error> {
         let mut session = Session::open(member, database, freeze_uid, idle, deadline).await?;
-        let hello = session.hello(deadline).await?;
+        let hello = session.hello(freeze_uid, deadline).await?;
         Ok(Self { session, hello })
     }
 

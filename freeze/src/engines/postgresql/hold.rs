@@ -11,6 +11,7 @@ use futures::{
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     backup::Backup,
@@ -20,9 +21,9 @@ use super::{
 };
 use crate::{
     driver::{Acquired, Farewell, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
-    engines::deadline::left,
+    engines::deadline::{by, left},
     error::Error,
-    lease::LONGEST_SERVER_TTL,
+    lease::{LONGEST_SERVER_TTL, server_ttl},
 };
 
 #[derive(Debug)]
@@ -51,6 +52,8 @@ struct Holding {
     marker_xid: Option<u64>,
     /// The fresh session of the last proof: closed when somebody has time for it.
     asked: Option<Session>,
+    /// Looks for our session by a fresh connection, begun at the last still point.
+    seeking: Option<Seeking>,
 }
 
 /// Opens every session that the plan needs and does what is slow. Blocks nobody.
@@ -98,6 +101,7 @@ impl Prepared for Ready {
             snapshot: None,
             marker_xid: None,
             asked: None,
+            seeking: None,
         };
         // Before the still point: a commit that no lock stops must not slip in between.
         if held.plan.level == Level::WriteBlocked {
@@ -121,14 +125,29 @@ impl Holding {
     /// WriteBlocked every lock is granted by now, so nothing is acknowledged any more; the marker then flushes it all.
     async fn still_point(&mut self, deadline: Instant) -> Result<Acquired, Error> {
         let frozen_at = Timestamp::now();
+        if self.plan.level < Level::WriteBlocked {
+            self.seeking = Some(Seeking::begin(self.sought()));
+        }
         let rows = if self.plan.level > Level::Recoverable {
             self.mark(deadline, self.position_sql()).await?
         } else {
-            let sql = format!("{}; {}", self.landmark_sql(), self.position_sql());
-            self.main.run(deadline, "reading the position", &sql).await?
+            self.main.run(deadline, "reading the position", self.position_sql()).await?
         };
         self.position = self.position_in(&rows)?;
         Ok(Acquired { frozen_at, position: Position::Postgresql(self.position.clone()), ended_sessions: Vec::new() })
+    }
+
+    /// The server's patience that fits to what is left until `deadline`: at the lease's end it must not begin anew.
+    fn within(&self, deadline: Instant) -> Duration {
+        server_ttl(left(deadline)).min(self.plan.server_ttl)
+    }
+
+    fn sought(&self) -> Sought {
+        Sought {
+            member: self.member.clone(),
+            incarnation: self.incarnation.clone(),
+            landmark: landmark(&self.plan.freeze_uid),
+        }
     }
 
     /// Where the server stands, as [`Holding::position_in`] reads it. `allowed_on` saw to it that only Recoverable is asked
@@ -144,11 +163,6 @@ impl Holding {
             }
             (false, _) => "SELECT lsn, pg_walfile_name(lsn), pg_backend_pid() FROM pg_current_wal_flush_lsn() lsn",
         }
-    }
-
-    /// By it the proof finds our server again.
-    fn landmark_sql(&self) -> String {
-        format!("SELECT pg_try_advisory_lock({})", landmark(&self.plan.freeze_uid))
     }
 
     fn position_in(&self, rows: &[PgRow]) -> Result<PostgresqlPosition, Error> {
@@ -168,10 +182,9 @@ impl Holding {
     async fn mark(&mut self, deadline: Instant, then: &str) -> Result<Vec<PgRow>, Error> {
         let sql = format!(
             "SET statement_timeout = {}; BEGIN; SET LOCAL synchronous_commit = local; \
-             SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'stillpoint', {}); COMMIT; {}; {then}",
+             SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'stillpoint', {}); COMMIT; {then}",
             left(deadline).as_millis(),
             literal(&self.plan.freeze_uid),
-            self.landmark_sql(),
         );
         let rows = self.main.run(deadline, "writing the marker", &sql).await?;
         self.marker_xid = rows.first().and_then(|row| text(row, 0)).and_then(|xid| xid.parse().ok());
@@ -207,7 +220,7 @@ impl Holding {
 
     /// On the session that holds: it still does, what is not as it was, and where the server stands now.
     async fn look_back(&mut self, deadline: Instant) -> Result<(Option<String>, PostgresqlPosition), Error> {
-        self.beat(self.plan.server_ttl, deadline).await?;
+        self.beat(self.within(deadline), deadline).await?;
         let escaped = match self.escaped_sql() {
             Some(sql) => {
                 let rows = self.main.run(deadline, "looking for commits that escaped", &sql).await?;
@@ -288,7 +301,7 @@ impl Sought {
         if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("f") {
             return Ok((fresh, None));
         }
-        let found = fresh.hello(deadline).await?.incarnation;
+        let found = fresh.hello(None, deadline).await?.incarnation;
         let changed = if found == self.incarnation {
             "the server at the address does not know our session".to_owned()
         } else {
@@ -297,6 +310,40 @@ impl Sought {
         Ok((fresh, Some(changed)))
     }
 }
+
+/// The search, under way. What makes a copy Durable is settled at the still point, so it begins there, and a proof within the
+/// same second waits for the rest of it; a later one begins another. Dropped, it ends.
+#[derive(Debug)]
+struct Seeking {
+    began: Instant,
+    search: AbortOnDropHandle<Result<(Session, Option<String>), Error>>,
+}
+
+impl Seeking {
+    fn begin(sought: Sought) -> Self {
+        let began = Instant::now();
+        let search = tokio::spawn(async move { sought.found(began + SEARCH).await });
+        Self { began, search: AbortOnDropHandle::new(search) }
+    }
+
+    fn is_young(&self) -> bool {
+        self.began.elapsed() < YOUNG
+    }
+
+    async fn found(self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
+        by(deadline, "looking for our session", async {
+            self.search.await.unwrap_or_else(|error| {
+                Err(Error::Server { doing: "looking for our session", detail: error.to_string() })
+            })
+        })
+        .await
+    }
+}
+
+/// How long a search may last, whoever waits for it.
+const SEARCH: Duration = Duration::from_secs(5);
+/// What a search found holds for as long as a heartbeat's word does.
+const YOUNG: Duration = Duration::from_secs(1);
 
 /// More transaction ids than this used up under a write block: the proof would cost more than it is worth.
 const MOST_IDS: u32 = 100_000;
@@ -314,7 +361,7 @@ impl Held for Holding {
         if self.plan.level == Level::WriteBlocked {
             // Nothing was acknowledged since the locks were granted: the first still point is still the last.
             let frozen_at = Timestamp::now();
-            self.beat(self.plan.server_ttl, deadline).await?;
+            self.beat(self.within(deadline), deadline).await?;
             let position = Position::Postgresql(self.position.clone());
             return Ok(Acquired { frozen_at, position, ended_sessions: Vec::new() });
         }
@@ -337,13 +384,8 @@ impl Held for Holding {
     async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error> {
         let kind = if self.plan.level == Level::WriteBlocked { ProofKind::NoCommit } else { ProofKind::SessionHeld };
         let before = Position::Postgresql(self.position.clone());
-        let sought = Sought {
-            member: self.member.clone(),
-            incarnation: self.incarnation.clone(),
-            landmark: landmark(&self.plan.freeze_uid),
-        };
-        // The fresh connection takes longest, so it begins.
-        let (found, seen) = tokio::join!(sought.found(deadline), self.look_back(deadline));
+        let seeking = self.seeking.take().filter(Seeking::is_young).unwrap_or_else(|| Seeking::begin(self.sought()));
+        let (found, seen) = tokio::join!(seeking.found(deadline), self.look_back(deadline));
         let (changed_here, after) = seen?;
         let reason = match found {
             Ok((fresh, changed)) => {

@@ -128,7 +128,11 @@ pub(super) async fn acquire(
         )
         .await?;
         if left(deadline) <= DRAIN {
-            return Err(Error::Blocked { limit: plan.acquire_timeout, blockers: in_the_way.seen, hint: None });
+            return Err(Error::Blocked {
+                limit: plan.acquire_timeout,
+                blockers: in_the_way.seen,
+                hint: in_the_way.hint,
+            });
         }
         sleep(DRAIN).await;
     }
@@ -287,13 +291,14 @@ async fn watch(
 
 async fn end(main: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: &mut InTheWay) {
     let sql = format!("SELECT pg_terminate_backend({})", blocker.id);
+    // Told before it is done: with the session gone the locks may be granted, and we dropped, before we hear of it.
+    in_the_way.ended.push(blocker.to_string());
     match main.run(deadline, "ending a session in the way", &sql).await {
-        Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("t") => {
-            in_the_way.ended.push(blocker.to_string());
-        }
+        Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("t") => return,
         Ok(_) => {}
         Err(error) => tracing::warn!(session = blocker.id, %error, "a session in the way could not be ended"),
     }
+    in_the_way.ended.pop();
 }
 
 /// The databases to cover: one column.
