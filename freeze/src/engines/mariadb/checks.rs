@@ -29,7 +29,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
     }
     checks.push(durability(&mut link, &hello, plan, deadline).await);
     if plan.level > Level::Recoverable {
-        checks.push(reload(&mut link, deadline).await);
+        checks.extend(privileges(&mut link, plan, deadline).await);
     }
     checks.push(binlog_monitor(&mut link, &hello, deadline).await);
     checks.push(foreign(&mut link, deadline).await);
@@ -157,24 +157,39 @@ async fn durability(link: &mut Link, hello: &Hello, plan: &Plan, deadline: Insta
     }
 }
 
-/// FLUSH STATUS is what RELOAD allows and changes nothing but this session's counters; so the right is read instead.
-async fn reload(link: &mut Link, deadline: Instant) -> Check {
-    let sql = "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES WHERE PRIVILEGE_TYPE IN ('RELOAD', 'SUPER') \
-               AND GRANTEE = CONCAT('\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', \
+/// The rights that cannot be tried without doing something: read from what the account may see of itself.
+async fn privileges(link: &mut Link, plan: &Plan, deadline: Instant) -> Vec<Check> {
+    let sql = "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES \
+               WHERE GRANTEE = CONCAT('\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', \
                SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
-    match link.run(deadline, "reading rights", sql).await {
-        Ok(rows) if rows.iter().any(|row| text(row, 0).as_deref() == Some("RELOAD")) => {
-            Check::pass("privilege-reload", "the account has RELOAD")
+    let rows = match link.run(deadline, "reading rights", sql).await {
+        Ok(rows) => rows,
+        Err(error) => return vec![failed("privilege-reload", &error)],
+    };
+    let has = |privilege: &str| rows.iter().any(|row| text(row, 0).as_deref() == Some(privilege));
+    let needs = |name: &'static str, privilege: &str| {
+        if has(privilege) {
+            return Check::pass(name, format!("the account has {privilege}"));
         }
-        Ok(_) => failed(
-            "privilege-reload",
-            &Error::Privilege {
-                privilege: "RELOAD".to_owned(),
-                grant: "GRANT RELOAD ON *.* TO the account".to_owned(),
-            },
-        ),
-        Err(error) => failed("privilege-reload", &error),
+        let grant = format!("GRANT {privilege} ON *.* TO the account");
+        failed(name, &Error::Privilege { privilege: privilege.to_owned(), grant })
+    };
+    let mut checks = vec![needs("privilege-reload", "RELOAD")];
+    if plan.level == Level::WriteBlocked {
+        checks.push(if has("PROCESS") {
+            Check::pass("privilege-process", "the account sees the sessions of others")
+        } else {
+            Check::warn(
+                "privilege-process",
+                "the account does not see the sessions of others: who stands in the way cannot be told",
+                "GRANT PROCESS ON *.* TO the account",
+            )
+        });
+        if matches!(plan.blockers, BlockerPolicy::KillReads | BlockerPolicy::KillAll) && !has("SUPER") {
+            checks.push(needs("privilege-connection-admin", "CONNECTION ADMIN"));
+        }
     }
+    checks
 }
 
 async fn binlog_monitor(link: &mut Link, hello: &Hello, deadline: Instant) -> Check {

@@ -27,6 +27,8 @@ pub(super) struct Facts {
     slot_keeps: i64,
     /// Others' sessions that carry our mark.
     foreign: Option<String>,
+    sees_sessions: bool,
+    ends_sessions: bool,
 }
 
 /// What one check found.
@@ -49,7 +51,8 @@ const FACTS: &str = "SELECT current_setting('wal_level'), \
     CASE WHEN current_setting('max_slot_wal_keep_size') = '-1' THEN -1 \
          ELSE pg_size_bytes(current_setting('max_slot_wal_keep_size')) END, \
     (SELECT string_agg('session ' || pid || ' (' || application_name || ')', ', ') FROM pg_stat_activity \
-       WHERE application_name LIKE 'stillpoint/%' AND application_name <> current_setting('application_name'))";
+       WHERE application_name LIKE 'stillpoint/%' AND application_name <> current_setting('application_name')), \
+    pg_has_role('pg_read_all_stats', 'USAGE'), pg_has_role('pg_signal_backend', 'USAGE')";
 
 /// Below this a slot may be invalidated while files are being copied.
 const LITTLE_WAL: i64 = 1 << 30;
@@ -70,6 +73,8 @@ pub(super) async fn facts(link: &mut Link, deadline: Instant) -> Result<Facts, E
         execute_marker: has(4),
         slot_keeps: number(5).unwrap_or(-1),
         foreign: text(row, 6),
+        sees_sessions: has(7),
+        ends_sessions: has(8),
     })
 }
 
@@ -170,6 +175,12 @@ fn judge(facts: &Facts, plan: &Plan) -> Vec<Named> {
         }
     }
     named.push(foreign(facts));
+    if plan.level == Level::WriteBlocked {
+        named.push(privilege_stats(facts));
+        if matches!(plan.blockers, BlockerPolicy::KillReads | BlockerPolicy::KillAll) {
+            named.push(privilege_signal(facts));
+        }
+    }
     named
 }
 
@@ -235,6 +246,28 @@ fn privilege_backup(facts: &Facts) -> Named {
 
 fn privilege_replication(facts: &Facts) -> Named {
     needs("privilege-replication", facts.replication, "the REPLICATION attribute", "ALTER ROLE the account REPLICATION")
+}
+
+fn privilege_stats(facts: &Facts) -> Named {
+    let verdict = if facts.sees_sessions {
+        Verdict::Pass("the account sees the sessions of others".to_owned())
+    } else {
+        Verdict::Warn(
+            "the account does not see the sessions of others: who stands in the way cannot be told".to_owned(),
+            "run as an administrator: GRANT pg_read_all_stats TO the account".to_owned(),
+        )
+    };
+    ("privilege-stats", verdict)
+}
+
+/// Superusers' sessions only a superuser may end (manual, 22.5).
+fn privilege_signal(facts: &Facts) -> Named {
+    needs(
+        "privilege-signal",
+        facts.ends_sessions,
+        "pg_signal_backend, which its blocker policy needs",
+        "GRANT pg_signal_backend TO the account",
+    )
 }
 
 fn wal(facts: &Facts) -> Named {

@@ -273,8 +273,9 @@ impl Escaped {
         match self {
             Self::NotLookedFor | Self::Counted(0) => None,
             Self::Counted(count) => Some(format!(
-                "CommitEscaped: {count} transactions committed while writes were blocked (tables made since, large \
-                 objects and DDL are not covered by table locks)"
+                "CommitEscaped: {count} transactions committed while writes were blocked. Table locks do not cover \
+                 tables made since, large objects and DDL; row locks, sequences and temporary tables use \
+                 transaction ids too and cannot be told apart from them"
             )),
             Self::CannotSay => {
                 Some(format!("more than {MOST_IDS} transaction ids were used up; commits cannot be ruled out"))

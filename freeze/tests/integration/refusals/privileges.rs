@@ -43,7 +43,7 @@ const fn mariadb(level: Level, grant: &'static str, without: (Without, &'static 
 const MISSING: &[Missing] = &[
     postgresql(Level::Recoverable, Copy::Atomic, "pg_read_all_stats", (Works, "")),
     postgresql(Level::Durable, Copy::Atomic, "pg_read_all_stats", (Works, "")),
-    postgresql(Level::WriteBlocked, Copy::Atomic, "pg_read_all_stats", (Works, "")),
+    postgresql(Level::WriteBlocked, Copy::Atomic, "pg_read_all_stats", (Warned, "privilege-stats")),
     postgresql(Level::WriteBlocked, Copy::Atomic, "pg_write_all_data", (Refused, "privilege-lock")),
     postgresql(Level::WriteBlocked, Copy::Atomic, "pg_signal_backend", (Works, "")),
     postgresql(Level::Durable, Copy::Files, "pg_read_all_stats", (Works, "")),
@@ -57,7 +57,7 @@ const MISSING: &[Missing] = &[
     mariadb(Level::WriteBlocked, "BINLOG MONITOR", (Works, "")),
     mariadb(Level::WriteBlocked, "RELOAD", (Refused, "privilege-reload")),
     mariadb(Level::WriteBlocked, "SUPER", (Warned, "durability")),
-    mariadb(Level::WriteBlocked, "PROCESS", (Works, "")),
+    mariadb(Level::WriteBlocked, "PROCESS", (Warned, "privilege-process")),
     mariadb(Level::WriteBlocked, "CONNECTION ADMIN", (Works, "")),
 ];
 

@@ -1,0 +1,231 @@
+//! Holding: heartbeats, claims that come and go, the lease. Every wait ends with the lease, and any doubt about the hold ends it.
+
+use std::time::Duration;
+
+use api::Stage;
+use jiff::Timestamp;
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep_until},
+};
+use tracing::warn;
+
+use super::{
+    super::{
+        Answer, COMMANDS, Ended, Refused,
+        outcome::{Finish, keep, prove},
+    },
+    Command, Leaver, PROVE, STOP, Task, Waiter,
+};
+use crate::{
+    claims::{Claimant, Wish, may_join},
+    error::Error,
+    group::{Fault, Group},
+    lease::{self, LONGEST_SERVER_TTL},
+};
+
+/// How long a further still point for late claims may last.
+const BARRIER: Duration = Duration::from_secs(2);
+
+impl Task {
+    /// Until the last claim ends or lapses, the hold is lost, or somebody says thaw.
+    pub(super) async fn hold(&mut self, mut group: Group, hard_end: Instant) -> (Option<Group>, Finish) {
+        self.next_beat = Instant::now() + lease::pause(lease::left(self.lease_end(hard_end), Instant::now()));
+        let thaw = self.inner.thaw.clone();
+        let mut last_pulse = Instant::now();
+        loop {
+            match self.settle_claims(&mut group, hard_end).await {
+                Ok(None) => {}
+                Ok(Some(finish)) => return (Some(group), finish),
+                Err(fault) => return (Some(group), Finish::Lost(fault)),
+            }
+            let next_lapse = self.claims.next_lapse().unwrap_or(hard_end);
+            tokio::select! {
+                biased;
+                () = thaw.cancelled() => return (Some(group), Finish::Shutdown),
+                () = sleep_until(next_lapse) => {
+                    self.claims.lapse(Instant::now(), Timestamp::now());
+                    if self.claims.is_empty() {
+                        return (Some(group), Finish::Expired);
+                    }
+                    self.show_claims().await;
+                }
+                command = self.commands.recv() => {
+                    let Some(command) = command else { return (Some(group), Finish::Shutdown) };
+                    match self.while_holding(command, &mut group, hard_end).await {
+                        Ok(None) => {}
+                        Ok(Some(finish)) => return (Some(group), finish),
+                        Err(fault) => return (Some(group), Finish::Lost(fault)),
+                    }
+                }
+                () = sleep_until(self.next_beat) => {
+                    let lease = self.lease_end(hard_end);
+                    let ttl = lease::server_ttl(lease::left(lease, Instant::now()));
+                    // Past this instant the server has ended the session by itself: no answer can save the hold.
+                    let deadline = (last_pulse + LONGEST_SERVER_TTL).min(lease);
+                    match group.heartbeat(ttl, deadline).await {
+                        Ok(stalled) => self.vitals.set_stalled(stalled),
+                        Err(_) if Instant::now() >= lease => {
+                            self.claims.lapse(Instant::now(), Timestamp::now());
+                            return (Some(group), Finish::Expired);
+                        }
+                        Err(fault) => return (Some(group), Finish::Lost(fault)),
+                    }
+                    last_pulse = Instant::now();
+                    self.next_beat = last_pulse + lease::pause(ttl);
+                }
+            }
+        }
+    }
+
+    /// Takes what is queued, so that many claims that come and go together share one barrier and one proof.
+    async fn settle_claims(&mut self, group: &mut Group, hard_end: Instant) -> Result<Option<Finish>, Fault> {
+        for _ in 0..COMMANDS {
+            let Ok(command) = self.commands.try_recv() else { break };
+            if let Some(finish) = self.while_holding(command, group, hard_end).await? {
+                return Ok(Some(finish));
+            }
+        }
+        if self.claims.any_waiting() {
+            self.still_point(group, hard_end).await?;
+        }
+        self.answer_granted().await;
+        if self.claims.is_empty() {
+            return Ok(Some(Finish::Released));
+        }
+        self.answer_leaving(group).await?;
+        Ok(None)
+    }
+
+    async fn while_holding(
+        &mut self,
+        command: Command,
+        group: &mut Group,
+        hard_end: Instant,
+    ) -> Result<Option<Finish>, Fault> {
+        match command {
+            Command::Join { claimant, wish, answer } => self.join(claimant, wish, answer, hard_end),
+            Command::Renew { uid, ttl, answer } => {
+                let renewed = self.claims.renew(&uid, ttl, Instant::now(), hard_end);
+                // The server still counts down to the old end.
+                self.next_beat = Instant::now();
+                self.show_claims().await;
+                answer.send(renewed.and_then(|_| self.granted(&uid, true))).ok();
+            }
+            Command::Thaw { ending, answer } => return Ok(Some(self.forced(ending, answer))),
+            Command::End { uid, stage: Stage::Stop, answer } => self.stop(&uid, answer, group).await?,
+            Command::End { uid, stage: Stage::Thaw, answer } => {
+                if !self.claims.is_alive(&uid) {
+                    // Ended before: the same answer again, and nothing is done.
+                    answer.send(self.known(&uid).then(|| Ok(self.ended()))).ok();
+                    return Ok(None);
+                }
+                self.claims.end(&uid, Timestamp::now());
+                self.leaving.push(Leaver::Claim(answer));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Those who leave while others stay have made their copy: their proof is due now, one for all of them.
+    async fn answer_leaving(&mut self, group: &mut Group) -> Result<(), Fault> {
+        if self.leaving.is_empty() {
+            return Ok(());
+        }
+        let proofs = group.prove(self.within_lease(PROVE)).await?;
+        self.recorder.show(|status| prove(status, proofs)).await;
+        self.show_claims().await;
+        self.dismiss_leaving();
+        Ok(())
+    }
+
+    pub(super) fn dismiss_leaving(&mut self) {
+        for leaver in std::mem::take(&mut self.leaving) {
+            match leaver {
+                Leaver::Claim(answer) => drop(answer.send(Some(Ok(self.ended())))),
+                Leaver::Forced(answer) => drop(answer.send(self.ended())),
+            }
+        }
+    }
+
+    fn join(&mut self, claimant: Claimant, wish: Wish, answer: Answer, hard_end: Instant) {
+        if self.claims.is_alive(&claimant.uid) {
+            return self.admit(claimant, wish, answer);
+        }
+        let left = lease::left(hard_end, Instant::now());
+        match may_join((self.level, self.copy), wish, left) {
+            Ok(()) => self.admit(claimant, wish, answer),
+            Err(why) => {
+                answer.send(Err(self.conflict(why))).ok();
+            }
+        }
+    }
+
+    pub(super) fn admit(&mut self, claimant: Claimant, wish: Wish, answer: Answer) {
+        let uid = claimant.uid.clone();
+        let existing = !self.claims.add(claimant, wish.ttl, Timestamp::now());
+        self.waiting.push(Waiter { uid, answer, existing });
+    }
+
+    /// One further still point for all claims that wait for one, those in the queue included.
+    async fn still_point(&mut self, group: &mut Group, hard_end: Instant) -> Result<(), Fault> {
+        let acquired = group.barrier(self.within_lease(BARRIER)).await?;
+        let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or_else(Timestamp::now);
+        self.claims.grant(frozen_at, Instant::now(), hard_end);
+        self.show_claims().await;
+        Ok(())
+    }
+
+    /// Tells those who wait that their claim holds. A claim that nobody waits for any more is nobody's: it ends.
+    async fn answer_granted(&mut self) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let (granted, waiting): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiter| self.claims.is_granted(&waiter.uid));
+        self.waiting = waiting;
+        let (mut heard, mut unheard) = (Vec::new(), Vec::new());
+        for Waiter { uid, answer, existing } in granted {
+            let Some(grant) = self.granted(&uid, existing) else {
+                continue;
+            };
+            if answer.send(Ok(grant)).is_ok() {
+                heard.push(uid);
+            } else {
+                unheard.push(uid);
+            }
+        }
+        for uid in unheard.iter().filter(|uid| !heard.contains(uid)) {
+            warn!(freeze = %self.freeze, claim = %uid, "whoever asked is gone; the claim ends");
+            self.claims.end(uid, Timestamp::now());
+        }
+        if !unheard.is_empty() {
+            self.show_claims().await;
+        }
+    }
+
+    /// Ends the data phase of a Files copy; session and slot stay.
+    async fn stop(
+        &mut self,
+        uid: &str,
+        answer: oneshot::Sender<Option<Result<Ended, Refused>>>,
+        group: &mut Group,
+    ) -> Result<(), Fault> {
+        if !self.claims.is_alive(uid) {
+            answer.send(None).ok();
+            return Ok(());
+        }
+        match group.stop(self.within_lease(STOP)).await {
+            Ok(artifacts) => {
+                let written = self.recorder.write(|status| keep(status, artifacts)).await;
+                answer.send(Some(written.map(|()| self.ended()).map_err(|error| self.not_written(error)))).ok();
+                Ok(())
+            }
+            Err(Fault { database, error: error @ Error::Unsupported { .. } }) => {
+                answer.send(Some(Err(self.refused(vec![Fault { database, error }])))).ok();
+                Ok(())
+            }
+            Err(fault) => Err(fault),
+        }
+    }
+}

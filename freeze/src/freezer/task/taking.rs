@@ -1,0 +1,140 @@
+//! Taking hold: all members prepared while the journal is told of the freeze, acquired together, and written down before
+//! anybody is told. Whatever ends it undoes all.
+
+use std::sync::Arc;
+
+use api::{Check, FreezeSpec, Phase, Stage, conditions::reasons};
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tracing::info;
+
+use super::{
+    super::{
+        outcome::{Finish, conclude, report},
+        recorder::Recorder,
+    },
+    Command, Leaver, RELEASE, Task,
+};
+use crate::{
+    claims::may_join,
+    driver::Acquired,
+    group::{self, Fault, Group, Target},
+};
+
+impl Task {
+    /// Cancellation: a claim's end or a thaw drops the work in progress, and its connections with it.
+    pub(super) async fn take_hold(&mut self) -> Result<(Group, Instant), Finish> {
+        let work = take(self.targets.clone(), self.spec.clone(), Arc::clone(&self.recorder));
+        tokio::pin!(work);
+        let thaw = self.inner.thaw.clone();
+        let (group, acquired, warnings) = loop {
+            tokio::select! {
+                biased;
+                () = thaw.cancelled() => return Err(Finish::Shutdown),
+                taken = &mut work => break taken.map_err(Finish::Failed)?,
+                Some(command) = self.commands.recv() => {
+                    if let Some(finish) = self.while_taking(command) {
+                        return Err(finish);
+                    }
+                }
+            }
+        };
+        self.warnings = warnings;
+        self.record_frozen(group, acquired).await
+    }
+
+    /// It holds: grants the claims that were made before the still point, and writes it down.
+    async fn record_frozen(&mut self, group: Group, acquired: Vec<Acquired>) -> Result<(Group, Instant), Finish> {
+        let (now, at) = (Instant::now(), Timestamp::now());
+        let hard_end = now + self.max_frozen;
+        let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or(at);
+        self.claims.grant(frozen_at, now, hard_end);
+        let claims = self.claims.show(now, at);
+        let expires_at = self.expires_at(now, at, hard_end);
+        self.vitals.set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
+        let written = self.recorder.write(|status| {
+            status.phase = Phase::Frozen;
+            status.frozen_at = Some(api::micro_time(frozen_at));
+            status.expires_at = Some(api::micro_time(expires_at));
+            status.claims = claims;
+            for (target, acquired) in status.targets.iter_mut().zip(acquired) {
+                target.position = Some(acquired.position);
+                target.ended_sessions = acquired.ended_sessions;
+            }
+            conclude(status, reasons::OK, "holds", at);
+        });
+        if let Err(journal) = written.await {
+            let gone = group.release(Instant::now() + RELEASE).await;
+            report(&self.freeze, &gone.faults);
+            return Err(Finish::Failed(vec![self.fault(journal.into())]));
+        }
+        info!(freeze = %self.freeze, "frozen");
+        Ok((group, hard_end))
+    }
+
+    fn while_taking(&mut self, command: Command) -> Option<Finish> {
+        match command {
+            Command::Join { claimant, wish, answer } => {
+                match may_join((self.level, self.copy), wish, self.max_frozen) {
+                    // The same claim, waited for twice, is not a second data phase.
+                    Err(why) if !self.claims.is_alive(&claimant.uid) => {
+                        answer.send(Err(self.conflict(why))).ok();
+                    }
+                    _ => self.admit(claimant, wish, answer),
+                }
+                None
+            }
+            Command::End { uid, stage: Stage::Thaw, answer } => {
+                if !self.claims.end(&uid, Timestamp::now()) {
+                    answer.send(None).ok();
+                    return None;
+                }
+                self.leaving.push(Leaver::Claim(answer));
+                self.claims.is_empty().then_some(Finish::Released)
+            }
+            Command::End { answer, .. } => {
+                answer.send(None).ok();
+                None
+            }
+            Command::Renew { answer, .. } => {
+                answer.send(None).ok();
+                None
+            }
+            Command::Thaw { ending, answer } => Some(self.forced(ending, answer)),
+        }
+    }
+}
+
+/// Prepares all while the journal is told of the freeze, then acquires all.
+async fn take(
+    targets: Vec<Target>,
+    spec: Option<FreezeSpec>,
+    recorder: Arc<Recorder>,
+) -> Result<(Group, Vec<Acquired>, Vec<Check>), Vec<Fault>> {
+    // Held before preparing starts, so that no undo item can be written before the object exists.
+    let opening = recorder.opening().await;
+    let (opened, prepared) =
+        tokio::join!(opening.open(spec.as_ref()), group::prepare(&targets, |at| recorder.undo_of(at)));
+    let prepared = prepared?;
+    if let Err(error) = opened {
+        group::abandon(prepared).await;
+        let database = targets.first().map(|target| target.database.clone()).unwrap_or_default();
+        return Err(vec![Fault { database, error: error.into() }]);
+    }
+    let incarnations: Vec<_> = prepared.iter().map(|prepared| prepared.server().incarnation.clone()).collect();
+    let warnings = targets.iter().zip(&prepared).flat_map(|(target, prepared)| {
+        let name = |check| Check { database: target.database.clone(), ..check };
+        prepared.warnings().into_iter().map(name)
+    });
+    let warnings = warnings.collect();
+    recorder
+        .show(|status| {
+            status.phase = Phase::Acquiring;
+            for (target, incarnation) in status.targets.iter_mut().zip(incarnations) {
+                target.incarnation = Some(incarnation);
+            }
+        })
+        .await;
+    let (group, acquired) = group::acquire(&targets, prepared).await?;
+    Ok((group, acquired, warnings))
+}
