@@ -22,7 +22,7 @@ pub struct Drivers(Vec<Arc<dyn Driver>>);
 impl Drivers {
     /// Every engine that this version has.
     pub fn real() -> Self {
-        Self(vec![Arc::new(postgresql::Postgresql), Arc::new(mariadb::Mariadb)])
+        Self(vec![Arc::new(postgresql::Postgresql::default()), Arc::new(mariadb::Mariadb)])
     }
 
     /// For tests: any set, at most one per engine.

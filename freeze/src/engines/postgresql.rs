@@ -33,8 +33,10 @@ use crate::{
 use connect::{Link, MARK, literal, text};
 
 /// The PostgreSQL engine.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Postgresql;
+#[derive(Clone, Debug, Default)]
+pub struct Postgresql {
+    remembered: locks::Remembered,
+}
 
 #[async_trait]
 impl Driver for Postgresql {
@@ -62,7 +64,7 @@ impl Driver for Postgresql {
         deadline: Instant,
     ) -> Result<Box<dyn Prepared>, Error> {
         self.supports(plan.level, plan.copy)?;
-        Ok(Box::new(hold::prepare(member, plan, deadline).await?))
+        Ok(Box::new(hold::prepare(member, plan, &self.remembered, deadline).await?))
     }
 
     /// Nothing of this engine outlives its sessions, so no undo item is ours.

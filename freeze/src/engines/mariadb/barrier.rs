@@ -16,7 +16,7 @@ use api::Undo;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 
-use super::connect::{Hello, Link, text};
+use super::connect::{Hello, Link, limits, text};
 use crate::{error::Error, journal::UndoLog};
 
 /// The two settings as they were before us.
@@ -43,6 +43,8 @@ const VERSION: u32 = 1;
 /// How long InnoDB's own flush may take: once a second, and the sync itself.
 const OWN_FLUSH: Duration = Duration::from_millis(2500);
 const LOOK: Duration = Duration::from_millis(20);
+/// How long a statement of a session that holds may take at the server.
+pub(super) const STATEMENT: Duration = Duration::from_secs(5);
 
 impl Settings {
     pub(super) fn of(hello: &Hello) -> Self {
@@ -106,11 +108,13 @@ impl Way {
         link.run(deadline, "raising durability settings", &format!("{}{rotate}", Settings::raise())).await.map(drop)
     }
 
-    /// Everything acknowledged before this is on disk when it returns.
-    pub(super) async fn flush(self, link: &mut Link, deadline: Instant) -> Result<(), Error> {
+    /// Everything acknowledged before this is on disk when it returns. The session's limits are those of a hold from here on.
+    pub(super) async fn flush(self, link: &mut Link, idle: Duration, deadline: Instant) -> Result<(), Error> {
         match self {
             Self::Flush | Self::Raise(_) => {
-                link.run(deadline, "flushing the redo log", "FLUSH NO_WRITE_TO_BINLOG ENGINE LOGS").await.map(drop)
+                let limits = limits(idle, STATEMENT);
+                let sql = format!("{limits}; FLUSH NO_WRITE_TO_BINLOG ENGINE LOGS");
+                link.run(deadline, "flushing the redo log", &sql).await.map(drop)
             }
             Self::Wait => wait_for_own_flush(link, deadline).await,
         }

@@ -136,7 +136,7 @@ impl Holding {
         }
         // From here no commit is acknowledged; what was before is flushed now.
         let frozen_at = Timestamp::now();
-        self.way.flush(&mut self.link, deadline).await?;
+        self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await?;
         (self.position, _) = self.link.position(deadline).await?;
         Ok(Acquired { ended_sessions: in_the_way.ended, ..self.acquired(frozen_at) })
     }
@@ -156,7 +156,7 @@ impl Holding {
         let frozen_at = Timestamp::now();
         if self.plan.level > Level::Recoverable {
             self.way.begin(&mut self.link, self.undo.as_ref(), deadline).await?;
-            let flushed = self.way.flush(&mut self.link, deadline).await;
+            let flushed = self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await;
             self.way.end(&mut self.link, self.undo.as_ref(), deadline).await?;
             flushed?;
         }
@@ -174,7 +174,7 @@ impl Holding {
     }
 
     async fn beat(&mut self, ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
-        let limits = limits(ttl, Duration::from_secs(5));
+        let limits = limits(ttl, barrier::STATEMENT);
         if self.plan.level != Level::WriteBlocked {
             self.link.run(deadline, "the heartbeat", &limits).await?;
             return Ok(Pulse::default());
@@ -195,7 +195,7 @@ impl Holding {
         by_position: bool,
         deadline: Instant,
     ) -> Result<(MariadbPosition, Option<String>), Error> {
-        self.link.run(deadline, "the heartbeat", &limits(self.within(deadline), Duration::from_secs(5))).await?;
+        self.link.run(deadline, "the heartbeat", &limits(self.within(deadline), barrier::STATEMENT)).await?;
         let (after, replica) = self.link.position(deadline).await?;
         // Every transaction in the binary log has a GTID. The offset moves also without one: after a rotation the server
         // writes a binlog checkpoint event of its own, a little later.
@@ -340,6 +340,5 @@ async fn block_commits(
             Err(_) => return Ok(Some(stage)),
         }
     }
-    link.run(deadline + LET_GO, "blocking commits", &limits(server_ttl, Duration::from_secs(5))).await?;
     Ok(None)
 }

@@ -189,6 +189,11 @@ impl Hello {
         }
     }
 
+    /// The system identifier and the start of this run: no two runs of any servers share both.
+    pub(super) fn whose(&self) -> (Option<String>, Option<String>) {
+        (Some(self.incarnation.server.clone()), self.postmaster_start.clone())
+    }
+
     /// Refuses versions whose statements we do not speak.
     pub(super) fn supported(&self) -> Result<(), Error> {
         if self.version_num >= OLDEST {

@@ -17,7 +17,7 @@ use super::{
     backup::Backup,
     checks,
     connect::{Link, Session, landmark, literal, text},
-    locks::{self, Database},
+    locks::{self, Database, Remembered},
 };
 use crate::{
     driver::{Acquired, Farewell, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
@@ -57,12 +57,21 @@ struct Holding {
 }
 
 /// Opens every session that the plan needs and does what is slow. Blocks nobody.
-pub(super) async fn prepare(member: &Member, plan: &Plan, deadline: Instant) -> Result<Ready, Error> {
-    let mut main = Link::open(member, None, Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
-    let warnings = checks::refuse_or_warn(&mut main, plan, deadline).await?;
-    let databases = match plan.level {
-        Level::WriteBlocked => locks::prepare(member, plan, &mut main, deadline).await?,
-        Level::Recoverable | Level::Durable => Vec::new(),
+pub(super) async fn prepare(
+    member: &Member,
+    plan: &Plan,
+    remembered: &Remembered,
+    deadline: Instant,
+) -> Result<Ready, Error> {
+    let mut warnings = Vec::new();
+    let main = async {
+        let mut main = Link::open(member, None, Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
+        warnings = checks::refuse_or_warn(&mut main, plan, deadline).await?;
+        Ok(main)
+    };
+    let (mut main, databases) = match plan.level {
+        Level::WriteBlocked => Box::pin(locks::prepare(member, plan, remembered, main, deadline)).await?,
+        Level::Recoverable | Level::Durable => (main.await?, Vec::new()),
     };
     let backup = match plan.copy {
         Copy::Files => Some(Backup::start(&mut main, &plan.freeze_uid, deadline).await?),
@@ -103,10 +112,6 @@ impl Prepared for Ready {
             asked: None,
             seeking: None,
         };
-        // Before the still point: a commit that no lock stops must not slip in between.
-        if held.plan.level == Level::WriteBlocked {
-            held.snapshot = Some(held.snapshot_now(deadline).await?);
-        }
         let mut acquired = held.still_point(deadline).await?;
         acquired.ended_sessions = ended_sessions;
         Ok((Box::new(held), acquired))
@@ -176,26 +181,24 @@ impl Holding {
         })
     }
 
-    /// A record in WAL that says who froze, committed and flushed; `then` runs after it. `local`, or it would wait for a
+    /// A snapshot, by which later commits are told; then a record in WAL that says who froze, committed and flushed; `then` runs after it. `local`, or it would wait for a
     /// standby that is away. A commit record is flushed before the commit is reported, and all WAL before it (manual,
     /// 20.5.1).
     async fn mark(&mut self, deadline: Instant, then: &str) -> Result<Vec<PgRow>, Error> {
         let sql = format!(
-            "SET statement_timeout = {}; BEGIN; SET LOCAL synchronous_commit = local; \
+            "SET statement_timeout = {}; SELECT pg_current_snapshot(); BEGIN; SET LOCAL synchronous_commit = local; \
              SELECT pg_current_xact_id(), pg_logical_emit_message(true, 'stillpoint', {}); COMMIT; {then}",
             left(deadline).as_millis(),
             literal(&self.plan.freeze_uid),
         );
         let rows = self.main.run(deadline, "writing the marker", &sql).await?;
-        self.marker_xid = rows.first().and_then(|row| text(row, 0)).and_then(|xid| xid.parse().ok());
+        let column = |row: usize| rows.get(row).and_then(|row| text(row, 0));
+        if self.plan.level == Level::WriteBlocked {
+            let missing = Error::Server { doing: "reading the snapshot", detail: "no row".into() };
+            self.snapshot = Some(column(0).ok_or(missing)?);
+        }
+        self.marker_xid = column(1).and_then(|xid| xid.parse().ok());
         Ok(rows)
-    }
-
-    async fn snapshot_now(&mut self, deadline: Instant) -> Result<String, Error> {
-        let rows = self.main.run(deadline, "reading the snapshot", "SELECT pg_current_snapshot()").await?;
-        rows.first()
-            .and_then(|row| text(row, 0))
-            .ok_or(Error::Server { doing: "reading the snapshot", detail: "no row".into() })
     }
 
     /// Every session answers, and the server's patience with each begins anew.

@@ -5,7 +5,11 @@
 //! shorter than `deadlock_timeout`, after which the server would look for a deadlock and could end a *client's*
 //! transaction. Between attempts the queue drains.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use api::Check;
 use futures::future::{join_all, try_join_all};
@@ -13,7 +17,7 @@ use sqlx::{Row, postgres::PgRow};
 use tokio::time::{Instant, sleep};
 
 use super::{
-    connect::{Hello, Link, MARK, Session, identifier, literal, text},
+    connect::{Link, MARK, Session, identifier, literal, text},
     errors,
 };
 use crate::{
@@ -30,11 +34,18 @@ use crate::{
 pub(super) struct Database {
     pub(super) session: Session,
     backend_pid: i32,
+    /// As [`Hello::whose`].
+    whose: (Option<String>, Option<String>),
     /// Quoted, with their schema.
     tables: BTreeSet<String>,
-    /// Lists them.
-    list: String,
 }
+
+/// The databases that servers had when they were last held: only a guess, so that the next freeze of one need not wait for its
+/// answer. At most [`MOST_REMEMBERED`] servers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Remembered(Arc<Mutex<HashMap<String, Vec<String>>>>);
+
+const MOST_REMEMBERED: usize = 10_000;
 
 /// A table of [`TABLES`].
 struct Table {
@@ -54,9 +65,12 @@ pub(super) struct Survey {
 }
 
 /// Tables and partitioned tables of users, with our right to lock them; partitions are locked with their parent. What
-/// initdb made has a lower number than any object of a user (manual, 52 "System Catalogs": `FirstNormalObjectId`).
+/// initdb made has a lower number than any object of a user (manual, 52 "System Catalogs": `FirstNormalObjectId`). MAINTAIN
+/// came with 17; older servers do not know the word.
 const TABLES: &str = "SELECT relnamespace::regnamespace, relname, \
-    has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, {rights}) \
+    has_schema_privilege(relnamespace, 'USAGE') AND has_table_privilege(oid, \
+      CASE WHEN current_setting('server_version_num')::int < 170000 THEN 'UPDATE,DELETE,TRUNCATE' \
+           ELSE 'UPDATE,DELETE,TRUNCATE,MAINTAIN' END) \
     FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND relpersistence <> 't' AND oid >= 16384";
 
 /// One row per session, as [`session`] reads it. Of its statement only the first word: the rest is the client's business.
@@ -79,24 +93,41 @@ const DRAIN: Duration = Duration::from_millis(250);
 /// How long we wait before we look who is in the way.
 const PATIENCE: Duration = Duration::from_millis(60);
 
-/// Opens one session per database and lists its tables. Blocks nobody. The database that the main session is in needs none
-/// of its own while it has no tables, as the maintenance database hardly ever has; one that is made there later shows as an
-/// escaped commit in the proof.
+/// Opens one session per database and lists its tables, beside `main`. Blocks nobody.
+///
+/// Which databases there are is only known when `main` has asked; those that it found the last time are opened meanwhile. The
+/// database that the main session is in needs none of its own while it has no tables, as the maintenance database hardly ever
+/// has; one that is made there later shows as an escaped commit in the proof.
 pub(super) async fn prepare(
     member: &Member,
     plan: &Plan,
-    main: &mut Link,
+    remembered: &Remembered,
+    main: impl Future<Output = Result<Link, Error>>,
     deadline: Instant,
-) -> Result<Vec<Database>, Error> {
-    let list = tables_sql(&main.hello);
-    let sql = format!("{list}; {}", databases_sql(member));
+) -> Result<(Link, Vec<Database>), Error> {
+    let guessed = remembered.databases(member);
+    let open = |name: String| Database::open(member, plan, name, deadline);
+    let (main, mut opened) = tokio::join!(main, join_all(guessed.into_iter().map(open)));
+    let mut main = main?;
+    let sql = format!("{TABLES}; {}", databases_sql(member));
     let rows = main.run(deadline, "listing databases and tables", &sql).await?;
     let mut names = databases(&rows);
     if lockable(&rows)?.is_empty() {
         names.retain(|name| *name != main.session.database);
     }
-    let main = &main.hello;
-    try_join_all(names.iter().map(|name| Database::open(member, plan, name, main, &list, deadline))).await
+    remembered.remember(member, &names);
+    // A guess that was wrong, or did not come about, counts for nothing.
+    opened.retain(|opened| opened.as_ref().is_ok_and(|database| names.contains(&database.session.database)));
+    let known = |name: &&String| !opened.iter().flatten().any(|database| database.session.database == **name);
+    let missing = names.iter().filter(known).cloned().map(open);
+    let more = try_join_all(missing).await?;
+    let all: Vec<Database> = opened.into_iter().flatten().chain(more).collect();
+    if all.iter().any(|database| database.whose != main.hello.whose()) {
+        return Err(Error::Incarnation {
+            detail: format!("two connections to {} reached two servers", member.address),
+        });
+    }
+    Ok((main, all))
 }
 
 /// Locks everything by `deadline`; answers the sessions that were ended for it.
@@ -141,12 +172,11 @@ pub(super) async fn acquire(
 /// What a freeze at WriteBlocked would lock, database by database, nothing locked.
 pub(super) async fn survey(member: &Member, main: &mut Link, deadline: Instant) -> Result<Survey, Error> {
     let names = databases(&main.run(deadline, "listing databases", &databases_sql(member)).await?);
-    let list = tables_sql(&main.hello);
     let mut survey =
         Survey { databases: names.len(), room: room_in_the_lock_table(main, deadline).await?, ..Survey::default() };
     for name in names {
         let mut session = Session::open(member, Some(&name), None, crate::lease::LONGEST_SERVER_TTL, deadline).await?;
-        let tables = tables(&session.run(deadline, "listing tables", &list).await?);
+        let tables = tables(&session.run(deadline, "listing tables", TABLES).await?);
         session.close(deadline).await;
         survey.tables += tables.len();
         let forbidden = tables.iter().filter(|table| !table.lockable);
@@ -193,34 +223,42 @@ enum Attempt {
     Failed(Error),
 }
 
+impl Remembered {
+    fn databases(&self, member: &Member) -> Vec<String> {
+        if !member.databases.is_empty() {
+            return member.databases.clone();
+        }
+        self.table().get(&member.address.to_string()).cloned().unwrap_or_default()
+    }
+
+    fn remember(&self, member: &Member, names: &[String]) {
+        let mut table = self.table();
+        if table.len() >= MOST_REMEMBERED {
+            table.clear();
+        }
+        table.insert(member.address.to_string(), names.to_vec());
+    }
+
+    fn table(&self) -> MutexGuard<'_, HashMap<String, Vec<String>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 impl Database {
     /// One round trip besides connecting: whose server answers, and what is to be locked there.
-    async fn open(
-        member: &Member,
-        plan: &Plan,
-        name: &str,
-        main: &Hello,
-        list: &str,
-        deadline: Instant,
-    ) -> Result<Self, Error> {
-        let mut session = Session::open(member, Some(name), Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
-        let sql = format!("{WHOSE}; {list}");
-        let rows = session.run(deadline, "listing tables", &sql).await?;
+    async fn open(member: &Member, plan: &Plan, name: String, deadline: Instant) -> Result<Self, Error> {
+        let uid = Some(plan.freeze_uid.as_str());
+        let mut session = Session::open(member, Some(&name), uid, plan.server_ttl, deadline).await?;
+        let rows = session.run(deadline, "listing tables", &format!("{WHOSE}; {TABLES}")).await?;
         let column = |at| rows.first().and_then(|row| text(row, at));
-        if column(1).as_ref() != Some(&main.incarnation.server) || column(2) != main.postmaster_start {
-            return Err(Error::Incarnation {
-                detail: format!("two connections to {} reached two servers", member.address),
-            });
-        }
         let backend_pid = column(0).and_then(|pid| pid.parse().ok()).unwrap_or_default();
-        Ok(Self { session, backend_pid, tables: lockable(&rows)?, list: list.to_owned() })
+        Ok(Self { session, backend_pid, whose: (column(1), column(2)), tables: lockable(&rows)? })
     }
 
     /// One attempt, in one transaction that stays open when it succeeds.
     async fn lock(&mut self, budget: Duration) -> Result<(), Attempt> {
         let limit = budget.as_millis();
         let begin = format!("BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
-        let list = self.list.clone();
         let deadline = Instant::now() + budget;
         let mut missing: Vec<String> = self.tables.iter().cloned().collect();
         let mut first = true;
@@ -231,7 +269,8 @@ impl Database {
             } else {
                 format!("; LOCK TABLE {} IN SHARE MODE", missing.join(", "))
             };
-            let sql = format!("{}{lock}; {list}", if first { &begin } else { "SELECT" });
+            // Once all is locked, the next statements have their own, longer limit.
+            let sql = format!("{}{lock}; {TABLES}; {KEEP}", if first { &begin } else { "SELECT" });
             first = false;
             let rows = match tokio::time::timeout_at(deadline + DRAIN, self.session.attempt(&sql)).await {
                 Ok(Ok(rows)) => rows,
@@ -253,14 +292,11 @@ impl Database {
             missing = listed.difference(&self.tables).cloned().collect();
             self.tables.extend(listed);
         }
-        let keep = "SET LOCAL statement_timeout = 5000";
-        self.session
-            .attempt(keep)
-            .await
-            .map(drop)
-            .map_err(|error| Attempt::Failed(errors::running(error, "locking tables")))
+        Ok(())
     }
 }
+
+const KEEP: &str = "SET LOCAL statement_timeout = 5000";
 
 /// Looks who is in the way of `pids`, and ends them where the policy says so. Never ends by itself.
 async fn watch(
@@ -326,12 +362,7 @@ fn lockable(rows: &[PgRow]) -> Result<BTreeSet<String>, Error> {
     }
 }
 
-/// Three columns. MAINTAIN came with 17; older servers do not know the word.
-fn tables_sql(hello: &Hello) -> String {
-    let maintain = if hello.version_num >= 170_000 { ",MAINTAIN" } else { "" };
-    TABLES.replace("{rights}", &format!("'UPDATE,DELETE,TRUNCATE{maintain}'"))
-}
-
+/// The rows of [`TABLES`].
 fn tables(rows: &[PgRow]) -> Vec<Table> {
     let table = |row: &PgRow| {
         // The server quotes a schema that needs it; a name comes as it is.
