@@ -34,7 +34,7 @@ async fn no_output_holds_a_password() {
         seen += &String::from_utf8_lossy(&output.stdout);
         seen += &String::from_utf8_lossy(&output.stderr);
     }
-    seen += &std::fs::read_to_string(stillpoint.data_dir().with_extension("log")).unwrap();
+    seen += &stillpoint.log().unwrap();
     assert!(seen.contains("orders") && seen.len() > 2000, "there was something to search: {}", seen.len());
     let token = std::fs::read_to_string(stillpoint.data_dir().join("admin.token")).unwrap();
     for secret in [PASSWORD, token.trim()] {

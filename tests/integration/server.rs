@@ -160,3 +160,48 @@ async fn a_declared_freeze_holds_and_is_thawed_when_it_is_deleted() {
     let live = stillpoint.get("/apis/live.stillpoint.dev/v1alpha1/namespaces/default/databases/bank").await.unwrap();
     assert_eq!(live["status"]["state"], "Idle");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_declared_freeze_that_joined_another_ends_with_it() {
+    let (stillpoint, server) = bank(ServerKind::POSTGRESQL_15).await;
+    let path = "/apis/stillpoint.dev/v1alpha1/namespaces/default/freezes";
+    stillpoint.quiesce("bank", json!({"uid": "first"})).await.unwrap();
+    for (name, lose) in [("thawed", false), ("lost", true)] {
+        let freeze = json!({"metadata": {"name": name}, "spec": {"targets": [{"database": "bank"}], "ttlSeconds": 30}});
+        stillpoint.post(path, &freeze).await.unwrap();
+        let end = Instant::now() + Duration::from_secs(10);
+        let joined = loop {
+            let status = stillpoint.get(&format!("{path}/{name}")).await.unwrap()["status"].clone();
+            if status["phase"] == "Frozen" {
+                break status;
+            }
+            assert!(Instant::now() < end, "{status}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert!(joined["message"].as_str().unwrap().contains("joined"), "{joined}");
+        if lose {
+            let sql =
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name LIKE 'stillpoint/%'";
+            server.execute("postgres", sql).await.unwrap();
+        } else {
+            // The claim of the object is all that holds after the first has gone.
+            stillpoint.unquiesce("bank", json!({"uid": "first"})).await.unwrap();
+            stillpoint.unquiesce("bank", json!({"force": true})).await.unwrap();
+        }
+        let finished = stillpoint.finished(name, Duration::from_secs(10)).await.unwrap();
+        assert_eq!(finished["phase"], if lose { "Lost" } else { "Thawed" }, "{finished}");
+        stillpoint.quiesce("bank", json!({"uid": format!("after {name}")})).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_told_to_stop_thaws_what_holds_and_leaves_no_task_behind() {
+    let (mut stillpoint, server) = bank(ServerKind::POSTGRESQL_15).await;
+    let status = stillpoint.quiesce("bank", json!({"level": "WriteBlocked", "ttlSeconds": 3})).await.unwrap();
+    stillpoint.terminate().await.unwrap();
+    server.execute("bank", "INSERT INTO ledger VALUES (99, 1)").await.unwrap();
+    assert!(!stillpoint.log().unwrap().contains("did not end in time"), "{}", stillpoint.log().unwrap());
+    stillpoint.restart().await.unwrap();
+    let finished = stillpoint.finished(status["freeze"].as_str().unwrap(), Duration::from_secs(5)).await.unwrap();
+    assert!(["Thawed", "Expired"].contains(&finished["phase"].as_str().unwrap()), "{finished}");
+}

@@ -29,6 +29,9 @@ pub struct Refused {
     pub message: String,
 }
 
+/// The data directory, and its log beside it, within a directory that goes with its owner.
+const DATA: &str = "data";
+
 /// A binary of ours, beside the one that runs.
 pub fn binary(name: &str) -> Result<PathBuf> {
     let own = std::env::current_exe()?;
@@ -45,7 +48,7 @@ impl Stillpoint {
     /// Starts one with an empty data directory.
     pub async fn start() -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("stillpoint-data-").tempdir()?;
-        let (child, client, kubeconfig) = run(directory.path()).await?;
+        let (child, client, kubeconfig) = run(&directory.path().join(DATA)).await?;
         Ok(Self { client, kubeconfig, pid: child.id(), child: Some(child), directory })
     }
 
@@ -57,16 +60,31 @@ impl Stillpoint {
         }
     }
 
+    /// Asks it to stop, as a service manager would, and waits until it has.
+    pub async fn terminate(&mut self) -> Result<()> {
+        let Some(mut child) = self.child.take() else { return Ok(()) };
+        Command::new("kill").arg(child.id().to_string()).status()?;
+        let ended = tokio::task::spawn_blocking(move || child.wait());
+        let status = tokio::time::timeout(Duration::from_secs(60), ended).await.context("it did not stop")???;
+        anyhow::ensure!(status.success(), "{status}");
+        Ok(())
+    }
+
     /// Kills it and starts it again on the same data.
     pub async fn restart(&mut self) -> Result<()> {
         self.kill9();
-        let (child, client, kubeconfig) = run(self.directory.path()).await?;
+        let (child, client, kubeconfig) = run(&self.data_dir()).await?;
         (self.pid, self.client, self.kubeconfig, self.child) = (child.id(), client, kubeconfig, Some(child));
         Ok(())
     }
 
-    pub fn data_dir(&self) -> &Path {
-        self.directory.path()
+    pub fn data_dir(&self) -> PathBuf {
+        self.directory.path().join(DATA)
+    }
+
+    /// What every run of it wrote to stderr.
+    pub fn log(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(self.data_dir().with_extension("log"))?)
     }
 
     /// Registers a real server as a Database, with the administrator's account.
