@@ -10,6 +10,7 @@
 mod answer;
 mod app;
 mod args;
+mod asked;
 mod auth;
 mod body;
 mod controllers;

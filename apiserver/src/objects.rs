@@ -5,13 +5,14 @@ use std::sync::Arc;
 use api::{Database, FreezeSpec};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{StatusCode, header};
+use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     answer::{Answer, Parts, coded, json_answer},
+    asked::Asked,
     auth::{Authorizer, User, forbidden},
     body::{self, Body},
     controllers,
@@ -19,10 +20,10 @@ use crate::{
     meta,
     negotiate::Form,
     patch::Patch,
-    registry::{DeleteOptions, Deleted, Page, Registry, Write, value},
+    registry::{DeleteOptions, Deleted, Page, Registry, value},
     resources::{self, DATABASES, FREEZES, NAMESPACES, Resource, SECRETS, Storage},
     store::{Key, Stored},
-    table::{self, Include},
+    table,
     target::{ResourceTarget, Verb},
     verbs::{Call, Verbs},
     watching,
@@ -34,15 +35,6 @@ pub struct Objects {
     pub registry: Registry,
     pub verbs: Verbs,
     pub authorizer: Arc<dyn Authorizer>,
-}
-
-/// One request, taken apart.
-pub(crate) struct Asked<'a> {
-    pub(crate) user: &'a User,
-    pub(crate) resource: &'static Resource,
-    pub(crate) target: &'a ResourceTarget,
-    pub(crate) parts: &'a Parts<'a>,
-    pub(crate) now: Timestamp,
 }
 
 impl Objects {
@@ -277,63 +269,6 @@ impl Objects {
             }
         }
         Ok(())
-    }
-}
-
-impl<'a> Asked<'a> {
-    pub(crate) fn selection(&self) -> Result<crate::query::Selection, ApiError> {
-        let selection = self.parts.query.selection()?;
-        let known: Vec<&str> =
-            ["metadata.name", "metadata.namespace"].iter().chain(self.resource.fields).copied().collect();
-        match selection.fields.unknown(&known) {
-            None => Ok(selection),
-            Some(path) => {
-                let known = known.iter().map(|path| format!("{path:?}")).collect::<Vec<_>>().join(", ");
-                Err(ApiError::bad_request(format!("{path:?} is not a known field selector: only {known}")))
-            }
-        }
-    }
-
-    pub(crate) fn include(&self) -> Result<Include, ApiError> {
-        Include::parse(self.parts.query.get("includeObject"))
-            .ok_or_else(|| ApiError::bad_request("includeObject must be None, Metadata or Object"))
-    }
-
-    fn name(&self) -> &str {
-        self.target.name.as_deref().unwrap_or_default()
-    }
-
-    fn status(&self) -> bool {
-        self.target.subresource.as_deref() == Some("status")
-    }
-
-    fn content_type(&self) -> Option<&str> {
-        self.parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
-    }
-
-    fn write(&self, admit: &'a (dyn Fn(&Value) -> Result<(), ApiError> + Send + Sync)) -> Result<Write<'a>, ApiError> {
-        Ok(Write { dry_run: self.parts.query.dry_run()?, validation: self.parts.query.field_validation()?, admit })
-    }
-
-    fn one(&self, object: &Value) -> Result<Answer, ApiError> {
-        self.written(object, StatusCode::OK, Vec::new())
-    }
-
-    fn written(&self, object: &Value, code: StatusCode, warnings: Vec<String>) -> Result<Answer, ApiError> {
-        match self.parts.form {
-            Form::Table => {
-                let list = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let table =
-                    table::table(self.resource, std::slice::from_ref(object), list, self.include()?, true, self.now);
-                coded(code, &table, warnings)
-            }
-            Form::PartialObjectMetadata => coded(code, &table::partial(object), warnings),
-            Form::Object | Form::AggregatedDiscovery => coded(code, object, warnings),
-        }
-    }
-
-    fn table(&self, objects: &[Value], list: Value) -> Result<Answer, ApiError> {
-        json_answer(&table::table(self.resource, objects, list, self.include()?, true, self.now))
     }
 }
 

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     answer::Answer,
+    asked::Asked,
     error::ApiError,
     negotiate::Form,
-    objects::Asked,
     query::Selection,
     registry::{Page, Registry, concerns, selected, value},
     resources::Resource,

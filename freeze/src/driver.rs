@@ -72,19 +72,6 @@ pub struct ServerInfo {
     pub started_at: Option<Timestamp>,
 }
 
-/// A session that stands in the way.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocker {
-    /// The server's number for it.
-    pub id: i64,
-    pub user: String,
-    pub application: String,
-    /// How long its statement or transaction has been running.
-    pub age: Duration,
-    /// What it is doing, cut to 120 characters, without literals of the statement where the server lets us.
-    pub doing: String,
-}
-
 /// What `acquire` or a further `barrier` made true, and since when.
 #[derive(Clone, Debug)]
 pub struct Acquired {
@@ -252,15 +239,5 @@ impl Farewell {
 impl fmt::Debug for Farewell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Farewell to {}", self.0.len())
-    }
-}
-
-impl fmt::Display for Blocker {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "session {} ({}", self.id, self.user)?;
-        if !self.application.is_empty() {
-            write!(f, ", {}", self.application)?;
-        }
-        write!(f, "), {:.1} s: {}", self.age.as_secs_f64(), self.doing)
     }
 }

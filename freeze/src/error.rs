@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use api::conditions::reasons;
+use api::{Check, conditions::reasons};
 use thiserror::Error;
 
-use crate::driver::Blocker;
+use crate::blocker::Blocker;
 
 /// Why a driver could not do what it was asked. The message names what was seen; [`Error::advice`] what to do.
 #[derive(Debug, Error)]
@@ -88,6 +88,11 @@ impl Error {
             Self::Journal(_) => reasons::JOURNAL_UNAVAILABLE,
             Self::Server { .. } => reasons::SERVER_ERROR,
         }
+    }
+
+    /// It as the check of this name, failed.
+    pub fn check(&self, name: &str) -> Check {
+        Check::fail(name, self.reason(), self.to_string(), self.advice())
     }
 
     /// What to do about it, for a person.

@@ -13,6 +13,7 @@
 //! leaves is undone by the server (the sessions' idle timeout) or by recovery at start (the journal's undo list);
 //! a lost hold is never taken again silently; nothing is called proved that was not.
 
+mod blocker;
 mod claims;
 #[cfg(feature = "testing")]
 pub mod contract;
@@ -24,9 +25,10 @@ mod group;
 mod journal;
 mod lease;
 
+pub use blocker::Blocker;
 pub use driver::{
-    Account, Acquired, Blocker, Driver, Farewell, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Released,
-    ServerInfo, Tls, TlsRoots,
+    Account, Acquired, Driver, Farewell, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Released, ServerInfo,
+    Tls, TlsRoots,
 };
 pub use engines::{Drivers, text::chain};
 pub use error::Error;

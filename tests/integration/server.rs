@@ -190,7 +190,7 @@ async fn a_declared_freeze_that_joined_another_ends_with_it() {
         }
         let finished = stillpoint.finished(name, Duration::from_secs(10)).await.unwrap();
         assert_eq!(finished["phase"], if lose { "Lost" } else { "Thawed" }, "{finished}");
-        stillpoint.quiesce("bank", json!({"uid": format!("after {name}")})).await.unwrap();
+        stillpoint.quiesce("bank", json!({"uid": format!("after-{name}")})).await.unwrap();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use api::BlockerPolicy;
 
-use crate::driver::{Blocker, Plan};
+use crate::{blocker::Blocker, driver::Plan};
 
 /// A session that stands in the way, as an engine found it.
 #[derive(Clone, Debug)]

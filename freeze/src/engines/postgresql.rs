@@ -17,6 +17,7 @@ mod errors;
 mod hold;
 mod locks;
 mod recipe;
+mod search;
 
 use std::sync::Arc;
 

@@ -1,5 +1,9 @@
 //! Small things that every engine says the same way.
 
+use api::Check;
+
+use crate::driver::Member;
+
 /// The error and its sources, once each.
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
@@ -12,4 +16,9 @@ pub fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+/// The first check of every preflight.
+pub(super) fn reachable(member: &Member) -> Check {
+    Check::pass("reachable", format!("{} answers, and lets the account in", member.address))
 }

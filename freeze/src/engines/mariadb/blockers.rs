@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep};
 
 use super::connect::{Link, text};
 use crate::{
-    driver::{Blocker, Member, Plan},
+    blocker::Blocker,
+    driver::{Member, Plan},
     engines::in_the_way::{Found, InTheWay},
     error::Error,
     lease::LONGEST_SERVER_TTL,

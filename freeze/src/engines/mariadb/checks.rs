@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     driver::{Grant, Member, Plan},
+    engines::text::reachable,
     error::Error,
     lease::LONGEST_SERVER_TTL,
 };
@@ -18,8 +19,8 @@ use crate::{
 pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check> {
     let mut link = match Link::open(member, LONGEST_SERVER_TTL, deadline).await {
         Ok(link) => link,
-        Err(error @ Error::Pooler { .. }) => return vec![reachable(member), failed("pooler", &error)],
-        Err(error) => return vec![failed("reachable", &error)],
+        Err(error @ Error::Pooler { .. }) => return vec![reachable(member), error.check("pooler")],
+        Err(error) => return vec![error.check("reachable")],
     };
     let hello = link.hello.clone();
     let mut checks = vec![reachable(member), Check::pass("pooler", "the server itself answers")];
@@ -85,7 +86,7 @@ fn judge(hello: &Hello, plan: &Plan) -> Vec<Check> {
         .into_iter()
         .map(|(name, verdict, passed)| match verdict {
             Ok(()) => Check::pass(name, passed),
-            Err(error) => failed(name, &error),
+            Err(error) => error.check(name),
         })
         .collect()
 }
@@ -153,7 +154,7 @@ async fn durability(link: &mut Link, hello: &Hello, plan: &Plan, deadline: Insta
             format!("{settings}: InnoDB's own flush has to be waited for, up to 1 s"),
             "GRANT SUPER, so that it can be flushed at once",
         ),
-        Err(error) => failed(name, &error),
+        Err(error) => error.check(name),
     }
 }
 
@@ -164,7 +165,7 @@ async fn privileges(link: &mut Link, plan: &Plan, deadline: Instant) -> Vec<Chec
                SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
     let rows = match link.run(deadline, "reading rights", sql).await {
         Ok(rows) => rows,
-        Err(error) => return vec![failed("privilege-reload", &error)],
+        Err(error) => return vec![error.check("privilege-reload")],
     };
     let has = |privilege: &str| rows.iter().any(|row| text(row, 0).as_deref() == Some(privilege));
     let needs = |name: &'static str, privilege: &str| {
@@ -172,7 +173,7 @@ async fn privileges(link: &mut Link, plan: &Plan, deadline: Instant) -> Vec<Chec
             return Check::pass(name, format!("the account has {privilege}"));
         }
         let grant = format!("GRANT {privilege} ON *.* TO the account");
-        failed(name, &Error::Privilege { privilege: privilege.to_owned(), grant })
+        Error::Privilege { privilege: privilege.to_owned(), grant }.check(name)
     };
     let mut checks = vec![needs("privilege-reload", "RELOAD")];
     if plan.level == Level::WriteBlocked {
@@ -216,12 +217,11 @@ async fn foreign(link: &mut Link, deadline: Instant) -> Check {
     match link.run(deadline, "looking for other freezes", &sql).await {
         Ok(rows) => match rows.first().and_then(|row| text(row, 0)) {
             None => Check::pass("foreign-freeze", "no other freeze"),
-            Some(id) => failed(
-                "foreign-freeze",
-                &Error::ForeignFreeze { holder: format!("session {id}, a freeze of Stillpoint") },
-            ),
+            Some(id) => {
+                Error::ForeignFreeze { holder: format!("session {id}, a freeze of Stillpoint") }.check("foreign-freeze")
+            }
         },
-        Err(error) => failed("foreign-freeze", &error),
+        Err(error) => error.check("foreign-freeze"),
     }
 }
 
@@ -242,14 +242,14 @@ async fn not_innodb(link: &mut Link, deadline: Instant) -> Check {
                 "ALTER TABLE … ENGINE = InnoDB",
             ),
         },
-        Err(error) => failed("storage-engines", &error),
+        Err(error) => error.check("storage-engines"),
     }
 }
 
 async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check {
     let (found, sight) = match blockers::look(link, 0, deadline).await {
         Ok(looked) => looked,
-        Err(error) => return failed("blockers", &error),
+        Err(error) => return error.check("blockers"),
     };
     let old = found.iter().filter(|found| found.blocker.age >= plan.blockers_older_than);
     let sessions: Vec<String> = old.map(|found| found.blocker.to_string()).collect();
@@ -267,12 +267,4 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
             }
         }
     }
-}
-
-fn reachable(member: &Member) -> Check {
-    Check::pass("reachable", format!("{} answers, and lets the account in", member.address))
-}
-
-fn failed(name: &'static str, error: &Error) -> Check {
-    Check::fail(name, error.reason(), error.to_string(), error.advice())
 }

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::{
     driver::{Grant, Member, Plan},
+    engines::text::reachable,
     error::Error,
     lease::LONGEST_SERVER_TTL,
 };
@@ -101,21 +102,21 @@ pub(super) async fn refuse_or_warn(link: &mut Link, plan: &Plan, deadline: Insta
 pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check> {
     let mut link = match Link::open(member, None, None, LONGEST_SERVER_TTL, deadline).await {
         Ok(link) => link,
-        Err(error @ Error::Pooler { .. }) => return vec![reachable(member), failed("pooler", &error)],
-        Err(error) => return vec![failed("reachable", &error)],
+        Err(error @ Error::Pooler { .. }) => return vec![reachable(member), error.check("pooler")],
+        Err(error) => return vec![error.check("reachable")],
     };
     let mut checks = vec![reachable(member)];
     match second_session_is_ours(member, &link.hello, deadline).await {
         Ok(()) => checks.push(Check::pass("pooler", "the server itself answers")),
         Err(error) => {
-            checks.push(failed("pooler", &error));
+            checks.push(error.check("pooler"));
             return checks;
         }
     }
     let facts = match facts(&mut link, deadline).await {
         Ok(facts) => facts,
         Err(error) => {
-            checks.push(failed("settings", &error));
+            checks.push(error.check("settings"));
             return checks;
         }
     };
@@ -313,7 +314,7 @@ fn needs(name: &'static str, has: bool, privilege: &str, grant: &str) -> Named {
 /// Tables that may not be locked, room in the lock table, and writers that would keep us waiting.
 async fn write_block_checks(member: &Member, plan: &Plan, link: &mut Link, deadline: Instant) -> Vec<Check> {
     match locks::survey(member, link, deadline).await {
-        Err(error) => vec![failed("privilege-lock", &error)],
+        Err(error) => vec![error.check("privilege-lock")],
         Ok(survey) => {
             let blockers = blockers_now(link, plan, deadline).await;
             [locks::privilege(&survey), locks::room(&survey), blockers].into_iter().collect()
@@ -334,7 +335,7 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
     );
     let rows = match link.run(deadline, "looking for sessions in the way", &sql).await {
         Ok(rows) => rows,
-        Err(error) => return failed("blockers", &error),
+        Err(error) => return error.check("blockers"),
     };
     let sessions: Vec<String> = rows.iter().map(|row: &PgRow| locks::session(row).blocker.to_string()).collect();
     if sessions.is_empty() {
@@ -363,18 +364,10 @@ async fn second_session_is_ours(member: &Member, first: &Hello, deadline: Instan
     Ok(())
 }
 
-fn reachable(member: &Member) -> Check {
-    Check::pass("reachable", format!("{} answers, and lets the account in", member.address))
-}
-
-pub(super) fn failed(name: &'static str, error: &Error) -> Check {
-    Check::fail(name, error.reason(), error.to_string(), error.advice())
-}
-
 fn check(name: &'static str, verdict: Verdict) -> Check {
     match verdict {
         Verdict::Pass(message) => Check::pass(name, message),
         Verdict::Warn(message, fix) => Check::warn(name, message, fix),
-        Verdict::Fail(error) => failed(name, &error),
+        Verdict::Fail(error) => error.check(name),
     }
 }

@@ -199,13 +199,8 @@ impl Hello {
         if self.version_num >= OLDEST {
             return Ok(());
         }
-        Err(too_old(&self.version))
+        Err(errors::too_old(&self.version))
     }
-}
-
-pub(super) fn too_old(version: &str) -> Error {
-    let engine = api::Engine::PostgreSQL;
-    Error::Version { engine, found: version.to_owned(), supported: "PostgreSQL 15 or later" }
 }
 
 /// What every session of a freeze but the first finds taken, and only on the very run of the very server that the first one

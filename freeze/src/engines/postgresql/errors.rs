@@ -68,7 +68,7 @@ fn said(error: &dyn DatabaseError, doing: &'static str, user: &str, address: &st
         },
         Some(Meaning::Pooler) => Error::Pooler { detail },
         // Only the startup packet names settings that a server may not know.
-        Some(Meaning::TooOld) if !address.is_empty() => super::connect::too_old("13 or older"),
+        Some(Meaning::TooOld) if !address.is_empty() => too_old("13 or older"),
         Some(Meaning::Starting) => Error::Unreachable { address: address.to_owned(), detail },
         Some(Meaning::Gone) => Error::Lost { detail },
         Some(Meaning::TooOld) | None => Error::Server { doing, detail },
@@ -78,4 +78,10 @@ fn said(error: &dyn DatabaseError, doing: &'static str, user: &str, address: &st
 /// rustls reports a certificate that it refuses as invalid data of the stream.
 fn certificate(error: &std::io::Error) -> bool {
     error.kind() == std::io::ErrorKind::InvalidData && error.to_string().contains("certificate")
+}
+
+/// A server whose statements this engine does not speak.
+pub(super) fn too_old(version: &str) -> Error {
+    let engine = api::Engine::PostgreSQL;
+    Error::Version { engine, found: version.to_owned(), supported: "PostgreSQL 15 or later" }
 }

@@ -11,19 +11,19 @@ use futures::{
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
-use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     backup::Backup,
     checks,
-    connect::{Link, Session, landmark, literal, text},
+    connect::{Link, Session, literal, text},
     locks::{self, Database, Remembered},
+    search::{Seeking, Sought},
 };
 use crate::{
     driver::{Acquired, Farewell, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
-    engines::deadline::{by, left},
+    engines::deadline::left,
     error::Error,
-    lease::{LONGEST_SERVER_TTL, server_ttl},
+    lease::server_ttl,
 };
 
 #[derive(Debug)]
@@ -151,7 +151,7 @@ impl Holding {
         Sought {
             member: self.member.clone(),
             incarnation: self.incarnation.clone(),
-            landmark: landmark(&self.plan.freeze_uid),
+            freeze_uid: self.plan.freeze_uid.clone(),
         }
     }
 
@@ -286,68 +286,6 @@ impl Escaped {
         }
     }
 }
-
-/// A session that holds, as a fresh connection to the same address looks for it.
-#[derive(Debug)]
-struct Sought {
-    member: Member,
-    incarnation: Incarnation,
-    landmark: i64,
-}
-
-impl Sought {
-    /// Tries the landmark: it is taken on the same run of the same server while our session is there, and nowhere else.
-    /// Answers the session that tried, and what is not as it was.
-    async fn found(&self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
-        let mut fresh = Session::open(&self.member, None, None, LONGEST_SERVER_TTL, deadline).await?;
-        let sql = format!("SELECT pg_try_advisory_lock({})", self.landmark);
-        let rows = fresh.run(deadline, "looking for our session", &sql).await?;
-        if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("f") {
-            return Ok((fresh, None));
-        }
-        let found = fresh.hello(None, deadline).await?.incarnation;
-        let changed = if found == self.incarnation {
-            "the server at the address does not know our session".to_owned()
-        } else {
-            format!("the server at the address is another, or was restarted: {found:?}")
-        };
-        Ok((fresh, Some(changed)))
-    }
-}
-
-/// The search, under way. What makes a copy Durable is settled at the still point, so it begins there, and a proof within the
-/// same second waits for the rest of it; a later one begins another. Dropped, it ends.
-#[derive(Debug)]
-struct Seeking {
-    began: Instant,
-    search: AbortOnDropHandle<Result<(Session, Option<String>), Error>>,
-}
-
-impl Seeking {
-    fn begin(sought: Sought) -> Self {
-        let began = Instant::now();
-        let search = tokio::spawn(async move { sought.found(began + SEARCH).await });
-        Self { began, search: AbortOnDropHandle::new(search) }
-    }
-
-    fn is_young(&self) -> bool {
-        self.began.elapsed() < YOUNG
-    }
-
-    async fn found(self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
-        by(deadline, "looking for our session", async {
-            self.search.await.unwrap_or_else(|error| {
-                Err(Error::Server { doing: "looking for our session", detail: error.to_string() })
-            })
-        })
-        .await
-    }
-}
-
-/// How long a search may last, whoever waits for it.
-const SEARCH: Duration = Duration::from_secs(5);
-/// What a search found holds for as long as a heartbeat's word does.
-const YOUNG: Duration = Duration::from_secs(1);
 
 /// More transaction ids than this used up under a write block: the proof would cost more than it is worth.
 const MOST_IDS: u32 = 100_000;

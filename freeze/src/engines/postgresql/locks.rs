@@ -21,7 +21,8 @@ use super::{
     errors,
 };
 use crate::{
-    driver::{Blocker, Member, Plan},
+    blocker::Blocker,
+    driver::{Member, Plan},
     engines::{
         deadline::left,
         in_the_way::{Found, InTheWay},
@@ -193,7 +194,7 @@ pub(super) fn privilege(survey: &Survey) -> Check {
         );
     }
     let shown = survey.forbidden.iter().take(5).cloned().collect::<Vec<_>>().join(", ");
-    super::checks::failed("privilege-lock", &forbidden(&shown, survey.forbidden.len()))
+    forbidden(&shown, survey.forbidden.len()).check("privilege-lock")
 }
 
 pub(super) fn room(survey: &Survey) -> Check {
