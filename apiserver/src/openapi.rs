@@ -2,9 +2,8 @@
 
 use std::sync::OnceLock;
 
-use api::{Quiesce, Renew, Unquiesce};
 use bytes::Bytes;
-use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
+use schemars::generate::SchemaSettings;
 use serde_json::{Map, Value, json};
 
 use crate::{
@@ -111,16 +110,6 @@ fn document(group: &str, version: &str) -> Value {
     rename_references(&mut document);
     document
 }
-
-/// The schema of a verb's body: the type itself, without its name.
-pub(crate) fn verb_schema<T: JsonSchema>(generator: &mut SchemaGenerator) -> schemars::Schema {
-    T::json_schema(generator)
-}
-
-/// The bodies of the live verbs.
-pub(crate) const QUIESCE: fn(&mut SchemaGenerator) -> schemars::Schema = verb_schema::<Quiesce>;
-pub(crate) const UNQUIESCE: fn(&mut SchemaGenerator) -> schemars::Schema = verb_schema::<Unquiesce>;
-pub(crate) const RENEW: fn(&mut SchemaGenerator) -> schemars::Schema = verb_schema::<Renew>;
 
 fn add_paths(resource: &Resource, paths: &mut Map<String, Value>) {
     let base = format!("/{}", path_of(resource.group, resource.version));

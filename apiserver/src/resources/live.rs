@@ -1,15 +1,15 @@
 //! `databases` of `live.stillpoint.dev/v1alpha1`: the same names as the stored Databases, and what is true of them now.
 //! Never stored; read from the freezer's memory, without dialling any server.
 
-use api::{Database, LiveDatabase, LiveDatabaseStatus};
+use api::{Database, LiveDatabase, LiveDatabaseStatus, Quiesce, Renew, Unquiesce};
 use freeze::FreezeView;
-use schemars::json_schema;
+use schemars::{JsonSchema, json_schema};
 
 use super::{
     Column, Resource, Storage, Subresource,
     cells::{AGE, NAME, text},
 };
-use crate::{openapi, target::Verb};
+use crate::target::Verb;
 
 pub static DATABASES: Resource = Resource {
     group: api::LIVE_GROUP,
@@ -23,9 +23,14 @@ pub static DATABASES: Resource = Resource {
     storage: Storage::Live,
     verbs: &[Verb::Get, Verb::List],
     subresources: &[
-        Subresource { name: "quiesce", kind: "Quiesce", verbs: &[Verb::Create], schema: Some(openapi::QUIESCE) },
-        Subresource { name: "unquiesce", kind: "Unquiesce", verbs: &[Verb::Create], schema: Some(openapi::UNQUIESCE) },
-        Subresource { name: "renew", kind: "Renew", verbs: &[Verb::Create], schema: Some(openapi::RENEW) },
+        Subresource { name: "quiesce", kind: "Quiesce", verbs: &[Verb::Create], schema: Some(Quiesce::json_schema) },
+        Subresource {
+            name: "unquiesce",
+            kind: "Unquiesce",
+            verbs: &[Verb::Create],
+            schema: Some(Unquiesce::json_schema),
+        },
+        Subresource { name: "renew", kind: "Renew", verbs: &[Verb::Create], schema: Some(Renew::json_schema) },
     ],
     columns: &[
         NAME,
