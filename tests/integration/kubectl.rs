@@ -29,7 +29,7 @@ impl Kubectl {
             .args(arguments.split_whitespace())
             .env("KUBECONFIG", &self.kubeconfig)
             .env("HOME", self.kubeconfig.parent().unwrap());
-        command.env("KUBECTL_EXTERNAL_DIFF", "diff -u");
+        command.env("KUBECTL_EXTERNAL_DIFF", "diff -u").env("KUBE_EDITOR", "sed -i s/gold/silver/");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
@@ -76,6 +76,10 @@ fn walk(kubectl: &Kubectl) {
     assert!(kubectl.ok("get spdb -n shop --field-selector metadata.name=orders -o yaml", "").contains("port: 2"));
     kubectl.fails("get spdb -n shop --field-selector spec.nonsense=1", "", "not a known field selector");
     kubectl.ok("label spdb orders -n shop tier=gold", "");
+    assert!(kubectl.ok("edit spdb orders -n shop", "").contains("edited"));
+    assert!(kubectl.ok("get spdb -n shop -l tier=silver --no-headers", "").contains("orders"));
+    let watched = kubectl.run("get spdb -n shop -w --request-timeout=2s", "").1;
+    assert!(watched.contains("orders"), "{watched}");
     kubectl.ok("annotate spdb orders -n shop note=x", "");
     kubectl.ok("patch spdb orders -n shop --type=merge -p {\"spec\":{\"paused\":true}}", "");
     kubectl.ok("patch spdb orders -n shop --type=json -p [{\"op\":\"remove\",\"path\":\"/spec/paused\"}]", "");
@@ -119,4 +123,25 @@ async fn what_was_written_survives_a_kill() {
     let kubectl = Kubectl::of("1.33", &stillpoint);
     assert_eq!(kubectl.ok("get spdb orders -n shop -o jsonpath={.metadata.uid}", ""), before);
     kubectl.fails("create namespace shop", "", "already exists");
+}
+
+/// kubectl asks by 500, and lets itself ask five times a second only.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_page_of_a_table_holds_more_than_kubectl_asks_for_and_a_small_page_what_it_should() {
+    let stillpoint = Stillpoint::start().await.unwrap();
+    let events = "/api/v1/namespaces/default/events";
+    for n in 0..520 {
+        let event = serde_json::json!({"metadata": {"name": format!("e{n}")}, "involvedObject": {"name": "x"}, "reason": "Test"});
+        stillpoint.post(events, &event).await.unwrap();
+    }
+    let page = async |limit: usize, accept: &str| {
+        let request = http::Request::get(format!("{events}?limit={limit}")).header("accept", accept).body(Vec::new());
+        let page: serde_json::Value = stillpoint.client.request(request.unwrap()).await.unwrap();
+        let rows = page["rows"].as_array().or(page["items"].as_array()).unwrap().len();
+        (rows, page["metadata"]["continue"].is_string())
+    };
+    let table = "application/json;as=Table;v=v1;g=meta.k8s.io";
+    assert_eq!(page(500, table).await, (520, false));
+    assert_eq!(page(499, table).await, (499, true));
+    assert_eq!(page(500, "application/json").await, (500, true));
 }
