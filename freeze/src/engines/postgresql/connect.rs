@@ -300,7 +300,7 @@ fn hello(row: &PgRow, idle: Duration) -> Result<Hello, Error> {
     };
     let version_num = number(0, "version")?;
     let limit = text(row, 6).unwrap_or_default();
-    if version_num >= OLDEST && duration(&limit) != Some(idle) {
+    if version_num >= OLDEST && duration(&limit).map(|limit| limit.as_millis()) != Some(idle.as_millis()) {
         return Err(Error::Pooler {
             detail: format!(
                 "the session that we were given ends after {limit:?} of silence, and we asked for {} ms",

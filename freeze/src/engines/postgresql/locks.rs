@@ -108,8 +108,9 @@ pub(super) async fn prepare(
 ) -> Result<(Link, Vec<Database>), Error> {
     let guessed = remembered.databases(member);
     let open = |name: String| Database::open(member, plan, name, deadline);
-    let (main, mut opened) = tokio::join!(main, join_all(guessed.into_iter().map(open)));
-    let mut main = main?;
+    // A main session that does not come about waits for no guess.
+    let guesses = async { Ok(join_all(guessed.into_iter().map(open)).await) };
+    let (mut main, mut opened) = tokio::try_join!(main, guesses)?;
     let sql = format!("{TABLES}; {}", databases_sql(member));
     let rows = main.run(deadline, "listing databases and tables", &sql).await?;
     let mut names = databases(&rows);
