@@ -77,7 +77,9 @@ pub fn last_freeze(freeze: &FreezeName, status: &FreezeStatus) -> LastFreeze {
         level: status.level.unwrap_or_default(),
         frozen_at: status.frozen_at.clone(),
         frozen_milliseconds: status.frozen_milliseconds,
-        proved: proofs.len() == status.targets.len() && proofs.iter().all(|held| *held),
+        proved: status.phase == Phase::Thawed
+            && proofs.len() == status.targets.len()
+            && proofs.iter().all(|held| *held),
     }
 }
 

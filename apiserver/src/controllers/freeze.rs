@@ -1,6 +1,9 @@
 //! Declared freezes: what somebody wants (`kubectl apply` of a `Freeze`), and what has to be done about it.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use api::{ClaimKind, Desired, Freeze, FreezeStatus, Phase, conditions};
 use freeze::{Claimant, Ending, FreezeName, Granted, Refused};
@@ -90,11 +93,22 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
         Ok((request, _)) => request,
         Err(error) => return fail(verbs, &name, error.reason, &error.message).await,
     };
-    // Said before it is begun, so that it is never begun twice.
-    let status = FreezeStatus { phase: Phase::Preparing, ..FreezeStatus::default() };
-    if let Err(error) = verbs.registry.update_status(&FREEZES, &name.namespace, &name.name, &status).await {
-        warn!(freeze = %name, message = %error.message, "a Freeze could not be begun");
-        return;
+    // Said before it is begun, and only by one: the event that brought us here may be old.
+    let ours = AtomicBool::new(false);
+    let change = |status: &mut Value| {
+        let pending = status["phase"].as_str().is_none_or(|phase| phase == "Pending");
+        ours.store(pending, Ordering::Relaxed);
+        if pending {
+            status["phase"] = serde_json::json!(Phase::Preparing);
+        }
+    };
+    match verbs.registry.change_status(&FREEZES, &name.namespace, &name.name, change).await {
+        Ok(_) if ours.load(Ordering::Relaxed) => {}
+        Ok(_) => return,
+        Err(error) => {
+            warn!(freeze = %name, message = %error.message, "a Freeze could not be begun");
+            return;
+        }
     }
     let task = verbs.clone();
     verbs.tasks.spawn(async move {
@@ -107,7 +121,13 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
                 let message = match refused {
                     Refused::Conflict { freeze, why, .. } => format!("Freeze {} covers it: {why}", freeze.name),
                     Refused::Stopping => "the server is going down".to_owned(),
-                    other => format!("{other:?}"),
+                    Refused::Finished { freeze } => {
+                        format!("its uid belongs to Freeze {}, which is finished", freeze.name)
+                    }
+                    Refused::Undoing { freeze } => format!("what Freeze {} left is still being undone", freeze.name),
+                    Refused::NotHeld { freeze, .. } | Refused::Withdrawn { freeze } => {
+                        format!("Freeze {}, which it waited for, did not hold", freeze.name)
+                    }
                 };
                 fail(&task, &name, conditions::reasons::BLOCKED, &message).await;
             }

@@ -69,7 +69,14 @@ impl Driver for Mariadb {
             return Ok(false);
         };
         let mut link = Link::open(member, LONGEST_SERVER_TTL, deadline).await?;
+        // Under the mark: never in the middle of another freeze's barrier, nor before our own old session is gone.
+        let wait = format!("SELECT GET_LOCK({}, 5)", literal(MARK));
+        let rows = link.run(deadline, "waiting for other freezes", &wait).await?;
+        if rows.first().and_then(|row| text(row, 0)).as_deref() != Some("1") {
+            return Err(Error::ForeignFreeze { holder: "another session of Stillpoint".to_owned() });
+        }
         settings.restore(&mut link, deadline).await?;
+        link.run(deadline, "letting the mark go", "DO RELEASE_ALL_LOCKS()").await?;
         link.close(deadline).await;
         Ok(true)
     }

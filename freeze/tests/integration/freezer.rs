@@ -307,3 +307,20 @@ async fn a_freeze_that_is_over_answers_while_it_is_tidied_up() {
     let again = timeout(Duration::from_secs(1), freezer.unquiesce("ns", "db", "a", Stage::Thaw));
     assert!(again.await.expect("no wait").unwrap().unwrap().status.phase.is_finished());
 }
+
+/// What an earlier claim was told of the hold says nothing of how it ended.
+#[tokio::test(start_paused = true)]
+async fn a_freeze_that_is_lost_after_a_claim_left_keeps_no_proof() {
+    let (freezer, _) = freezer();
+    let server = MemoryServer::default();
+    for (freeze, uid) in [("f", "a"), ("g", "b")] {
+        let wanted = request(freeze, uid, vec![target("db", &server, Level::Durable, Copy::Atomic)], TTL);
+        freezer.quiesce(wanted).await.unwrap();
+    }
+    let left = freezer.unquiesce("ns", "db", "a", Stage::Thaw).await.unwrap().unwrap();
+    assert!(left.status.targets[0].proof.as_ref().unwrap().held, "the first to leave is told so");
+    server.kill_sessions();
+    sleep(Duration::from_secs(3)).await;
+    let ended = freezer.unquiesce("ns", "db", "b", Stage::Thaw).await.unwrap().unwrap();
+    assert_eq!((ended.status.phase, &ended.status.targets[0].proof), (Phase::Lost, &None));
+}

@@ -45,13 +45,22 @@ struct Held {
 const THAW_TRIES: u32 = 5;
 /// How long the server may take for one answer to a thaw.
 const THAW: Duration = Duration::from_secs(40);
+/// How long the server may take to renew.
+const RENEW: Duration = Duration::from_secs(2);
 const COUNTDOWN: Duration = Duration::from_millis(200);
 
 pub(super) async fn run(command: Command, api: Api, output: Output) -> Result<u8, Failure> {
     let mut signals = Signals::new()?;
+    let uid = command.own_uid();
     let held = tokio::select! {
-        held = freeze(&command, &api) => held?,
-        number = signals.next() => return Ok(u8::try_from(128 + number).unwrap_or(u8::MAX)),
+        held = freeze(&command, &api, uid.clone()) => held?,
+        number = signals.next() => {
+            // It may be granted already, and nobody heard the answer.
+            if let Err(failure) = thaw(&api, &command.what.name, &uid).await {
+                eprintln!("warning: the claim could not be ended: {failure}; its lease ends it");
+            }
+            return Ok(u8::try_from(128 + number).unwrap_or(u8::MAX));
+        }
     };
     if output == Output::Text {
         eprint!("{}", super::held(&command.what.name, &held.status));
@@ -70,8 +79,7 @@ pub(super) async fn run(command: Command, api: Api, output: Output) -> Result<u8
 }
 
 /// Asks until it is heard: the uid makes asking twice harmless.
-async fn freeze(command: &Command, api: &Api) -> Result<Held, Failure> {
-    let uid = command.own_uid();
+async fn freeze(command: &Command, api: &Api, uid: String) -> Result<Held, Failure> {
     let mut tries = 0;
     let answered = loop {
         match api.quiesce(&command.what.name, command.spec(Some(uid.clone())), false).await {
@@ -172,7 +180,13 @@ async fn attend(
             () = sleep_until(renew_at), if renews => {
                 renew_at = Instant::now() + held.ttl / 2;
                 let spec = RenewSpec { uid: Some(held.uid.clone()), ttl_seconds: None };
-                match api.renew(&command.what.name, spec).await.map(|renewed| renewed.status.and_then(|status| status.expires_at)) {
+                // Everything else that may end it waits meanwhile, so this does not take long.
+                let renewed = timeout(RENEW, api.renew(&command.what.name, spec)).await;
+                let Ok(renewed) = renewed else {
+                    eprintln!("warning: the freeze was not renewed: no answer within {} s", RENEW.as_secs());
+                    continue;
+                };
+                match renewed.map(|renewed| renewed.status.and_then(|status| status.expires_at)) {
                     Ok(Some(until)) => *expires = Instant::now() + until_then(until.0),
                     Ok(None) => {}
                     Err(error) => eprintln!("warning: the freeze was not renewed: {error}"),

@@ -16,7 +16,7 @@ use api::Undo;
 use serde_json::{Map, Value};
 use tokio::time::{Instant, sleep};
 
-use super::connect::{Hello, Link, limits, text};
+use super::connect::{Link, limits, text};
 use crate::{error::Error, journal::UndoLog};
 
 /// The two settings as they were before us.
@@ -47,8 +47,16 @@ const LOOK: Duration = Duration::from_millis(20);
 pub(super) const STATEMENT: Duration = Duration::from_secs(5);
 
 impl Settings {
-    pub(super) fn of(hello: &Hello) -> Self {
-        Self { flush_log_at_trx_commit: hello.flush_log_at_trx_commit, sync_binlog: hello.sync_binlog }
+    /// As they are now. Under the mark of a freeze they are not another freeze's.
+    async fn now(link: &mut Link, deadline: Instant) -> Result<Self, Error> {
+        let doing = "reading durability settings";
+        let sql = "SELECT @@global.innodb_flush_log_at_trx_commit, @@global.sync_binlog";
+        let rows = link.run(deadline, doing, sql).await?;
+        let number = |at| rows.first().and_then(|row| text(row, at)).and_then(|value| value.parse().ok());
+        let (Some(flush_log_at_trx_commit), Some(sync_binlog)) = (number(0), number(1)) else {
+            return Err(Error::Server { doing, detail: "no settings".into() });
+        };
+        Ok(Self { flush_log_at_trx_commit, sync_binlog })
     }
 
     pub(super) fn to_undo(self) -> Undo {
@@ -84,9 +92,20 @@ impl Settings {
     }
 }
 
-/// How the barrier is made. Asked in prepare: `SET GLOBAL … = itself` tells whether the account may.
+/// How the barrier would be made, by what can be read alone: a preflight touches nothing.
+pub(super) async fn foresee(link: &mut Link, deadline: Instant) -> Result<Way, Error> {
+    let settings = Settings::now(link, deadline).await?;
+    let may_raise = link.privileges(deadline).await?.iter().any(|privilege| privilege == "SUPER");
+    Ok(match settings.flush_log_at_trx_commit {
+        1 if settings.sync_binlog == 1 || !link.hello.log_bin || !may_raise => Way::Flush,
+        _ if may_raise => Way::Raise(settings),
+        _ => Way::Wait,
+    })
+}
+
+/// How the barrier is made. Asked under the mark, each time anew: `SET GLOBAL … = itself` tells whether the account may.
 pub(super) async fn way(link: &mut Link, deadline: Instant) -> Result<Way, Error> {
-    let settings = Settings::of(&link.hello);
+    let settings = Settings::now(link, deadline).await?;
     if settings.flush_log_at_trx_commit == 1 && (settings.sync_binlog == 1 || !link.hello.log_bin) {
         return Ok(Way::Flush);
     }

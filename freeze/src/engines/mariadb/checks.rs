@@ -129,7 +129,7 @@ fn no_cluster(hello: &Hello) -> Result<(), Error> {
     })
 }
 
-/// What the barrier has to do here; tried by setting the settings to what they are.
+/// What the barrier will have to do here, as far as it can be read.
 async fn durability(link: &mut Link, hello: &Hello, plan: &Plan, deadline: Instant) -> Check {
     let name = "durability";
     let settings = format!(
@@ -141,7 +141,7 @@ async fn durability(link: &mut Link, hello: &Hello, plan: &Plan, deadline: Insta
     if plan.level == Level::Recoverable {
         return Check::pass(name, settings);
     }
-    match barrier::way(link, deadline).await {
+    match barrier::foresee(link, deadline).await {
         Ok(Way::Flush) if hello.log_bin && hello.sync_binlog != 1 => Check::warn(
             name,
             format!("{settings}: commits are flushed, but the binary log in the copy may be behind"),
@@ -160,14 +160,11 @@ async fn durability(link: &mut Link, hello: &Hello, plan: &Plan, deadline: Insta
 
 /// The rights that cannot be tried without doing something: read from what the account may see of itself.
 async fn privileges(link: &mut Link, plan: &Plan, deadline: Instant) -> Vec<Check> {
-    let sql = "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES \
-               WHERE GRANTEE = CONCAT('\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', \
-               SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
-    let rows = match link.run(deadline, "reading rights", sql).await {
-        Ok(rows) => rows,
+    let privileges = match link.privileges(deadline).await {
+        Ok(privileges) => privileges,
         Err(error) => return vec![error.check("privilege-reload")],
     };
-    let has = |privilege: &str| rows.iter().any(|row| text(row, 0).as_deref() == Some(privilege));
+    let has = |privilege: &str| privileges.iter().any(|one| one == privilege);
     let needs = |name: &'static str, privilege: &str| {
         if has(privilege) {
             return Check::pass(name, format!("the account has {privilege}"));

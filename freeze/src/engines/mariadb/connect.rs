@@ -153,6 +153,15 @@ impl Link {
         Ok((position, replica))
     }
 
+    /// What the account may do everywhere, as it may see of itself.
+    pub(super) async fn privileges(&mut self, deadline: Instant) -> Result<Vec<String>, Error> {
+        let sql = "SELECT PRIVILEGE_TYPE FROM information_schema.USER_PRIVILEGES \
+                   WHERE GRANTEE = CONCAT('\\'', SUBSTRING_INDEX(CURRENT_USER(), '@', 1), '\\'@\\'', \
+                   SUBSTRING_INDEX(CURRENT_USER(), '@', -1), '\\'')";
+        let rows = self.run(deadline, "reading rights", sql).await?;
+        Ok(rows.iter().filter_map(|row| text(row, 0)).collect())
+    }
+
     /// See [`Session::close`].
     pub(super) async fn close(self, deadline: Instant) {
         self.session.close(deadline).await;

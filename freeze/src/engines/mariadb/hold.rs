@@ -37,6 +37,8 @@ struct Holding {
     way: Way,
     undo: Arc<dyn UndoLog>,
     position: MariadbPosition,
+    /// The server's settings are raised, perhaps.
+    raised: bool,
     /// BACKUP STAGE was begun, perhaps.
     backup: bool,
     /// The fresh connection of the last proof: closed when somebody has time for it.
@@ -59,7 +61,10 @@ pub(super) async fn prepare(
     };
     let (member, plan, position) = (member.clone(), plan.clone(), MariadbPosition::default());
     let server = link.hello.server();
-    Ok(Ready { server, session: Holding { member, plan, link, way, undo, position, backup: false, asked: None } })
+    Ok(Ready {
+        server,
+        session: Holding { member, plan, link, way, undo, position, raised: false, backup: false, asked: None },
+    })
 }
 
 /// One freeze of ours per server: the barrier's settings are the server's, and two would put back each other's.
@@ -123,7 +128,7 @@ impl Holding {
         if self.plan.level < Level::WriteBlocked {
             return self.still_point(deadline).await;
         }
-        self.way.begin(&mut self.link, self.undo.as_ref(), deadline).await?;
+        self.raise(deadline).await?;
         let mut in_the_way = InTheWay::default();
         let own = self.link.hello.connection_id;
         self.backup = true;
@@ -155,9 +160,9 @@ impl Holding {
     async fn still_point(&mut self, deadline: Instant) -> Result<Acquired, Error> {
         let frozen_at = Timestamp::now();
         if self.plan.level > Level::Recoverable {
-            self.way.begin(&mut self.link, self.undo.as_ref(), deadline).await?;
+            self.raise(deadline).await?;
             let flushed = self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await;
-            self.way.end(&mut self.link, self.undo.as_ref(), deadline).await?;
+            self.lower(deadline).await?;
             flushed?;
         }
         (self.position, _) = self.link.position(deadline).await?;
@@ -209,10 +214,27 @@ impl Holding {
         Ok((after, changed))
     }
 
+    /// What the barrier needs of the server's settings, as they are now: they are its administrator's between two barriers.
+    async fn raise(&mut self, deadline: Instant) -> Result<(), Error> {
+        self.way = barrier::way(&mut self.link, deadline).await?;
+        self.raised = matches!(self.way, Way::Raise(_));
+        self.way.begin(&mut self.link, self.undo.as_ref(), deadline).await
+    }
+
+    /// Puts back what was raised, and nothing else.
+    async fn lower(&mut self, deadline: Instant) -> Result<(), Error> {
+        if !self.raised {
+            return Ok(());
+        }
+        self.way.end(&mut self.link, self.undo.as_ref(), deadline).await?;
+        self.raised = false;
+        Ok(())
+    }
+
     /// Lets writers go on first, then puts the settings back, then lets the next freeze begin.
     async fn let_go(&mut self, deadline: Instant) -> Result<(), Error> {
         let backup = std::mem::take(&mut self.backup);
-        if backup && self.way == Way::Flush {
+        if backup && !self.raised {
             // Nothing to put back in between: one round trip, unless there was no backup yet to end.
             let sql = "BACKUP STAGE END; DO RELEASE_ALL_LOCKS()";
             if self.link.run(deadline, "ending the backup", sql).await.is_ok() {
@@ -224,7 +246,7 @@ impl Holding {
         } else {
             Ok(())
         };
-        let restored = self.way.end(&mut self.link, self.undo.as_ref(), deadline).await;
+        let restored = self.lower(deadline).await;
         let unmarked = self.link.run(deadline, "letting the mark go", "DO RELEASE_ALL_LOCKS()").await.map(drop);
         ended.and(restored).and(unmarked)
     }

@@ -107,7 +107,11 @@ impl Session {
     /// Asks who answers, and sets up the landmark of a freeze.
     pub(super) async fn hello(&mut self, freeze_uid: Option<&str>, deadline: Instant) -> Result<Hello, Error> {
         let doing = "asking who the server is";
-        let landmark = freeze_uid.map(|uid| format!(", pg_try_advisory_lock({})", landmark(uid))).unwrap_or_default();
+        let landmark = freeze_uid.map(landmark).map(|(high, low)| {
+            // The two-number form: each is a signed 32-bit integer, and shows as an oid.
+            format!(", pg_try_advisory_lock({}, {})", high.cast_signed(), low.cast_signed())
+        });
+        let landmark = landmark.unwrap_or_default();
         let rows = self.run(deadline, doing, &format!("{HELLO}{landmark}")).await?;
         let mut hello = hello(rows.first().ok_or(Error::Server { doing, detail: "no row".into() })?, self.idle)?;
         if hello.incarnation.replica {
@@ -205,10 +209,12 @@ impl Hello {
 
 /// What every session of a freeze but the first finds taken, and only on the very run of the very server that the first one
 /// is in: an advisory lock (manual, 13.3.5; also on a standby, 27.4.2). Nobody else uses a number that is this uid's.
-pub(super) fn landmark(freeze_uid: &str) -> i64 {
+pub(super) fn landmark(freeze_uid: &str) -> (u32, u32) {
     let mut hasher = std::hash::DefaultHasher::new();
     freeze_uid.hash(&mut hasher);
-    hasher.finish().cast_signed()
+    let number = hasher.finish().to_be_bytes();
+    let half = |at: usize| u32::from_be_bytes([number[at], number[at + 1], number[at + 2], number[at + 3]]);
+    (half(0), half(4))
 }
 
 /// The text of a column, or nothing for NULL. The simple protocol carries every type as text.

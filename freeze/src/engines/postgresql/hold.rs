@@ -152,6 +152,7 @@ impl Holding {
             member: self.member.clone(),
             incarnation: self.incarnation.clone(),
             freeze_uid: self.plan.freeze_uid.clone(),
+            backend_pid: self.main.hello.backend_pid,
         }
     }
 
@@ -326,8 +327,18 @@ impl Held for Holding {
     async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error> {
         let kind = if self.plan.level == Level::WriteBlocked { ProofKind::NoCommit } else { ProofKind::SessionHeld };
         let before = Position::Postgresql(self.position.clone());
-        let seeking = self.seeking.take().filter(Seeking::is_young).unwrap_or_else(|| Seeking::begin(self.sought()));
-        let (found, seen) = tokio::join!(seeking.found(deadline), self.look_back(deadline));
+        let (early, sought) = (self.seeking.take().filter(Seeking::is_young), self.sought());
+        let search = async {
+            // What an early search did not find is looked for again: only a find counts.
+            match early {
+                Some(early) => match early.found(deadline).await {
+                    Ok((fresh, None)) => Ok((fresh, None)),
+                    _ => sought.found(deadline).await,
+                },
+                None => sought.found(deadline).await,
+            }
+        };
+        let (found, seen) = tokio::join!(search, self.look_back(deadline));
         let (changed_here, after) = seen?;
         let reason = match found {
             Ok((fresh, changed)) => {

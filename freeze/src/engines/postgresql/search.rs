@@ -16,16 +16,24 @@ pub(super) struct Sought {
     pub(super) member: Member,
     pub(super) incarnation: Incarnation,
     pub(super) freeze_uid: String,
+    /// Of the session that is looked for.
+    pub(super) backend_pid: i32,
 }
 
 impl Sought {
-    /// Tries the landmark: it is taken on the same run of the same server while our session is there, and nowhere else.
-    /// Answers the session that tried, and what is not as it was.
-    async fn found(&self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
+    /// Looks for the landmark: our session has it on the same run of the same server while our session is there, and nowhere else.
+    /// Answers the session that looked, and what is not as it was.
+    pub(super) async fn found(&self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
         let mut fresh = Session::open(&self.member, None, None, LONGEST_SERVER_TTL, deadline).await?;
-        let sql = format!("SELECT pg_try_advisory_lock({})", landmark(&self.freeze_uid));
+        // Never by trying to lock: what a search took, the next one would find.
+        let (high, low) = landmark(&self.freeze_uid);
+        let sql = format!(
+            "SELECT count(*) FROM pg_lock_status() WHERE locktype = 'advisory' AND granted AND pid = {} \
+             AND classid = {high} AND objid = {low}",
+            self.backend_pid
+        );
         let rows = fresh.run(deadline, "looking for our session", &sql).await?;
-        if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("f") {
+        if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("1") {
             return Ok((fresh, None));
         }
         let found = fresh.hello(None, deadline).await?.incarnation;

@@ -58,6 +58,8 @@ impl Task {
                 status.thawed_at = Some(api::micro_time(at));
                 status.frozen_milliseconds = status.frozen_at.as_ref().map(|frozen| milliseconds(frozen.0, at));
             }
+            // What an earlier claim was told is no word on how the freeze ended.
+            status.targets.iter_mut().for_each(|target| target.proof = None);
             prove(status, proofs.clone());
             keep(status, gone.artifacts.clone());
             conclude(status, reason, &message, at);

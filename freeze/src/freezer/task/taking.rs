@@ -19,6 +19,7 @@ use crate::{
     claims::may_join,
     driver::Acquired,
     group::{self, Fault, Group, Target},
+    lease::LONGEST_SERVER_TTL,
 };
 
 impl Task {
@@ -135,6 +136,14 @@ async fn take(
             }
         })
         .await;
-    let (group, acquired) = group::acquire(&targets, prepared).await?;
+    let (mut group, acquired) = group::acquire(&targets, prepared).await?;
+    if targets.len() > 1 {
+        // One may have waited for the slowest for longer than its server is patient.
+        let patience = targets.iter().map(|target| target.plan.server_ttl).min().unwrap_or(LONGEST_SERVER_TTL);
+        if let Err(fault) = group.heartbeat(patience, Instant::now() + patience).await {
+            let gone = group.release(Instant::now() + RELEASE).await;
+            return Err(std::iter::once(fault).chain(gone.faults).collect());
+        }
+    }
     Ok((group, acquired, warnings))
 }
