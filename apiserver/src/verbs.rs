@@ -223,6 +223,9 @@ impl Verbs {
         let uid = claimant(&call, renew.spec.uid.as_deref()).uid;
         self.own_claim(&call, &uid)?;
         let ttl = wanted.map(|seconds| std::time::Duration::from_secs(u64::from(seconds)));
+        if call.dry_run {
+            return Err(ApiError::bad_request("renew has no dry run: nothing can be told of it but by doing it"));
+        }
         let about = live::DATABASES.about(call.name);
         let Some(granted) = self.freezer.renew(call.namespace, call.name, &uid, ttl).await else {
             return Err(ApiError::conflict(about, "no live claim of this uid is held; quiesce again"));

@@ -140,7 +140,9 @@ async fn follow(verbs: &Verbs, name: &FreezeName, freeze: &Freeze, granted: Gran
     let uid = granted.claim.uid.clone();
     let joined = granted.freeze.name;
     let database = freeze.spec.targets.first().map(|target| target.database.as_str()).unwrap_or_default();
-    let mut watch = verbs.freezer.watch(&name.namespace, database);
+    // Another may have begun meanwhile: that one is not ours.
+    let still = verbs.freezer.view(&name.namespace, database).is_some_and(|view| view.freeze.name == joined);
+    let mut watch = verbs.freezer.watch(&name.namespace, database).filter(|_| still);
     let mut status = granted.status;
     loop {
         let own = of_claim(&status, &uid, &joined);
