@@ -207,8 +207,8 @@ impl Hello {
     }
 }
 
-/// What every session of a freeze but the first finds taken, and only on the very run of the very server that the first one
-/// is in: an advisory lock (manual, 13.3.5; also on a standby, 27.4.2). Nobody else uses a number that is this uid's.
+/// The two numbers of an advisory lock that each session of a freeze tries to take (manual, 13.3.5; also on a standby, 27.4.2).
+/// The main one is first, so whoever sees it held by that session is in the very run of the very server that is held.
 pub(super) fn landmark(freeze_uid: &str) -> (u32, u32) {
     let mut hasher = std::hash::DefaultHasher::new();
     freeze_uid.hash(&mut hasher);
