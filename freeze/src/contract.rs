@@ -9,13 +9,13 @@ use std::{
     time::Duration,
 };
 
-use api::{BlockerPolicy, CheckResult, Copy, Level, Role, Undo};
+use api::{BlockerPolicy, CheckResult, Copy, Incarnation, Level, Role, Undo};
 use async_trait::async_trait;
 use futures::{FutureExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    driver::{Account, Acquired, Driver, Held, Member, Observed, Plan, Prepared},
+    driver::{Account, Acquired, Driver, Held, Member, Observed, Plan, Prepared, Recovered},
     error::Error,
     journal::{JournalError, UndoLog},
 };
@@ -80,6 +80,7 @@ pub const CASES: &[Case] = &[
     },
     Case { name: "Files has two stages and gives what a restore needs", check: |s| files(s).boxed() },
     Case { name: "a later barrier is a later still point", check: |s| barrier(s).boxed() },
+    Case { name: "what is prepared is kept beyond the server's patience", check: |s| keep(s).boxed() },
     Case { name: "heartbeats keep it beyond the server's patience", check: |s| heartbeat(s).boxed() },
     Case { name: "silence loses it, and the server lets go by itself", check: |s| silence(s).boxed() },
     Case { name: "dropping what is prepared leaves nothing", check: |s| drop_prepared(s).boxed() },
@@ -90,6 +91,7 @@ pub const CASES: &[Case] = &[
     Case { name: "observe sees a freeze while it holds, and not after", check: |s| observe(s).boxed() },
     Case { name: "thaw_all ends it", check: |s| thaw_all(s).boxed() },
     Case { name: "what outlives the session was intended before, and settled", check: |s| undo(s).boxed() },
+    Case { name: "what was done to another server or run is not undone here", check: |s| undo_elsewhere(s).boxed() },
     Case { name: "an undo item of another kind is left alone", check: |s| unknown_undo(s).boxed() },
     Case { name: "a black hole is left in time", check: |s| black_hole(s).boxed() },
     Case { name: "a wrong password is told as such, and never shown", check: |s| wrong_password(s).boxed() },
@@ -220,6 +222,26 @@ async fn barrier(subject: &dyn Subject) -> Outcome {
     Outcome::Passed
 }
 
+async fn keep(subject: &dyn Subject) -> Outcome {
+    let ttl = Duration::from_secs(1);
+    let wanted = Plan { server_ttl: ttl, ..plan(Level::WriteBlocked, Copy::Atomic) };
+    let mut kept = prepare(subject, &wanted, Arc::default()).await.expect("prepare");
+    let end = Instant::now() + ttl + ttl;
+    while Instant::now() < end {
+        kept.keep(ttl, soon()).await.expect("keep");
+        sleep(Duration::from_millis(300)).await;
+    }
+    let (held, _) = kept.acquire().await.expect("acquire");
+    held.release(soon()).await.expect("release");
+    clean(subject).await;
+    // The control: nobody keeps this one.
+    let alone = prepare(subject, &wanted, Arc::default()).await.expect("prepare");
+    sleep(ttl + ttl).await;
+    assert!(alone.acquire().await.is_err(), "the server has ended it");
+    clean(subject).await;
+    Outcome::Passed
+}
+
 async fn heartbeat(subject: &dyn Subject) -> Outcome {
     let ttl = Duration::from_secs(2);
     let (mut held, _, _) = take(subject, &Plan { server_ttl: ttl, ..plan(Level::Durable, Copy::Atomic) }).await;
@@ -335,16 +357,37 @@ async fn undo(subject: &dyn Subject) -> Outcome {
     assert!(intended.iter().all(|undo| settled.contains(&undo.kind)), "{intended:?} {settled:?}");
     for _ in 0..2 {
         for undo in &intended {
-            assert!(subject.driver().recover(&subject.member(), undo, soon()).await.expect("recover"), "idempotent");
+            assert_eq!(recover(subject, undo, None).await, Recovered::Undone, "idempotent");
         }
     }
     clean(subject).await;
     Outcome::Passed
 }
 
+async fn undo_elsewhere(subject: &dyn Subject) -> Outcome {
+    let (held, _, noted) = take(subject, &plan(Level::WriteBlocked, Copy::Atomic)).await;
+    held.release(soon()).await.expect("release");
+    let intended = noted.intended.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let Some(undo) = intended.first() else {
+        return Outcome::NotApplicable("nothing outlives a session of this engine with these settings".to_owned());
+    };
+    let this = subject.driver().probe(&subject.member(), soon()).await.expect("probe").incarnation;
+    let another = Incarnation { server: "another".to_owned(), ..this.clone() };
+    let earlier = Incarnation { started_at: "1".to_owned(), ..this.clone() };
+    assert!(matches!(recover(subject, undo, Some(&another)).await, Recovered::Elsewhere(_)));
+    assert_eq!(recover(subject, undo, Some(&earlier)).await, Recovered::Undone, "it went with that run");
+    assert_eq!(recover(subject, undo, Some(&this)).await, Recovered::Undone);
+    clean(subject).await;
+    Outcome::Passed
+}
+
+async fn recover(subject: &dyn Subject, undo: &Undo, of: Option<&Incarnation>) -> Recovered {
+    subject.driver().recover(&subject.member(), undo, of, soon()).await.expect("recover")
+}
+
 async fn unknown_undo(subject: &dyn Subject) -> Outcome {
     let undo = Undo { version: 99, kind: "fromTheFuture".to_owned(), data: serde_json::Map::new() };
-    assert!(!subject.driver().recover(&subject.member(), &undo, soon()).await.expect("recover"));
+    assert_eq!(recover(subject, &undo, None).await, Recovered::Unknown);
     Outcome::Passed
 }
 
@@ -407,7 +450,7 @@ impl Noted {
     async fn undo(&self, subject: &dyn Subject) {
         let intended = self.intended.lock().unwrap_or_else(PoisonError::into_inner).clone();
         for undo in intended {
-            assert!(subject.driver().recover(&subject.member(), &undo, soon()).await.expect("recover"));
+            assert_eq!(recover(subject, &undo, None).await, Recovered::Undone);
         }
     }
 }

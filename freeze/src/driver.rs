@@ -111,6 +111,17 @@ pub enum Observed {
     Holds(String),
 }
 
+/// What became of an undo item.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// It is as it was before the freeze, or the change went with the run of the server that it was made to.
+    Undone,
+    /// Another server, which it says itself to be, answers at the address.
+    Elsewhere(String),
+    /// A kind that this engine does not know; it is left in the journal.
+    Unknown,
+}
+
 /// One privilege statement that an administrator runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
@@ -148,9 +159,15 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
         deadline: Instant,
     ) -> Result<Box<dyn Prepared>, Error>;
 
-    /// Undoes what a dead freezer left, by its journal. Idempotent. `Ok(false)`: a kind this engine does not know; it is
-    /// left in the journal.
-    async fn recover(&self, member: &Member, undo: &Undo, deadline: Instant) -> Result<bool, Error>;
+    /// Undoes what a dead freezer left, by its journal. Idempotent. `of`: the server that it was done to; another one is
+    /// not touched.
+    async fn recover(
+        &self,
+        member: &Member,
+        undo: &Undo,
+        of: Option<&Incarnation>,
+        deadline: Instant,
+    ) -> Result<Recovered, Error>;
 
     /// Asks the server, on a fresh connection, what of this freeze is still in it.
     async fn observe(&self, member: &Member, freeze_uid: &str, deadline: Instant) -> Result<Observed, Error>;
@@ -176,6 +193,9 @@ pub trait Prepared: fmt::Debug + Send {
 
     /// Checks that did not pass and do not refuse.
     fn warnings(&self) -> Vec<Check>;
+
+    /// The server's patience with every session begins anew: somebody else of the group takes longer. Any error is final.
+    async fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> Result<(), Error>;
 
     /// Takes hold within the plan's acquire timeout. On error everything is undone already.
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error>;

@@ -10,7 +10,7 @@ mod task;
 mod undo;
 
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -27,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     claims::Wish,
+    directory::Directory,
     journal::{FreezeName, Journal},
     lease,
 };
@@ -126,6 +127,7 @@ struct Inner {
     /// Fencing: greater than that of every freezer before.
     epoch: i64,
     journal: Arc<dyn Journal>,
+    directory: Arc<dyn Directory>,
     table: Mutex<Table>,
     tasks: TaskTracker,
     /// No new freezes.
@@ -136,7 +138,8 @@ struct Inner {
 
 #[derive(Debug, Default)]
 struct Table {
-    by_member: HashMap<Member, Handle>,
+    /// The freeze that has each member. More than one, the newest last, only of those that are being recovered.
+    by_member: HashMap<Member, Vec<Handle>>,
     /// How freezes ended, by their claims' uids: for repeated requests. At most [`REMEMBERED`].
     finished: HashMap<String, (FreezeName, Arc<FreezeStatus>)>,
     /// Oldest first.
@@ -173,11 +176,12 @@ const ENDING: Duration = Duration::from_secs(10);
 
 impl Freezer {
     /// A freezer that holds nothing. Must be made within a Tokio runtime.
-    pub fn new(identity: String, epoch: i64, journal: Arc<dyn Journal>) -> Self {
+    pub fn new(identity: String, epoch: i64, journal: Arc<dyn Journal>, directory: Arc<dyn Directory>) -> Self {
         Self(Arc::new(Inner {
             identity,
             epoch,
             journal,
+            directory,
             table: Mutex::default(),
             tasks: TaskTracker::new(),
             draining: AtomicBool::new(false),
@@ -266,8 +270,10 @@ impl Freezer {
 
     /// Every freeze that is not finished, from memory.
     pub fn views(&self) -> Vec<FreezeView> {
+        let table = self.table();
         let handles: HashMap<_, _> =
-            self.table().by_member.values().map(|handle| (handle.freeze.clone(), handle.clone())).collect();
+            table.by_member.values().flatten().map(|handle| (handle.freeze.clone(), handle.clone())).collect();
+        drop(table);
         handles.values().map(Handle::view).collect()
     }
 
@@ -307,7 +313,7 @@ impl Freezer {
         {
             return Err(Refused::Finished { freeze: freeze.clone() });
         }
-        if let Some(held) = members.iter().find_map(|member| table.by_member.get(member)) {
+        if let Some(held) = members.iter().find_map(|member| table.by_member.get(member)?.last()) {
             if let Some((_, database)) = members.iter().find(|member| !held.members.contains(member)) {
                 let (freeze, status) = (held.freeze.clone(), held.shown.borrow().clone());
                 return Err(Refused::Conflict {
@@ -324,7 +330,7 @@ impl Freezer {
             return Err(Refused::Stopping);
         }
         let (task, handle) = Task::new(Arc::clone(&self.0), request, Arc::clone(&members), answer);
-        table.by_member.extend(members.iter().map(|member| (member.clone(), handle.clone())));
+        table.take(&handle);
         self.0.tasks.spawn(task.run());
         Ok((handle, None))
     }
@@ -342,14 +348,23 @@ impl Inner {
 
 impl Table {
     fn handle(&self, namespace: &str, database: &str) -> Option<Handle> {
-        self.by_member.get(&(namespace.to_owned(), database.to_owned())).cloned()
+        self.by_member.get(&(namespace.to_owned(), database.to_owned()))?.last().cloned()
+    }
+
+    fn take(&mut self, handle: &Handle) {
+        for member in handle.members.iter() {
+            self.by_member.entry(member.clone()).or_default().push(handle.clone());
+        }
     }
 
     /// The freeze lets its members go; its claims stay known.
     fn forget(&mut self, freeze: &FreezeName, members: &[Member]) {
         for member in members {
-            if self.by_member.get(member).is_some_and(|handle| handle.freeze == *freeze) {
-                self.by_member.remove(member);
+            if let Entry::Occupied(mut taken) = self.by_member.entry(member.clone()) {
+                taken.get_mut().retain(|handle| handle.freeze != *freeze);
+                if taken.get().is_empty() {
+                    taken.remove();
+                }
             }
         }
     }

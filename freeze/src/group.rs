@@ -3,16 +3,28 @@
 //! None is released before all have been proved (design section 4, invariant 6): a copy of one member then never knows
 //! what another's does not. Members are worked on in parallel; one failure undoes all.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
-use api::{Artifact, Proof};
-use futures::future::{BoxFuture, join_all, try_join_all};
-use tokio::time::{Instant, timeout};
+use api::{Artifact, Level, Proof};
+use futures::{
+    FutureExt, TryFutureExt,
+    future::{BoxFuture, join_all, try_join_all},
+};
+use jiff::Timestamp;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     driver::{Acquired, Driver, Farewell, Held, Member, Plan, Prepared, Released},
     error::Error,
     journal::UndoLog,
+    lease,
 };
 
 /// One member of one Database, and what is to be made true there.
@@ -67,12 +79,14 @@ pub(crate) async fn prepare(
     targets: &[Target],
     undo: impl Fn(usize) -> Arc<dyn UndoLog>,
 ) -> Result<Vec<Box<dyn Prepared>>, Vec<Fault>> {
+    let together = Together::of(targets.len());
     let prepared = join_all(targets.iter().enumerate().map(|(at, target)| {
-        let undo = undo(at);
+        let (undo, together) = (undo(at), &together);
         async move {
             let deadline = Instant::now() + target.prepare_timeout;
             let work = target.driver.prepare(&target.member, &target.plan, undo, deadline);
-            within(target.prepare_timeout + OVERRUN, "preparing", work).await
+            let prepared = within(target.prepare_timeout + OVERRUN, "preparing", work).await;
+            together.wait(prepared, target.plan.server_ttl).await
         }
     }))
     .await;
@@ -89,11 +103,16 @@ pub(crate) async fn acquire(
     targets: &[Target],
     prepared: Vec<Box<dyn Prepared>>,
 ) -> Result<(Group, Vec<Acquired>), Vec<Fault>> {
-    let acquired =
-        join_all(targets.iter().zip(prepared).map(|(target, prepared)| {
-            within(target.plan.acquire_timeout + OVERRUN, "taking hold", prepared.acquire())
-        }))
-        .await;
+    let together = Together::of(targets.len());
+    let acquired = join_all(targets.iter().zip(prepared).map(|(target, prepared)| {
+        let together = &together;
+        async move {
+            let limit = target.plan.acquire_timeout + OVERRUN;
+            let acquired = within(limit, "taking hold", prepared.acquire()).await;
+            together.wait(acquired, target.plan.server_ttl).await
+        }
+    }))
+    .await;
     let (acquired, faults) = sort(targets, acquired);
     if !faults.is_empty() {
         let deadline = Instant::now() + ABANDON;
@@ -113,6 +132,60 @@ pub(crate) async fn acquire(
 pub(crate) async fn abandon(prepared: Vec<Box<dyn Prepared>>) {
     let deadline = Instant::now() + ABANDON;
     join_all(prepared.into_iter().map(|prepared| timeout(ABANDON + OVERRUN, prepared.abandon(deadline)))).await;
+}
+
+/// The instant from which on all hold, as their level means it.
+///
+/// Until Durable nobody is blocked: what was acknowledged before the *first* barrier began is in the copy of each. Under a
+/// write block nothing is acknowledged any more at any of them once the *last* lock is granted.
+pub(crate) fn frozen_at(level: Level, acquired: &[Acquired]) -> Timestamp {
+    let instants = acquired.iter().map(|acquired| acquired.frozen_at);
+    let instant = if level == Level::WriteBlocked { instants.max() } else { instants.min() };
+    instant.unwrap_or_else(Timestamp::now)
+}
+
+/// A stage that several members go through together.
+struct Together {
+    under_way: AtomicUsize,
+    /// The last is done, or one has failed.
+    over: CancellationToken,
+}
+
+/// A member that has nothing to do while others have.
+trait Waits {
+    fn keep<'a>(&'a mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'a, Result<(), Error>>;
+}
+
+impl Waits for Box<dyn Prepared> {
+    fn keep<'a>(&'a mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'a, Result<(), Error>> {
+        (**self).keep(server_ttl, deadline)
+    }
+}
+
+impl Waits for (Box<dyn Held>, Acquired) {
+    fn keep<'a>(&'a mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'a, Result<(), Error>> {
+        self.0.heartbeat(server_ttl, deadline).map_ok(drop).boxed()
+    }
+}
+
+impl Together {
+    fn of(members: usize) -> Self {
+        Self { under_way: AtomicUsize::new(members), over: CancellationToken::new() }
+    }
+
+    /// Whoever is done early is kept alive until the last is: its server's patience is shorter than others may take.
+    async fn wait<T: Waits>(&self, done: Result<T, Error>, server_ttl: Duration) -> Result<T, Error> {
+        let mut done = done.inspect_err(|_| self.over.cancel())?;
+        if self.under_way.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.over.cancel();
+        }
+        while self.over.run_until_cancelled(sleep(lease::pause(server_ttl))).await.is_some() {
+            let deadline = Instant::now() + server_ttl;
+            let kept = by(deadline, "the heartbeat", done.keep(server_ttl, deadline)).await;
+            kept.inspect_err(|_| self.over.cancel())?;
+        }
+        Ok(done)
+    }
 }
 
 impl Group {

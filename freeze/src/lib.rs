@@ -17,6 +17,7 @@ mod blocker;
 mod claims;
 #[cfg(feature = "testing")]
 pub mod contract;
+mod directory;
 mod driver;
 pub mod engines;
 mod error;
@@ -26,9 +27,10 @@ mod journal;
 mod lease;
 
 pub use blocker::Blocker;
+pub use directory::{Directory, Whereabouts};
 pub use driver::{
-    Account, Acquired, Driver, Farewell, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Released, ServerInfo,
-    Tls, TlsRoots,
+    Account, Acquired, Driver, Farewell, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Recovered, Released,
+    ServerInfo, Tls, TlsRoots,
 };
 pub use engines::{Drivers, text::chain};
 pub use error::Error;

@@ -19,12 +19,12 @@ mod hold;
 
 use std::sync::Arc;
 
-use api::{Artifact, Check, Copy, Engine, Level, Position, Undo};
+use api::{Artifact, Check, Copy, Engine, Incarnation, Level, Position, Undo};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::{
-    driver::{Driver, Grant, Member, Observed, Plan, Prepared, ServerInfo},
+    driver::{Driver, Grant, Member, Observed, Plan, Prepared, Recovered, ServerInfo},
     error::Error,
     journal::UndoLog,
     lease::LONGEST_SERVER_TTL,
@@ -64,11 +64,24 @@ impl Driver for Mariadb {
         Ok(Box::new(Box::pin(hold::prepare(member, plan, undo, deadline)).await?))
     }
 
-    async fn recover(&self, member: &Member, undo: &Undo, deadline: Instant) -> Result<bool, Error> {
+    /// A global setting goes with the run of the server (MariaDB documentation, "SET"): another run has nothing to undo.
+    async fn recover(
+        &self,
+        member: &Member,
+        undo: &Undo,
+        of: Option<&Incarnation>,
+        deadline: Instant,
+    ) -> Result<Recovered, Error> {
         let Some(settings) = barrier::Settings::from_undo(undo) else {
-            return Ok(false);
+            return Ok(Recovered::Unknown);
         };
         let mut link = Link::open(member, LONGEST_SERVER_TTL, deadline).await?;
+        if let Some(of) = of.filter(|of| !link.hello.is_same_run(of)) {
+            let found = format!("{:?}", link.hello.incarnation);
+            let same_server = link.hello.incarnation.server == of.server;
+            link.close(deadline).await;
+            return Ok(if same_server { Recovered::Undone } else { Recovered::Elsewhere(found) });
+        }
         // Under the mark: never in the middle of another freeze's barrier, nor before our own old session is gone.
         let wait = format!("SELECT GET_LOCK({}, 5)", literal(MARK));
         let rows = link.run(deadline, "waiting for other freezes", &wait).await?;
@@ -78,7 +91,7 @@ impl Driver for Mariadb {
         settings.restore(&mut link, deadline).await?;
         link.run(deadline, "letting the mark go", "DO RELEASE_ALL_LOCKS()").await?;
         link.close(deadline).await;
-        Ok(true)
+        Ok(Recovered::Undone)
     }
 
     /// A session of ours holds the user lock `stillpoint/<uid>`; anybody may ask whose it is.

@@ -22,7 +22,7 @@ use tokio::{
 };
 
 use crate::{
-    driver::{Acquired, Driver, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Released, ServerInfo},
+    driver::{Acquired, Driver, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Recovered, Released, ServerInfo},
     engines::deadline::by,
     error::Error,
     journal::UndoLog,
@@ -46,6 +46,8 @@ pub enum Step {
 pub enum Strike {
     /// The server refuses the statement.
     Refuse,
+    /// It takes that long, and then goes on.
+    Slow(Duration),
     /// Nothing comes back, and nothing happens.
     Hang,
     /// The connection is cut; the server ends the session.
@@ -153,10 +155,11 @@ impl MemoryServer {
         (state.acknowledged, state.flushed)
     }
 
-    /// Ends every session: a new run of the server. The raised setting is a setting: it stays.
+    /// Ends every session: a new run of the server. The raised setting goes with the run that it was made to.
     pub fn restart(&self) {
         let mut state = self.state();
         state.run += 1;
+        state.raised = false;
         state.sessions.clear();
         state.blocked_by = None;
         drop(state);
@@ -196,7 +199,8 @@ impl MemoryServer {
 
     fn incarnation(&self) -> Incarnation {
         let run = self.state().run;
-        Incarnation { server: "memory".to_owned(), started_at: run.to_string(), timeline: Some(1), replica: false }
+        let server = format!("memory at {:p}", Arc::as_ptr(&self.0));
+        Incarnation { server, started_at: run.to_string(), timeline: Some(1), replica: false }
     }
 
     /// What was armed for a step. A hang never ends by itself: the caller's deadline does.
@@ -209,6 +213,14 @@ impl MemoryServer {
         match strike {
             None => Ok(()),
             Some(Strike::Refuse) => Err(Error::Server { doing: "a statement", detail: "refused on demand".to_owned() }),
+            Some(Strike::Slow(long)) => {
+                // A session whose statement runs is not idle.
+                if let Some(link) = link {
+                    link.busy(long)?;
+                }
+                sleep(long).await;
+                Ok(())
+            }
             Some(Strike::Hang) => std::future::pending().await,
             Some(Strike::Cut) => {
                 if let Some(link) = link {
@@ -247,6 +259,25 @@ impl Link {
             }
             None => Err(Error::Lost { detail: "the session is gone".to_owned() }),
         }
+    }
+
+    /// A statement that runs that long.
+    fn busy(&self, long: Duration) -> Result<(), Error> {
+        let mut state = self.touch()?;
+        if let Some(session) = state.sessions.get_mut(&self.session) {
+            session.idle_until += long;
+        }
+        Ok(())
+    }
+
+    /// The server's patience with this session is `ttl` from now on.
+    fn renew(&self, ttl: Duration) -> Result<(), Error> {
+        let mut state = self.touch()?;
+        if let Some(session) = state.sessions.get_mut(&self.session) {
+            session.ttl = ttl;
+            session.idle_until = Instant::now() + ttl;
+        }
+        Ok(())
     }
 
     fn end(&self) {
@@ -305,17 +336,30 @@ impl Driver for MemoryDriver {
         }))
     }
 
-    async fn recover(&self, member: &Member, undo: &Undo, deadline: Instant) -> Result<bool, Error> {
+    async fn recover(
+        &self,
+        member: &Member,
+        undo: &Undo,
+        of: Option<&Incarnation>,
+        deadline: Instant,
+    ) -> Result<Recovered, Error> {
         if undo.kind != KIND || undo.version != 1 {
-            return Ok(false);
+            return Ok(Recovered::Unknown);
         }
         by(deadline, "undoing", async {
             self.connect(member).await?;
             self.0.fault(Step::Recover, None).await
         })
         .await?;
-        self.0.state().raised = false;
-        Ok(true)
+        let found = self.0.incarnation();
+        match of {
+            Some(of) if of.server != found.server => Ok(Recovered::Elsewhere(format!("{found:?}"))),
+            Some(of) if *of != found => Ok(Recovered::Undone),
+            _ => {
+                self.0.state().raised = false;
+                Ok(Recovered::Undone)
+            }
+        }
     }
 
     async fn observe(&self, member: &Member, freeze_uid: &str, deadline: Instant) -> Result<Observed, Error> {
@@ -388,6 +432,10 @@ impl Prepared for MemoryHold {
 
     fn warnings(&self) -> Vec<Check> {
         Vec::new()
+    }
+
+    async fn keep(&mut self, server_ttl: Duration, _deadline: Instant) -> Result<(), Error> {
+        self.link.renew(server_ttl)
     }
 
     async fn acquire(mut self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
@@ -472,13 +520,8 @@ impl Held for MemoryHold {
         timeout_at(deadline, self.link.server.fault(Step::Heartbeat, Some(&self.link)))
             .await
             .unwrap_or(Err(Error::Timeout { doing: "the heartbeat", limit: server_ttl }))?;
-        let mut state = self.link.touch()?;
-        let waiting = state.waiting;
-        if let Some(session) = state.sessions.get_mut(&self.link.session) {
-            session.ttl = server_ttl;
-            session.idle_until = Instant::now() + server_ttl;
-        }
-        Ok(Pulse { stalled_sessions: Some(waiting) })
+        self.link.renew(server_ttl)?;
+        Ok(Pulse { stalled_sessions: Some(self.link.server.state().waiting) })
     }
 
     async fn barrier(&mut self, deadline: Instant) -> Result<Acquired, Error> {

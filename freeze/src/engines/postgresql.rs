@@ -21,12 +21,12 @@ mod search;
 
 use std::sync::Arc;
 
-use api::{Artifact, Check, Copy, Engine, Level, Position, Role, Undo};
+use api::{Artifact, Check, Copy, Engine, Incarnation, Level, Position, Role, Undo};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::{
-    driver::{Driver, Grant, Member, Observed, Plan, Prepared, ServerInfo},
+    driver::{Driver, Grant, Member, Observed, Plan, Prepared, Recovered, ServerInfo},
     error::Error,
     journal::UndoLog,
     lease::LONGEST_SERVER_TTL,
@@ -69,8 +69,14 @@ impl Driver for Postgresql {
     }
 
     /// Nothing of this engine outlives its sessions, so no undo item is ours.
-    async fn recover(&self, _member: &Member, _undo: &Undo, _deadline: Instant) -> Result<bool, Error> {
-        Ok(false)
+    async fn recover(
+        &self,
+        _member: &Member,
+        _undo: &Undo,
+        _of: Option<&Incarnation>,
+        _deadline: Instant,
+    ) -> Result<Recovered, Error> {
+        Ok(Recovered::Unknown)
     }
 
     async fn observe(&self, member: &Member, freeze_uid: &str, deadline: Instant) -> Result<Observed, Error> {

@@ -11,18 +11,20 @@ use tokio::{
     sync::mpsc,
     time::{Instant, sleep},
 };
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{COMMANDS, Freezer, Handle, Member, Vitals, recorder::Recorder, undo::undo_until_done};
-use crate::{driver::Observed, group::Target, journal::FreezeName, lease::LONGEST_SERVER_TTL};
+use super::{
+    COMMANDS, Freezer, Handle, Member, Vitals,
+    recorder::Recorder,
+    undo::{Undoing, write_until_done},
+};
+use crate::{directory::Whereabouts, driver::Observed, journal::FreezeName, lease::LONGEST_SERVER_TTL};
 
-/// An unfinished freeze of a dead freezer, as the journal has it. Targets whose Database is gone are left out: with the
-/// server's address gone, nothing can be undone there, and the journal keeps saying so.
+/// An unfinished freeze of a dead freezer, as the journal has it; or a finished one that has something to undo.
 #[derive(Clone, Debug)]
 pub struct Remains {
     pub freeze: FreezeName,
     pub status: FreezeStatus,
-    pub targets: Vec<Target>,
 }
 
 /// How long the server may take to notice that a session's client is gone, and one try's share of that.
@@ -34,11 +36,11 @@ impl Freezer {
     ///
     /// Call it before anything else is frozen.
     pub fn recover(&self, remains: Vec<Remains>) {
-        for Remains { freeze, status, targets } in remains {
+        for Remains { freeze, status } in remains {
+            // One that no freezer ever began held nothing, nor does one that joined another: that one has its members.
+            let held = status.targets.iter().filter(|_| status.freezer.is_some());
             let members: Arc<[Member]> =
-                targets.iter().map(|target| (freeze.namespace.clone(), target.database.clone())).collect();
-            // The order of the status decides which undo list is whose.
-            let targets = in_order_of(&status, targets);
+                held.map(|target| (freeze.namespace.clone(), target.database.clone())).collect();
             let recorder = Recorder::new(freeze.clone(), Arc::clone(&self.0.journal), status);
             let (commands, _) = mpsc::channel(COMMANDS);
             let handle = Handle {
@@ -49,25 +51,27 @@ impl Freezer {
                 shown: recorder.watch(),
                 vitals: Vitals::new(),
             };
-            self.table().by_member.extend(members.iter().map(|member| (member.clone(), handle.clone())));
+            self.table().take(&handle);
             let inner = Arc::clone(&self.0);
             self.0.tasks.spawn(async move {
-                lay_to_rest(&freeze, &recorder).await;
+                lay_to_rest(&recorder).await;
                 inner.table().remember(&freeze, &recorder.shown());
-                let present: Vec<Target> = targets.iter().flatten().cloned().collect();
-                look_until_nothing(&freeze, &present).await;
-                if present.len() < targets.len() {
-                    warn!(%freeze, "a Database of it is gone: what it lists to undo there cannot be undone");
-                }
-                undo_until_done(&freeze, &targets, &recorder).await;
+                let directory = inner.directory.as_ref();
+                let undoing = Undoing { freeze: &freeze, directory, known: &[], recorder: &recorder };
+                let undone = async {
+                    look_until_nothing(&undoing, &members).await;
+                    undoing.until_done().await;
+                };
+                // Neither waits for the other: a journal that cannot be written is no reason to leave settings raised.
+                tokio::join!(write_until_done(&freeze, &recorder), undone);
                 inner.table().forget(&freeze, &members);
             });
         }
     }
 }
 
-/// Writes how it ended, until that is written.
-async fn lay_to_rest(freeze: &FreezeName, recorder: &Recorder) {
+/// How it ended, in memory; the journal follows.
+async fn lay_to_rest(recorder: &Recorder) {
     let at = Timestamp::now();
     let change = |status: &mut FreezeStatus| {
         let held = matches!(status.phase, Phase::Frozen | Phase::Thawing);
@@ -90,36 +94,26 @@ async fn lay_to_rest(freeze: &FreezeName, recorder: &Recorder) {
             at,
         );
     };
-    for pause in [0, 1, 5, 25] {
-        sleep(Duration::from_secs(pause)).await;
-        match recorder.write(change).await {
-            Ok(()) => return,
-            Err(error) => warn!(%freeze, %error, "how it ended is not written yet"),
-        }
-    }
     recorder.show(change).await;
 }
 
 /// Waits until the servers show nothing of it any more, or must have let go by their idle timeout.
-async fn look_until_nothing(freeze: &FreezeName, targets: &[Target]) {
-    let give_up = Instant::now() + NOTICE;
-    for target in targets {
+async fn look_until_nothing(undoing: &Undoing<'_>, members: &[Member]) {
+    let (freeze, give_up) = (undoing.freeze, Instant::now() + NOTICE);
+    let Some(mark) = undoing.recorder.shown().mark.clone() else { return };
+    for (_, database) in members {
         while Instant::now() < give_up {
             let deadline = (Instant::now() + Duration::from_secs(2)).min(give_up);
-            match target.driver.observe(&target.member, &target.plan.freeze_uid, deadline).await {
-                Ok(Observed::Nothing) => break,
-                Ok(Observed::Holds(what)) => info!(%freeze, database = %target.database, %what, "not let go yet"),
-                Err(error) => info!(%freeze, database = %target.database, %error, "cannot be asked yet"),
+            match undoing.find(database) {
+                Whereabouts::Gone => break,
+                Whereabouts::NotNow(why) => info!(%freeze, database, why, "cannot be asked yet"),
+                Whereabouts::At(driver, member) => match driver.observe(&member, &mark, deadline).await {
+                    Ok(Observed::Nothing) => break,
+                    Ok(Observed::Holds(what)) => info!(%freeze, database, what, "not let go yet"),
+                    Err(error) => info!(%freeze, database, %error, "cannot be asked yet"),
+                },
             }
             sleep(LOOK).await;
         }
     }
-}
-
-fn in_order_of(status: &FreezeStatus, targets: Vec<Target>) -> Vec<Option<Target>> {
-    status
-        .targets
-        .iter()
-        .map(|wanted| targets.iter().find(|target| target.database == wanted.database).cloned())
-        .collect()
 }

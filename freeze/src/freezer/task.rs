@@ -59,12 +59,15 @@ pub(super) struct Task {
     claims: Claims,
     /// Callers that wait for their claim to hold.
     waiting: Vec<Waiter>,
+    /// Callers whose claims have a later end that is not written yet.
+    renewed: Vec<(String, oneshot::Sender<Option<Granted>>)>,
     /// Callers that wait for the end.
     leaving: Vec<Leaver>,
     warnings: Vec<Check>,
     /// The journal does not know yet how it ended.
     unwritten: bool,
-    /// While it holds: when the sessions are told next that we are there.
+    /// While it holds: when every server heard of us last, and when it shall next.
+    last_pulse: Instant,
     next_beat: Instant,
 }
 
@@ -134,10 +137,12 @@ impl Task {
             vitals,
             commands,
             waiting: vec![Waiter { uid: request.claimant.uid.clone(), answer, existing: false }],
+            renewed: Vec::new(),
             leaving: Vec::new(),
             claims,
             warnings: Vec::new(),
             unwritten: false,
+            last_pulse: Instant::now(),
             next_beat: Instant::now(),
         };
         (task, handle)
@@ -164,6 +169,16 @@ impl Task {
         match ending {
             Ending::Forced { by } => Finish::Forced(by),
             Ending::Withdrawn { why } => Finish::Withdrawn(why),
+        }
+    }
+
+    /// A claim that was ended while somebody waited for it holds for nobody.
+    fn dismiss_withdrawn(&mut self) {
+        let (waiting, withdrawn) =
+            std::mem::take(&mut self.waiting).into_iter().partition(|waiter| self.claims.is_alive(&waiter.uid));
+        self.waiting = waiting;
+        for Waiter { answer, .. } in withdrawn {
+            answer.send(Err(Refused::Withdrawn { freeze: self.freeze.clone() })).ok();
         }
     }
 

@@ -2,18 +2,41 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::FreezeStatus;
+use api::{TargetStatus, Undo};
 use tokio::time::{Instant, sleep};
 use tracing::{error, warn};
 
 use super::recorder::Recorder;
 use crate::{
+    directory::{Directory, Whereabouts},
+    driver::{Driver, Member, Recovered},
     group::Target,
     journal::{FreezeName, JournalError},
 };
 
 /// First and longest pause between tries to undo what outlived the sessions.
 const UNDO_PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+/// How long one try may last.
+const TRY: Duration = Duration::from_secs(10);
+
+/// What is to be undone, and how its servers are found.
+#[derive(Debug)]
+pub(super) struct Undoing<'a> {
+    pub(super) freeze: &'a FreezeName,
+    pub(super) directory: &'a dyn Directory,
+    /// As they were when they were held: for a Database that was deleted meanwhile.
+    pub(super) known: &'a [Target],
+    pub(super) recorder: &'a Arc<Recorder>,
+}
+
+/// What one try came to.
+enum Tried {
+    /// Nothing of it is left.
+    Settled,
+    /// No further try can do better; the journal keeps it.
+    Hopeless,
+    Later,
+}
 
 /// Writes how it ended, until that is written or the object is gone.
 pub(super) async fn write_until_done(freeze: &FreezeName, recorder: &Recorder) {
@@ -28,44 +51,76 @@ pub(super) async fn write_until_done(freeze: &FreezeName, recorder: &Recorder) {
     }
 }
 
-/// Undoes, by the journal, what outlived the sessions. Retried for ever, with a pause that grows to 30 s.
-pub(super) async fn undo_until_done(freeze: &FreezeName, targets: &[Option<Target>], recorder: &Arc<Recorder>) {
-    let mut pause = UNDO_PAUSE.0;
-    loop {
-        let left = undo_once(freeze, targets, recorder).await;
-        if left == 0 {
-            return;
+impl Undoing<'_> {
+    /// Undoes, by the journal, what outlived the sessions. Retried for ever, with a pause that grows to 30 s.
+    pub(super) async fn until_done(&self) {
+        let mut pause = UNDO_PAUSE.0;
+        while self.once().await > 0 {
+            sleep(pause).await;
+            pause = (pause * 2).min(UNDO_PAUSE.1);
         }
-        sleep(pause).await;
-        pause = (pause * 2).min(UNDO_PAUSE.1);
     }
-}
 
-/// One try at everything; answers how much is left that a further try could undo.
-async fn undo_once(freeze: &FreezeName, targets: &[Option<Target>], recorder: &Arc<Recorder>) -> usize {
-    let mut left = 0;
-    for (at, target) in targets.iter().enumerate() {
-        // A Database that is gone has no address to undo anything at; the journal keeps saying so.
-        let Some(target) = target else { continue };
-        let undo = recorder.shown().targets.get(at).map(|status| status.undo.clone()).unwrap_or_default();
-        for item in undo {
-            let deadline = Instant::now() + target.prepare_timeout.min(Duration::from_secs(10));
-            match target.driver.recover(&target.member, &item, deadline).await {
-                Ok(true) => {
-                    let settle = |status: &mut FreezeStatus| status.targets[at].undo.retain(|other| *other != item);
-                    if recorder.write(settle).await.is_err() {
-                        left += 1;
+    /// The server of a Database: where it is now, else where it was.
+    pub(super) fn find(&self, database: &str) -> Whereabouts {
+        let found = self.directory.find(&self.freeze.namespace, database);
+        let known = self.known.iter().find(|target| target.database == database);
+        match (found, known) {
+            (found @ Whereabouts::At(..), _) | (found, None) => found,
+            (_, Some(target)) => Whereabouts::At(Arc::clone(&target.driver), target.member.clone()),
+        }
+    }
+
+    /// One try at everything; answers how much is left that a further try could undo.
+    async fn once(&self) -> usize {
+        let mut left = 0;
+        for (at, target) in self.recorder.shown().targets.iter().enumerate() {
+            for item in &target.undo {
+                match self.one(target, item).await {
+                    Tried::Hopeless => {}
+                    Tried::Later => left += 1,
+                    Tried::Settled => {
+                        let settle =
+                            self.recorder.write(|status| status.targets[at].undo.retain(|other| other != item));
+                        left += usize::from(settle.await.is_err_and(|error| !matches!(error, JournalError::Gone)));
                     }
-                }
-                Ok(false) => {
-                    warn!(%freeze, database = %target.database, kind = %item.kind, "cannot be undone: unknown kind");
-                }
-                Err(error) => {
-                    error!(%freeze, database = %target.database, kind = %item.kind, %error, "not undone yet; trying again");
-                    left += 1;
                 }
             }
         }
+        left
     }
-    left
+
+    async fn one(&self, target: &TargetStatus, item: &Undo) -> Tried {
+        let (freeze, database, kind) = (self.freeze, target.database.as_str(), item.kind.as_str());
+        match self.find(database) {
+            Whereabouts::At(driver, member) => self.at(driver.as_ref(), &member, target, item).await,
+            Whereabouts::NotNow(why) => {
+                warn!(%freeze, database, kind, why, "cannot be undone yet; trying again");
+                Tried::Later
+            }
+            Whereabouts::Gone => {
+                warn!(%freeze, database, kind, "its Database is gone: what it lists to undo there cannot be undone");
+                Tried::Hopeless
+            }
+        }
+    }
+
+    async fn at(&self, driver: &dyn Driver, member: &Member, target: &TargetStatus, item: &Undo) -> Tried {
+        let (freeze, database, kind) = (self.freeze, target.database.as_str(), item.kind.as_str());
+        match driver.recover(member, item, target.incarnation.as_ref(), Instant::now() + TRY).await {
+            Ok(Recovered::Undone) => Tried::Settled,
+            Ok(Recovered::Elsewhere(found)) => {
+                warn!(%freeze, database, kind, found, "another server is at its address now, and is left alone");
+                Tried::Settled
+            }
+            Ok(Recovered::Unknown) => {
+                warn!(%freeze, database, kind, "cannot be undone: unknown kind");
+                Tried::Hopeless
+            }
+            Err(error) => {
+                error!(%freeze, database, kind, %error, "not undone yet; trying again");
+                Tried::Later
+            }
+        }
+    }
 }

@@ -4,14 +4,19 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use api::{ClaimKind, FreezeSpec, FreezeStatus, Phase};
 use async_trait::async_trait;
-use freeze::{Claimant, FreezeName, Freezer, Journal, JournalError, Request, Target};
+use freeze::{
+    Claimant, Directory, FreezeName, Freezer, Journal, JournalError, Request, Target, Whereabouts,
+    engines::memory::MemoryServer,
+};
+
+use crate::memory::member;
 
 /// A journal in memory that can fail.
 #[derive(Debug, Default)]
@@ -20,6 +25,8 @@ pub(crate) struct Book {
     pub(crate) phases: Mutex<Vec<Phase>>,
     /// Writes that fail from now on, and how many succeed before.
     pub(crate) fails_after: AtomicU32,
+    /// How long a write takes.
+    pub(crate) delay_ms: AtomicU64,
 }
 
 #[async_trait]
@@ -29,6 +36,10 @@ impl Journal for Book {
     }
 
     async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
+        let delay = self.delay_ms.load(Ordering::SeqCst);
+        if delay > 0 {
+            tokio::time::sleep(Duration::from_millis(delay)).await;
+        }
         let left = self.fails_after.load(Ordering::SeqCst);
         if left == 1 {
             return Err(JournalError::Unavailable("on demand".to_owned()));
@@ -48,9 +59,35 @@ impl Book {
     }
 }
 
+/// Where tests say that Databases are; of the others it knows nothing, so a freeze goes by what it knew itself.
+#[derive(Debug, Default)]
+pub(crate) struct Places(Mutex<BTreeMap<String, Whereabouts>>);
+
+impl Directory for Places {
+    fn find(&self, _namespace: &str, database: &str) -> Whereabouts {
+        let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        places.get(database).cloned().unwrap_or(Whereabouts::Gone)
+    }
+}
+
+impl Places {
+    pub(crate) fn put(&self, database: &str, place: Whereabouts) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(database.to_owned(), place);
+    }
+}
+
+pub(crate) fn at(server: &MemoryServer) -> Whereabouts {
+    Whereabouts::At(server.driver(), member(5432))
+}
+
 pub(crate) fn freezer() -> (Freezer, Arc<Book>) {
     let book = Arc::new(Book::default());
-    (Freezer::new("test".to_owned(), 1, Arc::clone(&book) as Arc<dyn Journal>), book)
+    (freezer_of("test", &book, &Arc::default()), book)
+}
+
+pub(crate) fn freezer_of(identity: &str, book: &Arc<Book>, places: &Arc<Places>) -> Freezer {
+    let (journal, directory) = (Arc::clone(book) as Arc<dyn Journal>, Arc::clone(places) as Arc<dyn Directory>);
+    Freezer::new(identity.to_owned(), 1, journal, directory)
 }
 
 pub(crate) fn name(name: &str) -> FreezeName {

@@ -178,6 +178,13 @@ impl Hello {
         }
     }
 
+    /// Whether this is the run of the server that `other` was read of. Its start is computed from two clocks that count whole
+    /// seconds.
+    pub(super) fn is_same_run(&self, other: &Incarnation) -> bool {
+        let started = |incarnation: &Incarnation| incarnation.started_at.parse::<i64>().unwrap_or_default();
+        self.incarnation.server == other.server && started(&self.incarnation).abs_diff(started(other)) <= 1
+    }
+
     /// BACKUP STAGE came with 10.4.1.
     pub(super) fn supported(&self) -> Result<(), Error> {
         let unsupported = |found: String| Error::Version {

@@ -98,6 +98,11 @@ impl Prepared for Ready {
         }
     }
 
+    async fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> Result<(), Error> {
+        let limits = limits(server_ttl, barrier::STATEMENT);
+        self.session.link.run(deadline, "the heartbeat", &limits).await.map(drop)
+    }
+
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
         let Self { mut session, .. } = *self;
         let deadline = Instant::now() + session.plan.acquire_timeout;

@@ -91,6 +91,12 @@ impl Prepared for Ready {
         self.warnings.clone()
     }
 
+    async fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> Result<(), Error> {
+        let patience = patience(server_ttl);
+        let rest = self.databases.iter_mut().map(|database| database.session.run(deadline, "the heartbeat", &patience));
+        tokio::try_join!(self.main.run(deadline, "the heartbeat", &patience), try_join_all(rest)).map(drop)
+    }
+
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
         let Self { member, plan, server, mut main, mut databases, backup, .. } = *self;
         let deadline = Instant::now() + plan.acquire_timeout;
@@ -204,11 +210,7 @@ impl Holding {
 
     /// Every session answers, and the server's patience with each begins anew.
     async fn beat(&mut self, ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
-        let ttl = ttl.as_millis();
-        let patience = format!(
-            "SET statement_timeout = 5000; SET idle_session_timeout = {ttl}; \
-             SET idle_in_transaction_session_timeout = {ttl}"
-        );
+        let patience = patience(ttl);
         // Every lock of ours is a relation lock of this server, and a session that waits for it shows here to everybody.
         let count =
             format!("{patience}; SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND locktype = 'relation'");
@@ -263,6 +265,15 @@ impl Holding {
             marker = literal(&self.marker_xid.unwrap_or_default().to_string()),
         ))
     }
+}
+
+/// How long the server waits for the next statement of a session, from this one on.
+fn patience(ttl: Duration) -> String {
+    let ttl = ttl.as_millis();
+    format!(
+        "SET statement_timeout = 5000; SET idle_session_timeout = {ttl}; \
+         SET idle_in_transaction_session_timeout = {ttl}"
+    )
 }
 
 /// Commits that a write block did not stop.

@@ -20,19 +20,20 @@ use super::{
 use crate::{
     claims::{Claimant, Wish, may_join},
     error::Error,
-    group::{Fault, Group},
+    group::{self, Fault, Group},
     lease::{self, LONGEST_SERVER_TTL},
 };
 
-/// How long a further still point for late claims may last.
-const BARRIER: Duration = Duration::from_secs(2);
+/// How long a further still point for late claims may last: longer than an engine's own barrier may take (MariaDB without the
+/// right to flush waits up to 2.5 s), shorter than the server's patience.
+const BARRIER: Duration = Duration::from_secs(3);
 
 impl Task {
     /// Until the last claim ends or lapses, the hold is lost, or somebody says thaw.
     pub(super) async fn hold(&mut self, mut group: Group, hard_end: Instant) -> (Option<Group>, Finish) {
         self.next_beat = Instant::now() + lease::pause(lease::left(self.lease_end(hard_end), Instant::now()));
         let thaw = self.inner.thaw.clone();
-        let mut last_pulse = Instant::now();
+        self.last_pulse = Instant::now();
         loop {
             match self.settle_claims(&mut group, hard_end).await {
                 Ok(None) => {}
@@ -50,19 +51,12 @@ impl Task {
                     }
                     self.show_claims().await;
                 }
-                command = self.commands.recv() => {
-                    let Some(command) = command else { return (Some(group), Finish::Shutdown) };
-                    match self.while_holding(command, &mut group, hard_end).await {
-                        Ok(None) => {}
-                        Ok(Some(finish)) => return (Some(group), finish),
-                        Err(fault) => return (Some(group), Finish::Lost(fault)),
-                    }
-                }
+                // Before commands: however many there are, the server hears of us in time.
                 () = sleep_until(self.next_beat) => {
                     let lease = self.lease_end(hard_end);
                     let ttl = lease::server_ttl(lease::left(lease, Instant::now()));
                     // Past this instant the server has ended the session by itself: no answer can save the hold.
-                    let deadline = (last_pulse + LONGEST_SERVER_TTL).min(lease);
+                    let deadline = (self.last_pulse + LONGEST_SERVER_TTL).min(lease);
                     match group.heartbeat(ttl, deadline).await {
                         Ok(stalled) => self.vitals.set_stalled(stalled),
                         Err(_) if Instant::now() >= lease => {
@@ -71,8 +65,16 @@ impl Task {
                         }
                         Err(fault) => return (Some(group), Finish::Lost(fault)),
                     }
-                    last_pulse = Instant::now();
-                    self.next_beat = last_pulse + lease::pause(ttl);
+                    self.last_pulse = Instant::now();
+                    self.next_beat = self.last_pulse + lease::pause(ttl);
+                }
+                command = self.commands.recv() => {
+                    let Some(command) = command else { return (Some(group), Finish::Shutdown) };
+                    match self.while_holding(command, &mut group, hard_end).await {
+                        Ok(None) => {}
+                        Ok(Some(finish)) => return (Some(group), finish),
+                        Err(fault) => return (Some(group), Finish::Lost(fault)),
+                    }
                 }
             }
         }
@@ -89,6 +91,7 @@ impl Task {
         if self.claims.any_waiting() {
             self.still_point(group, hard_end).await?;
         }
+        self.answer_renewed().await;
         self.answer_granted().await;
         if self.claims.is_empty() {
             return Ok(Some(Finish::Released));
@@ -106,11 +109,13 @@ impl Task {
         match command {
             Command::Join { claimant, wish, answer } => self.join(claimant, wish, answer, hard_end),
             Command::Renew { uid, ttl, answer } => {
-                let renewed = self.claims.renew(&uid, ttl, Instant::now(), hard_end);
+                if self.claims.renew(&uid, ttl, Instant::now(), hard_end).is_none() {
+                    answer.send(None).ok();
+                    return Ok(None);
+                }
                 // The server still counts down to the old end.
                 self.next_beat = Instant::now();
-                self.show_claims().await;
-                answer.send(renewed.and_then(|_| self.granted(&uid, true))).ok();
+                self.renewed.push((uid, answer));
             }
             Command::Thaw { ending, answer } => return Ok(Some(self.forced(ending, answer))),
             Command::End { uid, stage: Stage::Stop, answer } => self.stop(&uid, answer, group).await?,
@@ -133,6 +138,7 @@ impl Task {
             return Ok(());
         }
         let proofs = group.prove(self.within_lease(PROVE)).await?;
+        self.last_pulse = Instant::now();
         self.recorder.show(|status| prove(status, proofs)).await;
         self.show_claims().await;
         self.dismiss_leaving();
@@ -167,17 +173,31 @@ impl Task {
         self.waiting.push(Waiter { uid, answer, existing });
     }
 
-    /// One further still point for all claims that wait for one, those in the queue included.
+    /// One further still point for all claims that wait for one, those in the queue included. Their leases are their own: the
+    /// end of somebody else's does not hurry it.
     async fn still_point(&mut self, group: &mut Group, hard_end: Instant) -> Result<(), Fault> {
-        let acquired = group.barrier(self.within_lease(BARRIER)).await?;
-        let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or_else(Timestamp::now);
+        let acquired = group.barrier((Instant::now() + BARRIER).min(hard_end)).await?;
+        self.last_pulse = Instant::now();
+        let frozen_at = group::frozen_at(self.level, &acquired);
         self.claims.grant(frozen_at, Instant::now(), hard_end);
         self.show_claims().await;
         Ok(())
     }
 
+    /// One write for all who renewed together.
+    async fn answer_renewed(&mut self) {
+        if self.renewed.is_empty() {
+            return;
+        }
+        self.show_claims().await;
+        for (uid, answer) in std::mem::take(&mut self.renewed) {
+            answer.send(self.granted(&uid, true)).ok();
+        }
+    }
+
     /// Tells those who wait that their claim holds. A claim that nobody waits for any more is nobody's: it ends.
     async fn answer_granted(&mut self) {
+        self.dismiss_withdrawn();
         if self.waiting.is_empty() {
             return;
         }

@@ -11,7 +11,7 @@ use super::{
     super::{
         Refused,
         outcome::{Finish, conclude, keep, milliseconds, prove, report},
-        undo::undo_until_done,
+        undo::Undoing,
     },
     PROVE, RELEASE, STOP, Task,
 };
@@ -116,7 +116,8 @@ impl Task {
 
     /// What outlived the sessions is undone until it is undone; meanwhile no other freeze may take these members.
     pub(super) async fn undo_the_rest(&mut self) {
-        let targets: Vec<_> = self.targets.iter().cloned().map(Some).collect();
-        undo_until_done(&self.freeze, &targets, &self.recorder).await;
+        let directory = self.inner.directory.as_ref();
+        let (freeze, known, recorder) = (&self.freeze, &self.targets, &self.recorder);
+        Undoing { freeze, directory, known, recorder }.until_done().await;
     }
 }

@@ -48,7 +48,7 @@ impl Task {
     async fn record_frozen(&mut self, group: Group, acquired: Vec<Acquired>) -> Result<(Group, Instant), Finish> {
         let (now, at) = (Instant::now(), Timestamp::now());
         let hard_end = now + self.max_frozen;
-        let frozen_at = acquired.iter().map(|acquired| acquired.frozen_at).max().unwrap_or(at);
+        let frozen_at = group::frozen_at(self.level, &acquired);
         self.claims.grant(frozen_at, now, hard_end);
         let claims = self.claims.show(now, at);
         let expires_at = self.expires_at(now, at, hard_end);
@@ -91,6 +91,7 @@ impl Task {
                     return None;
                 }
                 self.leaving.push(Leaver::Claim(answer));
+                self.dismiss_withdrawn();
                 self.claims.is_empty().then_some(Finish::Released)
             }
             Command::End { answer, .. } => {

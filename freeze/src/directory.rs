@@ -1,0 +1,21 @@
+//! Where Databases are *now*. An undo is tried for as long as it takes, and meanwhile an address, a password or a Secret
+//! may change: so it asks again at each try.
+
+use std::{fmt, sync::Arc};
+
+use crate::driver::{Driver, Member};
+
+/// Finds the server of a Database.
+pub trait Directory: fmt::Debug + Send + Sync + 'static {
+    fn find(&self, namespace: &str, database: &str) -> Whereabouts;
+}
+
+/// What a [`Directory`] knows of a Database.
+#[derive(Clone, Debug)]
+pub enum Whereabouts {
+    At(Arc<dyn Driver>, Member),
+    /// It is there, and cannot be reached as it stands: its Secret is missing, say. Worth another try.
+    NotNow(String),
+    /// There is no such Database.
+    Gone,
+}
