@@ -50,6 +50,8 @@ pub struct App {
 const BODY: usize = 3 * 1024 * 1024;
 /// Upstream's deadline of what does not watch.
 const DEADLINE: Duration = Duration::from_secs(60);
+/// Of `quiesce`: the longest that a Database may give preparing and taking hold (600 s and 15 s), and something for ourselves.
+const QUIESCE_DEADLINE: Duration = Duration::from_secs(630);
 /// Above this, gzip pays (apiserver `responsewriters/writers.go`).
 const GZIP_ABOVE: usize = 128 * 1024;
 
@@ -63,6 +65,7 @@ impl App {
         let query = Query::parse(parts.uri.query());
         let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
         let label = label(asked.as_ref().ok());
+        let deadline = if label.subresource == "quiesce" { QUIESCE_DEADLINE } else { DEADLINE };
         let span = info_span!("request", method = %parts.method, path = parts.uri.path(), audit_id = %id);
         // On loopback it would cost both ends more than it saves.
         let accepts = parts
@@ -71,8 +74,9 @@ impl App {
             .is_some_and(|value| value.as_bytes().windows(4).any(|w| w == b"gzip"));
         let gzip = accepts && !peer.address.ip().is_loopback();
         let work = async {
-            let answer = timeout(DEADLINE, self.answer(asked, &parts, query, body, &peer)).await;
-            answer.unwrap_or_else(|_| Err(ApiError::timeout("the request did not finish within 60 s")))
+            let answer = timeout(deadline, self.answer(asked, &parts, query, body, &peer)).await;
+            let late = || format!("the request did not finish within {} s", deadline.as_secs());
+            answer.unwrap_or_else(|_| Err(ApiError::timeout(late())))
         };
         let answer = AssertUnwindSafe(work.instrument(span.clone())).catch_unwind().await;
         let answer = answer.unwrap_or_else(|_| Err(ApiError::internal("a handler panicked")));

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
 use anyhow::{Context, bail};
 use certs::{Bound, Leaf, Limits};
 use clap::{Parser, ValueEnum};
-use freeze::{Drivers, FreezeName, Freezer, Remains, Target};
+use freeze::{Drivers, Freezer};
 use jiff::Timestamp;
 use serde_json::json;
 use tokio::{
@@ -22,13 +22,14 @@ use crate::{
     auth::{Authenticator, Roles},
     controllers,
     data_dir::{DataDir, LEAF_LIFE},
+    directory::Directory,
     journal::{RegistryJournal, Told},
     metrics::Metrics,
     objects::Objects,
+    recovery,
     registry::Registry,
-    resources::{self, FREEZES, NAMESPACES},
+    resources::{self, NAMESPACES},
     store::Store,
-    targets::{self, Wanted},
     verbs::Verbs,
 };
 
@@ -134,16 +135,18 @@ impl Server {
         ensure_default_namespace(&registry).await?;
         let metrics = Arc::new(Metrics::new());
         let (journal, told) = RegistryJournal::new(registry.clone(), Arc::clone(&metrics));
-        let freezer = Freezer::new(format!("standalone/{}", std::process::id()), now.as_microsecond(), journal);
+        let directory = Directory { registry: registry.clone(), drivers };
+        let identity = format!("standalone/{}", std::process::id());
+        let freezer = Freezer::new(identity, now.as_microsecond(), journal, Arc::new(directory.clone()));
         let authorizer = Arc::new(Roles);
         let verbs = Verbs {
             registry: registry.clone(),
             freezer: freezer.clone(),
-            drivers,
+            directory,
             authorizer: authorizer.clone(),
             tasks: tasks.clone(),
         };
-        recover(&verbs);
+        recovery::recover(&registry, &freezer);
         let app = Arc::new(App {
             authenticator: Authenticator::new(authority.certificate().into(), tokens),
             authorizer: authorizer.clone(),
@@ -206,51 +209,6 @@ impl Server {
         }
         Ok(())
     }
-}
-
-/// What a dead server was doing: undone, and said so.
-fn recover(verbs: &Verbs) {
-    let mut remains = Vec::new();
-    for freeze in verbs.registry.all::<api::Freeze>(&FREEZES, None) {
-        let (Some(namespace), Some(name), Some(status)) =
-            (freeze.metadata.namespace, freeze.metadata.name, freeze.status)
-        else {
-            continue;
-        };
-        let freeze_name = FreezeName { namespace: namespace.clone(), name };
-        let to_undo = status.targets.iter().any(|target| !target.undo.is_empty());
-        if status.phase == api::Phase::Pending {
-            continue;
-        }
-        if status.phase.is_finished() && !to_undo {
-            verbs.freezer.remember(&freeze_name, &status);
-            continue;
-        }
-        let targets = freeze
-            .spec
-            .targets
-            .iter()
-            .filter_map(|target| remaining_target(verbs, &namespace, &target.database, &status));
-        remains.push(Remains { freeze: freeze_name, targets: targets.collect(), status });
-    }
-    if !remains.is_empty() {
-        info!(count = remains.len(), "taking care of freezes that a dead server left");
-    }
-    verbs.freezer.recover(remains);
-}
-
-/// A target as it is now: also of a paused Database, for undoing needs no permission.
-fn remaining_target(verbs: &Verbs, namespace: &str, database: &str, status: &api::FreezeStatus) -> Option<Target> {
-    let mut ingredients = verbs.ingredients(namespace, database).ok()?;
-    ingredients.database.spec.paused = false;
-    let level = status.level.unwrap_or_default();
-    let wanted = Wanted {
-        level,
-        copy: api::Copy::Atomic,
-        freeze_uid: status.mark.as_deref().unwrap_or("recovery"),
-        member: None,
-    };
-    targets::target(&verbs.drivers, &ingredients, wanted).ok()
 }
 
 async fn ensure_default_namespace(registry: &Registry) -> anyhow::Result<()> {

@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{ConnectionAddress, Copy, Database, Level};
+use api::{Check, ConnectionAddress, Copy, Database, Level, conditions::reasons};
 use freeze::{Account, Drivers, Member, Plan, Target, Tls, TlsRoots};
 use k8s_openapi::api::core::v1::Secret;
 use thiserror::Error;
@@ -30,6 +30,20 @@ pub enum Unresolved {
     Engine { engine: api::Engine },
     #[error("Database {database} has one member, {member:?}, and {wanted:?} was asked for")]
     Member { database: String, member: String, wanted: String },
+}
+
+impl Unresolved {
+    /// As a check that did not pass, with what to do.
+    pub fn check(&self) -> Check {
+        let (reason, fix) = match self {
+            Self::Paused { .. } => (reasons::PAUSED, "set spec.paused: false"),
+            Self::Credentials { .. } => (reasons::CREDENTIALS_MISSING, "create the Secret, or name the right key"),
+            Self::Endpoint { .. } => (reasons::UNREACHABLE, "give spec.endpoint.host, or spec.endpoint.socket"),
+            Self::Engine { .. } => (reasons::UNSUPPORTED, "use a server that has a driver for it"),
+            Self::Member { .. } => (reasons::UNSUPPORTED, "leave spec.member out"),
+        };
+        Check::fail("resolved", reason, self.to_string(), fix)
+    }
 }
 
 /// How one freeze wants its targets.

@@ -20,7 +20,7 @@ use std::{
 
 use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Stage};
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{Notify, mpsc, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -56,6 +56,8 @@ pub struct Request {
     pub ttl: Duration,
     /// The longest that a freeze begun by this request lasts, renewals included.
     pub max_frozen: Duration,
+    /// Told when the claim is part of a freeze that is written down, for whoever does not wait until it holds.
+    pub accepted: Option<Arc<Notify>>,
 }
 
 /// A claim that holds.
@@ -323,7 +325,8 @@ impl Freezer {
                 });
             }
             let wish = Wish { level: request.level, copy: request.copy, ttl: request.ttl };
-            let command = Command::Join { claimant: request.claimant.clone(), wish, answer };
+            let accepted = request.accepted.clone();
+            let command = Command::Join { claimant: request.claimant.clone(), wish, accepted, answer };
             return Ok((held.clone(), Some(command)));
         }
         if self.0.draining.load(Ordering::Relaxed) {

@@ -102,6 +102,27 @@ async fn a_command_never_outlives_its_freeze_nor_us() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn break_glass_thaws_every_database_and_tells_of_each() {
+    let stillpoint = Stillpoint::start().await.unwrap();
+    let still = Still(&stillpoint);
+    let mut servers = Vec::new();
+    for (name, kind) in [("orders", ServerKind::POSTGRESQL_15), ("billing", ServerKind::MARIADB_10_11)] {
+        let server = Server::start(kind, Options::default()).await.unwrap();
+        stillpoint.register(name, &server, serde_json::json!({})).await.unwrap();
+        stillpoint.quiesce(name, serde_json::json!({"level": "WriteBlocked"})).await.unwrap();
+        servers.push(server);
+    }
+    let (code, text) = still.run(&["thaw", "--all"]);
+    assert!(code == 0 && text.contains("orders: thawed by") && text.contains("billing: thawed by"), "{code} {text}");
+    assert!(still.run(&["thaw", "--all"]).1.contains("nothing is held"));
+    stillpoint.quiesce("billing", serde_json::json!({"level": "WriteBlocked"})).await.unwrap();
+    let port = servers[1].port.to_string();
+    let direct = ["--direct", "--engine", "mariadb", "--host", "127.0.0.1", "--port", &port, "--user", USER];
+    let (code, text) = still.run(&[&["thaw", "--all"][..], &direct[..]].concat());
+    assert!(code == 0 && text.contains("ended: session") && text.contains("sync_binlog"), "{code} {text}");
+}
+
 fn wait_for(mut done: impl FnMut() -> bool, what: &str) {
     let end = Instant::now() + Duration::from_secs(10);
     while !done() {

@@ -46,6 +46,29 @@ async fn a_uid_is_one_claim_from_beginning_to_end() {
     }
 }
 
+/// Whoever does not wait is answered when the claim is written down, or refused: never with a Freeze that will not be there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_does_not_wait_gets_a_freeze_that_is_there_or_is_refused() {
+    let (stillpoint, _server) = bank(ServerKind::POSTGRESQL_15).await;
+    let status = stillpoint.quiesce("bank", json!({"uid": "one", "wait": false, "level": "Durable"})).await.unwrap();
+    let freeze = status["freeze"].as_str().unwrap();
+    let path = format!("/apis/stillpoint.dev/v1alpha1/namespaces/default/freezes/{freeze}");
+    assert_eq!(stillpoint.get(&path).await.unwrap()["metadata"]["name"], freeze, "at once");
+    stillpoint.reaches(freeze, &["Frozen"], Duration::from_secs(10)).await.unwrap();
+    let joined = stillpoint.quiesce("bank", json!({"uid": "two", "wait": false})).await.unwrap();
+    assert_eq!(joined["freeze"], freeze);
+    let refused = stillpoint.quiesce("bank", json!({"uid": "three", "wait": false, "level": "WriteBlocked"})).await;
+    assert_eq!(refused.unwrap_err().code, 409);
+    let verb = "/apis/live.stillpoint.dev/v1alpha1/namespaces/default/databases/bank/unquiesce?dryRun=All";
+    let dry = stillpoint.post(verb, &json!({"spec": {"uid": "one"}})).await.unwrap();
+    assert!(dry["status"]["message"].as_str().unwrap().contains("would end claim one"), "{dry}");
+    assert_eq!(dry["status"]["stillClaimedBy"][0]["uid"], "two");
+    for uid in ["one", "two"] {
+        stillpoint.unquiesce("bank", json!({"uid": uid})).await.unwrap();
+    }
+    assert_eq!(stillpoint.finished(freeze, Duration::from_secs(5)).await.unwrap()["phase"], "Thawed");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_killed_leaves_the_database_writable_and_its_settings_as_they_were() {
     for kind in BOTH {

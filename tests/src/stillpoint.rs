@@ -149,12 +149,17 @@ impl Stillpoint {
 
     /// Waits until a Freeze has a finished phase, and answers its status.
     pub async fn finished(&self, freeze: &str, limit: Duration) -> Result<Value> {
+        self.reaches(freeze, &["Thawed", "Failed", "Expired", "Lost"], limit).await
+    }
+
+    /// Waits until a Freeze has one of these phases, and answers its status.
+    pub async fn reaches(&self, freeze: &str, phases: &[&str], limit: Duration) -> Result<Value> {
         let end = std::time::Instant::now() + limit;
         loop {
             let path = format!("/apis/stillpoint.dev/v1alpha1/namespaces/default/freezes/{freeze}");
             let object = self.get(&path).await.map_err(anyhow::Error::msg)?;
             let phase = object["status"]["phase"].as_str().unwrap_or_default();
-            if ["Thawed", "Failed", "Expired", "Lost"].contains(&phase) {
+            if phases.contains(&phase) {
                 return Ok(object["status"].clone());
             }
             if std::time::Instant::now() > end {

@@ -19,7 +19,7 @@ use super::Observed;
 use crate::{
     resources::DATABASES,
     targets::{self, Ingredients, Wanted},
-    verbs::{self, Verbs},
+    verbs::Verbs,
 };
 
 /// How often a Database is looked at when nothing changes.
@@ -98,7 +98,7 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
         if verbs.freezer.view(&namespace, &name).is_some() {
             return;
         }
-        let Ok(ingredients) = verbs.ingredients(&namespace, &name) else {
+        let Ok(ingredients) = verbs.directory.ingredients(&namespace, &name) else {
             return;
         };
         let look = look(&verbs, &ingredients).await;
@@ -123,10 +123,10 @@ async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
     let database = &ingredients.database;
     let wanted =
         Wanted { level: database.spec.freeze.level, copy: Copy::Atomic, freeze_uid: "preflight", member: None };
-    let target = match targets::target(&verbs.drivers, ingredients, wanted) {
+    let target = match targets::target(&verbs.directory.drivers, ingredients, wanted) {
         Ok(target) => target,
         Err(error) => {
-            return Look { server: None, checks: vec![verbs::unresolved_check(&error)], levels: Vec::new() };
+            return Look { server: None, checks: vec![error.check()], levels: Vec::new() };
         }
     };
     let deadline = Instant::now() + LOOK;

@@ -162,9 +162,10 @@ async fn follow(verbs: &Verbs, name: &FreezeName, freeze: &Freeze, granted: Gran
     fail(verbs, name, conditions::reasons::FREEZER_DIED, "nothing holds it any more").await;
 }
 
-/// The status of a Freeze whose claim is part of another freeze; pure. What is to be undone is the other's to undo.
+/// The status of a Freeze whose claim is part of another freeze; pure. What is to be undone is the other's to undo, and no
+/// freezer has begun this one: after a crash its Databases are not its to free.
 fn of_claim(status: &FreezeStatus, uid: &str, joined: &str) -> FreezeStatus {
-    let mut own = status.clone();
+    let mut own = FreezeStatus { freezer: None, epoch: None, ..status.clone() };
     own.claims.retain(|claim| claim.uid == uid);
     own.targets.iter_mut().for_each(|target| target.undo.clear());
     let ended = own.claims.iter().find_map(|claim| Some((claim.ended_at.as_ref()?.0, claim.until.0)));
@@ -261,7 +262,10 @@ mod tests {
             let claim = |uid: &str| json!({"kind": "Freeze", "name": "f", "uid": uid, "user": "dba", "since": at, "until": until});
             let mut own = claim("own");
             own["endedAt"] = ended.into();
-            serde_json::from_value(json!({"phase": phase, "message": "why", "claims": [claim("other"), own]})).unwrap()
+            serde_json::from_value(
+                json!({"phase": phase, "freezer": "other's", "message": "why", "claims": [claim("other"), own]}),
+            )
+            .unwrap()
         };
         let (before, after) = ("2026-01-01T00:00:10Z", "2026-01-01T00:01:00Z");
         for (status, phase) in [
@@ -272,7 +276,7 @@ mod tests {
             (status("Expired", Some(after), after), Phase::Expired),
         ] {
             let own = of_claim(&status, "own", "other");
-            assert_eq!((own.phase, own.claims.len()), (phase, 1), "{own:?}");
+            assert_eq!((own.phase, own.claims.len(), &own.freezer), (phase, 1, &None), "{own:?}");
         }
     }
 

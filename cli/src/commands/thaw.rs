@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use api::UnquiesceSpec;
+use api::{Engine, UnquiesceSpec};
+use futures::future::join_all;
+use serde_json::json;
 
 use super::{ServerArgs, driver};
 use crate::{
@@ -71,6 +73,9 @@ impl Command {
                 [] => println!("nothing of Stillpoint is held there"),
                 ended => println!("ended: {}", ended.join(", ")),
             }
+            if server.engine == Engine::MariaDB {
+                println!("{RAISED}");
+            }
             return Ok(0);
         }
         let api = connection.connect().await?;
@@ -81,20 +86,40 @@ impl Command {
                 held.filter_map(|database| database.metadata.name).collect()
             }
         };
-        let mut answers = Vec::new();
-        for name in &names {
+        // All at once, and each for itself: one that cannot be thawed is no reason to leave the others frozen.
+        let thaws = names.iter().map(|name| async {
             let spec = UnquiesceSpec { force: true, ..UnquiesceSpec::default() };
-            answers.push(api.unquiesce(name, spec).await?.status.unwrap_or_default());
-        }
+            api.unquiesce(name, spec).await.map(|answer| answer.status.unwrap_or_default())
+        });
+        let thaws = join_all(thaws).await;
+        let failed = thaws.iter().filter(|thaw| thaw.is_err()).count();
         if output == Output::Json {
-            return print::json(&answers).map(|()| 0);
+            let told = names.iter().zip(&thaws).map(|(name, thaw)| match thaw {
+                Ok(status) => json!({"database": name, "status": status}),
+                Err(error) => json!({"database": name, "error": error.to_string()}),
+            });
+            print::json(&told.collect::<Vec<_>>())?;
+        } else {
+            if names.is_empty() {
+                println!("nothing is held");
+            }
+            for (name, thaw) in names.iter().zip(&thaws) {
+                match thaw {
+                    Ok(status) => println!("{name}: {}", status.message.as_deref().unwrap_or("thawed")),
+                    Err(error) => eprintln!("{name}: not thawed: {error}"),
+                }
+            }
         }
-        if names.is_empty() {
-            println!("nothing is held");
+        if failed == 0 {
+            return Ok(0);
         }
-        for (name, status) in names.iter().zip(&answers) {
-            println!("{name}: {}", status.message.as_deref().unwrap_or("thawed"));
-        }
-        Ok(0)
+        Err(Failure::new(format!(
+            "{failed} of {} could not be thawed; try again, or go to the server itself: kubectl still thaw --all --direct",
+            names.len()
+        )))
     }
 }
+
+/// What ending its session does not undo.
+const RAISED: &str = "a freeze may have left innodb_flush_log_at_trx_commit and sync_binlog at 1, which is safe and slower: \
+    stillpoint-apiserver puts them back when it runs again; without it, SET GLOBAL them to what your configuration says";

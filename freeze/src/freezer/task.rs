@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Duration};
 use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Stage};
 use jiff::Timestamp;
 use tokio::{
-    sync::{mpsc, oneshot},
+    sync::{Notify, mpsc, oneshot},
     time::{Instant, sleep, timeout},
 };
 use tracing::{info, warn};
@@ -37,7 +37,7 @@ use crate::{
 /// What a freeze is asked.
 #[derive(Debug)]
 pub(super) enum Command {
-    Join { claimant: Claimant, wish: Wish, answer: Answer },
+    Join { claimant: Claimant, wish: Wish, accepted: Option<Arc<Notify>>, answer: Answer },
     End { uid: String, stage: Stage, answer: oneshot::Sender<Option<Result<Ended, Refused>>> },
     Renew { uid: String, ttl: Option<Duration>, answer: oneshot::Sender<Option<Granted>> },
     Thaw { ending: Ending, answer: oneshot::Sender<Ended> },
@@ -48,6 +48,7 @@ pub(super) struct Task {
     inner: Arc<Inner>,
     freeze: FreezeName,
     spec: Option<FreezeSpec>,
+    accepted: Option<Arc<Notify>>,
     members: Arc<[Member]>,
     level: Level,
     copy: Copy,
@@ -128,6 +129,7 @@ impl Task {
             inner,
             freeze: request.freeze.clone(),
             spec: request.spec.clone(),
+            accepted: request.accepted.clone(),
             members,
             level: request.level,
             copy: request.copy,

@@ -112,5 +112,6 @@ pub(crate) fn request(freeze: &str, uid: &str, targets: Vec<Target>, ttl: Durati
         copy,
         ttl,
         max_frozen: Duration::from_secs(30),
+        accepted: None,
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use api::{Check, FreezeSpec, Phase, Stage, conditions::reasons};
 use jiff::Timestamp;
-use tokio::time::Instant;
+use tokio::{sync::Notify, time::Instant};
 use tracing::info;
 
 use super::{
@@ -25,7 +25,8 @@ use crate::{
 impl Task {
     /// Cancellation: a claim's end or a thaw drops the work in progress, and its connections with it.
     pub(super) async fn take_hold(&mut self) -> Result<(Group, Instant), Finish> {
-        let work = take(self.targets.clone(), self.spec.clone(), Arc::clone(&self.recorder));
+        let (spec, accepted) = (self.spec.clone(), self.accepted.take());
+        let work = take(self.targets.clone(), spec, accepted, Arc::clone(&self.recorder));
         tokio::pin!(work);
         let thaw = self.inner.thaw.clone();
         let (group, acquired, warnings) = loop {
@@ -75,13 +76,13 @@ impl Task {
 
     fn while_taking(&mut self, command: Command) -> Option<Finish> {
         match command {
-            Command::Join { claimant, wish, answer } => {
+            Command::Join { claimant, wish, accepted, answer } => {
                 match may_join((self.level, self.copy), wish, self.max_frozen) {
                     // The same claim, waited for twice, is not a second data phase.
                     Err(why) if !self.claims.is_alive(&claimant.uid) => {
                         answer.send(Err(self.conflict(why))).ok();
                     }
-                    _ => self.admit(claimant, wish, answer),
+                    _ => self.admit(claimant, wish, accepted, answer),
                 }
                 None
             }
@@ -111,12 +112,19 @@ impl Task {
 async fn take(
     targets: Vec<Target>,
     spec: Option<FreezeSpec>,
+    accepted: Option<Arc<Notify>>,
     recorder: Arc<Recorder>,
 ) -> Result<(Group, Vec<Acquired>, Vec<Check>), Vec<Fault>> {
     // Held before preparing starts, so that no undo item can be written before the object exists.
     let opening = recorder.opening().await;
-    let (opened, prepared) =
-        tokio::join!(opening.open(spec.as_ref()), group::prepare(&targets, |at| recorder.undo_of(at)));
+    let open = async {
+        let opened = opening.open(spec.as_ref()).await;
+        if let (Ok(()), Some(accepted)) = (&opened, accepted) {
+            accepted.notify_one();
+        }
+        opened
+    };
+    let (opened, prepared) = tokio::join!(open, group::prepare(&targets, |at| recorder.undo_of(at)));
     let prepared = prepared?;
     if let Err(error) = opened {
         group::abandon(prepared).await;

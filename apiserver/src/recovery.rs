@@ -1,0 +1,92 @@
+//! What a dead server was doing: read from the stored Freezes, handed to the freezer, which undoes it and says so.
+
+use api::{Freeze, FreezeStatus, Phase};
+use freeze::{FreezeName, Freezer, Remains};
+use tracing::info;
+
+use crate::{registry::Registry, resources::FREEZES};
+
+/// What a stored Freeze is to the next freezer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    /// Nobody has begun it.
+    Nothing,
+    /// It is over; its claims' uids stay finished.
+    Memory,
+    /// It holds, or held, and is not tidied up.
+    Remains,
+}
+
+/// Call it before anything is frozen.
+pub fn recover(registry: &Registry, freezer: &Freezer) {
+    let mut remains = Vec::new();
+    for (freeze, status) in oldest_first(registry.all::<Freeze>(&FREEZES, None)) {
+        match left(&status) {
+            Left::Nothing => {}
+            Left::Memory => freezer.remember(&freeze, &status),
+            Left::Remains => remains.push(Remains { freeze, status }),
+        }
+    }
+    if !remains.is_empty() {
+        info!(count = remains.len(), "taking care of freezes that a dead server left");
+    }
+    freezer.recover(remains);
+}
+
+/// A claim that is repeated under one uid is answered by its newest freeze.
+fn oldest_first(freezes: Vec<Freeze>) -> Vec<(FreezeName, FreezeStatus)> {
+    let begun = freezes.into_iter().filter_map(|freeze| {
+        let (namespace, name) = (freeze.metadata.namespace?, freeze.metadata.name?);
+        Some((FreezeName { namespace, name }, freeze.status?))
+    });
+    let mut begun: Vec<_> = begun.collect();
+    begun.sort_by_key(|(_, status)| status.requested_at.as_ref().map(|at| at.0));
+    begun
+}
+
+fn left(status: &FreezeStatus) -> Left {
+    let to_undo = status.targets.iter().any(|target| !target.undo.is_empty());
+    match status.phase {
+        Phase::Pending => Left::Nothing,
+        phase if phase.is_finished() && !to_undo => Left::Memory,
+        _ => Left::Remains,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn freeze(name: &str, status: serde_json::Value) -> Freeze {
+        let value = json!({
+            "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"namespace": "shop", "name": name},
+            "spec": {"targets": [{"database": "orders"}]}, "status": status,
+        });
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn the_newest_freeze_of_a_uid_comes_last_whatever_the_names_say() {
+        let at =
+            |second: u32| json!({"phase": "Thawed", "requestedAt": format!("2026-01-01T00:00:{second:02}.000000Z")});
+        let sorted = oldest_first(vec![freeze("a", at(3)), freeze("b", at(1)), freeze("c", at(2))]);
+        assert_eq!(sorted.iter().map(|(freeze, _)| freeze.name.as_str()).collect::<Vec<_>>(), ["b", "c", "a"]);
+    }
+
+    #[test]
+    fn what_is_left_follows_from_the_phase_and_from_what_is_to_undo() {
+        let undo = json!([{"version": 1, "kind": "k", "data": {}}]);
+        let target = |undo| json!([{"database": "orders", "engine": "MariaDB", "member": "m", "undo": undo}]);
+        for (status, expected) in [
+            (json!({"phase": "Pending"}), Left::Nothing),
+            (json!({"phase": "Preparing"}), Left::Remains),
+            (json!({"phase": "Frozen", "targets": target(json!([]))}), Left::Remains),
+            (json!({"phase": "Thawed", "targets": target(json!([]))}), Left::Memory),
+            (json!({"phase": "Thawed", "targets": target(undo)}), Left::Remains),
+        ] {
+            assert_eq!(left(&freeze("f", status.clone()).status.unwrap()), expected, "{status}");
+        }
+    }
+}
