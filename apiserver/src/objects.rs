@@ -133,10 +133,14 @@ impl Objects {
         check_list_version(asked, self.registry.revision(), token.is_some())?;
         let selection = asked.selection()?;
         let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok());
-        let limit = limit.map(|limit| page(limit, asked.parts.form));
         let after = token.as_ref().map(|token| token.after(asked.resource));
         let namespace = asked.target.namespace.as_deref();
-        let page = self.registry.list(asked.resource, namespace, &selection, limit, after.as_ref())?;
+        let page_of = |limit| self.registry.list(asked.resource, namespace, &selection, limit, after.as_ref());
+        let whole = asked.parts.form == Form::Table && limit.is_some_and(|limit| limit >= KUBECTL_CHUNK);
+        let page = match whole.then(|| page_of(None)).transpose()? {
+            Some(page) if page.items.len() <= MOST_ROWS => page,
+            _ => page_of(limit)?,
+        };
         let revision = token.map_or(page.revision, |token| token.revision);
         let mut list = json!({"resourceVersion": revision.to_string()});
         if let Some((key, left)) = &page.next {
@@ -300,16 +304,12 @@ impl Continue {
     }
 }
 
-/// How many objects a page of `limit` holds. A row of a Table is a tenth of its object, and kubectl allows itself five requests
-/// a second: 10,000 objects in its pages of 500 would take it 2 s of waiting for itself. A server may answer more than it was
-/// asked for (API conventions, "Retrieving large results sets in chunks": the limit may be ignored).
-fn page(limit: usize, form: Form) -> usize {
-    if form == Form::Table && limit >= KUBECTL_CHUNK { limit.saturating_mul(ROWS_PER_OBJECT) } else { limit }
-}
-
-/// `kubectl get --chunk-size`, unless told otherwise.
+/// `kubectl get --chunk-size`, unless told otherwise. kubectl allows itself five requests a second: 10,000 objects in such pages
+/// would take it 4 s of waiting for itself. So a Table of that limit is answered whole, as a server may that does not support
+/// the limit (API reference, `limit`), unless it is longer than [`MOST_ROWS`].
 const KUBECTL_CHUNK: usize = 500;
-const ROWS_PER_OBJECT: usize = 10;
+/// A row costs the server about what its object does, while it is made.
+const MOST_ROWS: usize = 10_000;
 
 /// A list of objects that are encoded already.
 fn concatenate(resource: &Resource, page: &Page, list: &Value) -> Bytes {

@@ -17,7 +17,7 @@ use super::{
     checks,
     connect::{Link, Session, literal, text},
     locks::{self, Database, Remembered},
-    search::{Seeking, Sought},
+    search::{Opening, Sought},
 };
 use crate::{
     driver::{Acquired, Farewell, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo},
@@ -35,6 +35,9 @@ pub(super) struct Ready {
     main: Link,
     databases: Vec<Database>,
     backup: Option<Backup>,
+    /// Recoverable and Durable: the still point is as of this instant, and what `opening` connects to is looked at after it.
+    began: Timestamp,
+    opening: Option<Opening>,
 }
 
 #[derive(Debug)]
@@ -52,8 +55,8 @@ struct Holding {
     marker_xid: Option<u64>,
     /// The fresh session of the last proof: closed when somebody has time for it.
     asked: Option<Session>,
-    /// Looks for our session by a fresh connection, begun at the last still point.
-    seeking: Option<Seeking>,
+    /// A fresh connection to look for our session by, begun after the last still point.
+    opening: Option<Opening>,
 }
 
 /// Opens every session that the plan needs and does what is slow. Blocks nobody.
@@ -63,6 +66,10 @@ pub(super) async fn prepare(
     remembered: &Remembered,
     deadline: Instant,
 ) -> Result<Ready, Error> {
+    // Nobody is blocked below WriteBlocked, so the still point may be as early as this: whatever is acknowledged by now is made
+    // durable by the barrier that follows. The connection that the proof looks by comes after it, and beside the main one.
+    let began = Timestamp::now();
+    let opening = (plan.level < Level::WriteBlocked).then(|| Opening::begin(member.clone()));
     let mut warnings = Vec::new();
     let main = async {
         let mut main = Link::open(member, None, Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
@@ -78,7 +85,7 @@ pub(super) async fn prepare(
         Copy::Atomic => None,
     };
     let server = main.hello.server();
-    Ok(Ready { member: member.clone(), plan: plan.clone(), server, warnings, main, databases, backup })
+    Ok(Ready { member: member.clone(), plan: plan.clone(), server, warnings, main, databases, backup, began, opening })
 }
 
 #[async_trait]
@@ -98,7 +105,7 @@ impl Prepared for Ready {
     }
 
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
-        let Self { member, plan, server, mut main, mut databases, backup, .. } = *self;
+        let Self { member, plan, server, mut main, mut databases, backup, began, opening, .. } = *self;
         let deadline = Instant::now() + plan.acquire_timeout;
         let ended_sessions = if plan.level == Level::WriteBlocked {
             locks::acquire(&mut databases, &mut main, &plan, deadline).await?
@@ -116,9 +123,10 @@ impl Prepared for Ready {
             snapshot: None,
             marker_xid: None,
             asked: None,
-            seeking: None,
+            opening,
         };
-        let mut acquired = held.still_point(deadline).await?;
+        let frozen_at = if held.plan.level == Level::WriteBlocked { Timestamp::now() } else { began };
+        let mut acquired = held.still_point(frozen_at, deadline).await?;
         acquired.ended_sessions = ended_sessions;
         Ok((Box::new(held), acquired))
     }
@@ -132,13 +140,9 @@ impl Prepared for Ready {
 impl Holding {
     /// Makes true what the level promises, from an instant on, and reads the position: one round trip.
     ///
-    /// At Durable the instant comes before the marker: whatever was acknowledged until then is flushed with it. At
-    /// WriteBlocked every lock is granted by now, so nothing is acknowledged any more; the marker then flushes it all.
-    async fn still_point(&mut self, deadline: Instant) -> Result<Acquired, Error> {
-        let frozen_at = Timestamp::now();
-        if self.plan.level < Level::WriteBlocked {
-            self.seeking = Some(Seeking::begin(self.sought()));
-        }
+    /// At Durable the instant `frozen_at` comes before the marker: whatever was acknowledged until then is flushed with it. At
+    /// WriteBlocked every lock is granted by it, so nothing is acknowledged any more; the marker then flushes it all.
+    async fn still_point(&mut self, frozen_at: Timestamp, deadline: Instant) -> Result<Acquired, Error> {
         let rows = if self.plan.level > Level::Recoverable {
             self.mark(deadline, self.position_sql()).await?
         } else {
@@ -305,6 +309,8 @@ const MOST_IDS: u32 = 100_000;
 #[async_trait]
 impl Held for Holding {
     async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
+        // Too old to prove anything by.
+        self.opening.take_if(|opening| !opening.is_young());
         if let Some(asked) = self.asked.take() {
             asked.close(deadline).await;
         }
@@ -319,7 +325,9 @@ impl Held for Holding {
             let position = Position::Postgresql(self.position.clone());
             return Ok(Acquired { frozen_at, position, ended_sessions: Vec::new() });
         }
-        self.still_point(deadline).await
+        let frozen_at = Timestamp::now();
+        self.opening = Some(Opening::begin(self.member.clone()));
+        self.still_point(frozen_at, deadline).await
     }
 
     async fn stop(&mut self, deadline: Instant) -> Result<Vec<Artifact>, Error> {
@@ -338,15 +346,16 @@ impl Held for Holding {
     async fn prove(&mut self, deadline: Instant) -> Result<Proof, Error> {
         let kind = if self.plan.level == Level::WriteBlocked { ProofKind::NoCommit } else { ProofKind::SessionHeld };
         let before = Position::Postgresql(self.position.clone());
-        let (early, sought) = (self.seeking.take().filter(Seeking::is_young), self.sought());
+        let (opening, sought) = (self.opening.take().filter(Opening::is_young), self.sought());
         let search = async {
-            // What an early search did not find is looked for again: only a find counts.
-            match early {
-                Some(early) => match early.found(deadline).await {
-                    Ok((fresh, None)) => Ok((fresh, None)),
+            let Some(opening) = opening else { return sought.found(deadline).await };
+            // What is not found by it is looked for again: only a find counts.
+            match opening.session(deadline).await {
+                Ok(fresh) => match sought.found_by(fresh, deadline).await {
+                    found @ Ok((_, None)) => found,
                     _ => sought.found(deadline).await,
                 },
-                None => sought.found(deadline).await,
+                Err(_) => sought.found(deadline).await,
             }
         };
         let (found, seen) = tokio::join!(search, self.look_back(deadline));

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use api::Incarnation;
-use tokio::time::Instant;
+use tokio::{task::JoinError, time::Instant};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::connect::{Session, landmark, text};
@@ -24,7 +24,16 @@ impl Sought {
     /// Looks for the landmark: our session has it on the same run of the same server while our session is there, and nowhere else.
     /// Answers the session that looked, and what is not as it was.
     pub(super) async fn found(&self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
-        let mut fresh = Session::open(&self.member, None, None, LONGEST_SERVER_TTL, deadline).await?;
+        let fresh = connect(&self.member, deadline).await?;
+        self.found_by(fresh, deadline).await
+    }
+
+    /// As [`Sought::found`], by a connection that is there already.
+    pub(super) async fn found_by(
+        &self,
+        mut fresh: Session,
+        deadline: Instant,
+    ) -> Result<(Session, Option<String>), Error> {
         // Never by trying to lock: what a search took, the next one would find.
         let (high, low) = landmark(&self.freeze_uid);
         let sql = format!(
@@ -46,36 +55,40 @@ impl Sought {
     }
 }
 
-/// The search, under way. What makes a copy Durable is settled at the still point, so it begins there, and a proof within the
-/// same second waits for the rest of it; a later one begins another. Dropped, it ends.
-#[derive(Debug)]
-pub(super) struct Seeking {
-    began: Instant,
-    search: AbortOnDropHandle<Result<(Session, Option<String>), Error>>,
+async fn connect(member: &Member, deadline: Instant) -> Result<Session, Error> {
+    Session::open(member, None, None, LONGEST_SERVER_TTL, deadline).await
 }
 
-impl Seeking {
-    pub(super) fn begin(sought: Sought) -> Self {
+/// A fresh connection, under way beside whatever else there is to do. What makes a copy Durable is settled at the still point,
+/// so a connection that was begun after it is fresh enough to look by, for a second. Dropped, it ends.
+#[derive(Debug)]
+pub(super) struct Opening {
+    began: Instant,
+    session: AbortOnDropHandle<Result<Session, Error>>,
+}
+
+impl Opening {
+    pub(super) fn begin(member: Member) -> Self {
         let began = Instant::now();
-        let search = tokio::spawn(async move { sought.found(began + SEARCH).await });
-        Self { began, search: AbortOnDropHandle::new(search) }
+        let session = tokio::spawn(async move { connect(&member, began + CONNECT).await });
+        Self { began, session: AbortOnDropHandle::new(session) }
     }
 
     pub(super) fn is_young(&self) -> bool {
         self.began.elapsed() < YOUNG
     }
 
-    pub(super) async fn found(self, deadline: Instant) -> Result<(Session, Option<String>), Error> {
-        by(deadline, "looking for our session", async {
-            self.search.await.unwrap_or_else(|error| {
-                Err(Error::Server { doing: "looking for our session", detail: error.to_string() })
-            })
+    pub(super) async fn session(self, deadline: Instant) -> Result<Session, Error> {
+        let doing = "connecting";
+        by(deadline, doing, async {
+            let failed = |error: JoinError| Err(Error::Server { doing, detail: error.to_string() });
+            self.session.await.unwrap_or_else(failed)
         })
         .await
     }
 }
 
-/// How long a search may last, whoever waits for it.
-const SEARCH: Duration = Duration::from_secs(5);
-/// What a search found holds for as long as a heartbeat's word does.
+/// How long it may take to connect, whoever waits for it.
+const CONNECT: Duration = Duration::from_secs(5);
+/// As long as a heartbeat's word holds.
 const YOUNG: Duration = Duration::from_secs(1);
