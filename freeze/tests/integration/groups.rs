@@ -116,6 +116,7 @@ async fn renewals_share_one_write_and_never_starve_the_heartbeat() {
     let renewed = join_all(claims.iter().map(|uid| freezer.renew("ns", "db", uid, None))).await;
     assert!(renewed.iter().all(Option::is_some), "none was lost");
     book.delay_ms.store(0, Ordering::SeqCst);
+    sleep(Duration::from_secs(2)).await;
     assert_eq!(freezer.view("ns", "db").unwrap().status.phase, Phase::Frozen);
     freezer.drain(Duration::ZERO).await;
 }

@@ -68,6 +68,7 @@ async fn what_cannot_be_reached_yet_keeps_its_database_until_it_is_undone() {
     let second = freezer_of("second", &book, &places);
     second.recover(vec![Remains { freeze: name("f"), status }, Remains { freeze: name("follower"), status: follower }]);
     until("the follower is laid to rest", || book.status(&name("follower")).phase == Phase::Lost).await;
+    assert_eq!(second.view("ns", "db").unwrap().freeze, name("f"), "it is not the follower that has it");
     let wanted = || request("g", "b", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL);
     let early = timeout(Duration::from_secs(1), second.quiesce(wanted())).await;
     assert!(matches!(early, Err(_) | Ok(Err(Refused::Undoing { .. }))), "{early:?}");
