@@ -6,6 +6,7 @@ mod book;
 mod contract;
 mod faults;
 mod freezer;
+mod mariadb_barrier;
 mod mariadb_blockers;
 mod memory;
 mod real;
