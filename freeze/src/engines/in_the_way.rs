@@ -19,6 +19,8 @@ pub(super) struct Found {
 pub(super) struct InTheWay {
     pub(super) seen: Vec<Blocker>,
     pub(super) ended: Vec<String>,
+    /// The policy is `Fail`, and somebody was seen.
+    pub(super) gave_up: bool,
     /// What would let us see more.
     pub(super) hint: Option<&'static str>,
 }

@@ -11,6 +11,7 @@
 //! 20.11 (timeouts), 9.27 (functions), unless said otherwise.
 
 mod backup;
+mod blockers;
 mod checks;
 mod connect;
 mod errors;

@@ -9,5 +9,6 @@ mod freezer;
 mod mariadb_barrier;
 mod mariadb_blockers;
 mod memory;
+mod postgresql_blockers;
 mod real;
 mod refusals;

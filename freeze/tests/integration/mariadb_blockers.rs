@@ -97,9 +97,17 @@ async fn end(server: &Server, busy: &Busy, what: &str) {
 }
 
 async fn take(server: &Server, blockers: BlockerPolicy) -> Result<(Box<dyn Held>, Acquired), Error> {
+    take_within(server, blockers, ACQUIRE).await
+}
+
+async fn take_within(
+    server: &Server,
+    blockers: BlockerPolicy,
+    acquire_timeout: Duration,
+) -> Result<(Box<dyn Held>, Acquired), Error> {
     let driver: Arc<dyn Driver> = Arc::clone(Drivers::real().of(api::Engine::MariaDB).unwrap());
     let plan = Plan {
-        acquire_timeout: ACQUIRE,
+        acquire_timeout,
         blockers,
         blockers_older_than: Duration::ZERO,
         ..plan(Level::WriteBlocked, Copy::Atomic)
@@ -146,6 +154,40 @@ async fn who_stands_in_the_way_is_named_and_nobody_else_is_waited_for_or_ended()
                 end(&server, &busy, other.what).await;
                 server.execute("", "DROP TABLE IF EXISTS shop.c").await.unwrap();
             }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policy_fail_gives_up_as_soon_as_somebody_is_seen_and_lets_everything_go() {
+    /// Nobody waits for as long as this by mistake.
+    const LONG: Duration = Duration::from_secs(60);
+    for with_lock_info in [true, false] {
+        let server = server(with_lock_info).await;
+        for other in OTHERS {
+            // Without the plugin an idle holder is seen by nobody: nothing is left but to wait.
+            let seen = with_lock_info || other.running.is_some();
+            let busy = begin(&server, other).await;
+            let began = Instant::now();
+            let taken = take_within(&server, BlockerPolicy::Fail, if seen { LONG } else { ACQUIRE }).await;
+            let what = format!("{} (lock info: {with_lock_info})", other.what);
+            match taken {
+                Ok((held, _)) => {
+                    assert!(!other.in_the_way, "{what}: it holds, and should not");
+                    held.release(soon()).await.unwrap();
+                }
+                Err(error) => {
+                    assert!(other.in_the_way, "{what}: {error}");
+                    assert_eq!(seen, error.to_string().contains(&format!("session {} ", busy.id)), "{what}: {error}");
+                    assert!(!seen || matches!(error, Error::Blocked { .. }), "{what}: {error:?}");
+                    assert!(began.elapsed() < LONG / 2, "{what}: {:?}", began.elapsed());
+                    println!("{what:<72} {:>5} ms: {error}", began.elapsed().as_millis());
+                }
+            }
+            end(&server, &busy, other.what).await;
+            server.execute("", "DROP TABLE IF EXISTS shop.c").await.unwrap();
+            let (held, _) = take(&server, BlockerPolicy::Fail).await.unwrap();
+            held.release(soon()).await.unwrap();
         }
     }
 }

@@ -10,6 +10,7 @@
 
 use std::{convert::Infallible, time::Duration};
 
+use api::BlockerPolicy;
 use sqlx::mysql::MySqlRow;
 use tokio::time::{Instant, sleep};
 
@@ -87,8 +88,8 @@ pub(super) async fn look(link: &mut Link, own: u64, deadline: Instant) -> Result
     Ok((rows.iter().map(found).collect(), sight))
 }
 
-/// Looks who is in the way, and ends them where the policy says so. Never ends by itself. Connects only when somebody is
-/// waited for: who does not get in then can name nobody.
+/// Looks who is in the way, and ends them where the policy says so; at `Fail`, ends `own` statement as soon as it sees anybody.
+/// Never ends by itself. Connects only when somebody is waited for: who does not get in then can name nobody.
 pub(super) async fn watch(
     member: &Member,
     own: u64,
@@ -108,12 +109,26 @@ pub(super) async fn watch(
         if let Ok((found, sight)) = look(&mut link, own, deadline).await {
             in_the_way.see(&found);
             in_the_way.hint = (sight == Sight::Statements).then_some(BLIND);
+            if plan.blockers == BlockerPolicy::Fail && !found.is_empty() && waits(&mut link, own, deadline).await {
+                in_the_way.gave_up = true;
+                // Unheard, it ends by the deadline.
+                link.run(deadline, "giving up", &format!("KILL QUERY {own}")).await.ok();
+                return std::future::pending().await;
+            }
             for found in found.iter().filter(|found| found.is_to_be_ended(plan)) {
                 end(&mut link, found, deadline, in_the_way).await;
             }
         }
         sleep(PATIENCE).await;
     }
+}
+
+/// Whether a lock is waited for: a stage that is only slow is in nobody's way.
+async fn waits(link: &mut Link, own: u64, deadline: Instant) -> bool {
+    let sql =
+        format!("SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE ID = {own} AND STATE LIKE 'Waiting for%'");
+    let rows = link.run(deadline, "looking whether we wait", &sql).await;
+    rows.is_ok_and(|rows| rows.first().and_then(|row| text(row, 0)).as_deref() == Some("1"))
 }
 
 async fn end(link: &mut Link, found: &Found, deadline: Instant, in_the_way: &mut InTheWay) {

@@ -132,11 +132,16 @@ impl Holding {
         let mut in_the_way = InTheWay::default();
         let own = self.link.hello.connection_id;
         self.backup = true;
+        let began = Instant::now();
         let blocked = tokio::select! {
             blocked = block_commits(&mut self.link, self.plan.server_ttl, deadline) => blocked,
             never = blockers::watch(&self.member, own, &self.plan, deadline, &mut in_the_way) => match never {},
         };
-        if let Some(stage) = blocked? {
+        let blocked = blocked?;
+        if in_the_way.gave_up {
+            return Err(Error::Blocked { limit: began.elapsed(), blockers: in_the_way.seen, hint: in_the_way.hint });
+        }
+        if let Some(stage) = blocked {
             return Err(self.not_blocked(stage, in_the_way));
         }
         // From here no commit is acknowledged; what was before is flushed now.

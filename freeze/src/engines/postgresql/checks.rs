@@ -5,7 +5,7 @@ use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
 use super::{
-    allowed_on,
+    allowed_on, blockers,
     connect::{Hello, Link, MARK, literal, text},
     locks,
 };
@@ -329,7 +329,7 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
          {} * interval '1 second' AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted AND l.locktype = \
          'relation' AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareRowExclusiveLock', \
          'ExclusiveLock', 'AccessExclusiveLock'))",
-        locks::SESSIONS,
+        blockers::SESSIONS,
         literal(&format!("{MARK}%")),
         plan.blockers_older_than.as_secs(),
     );
@@ -337,7 +337,7 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
         Ok(rows) => rows,
         Err(error) => return error.check("blockers"),
     };
-    let sessions: Vec<String> = rows.iter().map(|row: &PgRow| locks::session(row).blocker.to_string()).collect();
+    let sessions: Vec<String> = rows.iter().map(|row: &PgRow| blockers::session(row).blocker.to_string()).collect();
     if sessions.is_empty() {
         return Check::pass("blockers", "no session stands in the way");
     }
