@@ -15,8 +15,10 @@ mod blockers;
 mod checks;
 mod connect;
 mod errors;
+mod escaped;
 mod hold;
 mod locks;
+mod markers;
 mod recipe;
 mod search;
 
@@ -38,6 +40,7 @@ use connect::{Link, MARK, literal, text};
 #[derive(Clone, Debug, Default)]
 pub struct Postgresql {
     remembered: locks::Remembered,
+    markers: markers::Markers,
 }
 
 #[async_trait]
@@ -66,7 +69,7 @@ impl Driver for Postgresql {
         deadline: Instant,
     ) -> Result<Box<dyn Prepared>, Error> {
         self.supports(plan.level, plan.copy)?;
-        Ok(Box::new(hold::prepare(member, plan, &self.remembered, deadline).await?))
+        Ok(Box::new(hold::prepare(member, plan, &self.remembered, &self.markers, deadline).await?))
     }
 
     /// Nothing of this engine outlives its sessions, so no undo item is ours.

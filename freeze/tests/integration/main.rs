@@ -9,6 +9,7 @@ mod freezer;
 mod mariadb_barrier;
 mod mariadb_blockers;
 mod memory;
+mod one_server;
 mod postgresql_blockers;
 mod real;
 mod refusals;

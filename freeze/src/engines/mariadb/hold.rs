@@ -76,7 +76,11 @@ async fn mark(link: &mut Link, freeze_uid: &str, deadline: Instant) -> Result<()
     match column(0).as_deref() {
         Some("1") => Ok(()),
         _ => Err(Error::ForeignFreeze {
-            holder: format!("session {}, a freeze of Stillpoint", column(2).unwrap_or_else(|| "unknown".to_owned())),
+            holder: format!(
+                "session {}, a freeze of Stillpoint. A MariaDB server is held by one at a time: where two Databases of a \
+                 freeze are on one server, list it once",
+                column(2).unwrap_or_else(|| "unknown".to_owned())
+            ),
         }),
     }
 }

@@ -109,7 +109,7 @@ impl Session {
         let doing = "asking who the server is";
         let landmark = freeze_uid.map(landmark).map(|(high, low)| {
             // The two-number form: each is a signed 32-bit integer, and shows as an oid.
-            format!(", pg_try_advisory_lock({}, {})", high.cast_signed(), low.cast_signed())
+            format!(", pg_try_advisory_lock_shared({}, {})", high.cast_signed(), low.cast_signed())
         });
         let landmark = landmark.unwrap_or_default();
         let rows = self.run(deadline, doing, &format!("{HELLO}{landmark}")).await?;
@@ -207,8 +207,9 @@ impl Hello {
     }
 }
 
-/// The two numbers of an advisory lock that each session of a freeze tries to take (manual, 13.3.5; also on a standby, 27.4.2).
-/// The main one is first, so whoever sees it held by that session is in the very run of the very server that is held.
+/// The two numbers of an advisory lock that the main session of a freeze takes (manual, 13.3.5; also on a standby, 27.4.2):
+/// whoever sees it held by that session is in the very run of the very server that is held. Shared, since a group may hold one
+/// server by several Databases.
 pub(super) fn landmark(freeze_uid: &str) -> (u32, u32) {
     let mut hasher = std::hash::DefaultHasher::new();
     freeze_uid.hash(&mut hasher);

@@ -16,7 +16,9 @@ use super::{
     backup::Backup,
     checks,
     connect::{Link, Session, literal, text},
+    escaped::Escaped,
     locks::{self, Database, Remembered},
+    markers::{Markers, Present},
     search::{Seeking, Sought},
 };
 use crate::{
@@ -35,6 +37,7 @@ pub(super) struct Ready {
     main: Link,
     databases: Vec<Database>,
     backup: Option<Backup>,
+    markers: Markers,
 }
 
 #[derive(Debug)]
@@ -48,8 +51,8 @@ struct Holding {
     position: PostgresqlPosition,
     /// WriteBlocked: `pg_current_snapshot()` once every lock was granted.
     snapshot: Option<String>,
-    /// Our own commit since then.
-    marker_xid: Option<u64>,
+    /// Our own commits since then, and those of other holds of ours.
+    markers: Present,
     /// The fresh session of the last proof: closed when somebody has time for it.
     asked: Option<Session>,
     /// Looks for our session by a fresh connection, begun at the last still point.
@@ -61,6 +64,7 @@ pub(super) async fn prepare(
     member: &Member,
     plan: &Plan,
     remembered: &Remembered,
+    markers: &Markers,
     deadline: Instant,
 ) -> Result<Ready, Error> {
     let mut warnings = Vec::new();
@@ -78,7 +82,16 @@ pub(super) async fn prepare(
         Copy::Atomic => None,
     };
     let server = main.hello.server();
-    Ok(Ready { member: member.clone(), plan: plan.clone(), server, warnings, main, databases, backup })
+    Ok(Ready {
+        member: member.clone(),
+        plan: plan.clone(),
+        server,
+        warnings,
+        main,
+        databases,
+        backup,
+        markers: markers.clone(),
+    })
 }
 
 #[async_trait]
@@ -92,7 +105,7 @@ impl Prepared for Ready {
     }
 
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
-        let Self { member, plan, server, mut main, mut databases, backup, .. } = *self;
+        let Self { member, plan, server, mut main, mut databases, backup, markers, .. } = *self;
         let deadline = Instant::now() + plan.acquire_timeout;
         let ended_sessions = if plan.level == Level::WriteBlocked {
             locks::acquire(&mut databases, &mut main, &plan, deadline).await?
@@ -102,13 +115,13 @@ impl Prepared for Ready {
         let mut held = Holding {
             member,
             plan,
+            markers: markers.present(&server.incarnation),
             incarnation: server.incarnation,
             main,
             databases,
             backup,
             position: PostgresqlPosition::default(),
             snapshot: None,
-            marker_xid: None,
             asked: None,
             seeking: None,
         };
@@ -192,13 +205,16 @@ impl Holding {
             left(deadline).as_millis(),
             literal(&self.plan.freeze_uid),
         );
+        let writing = self.markers.writing();
         let rows = self.main.run(deadline, "writing the marker", &sql).await?;
         let column = |row: usize| rows.get(row).and_then(|row| text(row, 0));
         if self.plan.level == Level::WriteBlocked {
             let missing = Error::Server { doing: "reading the snapshot", detail: "no row".into() };
             self.snapshot = Some(column(0).ok_or(missing)?);
         }
-        self.marker_xid = column(1).and_then(|xid| xid.parse().ok());
+        if let Some(xid) = column(1).and_then(|xid| xid.parse().ok()) {
+            writing.wrote(xid);
+        }
         Ok(rows)
     }
 
@@ -225,16 +241,12 @@ impl Holding {
     /// On the session that holds: it still does, what is not as it was, and where the server stands now.
     async fn look_back(&mut self, deadline: Instant) -> Result<(Option<String>, PostgresqlPosition), Error> {
         self.beat(self.within(deadline), deadline).await?;
-        let escaped = match self.escaped_sql() {
-            Some(sql) => {
-                let rows = self.main.run(deadline, "looking for commits that escaped", &sql).await?;
-                let count = rows.first().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok());
-                count.map_or(Escaped::CannotSay, Escaped::Counted)
-            }
-            None => Escaped::NotLookedFor,
+        let escaped = match &self.snapshot {
+            Some(snapshot) => Escaped::since(snapshot, &self.markers, &mut self.main, deadline).await?.told(),
+            None => None,
         };
         let rows = self.main.run(deadline, "reading the position", self.position_sql()).await?;
-        Ok((escaped.told().or_else(|| self.moved(&rows)), self.position_in(&rows)?))
+        Ok((escaped.or_else(|| self.moved(&rows)), self.position_in(&rows)?))
     }
 
     /// A pooler may move us to another session; a standby may be promoted, or follow another timeline, under its sessions. A
@@ -249,47 +261,7 @@ impl Holding {
         let moved = self.incarnation.replica && !same;
         moved.then(|| format!("the standby was promoted, or changed its timeline to {:?}", number(4)))
     }
-
-    /// Counts the transactions that committed and that the snapshot could not see; NULL: too many ids were used up to say.
-    fn escaped_sql(&self) -> Option<String> {
-        let snapshot = self.snapshot.as_ref()?;
-        Some(format!(
-            "WITH frozen AS (SELECT {snapshot}::pg_snapshot AS s), span AS (SELECT s, pg_snapshot_xmax(s)::text::bigint AS \
-             first, pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next FROM frozen) \
-             SELECT CASE WHEN next - first > {MOST_IDS} THEN NULL ELSE (SELECT count(*) FROM \
-             (SELECT x FROM pg_snapshot_xip(s) x UNION ALL SELECT g::text::xid8 FROM generate_series(first, next - 1) g) ids \
-             WHERE x <> {marker}::xid8 AND pg_xact_status(x) = 'committed') END FROM span",
-            snapshot = literal(snapshot),
-            marker = literal(&self.marker_xid.unwrap_or_default().to_string()),
-        ))
-    }
 }
-
-/// Commits that a write block did not stop.
-enum Escaped {
-    NotLookedFor,
-    Counted(u64),
-    CannotSay,
-}
-
-impl Escaped {
-    fn told(&self) -> Option<String> {
-        match self {
-            Self::NotLookedFor | Self::Counted(0) => None,
-            Self::Counted(count) => Some(format!(
-                "CommitEscaped: {count} transactions committed while writes were blocked. Table locks do not cover \
-                 tables made since, large objects and DDL; row locks, sequences and temporary tables use \
-                 transaction ids too and cannot be told apart from them"
-            )),
-            Self::CannotSay => {
-                Some(format!("more than {MOST_IDS} transaction ids were used up; commits cannot be ruled out"))
-            }
-        }
-    }
-}
-
-/// More transaction ids than this used up under a write block: the proof would cost more than it is worth.
-const MOST_IDS: u32 = 100_000;
 
 #[async_trait]
 impl Held for Holding {
