@@ -11,6 +11,7 @@ use freeze::{
     Acquired, Error, Held, Plan,
     contract::{Noted, Subject, plan, soon},
 };
+use tokio::task::JoinSet;
 
 use crate::real::Real;
 
@@ -49,5 +50,39 @@ async fn policy_fail_gives_up_as_soon_as_somebody_is_seen_and_lets_everything_go
         let proof = held.prove(soon()).await.unwrap();
         assert!(proof.held, "{kind}: nobody in the way: {proof:?}");
         held.release(soon()).await.unwrap();
+    }
+}
+
+/// Whether `count` sessions wait for a relation lock.
+async fn wait(real: &Real, count: u32) {
+    let end = Instant::now() + LONG;
+    while real.scalar("SELECT count(DISTINCT pid)::text FROM pg_locks WHERE NOT granted").await != count.to_string() {
+        assert!(Instant::now() < end, "{count} sessions wait");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_who_waits_for_us_is_stalled() {
+    for kind in [ServerKind::POSTGRESQL_15, ServerKind::POSTGRESQL_18] {
+        let real = Real::start(kind).await;
+        // A catalogue is no user's table, so the strangers' quarrel is not in our way.
+        let quarrel = "BEGIN; LOCK TABLE pg_catalog.pg_largeobject IN ACCESS EXCLUSIVE MODE";
+        let mut stranger = real.session().await;
+        stranger.run(quarrel).await.unwrap();
+        // Quarrels with the stranger; then a writer, somebody who wants it all, and a reader who stands behind.
+        let waiters =
+            [quarrel, "INSERT INTO t DEFAULT VALUES", "BEGIN; LOCK TABLE t IN ACCESS EXCLUSIVE MODE", "SELECT FROM t"];
+        let (mut waiting, mut seen) = (JoinSet::new(), Vec::new());
+        let (mut held, _) = take(&real, BlockerPolicy::Wait, LONG).await.unwrap();
+        for (sql, count) in waiters.into_iter().zip(1..) {
+            let mut session = real.session().await;
+            waiting.spawn(async move { session.run(sql).await.ok() });
+            wait(&real, count).await;
+            seen.push(held.heartbeat(Duration::from_secs(5), soon()).await.unwrap().stalled_sessions);
+        }
+        assert_eq!(seen, [Some(0), Some(1), Some(2), Some(3)], "{kind}");
+        held.release(soon()).await.unwrap();
+        drop(stranger);
     }
 }

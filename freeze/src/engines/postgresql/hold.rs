@@ -225,9 +225,7 @@ impl Holding {
             "SET statement_timeout = 5000; SET idle_session_timeout = {ttl}; \
              SET idle_in_transaction_session_timeout = {ttl}"
         );
-        // Every lock of ours is a relation lock of this server, and a session that waits for it shows here to everybody.
-        let count =
-            format!("{patience}; SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND locktype = 'relation'");
+        let count = format!("{patience}; {}", locks::stalled(&self.databases));
         let locked = !self.databases.is_empty();
         let beats = try_join_all(
             self.databases.iter_mut().map(|database| database.session.run(deadline, "the heartbeat", &patience)),

@@ -165,6 +165,18 @@ pub(super) async fn acquire(
     }
 }
 
+/// Counts the sessions that wait for us: for a table of ours, since whatever cannot be had there at once conflicts with SHARE,
+/// or stands behind somebody whose wish does (manual, 13.3.1, the table of conflicts). One look at the locks, however many wait,
+/// where `pg_blocking_pids` would stop the lock manager for each; and everybody may see it.
+pub(super) fn stalled(databases: &[Database]) -> String {
+    let ours = databases.iter().map(|database| database.backend_pid.to_string()).collect::<Vec<_>>().join(", ");
+    format!(
+        "WITH relations AS MATERIALIZED (SELECT pid, database, relation, granted FROM pg_locks WHERE locktype = 'relation'), \
+         ours AS (SELECT DISTINCT database, relation FROM relations WHERE granted AND pid = ANY (ARRAY[{ours}]::int[])) \
+         SELECT count(DISTINCT pid) FROM relations JOIN ours USING (database, relation) WHERE NOT granted"
+    )
+}
+
 /// What a freeze at WriteBlocked would lock, database by database, nothing locked.
 pub(super) async fn survey(member: &Member, main: &mut Link, deadline: Instant) -> Result<Survey, Error> {
     let names = databases(&main.run(deadline, "listing databases", &databases_sql(member)).await?);
