@@ -11,5 +11,6 @@ mod mariadb_blockers;
 mod memory;
 mod one_server;
 mod postgresql_blockers;
+mod postgresql_settings;
 mod real;
 mod refusals;

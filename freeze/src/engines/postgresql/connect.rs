@@ -26,7 +26,7 @@ use crate::{
 /// The mark of sessions of a freeze, in `application_name`: `stillpoint/<freeze uid>`.
 pub(super) const MARK: &str = "stillpoint/";
 /// The mark of sessions that hold nothing.
-const ASKING: &str = "stillpoint";
+pub(super) const ASKING: &str = "stillpoint";
 /// The database to talk to when the Database names none: every PostgreSQL has it unless somebody removed it.
 const MAINTENANCE: &str = "postgres";
 /// The oldest server whose statements this engine speaks (`pg_backup_start` came with 15).

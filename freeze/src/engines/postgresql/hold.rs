@@ -131,7 +131,9 @@ impl Prepared for Ready {
     }
 
     async fn abandon(self: Box<Self>, deadline: Instant) -> Result<(), Error> {
-        close(self.main, self.databases, deadline).await;
+        let Self { mut main, databases, backup, .. } = *self;
+        unmark(backup.as_ref(), &mut main, deadline).await;
+        close(main, databases, deadline).await;
         Ok(())
     }
 }
@@ -336,11 +338,22 @@ impl Held for Holding {
             Some(backup) => backup.stop(&mut self.main, &mut self.position, deadline).await,
             None => Ok(Vec::new()),
         };
+        if artifacts.is_ok() {
+            unmark(self.backup.as_ref(), &mut self.main, deadline).await;
+        }
         let Self { main, databases, asked, .. } = *self;
         unlocked.into_iter().collect::<Result<Vec<_>, _>>()?;
         let sessions = sessions(main, databases).chain(asked);
         let farewell = Farewell::to(sessions.map(|session| session.close(deadline).boxed()));
         Ok(Released { artifacts: artifacts?, farewell })
+    }
+}
+
+/// Where it fails, the server takes the marks off when it ends the session.
+async fn unmark(backup: Option<&Backup>, main: &mut Link, deadline: Instant) {
+    let Some(backup) = backup else { return };
+    if let Err(error) = backup.unmark(main, deadline).await {
+        tracing::warn!(%error, "the slot could not be dropped; it goes with its session");
     }
 }
 
