@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{Copy, Level};
+use api::{CheckResult, Copy, Level};
 use fixtures::{Options, Server, ServerKind};
 use freeze::{
     Driver, Error, Held, Observed, Plan,
@@ -37,5 +37,31 @@ async fn nothing_of_a_file_copy_is_seen_once_it_is_let_go() {
         assert_eq!(slots, "0", "{kind}");
         assert!(!released.artifacts.is_empty(), "{kind}");
         released.farewell.say().await;
+    }
+}
+
+/// At 1 ms the time for one attempt came to 0, which is for ever.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadlock_timeout_that_leaves_no_time_is_refused_and_a_short_one_is_not() {
+    for (setting, enough) in [("1ms", false), ("9ms", false), ("100ms", true)] {
+        let options = Options::default().set("deadlock_timeout", setting);
+        let server = Server::start(ServerKind::POSTGRESQL_15, options).await.unwrap();
+        server.execute("postgres", "CREATE TABLE t (n int)").await.unwrap();
+        for (level, enough) in [(Level::WriteBlocked, enough), (Level::Durable, true)] {
+            let plan = plan(level, Copy::Atomic);
+            let checks = Postgresql::default().preflight(&Real::at(server.port), &plan, soon()).await;
+            let settings = checks.iter().find(|check| check.name == "settings").unwrap();
+            assert_eq!(settings.result == CheckResult::Pass, enough, "{setting} {level}: {settings:?}");
+            match take(&server, &plan).await {
+                Ok(held) => {
+                    assert!(enough, "{setting} {level}: it holds, and should not");
+                    held.release(soon()).await.unwrap();
+                }
+                Err(error) => {
+                    let refused = matches!(error, Error::UnsafeSettings { .. });
+                    assert!(!enough && refused && error.to_string().contains("deadlock_timeout"), "{setting}: {error}");
+                }
+            }
+        }
     }
 }

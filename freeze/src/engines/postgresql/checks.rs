@@ -162,7 +162,7 @@ pub(super) fn grants(user: &str, level: Level, copy: Copy) -> Vec<Grant> {
 
 /// The verdicts that need no further question.
 fn said_at_connecting(hello: &Hello, plan: &Plan) -> Vec<Named> {
-    vec![version(hello), role(hello, plan), settings(hello)]
+    vec![version(hello), role(hello, plan), settings(hello, plan)]
 }
 
 /// The verdicts that follow from facts alone, in a stable order.
@@ -210,19 +210,29 @@ fn role(hello: &Hello, plan: &Plan) -> Named {
     ("role", verdict)
 }
 
-fn settings(hello: &Hello) -> Named {
+fn settings(hello: &Hello, plan: &Plan) -> Named {
     let off: Vec<&str> = [("fsync", hello.fsync), ("full_page_writes", hello.full_page_writes)]
         .into_iter()
         .filter_map(|(name, on)| (!on).then_some(name))
         .collect();
-    let verdict = if off.is_empty() {
-        Verdict::Pass("fsync and full_page_writes are on".to_owned())
-    } else {
+    let impatient = hello.deadlock_timeout < locks::SHORTEST_DEADLOCK_TIMEOUT;
+    let verdict = if !off.is_empty() {
         let off = off.join(" and ");
         Verdict::Fail(Error::UnsafeSettings {
             what: format!("{off} is off: no copy of this server can be trusted"),
             fix: format!("set {off} = on and reload"),
         })
+    } else if plan.level == Level::WriteBlocked && impatient {
+        Verdict::Fail(Error::UnsafeSettings {
+            what: format!(
+                "deadlock_timeout is {} ms: no table can be locked before the server looks for deadlocks and could end a \
+                 client for it",
+                hello.deadlock_timeout.as_millis()
+            ),
+            fix: "set deadlock_timeout = 100ms or more (1s by default) and reload, or use level: Durable".to_owned(),
+        })
+    } else {
+        Verdict::Pass("fsync and full_page_writes are on".to_owned())
     };
     ("settings", verdict)
 }

@@ -78,6 +78,8 @@ const WHOSE: &str =
 
 /// One attempt's share of `deadlock_timeout`: we give up before any client that waits for us looks for a deadlock.
 const SHARE_OF_DEADLOCK_TIMEOUT: (u32, u32) = (8, 10);
+/// Below this an attempt has no time for anything.
+pub(super) const SHORTEST_DEADLOCK_TIMEOUT: Duration = Duration::from_millis(10);
 /// The pause between attempts, in which those who queued behind us go on.
 pub(super) const DRAIN: Duration = Duration::from_millis(250);
 
@@ -251,7 +253,8 @@ impl Database {
 
     /// One attempt, in one transaction that stays open when it succeeds.
     async fn lock(&mut self, budget: Duration) -> Result<(), Attempt> {
-        let limit = budget.as_millis();
+        // 0 would be for ever.
+        let limit = budget.as_millis().max(1);
         let begin = format!("BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
         let deadline = Instant::now() + budget;
         let mut missing: Vec<String> = self.tables.iter().cloned().collect();
