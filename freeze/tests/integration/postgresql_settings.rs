@@ -1,9 +1,9 @@
 //! What PostgreSQL's settings, planner and versions would change, and must not: on real servers.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use api::{CheckResult, Copy, Level};
-use fixtures::{Options, Server, ServerKind};
+use fixtures::{Engine, Options, Server, ServerKind, Session};
 use freeze::{
     Driver, Error, Held, Observed, Plan,
     contract::{Noted, plan, soon},
@@ -63,5 +63,21 @@ async fn a_deadlock_timeout_that_leaves_no_time_is_refused_and_a_short_one_is_no
                 }
             }
         }
+    }
+}
+
+/// The planner tries the cheapest condition first, and an administrator may call anything cheap.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thaw_all_ends_nobody_else_in_whatever_order_conditions_are_tried() {
+    for kind in KINDS {
+        let server = Server::start(kind, Options::default()).await.unwrap();
+        let cheap = "ALTER FUNCTION pg_terminate_backend(int, bigint) COST 0.0001";
+        server.execute("postgres", cheap).await.unwrap();
+        let mut stranger = Session::open(Engine::PostgreSQL, server.port, "postgres").await.unwrap();
+        let mut held = take(&server, &plan(Level::Durable, Copy::Atomic)).await.unwrap();
+        let ended = Postgresql::default().thaw_all(&Real::at(server.port), soon()).await.unwrap();
+        assert_eq!(ended.len(), 1, "{kind}: {ended:?}");
+        stranger.run("SELECT 1").await.expect("a stranger's session goes on");
+        assert!(held.heartbeat(Duration::from_secs(5), soon()).await.is_err(), "{kind}: it is ended");
     }
 }
