@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{CheckResult, Copy, Level};
+use api::{CheckResult, Copy, Level, Position};
 use fixtures::{Engine, Options, Server, ServerKind, Session};
 use freeze::{
     Driver, Error, Held, Observed, Plan,
@@ -79,5 +79,35 @@ async fn thaw_all_ends_nobody_else_in_whatever_order_conditions_are_tried() {
         assert_eq!(ended.len(), 1, "{kind}: {ended:?}");
         stranger.run("SELECT 1").await.expect("a stranger's session goes on");
         assert!(held.heartbeat(Duration::from_secs(5), soon()).await.is_err(), "{kind}: it is ended");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_position_on_the_boundary_of_two_segments_is_in_the_latter_on_every_version() {
+    for kind in KINDS {
+        let server = Server::start(kind, Options::default()).await.unwrap();
+        // What the positions rest on: a segment is 16 MiB long here.
+        let names =
+            "SELECT pg_walfile_name('0/5000000'::pg_lsn - 1) || ' ' || pg_walfile_name('0/5000000'::pg_lsn + 1)";
+        assert_eq!(
+            server.scalar("postgres", names).await.unwrap(),
+            "000000010000000000000004 000000010000000000000005"
+        );
+        // What the server writes by itself may move the position on from the boundary.
+        let mut on_the_boundary = false;
+        for _ in 0..20 {
+            let mut held = take(&server, &plan(Level::Durable, Copy::Atomic)).await.unwrap();
+            server.execute("postgres", "SELECT pg_switch_wal()").await.unwrap();
+            let Some(Position::Postgresql(after)) = held.prove(soon()).await.unwrap().after else { panic!() };
+            held.release(soon()).await.unwrap();
+            let (_, low) = after.lsn.split_once('/').unwrap();
+            let low = u32::from_str_radix(low, 16).unwrap();
+            assert_eq!(after.wal_file, Some(format!("0000000100000000{:08X}", low >> 24)), "{kind}: {}", after.lsn);
+            on_the_boundary |= low.trailing_zeros() >= 24;
+            if on_the_boundary {
+                break;
+            }
+        }
+        assert!(on_the_boundary, "{kind}: never met");
     }
 }

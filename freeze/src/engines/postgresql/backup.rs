@@ -28,7 +28,7 @@ impl Backup {
         let slot = slot_name(freeze_uid);
         let sql = format!(
             "SELECT slot_name FROM pg_create_physical_replication_slot({slot}, immediately_reserve => true, \
-             temporary => true); SELECT lsn, pg_walfile_name(lsn) FROM pg_backup_start({label}, fast => true) AS lsn",
+             temporary => true); SELECT lsn, pg_walfile_name(lsn + 1) FROM pg_backup_start({label}, fast => true) AS lsn",
             slot = literal(&slot),
             label = literal(&format!("stillpoint {freeze_uid}")),
         );
@@ -43,7 +43,8 @@ impl Backup {
         })
     }
 
-    /// Ends the data phase. `pg_walfile_name` names the segment before a position on a boundary: the last one written.
+    /// Ends the data phase. The last segment is that of the byte before the end, which is the last one written: on a boundary the
+    /// next may not exist (the server's own backup history file says the same, xlog.c, `do_pg_backup_stop`).
     pub(super) async fn stop(
         &mut self,
         link: &mut Link,
@@ -54,7 +55,7 @@ impl Backup {
             return Ok(artifacts.clone());
         }
         let sql = format!(
-            "SET statement_timeout = {}; SELECT lsn, labelfile, spcmapfile, pg_walfile_name(lsn) \
+            "SET statement_timeout = {}; SELECT lsn, labelfile, spcmapfile, pg_walfile_name(lsn - 1) \
              FROM pg_backup_stop(wait_for_archive => false)",
             left(deadline).as_millis()
         );

@@ -171,7 +171,9 @@ impl Holding {
         }
     }
 
-    /// Where the server stands, as [`Holding::position_in`] reads it. `allowed_on` saw to it that only Recoverable is asked
+    /// Where the server stands, as [`Holding::position_in`] reads it. At the boundary of two segments `pg_walfile_name` names the
+    /// former before PostgreSQL 17, and the latter from then on (release notes of 17, E.1; xlogfuncs.c); a byte further, and
+    /// every version names the segment that the position is in: positions are multiples of 8. `allowed_on` saw to it that only Recoverable is asked
     /// of a standby.
     fn position_sql(&self) -> &'static str {
         match (self.incarnation.replica, self.plan.level) {
@@ -180,9 +182,9 @@ impl Holding {
                  (pg_control_checkpoint()).timeline_id"
             }
             (false, Level::Recoverable) => {
-                "SELECT lsn, pg_walfile_name(lsn), pg_backend_pid() FROM pg_current_wal_insert_lsn() lsn"
+                "SELECT lsn, pg_walfile_name(lsn + 1), pg_backend_pid() FROM pg_current_wal_insert_lsn() lsn"
             }
-            (false, _) => "SELECT lsn, pg_walfile_name(lsn), pg_backend_pid() FROM pg_current_wal_flush_lsn() lsn",
+            (false, _) => "SELECT lsn, pg_walfile_name(lsn + 1), pg_backend_pid() FROM pg_current_wal_flush_lsn() lsn",
         }
     }
 
