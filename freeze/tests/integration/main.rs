@@ -14,3 +14,4 @@ mod postgresql_blockers;
 mod postgresql_settings;
 mod real;
 mod refusals;
+mod unanswered;

@@ -171,8 +171,8 @@ impl Holding {
         if self.plan.level > Level::Recoverable {
             self.raise(deadline).await?;
             let flushed = self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await;
-            self.lower(deadline).await?;
-            flushed?;
+            let lowered = self.lower(deadline).await;
+            flushed.and(lowered)?;
         }
         (self.position, _) = self.link.position(deadline).await?;
         Ok(self.acquired(frozen_at))
@@ -368,7 +368,8 @@ async fn block_commits(
             Ok(Ok(_)) => {}
             Ok(Err(error)) if errors::not_granted(&error) => return Ok(Some(stage)),
             Ok(Err(error)) => return Err(errors::running(error, "blocking commits")),
-            Err(_) => return Ok(Some(stage)),
+            // The server was to be done by then, and whatever it says now is not to be read as another's answer.
+            Err(_) => return Err(Error::Timeout { doing: "blocking commits", limit: LET_GO }),
         }
     }
     Ok(None)

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::errors;
 use crate::{
     driver::{Member, ServerInfo},
-    engines::deadline::{by, left},
+    engines::deadline::{by, left, unanswered},
     error::Error,
 };
 
@@ -38,6 +38,8 @@ const FOREIGN_SETTINGS: &[&str] = &["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "
 #[derive(Debug)]
 pub(super) struct Session {
     connection: PgConnection,
+    /// A statement is under way, or was given up: the answer is not read, and the session is lost.
+    unanswered: bool,
     /// The database that this session is in.
     pub(super) database: String,
     /// The `idle_session_timeout` that the startup packet asked for.
@@ -101,7 +103,7 @@ impl Session {
             connect(options).await.map_err(|error| errors::connecting(error, &address, &user))
         })
         .await?;
-        Ok(Self { connection, database, idle })
+        Ok(Self { connection, unanswered: false, database, idle })
     }
 
     /// Asks who answers, and sets up the landmark of a freeze.
@@ -127,13 +129,22 @@ impl Session {
         by(deadline, doing, async { self.attempt(sql).await.map_err(|error| errors::running(error, doing)) }).await
     }
 
-    /// As [`Session::run`], and the caller judges the server's word itself.
+    /// As [`Session::run`], and the caller judges the server's word itself. Dropped, it leaves the session lost.
     pub(super) async fn attempt(&mut self, sql: &str) -> Result<Vec<PgRow>, sqlx::Error> {
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await
+        if self.unanswered {
+            return Err(unanswered());
+        }
+        self.unanswered = true;
+        let answer = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await;
+        self.unanswered = false;
+        answer
     }
 
     /// Ends the session in order. Terminate is a courtesy: a socket that is dropped says the same.
     pub(super) async fn close(self, deadline: Instant) {
+        if self.unanswered {
+            return;
+        }
         by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
     }
 }

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use api::{Artifact, Check, Copy, Incarnation, Level, Position, PostgresqlPosition, Proof, ProofKind};
 use async_trait::async_trait;
-use futures::{
-    FutureExt,
-    future::{join_all, try_join_all},
-};
+use futures::{FutureExt, future::join_all};
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
@@ -231,11 +228,14 @@ impl Holding {
         );
         let count = format!("{patience}; {}", locks::stalled(&self.databases));
         let locked = !self.databases.is_empty();
-        let beats = try_join_all(
+        // Each to its end: a session that is not at fault is not to be lost for another's.
+        let beats = join_all(
             self.databases.iter_mut().map(|database| database.session.run(deadline, "the heartbeat", &patience)),
         );
         let main = self.main.run(deadline, "the heartbeat", if locked { &count } else { &patience });
-        let (rows, _) = tokio::try_join!(main, beats)?;
+        let (rows, beats) = tokio::join!(main, beats);
+        beats.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let rows = rows?;
         let stalled = rows.last().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok());
         Ok(Pulse { stalled_sessions: stalled.filter(|_| locked) })
     }

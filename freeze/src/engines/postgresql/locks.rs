@@ -137,7 +137,7 @@ pub(super) async fn acquire(
         let pids: Vec<i32> = databases.iter().map(|database| database.backend_pid).collect();
         let answered = CancellationToken::new();
         let attempt = async {
-            let results = join_all(databases.iter_mut().map(|database| database.lock(budget))).await;
+            let results = join_all(databases.iter_mut().map(|database| database.lock(budget, deadline + DRAIN))).await;
             answered.cancel();
             results
         };
@@ -251,12 +251,12 @@ impl Database {
         Ok(Self { session, backend_pid, whose: (column(1), column(2)), tables: lockable(&rows)? })
     }
 
-    /// One attempt, in one transaction that stays open when it succeeds.
-    async fn lock(&mut self, budget: Duration) -> Result<(), Attempt> {
+    /// One attempt, in one transaction that stays open when it succeeds. The server ends it after `budget`; who does not hear
+    /// of that until `deadline` knows nothing of his session any more.
+    async fn lock(&mut self, budget: Duration, deadline: Instant) -> Result<(), Attempt> {
         // 0 would be for ever.
         let limit = budget.as_millis().max(1);
         let begin = format!("BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
-        let deadline = Instant::now() + budget;
         let mut missing: Vec<String> = self.tables.iter().cloned().collect();
         let mut first = true;
         // Tables that were created since they were listed; their creators are stopped by the locks, so this ends.
@@ -269,7 +269,7 @@ impl Database {
             // Once all is locked, the next statements have their own, longer limit.
             let sql = format!("{}{lock}; {TABLES}; {KEEP}", if first { &begin } else { "SELECT" });
             first = false;
-            let rows = match tokio::time::timeout_at(deadline + DRAIN, self.session.attempt(&sql)).await {
+            let rows = match tokio::time::timeout_at(deadline, self.session.attempt(&sql)).await {
                 Ok(Ok(rows)) => rows,
                 Ok(Err(error)) if errors::not_granted(&error) => return Err(Attempt::NotGranted),
                 // Dropped between listing and locking (undefined_table): list again.
@@ -283,7 +283,7 @@ impl Database {
                     return Err(Attempt::NotGranted);
                 }
                 Ok(Err(error)) => return Err(Attempt::Failed(errors::running(error, "locking tables"))),
-                Err(_) => return Err(Attempt::NotGranted),
+                Err(_) => return Err(Attempt::Failed(Error::Timeout { doing: "locking tables", limit: budget })),
             };
             let listed: BTreeSet<String> = tables(&rows).into_iter().map(|table| table.name).collect();
             missing = listed.difference(&self.tables).cloned().collect();
