@@ -210,3 +210,33 @@ async fn a_foreign_backup_is_never_ended() {
         held.release(soon()).await.unwrap();
     }
 }
+
+/// A commit that takes its time holds the backup lock too, and is nobody's to end: here it waits for a replica that there is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_commits_is_not_ended_and_is_no_reason_to_give_up() {
+    let options =
+        Options::default().set("log-bin", "bin").set("sync-binlog", "1").set("rpl-semi-sync-master-timeout", "120000");
+    let server = Server::start(ServerKind::MARIADB_10_11, options).await.unwrap();
+    let sql = "CREATE DATABASE shop; CREATE TABLE shop.t (n int); INSTALL SONAME 'metadata_lock_info'; \
+               SET GLOBAL rpl_semi_sync_master_wait_point = AFTER_SYNC";
+    server.execute("", sql).await.unwrap();
+    for policy in [BlockerPolicy::KillAll, BlockerPolicy::Fail] {
+        server.execute("", "SET GLOBAL rpl_semi_sync_master_enabled = ON").await.unwrap();
+        let mut committer = server.mariadb(USER, PASSWORD).await.unwrap();
+        let commit =
+            tokio::spawn(async move { raw_sql("INSERT INTO shop.t VALUES (1)").execute(&mut committer).await });
+        let committing =
+            "SELECT COUNT(*) FROM information_schema.METADATA_LOCK_INFO WHERE LOCK_MODE = 'MDL_BACKUP_COMMIT'";
+        until(&server, committing, "1", "it commits").await;
+        let began = Instant::now();
+        let error = take(&server, policy).await.unwrap_err();
+        assert!(began.elapsed() > ACQUIRE / 2, "{policy:?}: it is waited for: {:?}", began.elapsed());
+        assert!(matches!(&error, Error::Blocked { blockers, .. } if blockers.is_empty()), "{policy:?}: {error}");
+        assert!(error.advice().contains("done with their commit"), "{policy:?}: {}", error.advice());
+        server.execute("", "SET GLOBAL rpl_semi_sync_master_enabled = OFF").await.unwrap();
+        commit.await.unwrap().expect("it was left alone");
+        let (held, acquired) = take(&server, policy).await.unwrap();
+        assert_eq!(acquired.ended_sessions, [""; 0], "{policy:?}");
+        held.release(soon()).await.unwrap();
+    }
+}

@@ -3,7 +3,9 @@
 //! Measured on 10.11: START waits for DDL, also DDL that itself waits for a table, and for LOCK TABLES … WRITE, also of an
 //! idle session; BLOCK_DDL waits for running writes to non-transactional tables. A SELECT, an open InnoDB transaction, a
 //! running InnoDB write, XA PREPARE, an ALTER that copies and FLUSH TABLES WITH READ LOCK delay nothing, so no policy ends
-//! them: all of them are told apart by the mode in which they hold the backup lock (sql/mdl.h, `MDL_BACKUP_…`).
+//! them: all of them are told apart by the mode in which they hold the backup lock (sql/mdl.h, `MDL_BACKUP_…`). BLOCK_COMMIT waits
+//! for running commits; a commit is short, and whoever commits has done nothing to be ended for (sql/handler.cc,
+//! `ha_commit_trans`: MDL_BACKUP_COMMIT).
 //!
 //! The server shows these locks when its plugin METADATA_LOCK_INFO is installed. Without it statements are judged by their
 //! first word: DDL is in the way, another write may be, and an idle holder is not seen.
@@ -27,6 +29,10 @@ use crate::{
 pub(super) const BLIND: &str =
     "to see idle holders of LOCK TABLES … WRITE, and backups, run: INSTALL SONAME 'metadata_lock_info'";
 
+/// What to do where the last stage is not granted, and nobody is named: it waits for commits alone.
+pub(super) const COMMIT: &str = "look for sessions that do not get done with their commit, as where semi-synchronous replication \
+    waits for its replica";
+
 /// Whether the server shows who holds the backup lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sight {
@@ -45,7 +51,7 @@ const BY_LOCKS: &str = "SELECT p.ID, p.USER, COALESCE(p.DB, ''), p.TIME_MS, \
     FROM (SELECT THREAD_ID, MIN(LOCK_MODE) AS LOCK_MODE, \
             MAX(LOCK_MODE REGEXP '^MDL_BACKUP_(START|FLUSH|WAIT_|BLOCK_)') AS BACKUP \
           FROM information_schema.METADATA_LOCK_INFO WHERE LOCK_TYPE = 'Backup lock' \
-            AND LOCK_MODE NOT IN ('MDL_BACKUP_TRANS_DML', 'MDL_BACKUP_ALTER_COPY', 'MDL_BACKUP_FTWRL1', 'MDL_BACKUP_FTWRL2') \
+            AND LOCK_MODE NOT IN ('MDL_BACKUP_TRANS_DML', 'MDL_BACKUP_COMMIT', 'MDL_BACKUP_ALTER_COPY', 'MDL_BACKUP_FTWRL1', 'MDL_BACKUP_FTWRL2') \
           GROUP BY THREAD_ID) m \
     JOIN information_schema.PROCESSLIST p ON p.ID = m.THREAD_ID WHERE p.ID NOT IN (CONNECTION_ID(), {own})";
 
@@ -115,8 +121,8 @@ pub(super) async fn watch(
                 link.run(deadline, "giving up", &format!("KILL QUERY {own}")).await.ok();
                 return std::future::pending().await;
             }
-            for found in found.iter().filter(|found| found.is_to_be_ended(plan)) {
-                end(&mut link, found, deadline, in_the_way).await;
+            for blocker in in_the_way.to_be_ended(&found, plan) {
+                end(&mut link, &blocker, deadline, in_the_way).await;
             }
         }
         sleep(PATIENCE).await;
@@ -131,12 +137,12 @@ async fn waits(link: &mut Link, own: u64, deadline: Instant) -> bool {
     rows.is_ok_and(|rows| rows.first().and_then(|row| text(row, 0)).as_deref() == Some("1"))
 }
 
-async fn end(link: &mut Link, found: &Found, deadline: Instant, in_the_way: &mut InTheWay) {
-    let id = found.blocker.id;
+async fn end(link: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: &mut InTheWay) {
+    let id = blocker.id;
     // Told before it is done: with the session gone the lock may be granted, and we dropped, before we hear of it.
-    in_the_way.ended.push(found.blocker.to_string());
+    in_the_way.ends(blocker);
     if let Err(error) = link.run(deadline, "ending a session in the way", &format!("KILL CONNECTION {id}")).await {
-        in_the_way.ended.pop();
+        in_the_way.lives(blocker);
         tracing::warn!(session = id, %error, "a session in the way could not be ended");
     }
 }

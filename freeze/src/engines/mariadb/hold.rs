@@ -152,7 +152,7 @@ impl Holding {
         let frozen_at = Timestamp::now();
         self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await?;
         (self.position, _) = self.link.position(deadline).await?;
-        Ok(Acquired { ended_sessions: in_the_way.ended, ..self.acquired(frozen_at) })
+        Ok(Acquired { ended_sessions: in_the_way.ended(), ..self.acquired(frozen_at) })
     }
 
     /// Why BACKUP STAGE was not granted.
@@ -162,7 +162,9 @@ impl Holding {
                 holder: "another session that runs a backup (BACKUP STAGE), or holds LOCK TABLES … WRITE".to_owned(),
             };
         }
-        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint: in_the_way.hint }
+        let by_a_commit = in_the_way.seen.is_empty() && stage == STAGES[3];
+        let hint = if by_a_commit { Some(blockers::COMMIT) } else { in_the_way.hint };
+        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint }
     }
 
     /// Recoverable and Durable: nobody is blocked, so the instant comes before the barrier.

@@ -74,9 +74,9 @@ pub(super) async fn watch(
             main.run(deadline + DRAIN, "giving up", &sql).await.ok();
             return;
         }
-        for found in sessions.iter().filter(|found| found.is_to_be_ended(plan)) {
+        for blocker in in_the_way.to_be_ended(&sessions, plan) {
             if !answered.is_cancelled() {
-                end(main, &found.blocker, deadline, in_the_way).await;
+                end(main, &blocker, deadline, in_the_way).await;
             }
         }
     }
@@ -86,7 +86,7 @@ async fn end(main: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: 
     let sql = format!("SELECT pg_terminate_backend({})", blocker.id);
     match main.run(deadline, "ending a session in the way", &sql).await {
         Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("t") => {
-            in_the_way.ended.push(blocker.to_string());
+            in_the_way.ends(blocker);
         }
         Ok(_) => {}
         Err(error) => tracing::warn!(session = blocker.id, %error, "a session in the way could not be ended"),

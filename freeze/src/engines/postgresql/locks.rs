@@ -152,7 +152,7 @@ pub(super) async fn acquire(
             }
         }
         if granted && !in_the_way.gave_up {
-            return Ok(in_the_way.ended);
+            return Ok(in_the_way.ended());
         }
         // Whatever was granted is let go at once: nobody waits for us while we wait for somebody else.
         try_join_all(
