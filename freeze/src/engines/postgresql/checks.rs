@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     driver::{Grant, Member, Plan},
-    engines::text::reachable,
+    engines::text::{reachable, unverified},
     error::Error,
     lease::LONGEST_SERVER_TTL,
 };
@@ -113,6 +113,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
             return checks;
         }
     }
+    checks.extend(unverified(member));
     let facts = match facts(&mut link, deadline).await {
         Ok(facts) => facts,
         Err(error) => {
