@@ -33,30 +33,38 @@ enum Doing {
 }
 use Doing::{BaseBackup, Idle, Running};
 
-const POLICIES: [&str; 3] = ["Wait", "KillReads", "KillAll"];
+const POLICIES: [&str; 4] = ["Wait", "Fail", "KillReads", "KillAll"];
 
 /// A session, and what comes of it by each of the policies.
-const SESSIONS: [(&str, Doing, [Outcome; 3]); 9] = [
-    ("a long SELECT", Running("SELECT pg_sleep(60) FROM a"), [Held, Held, Held]),
-    ("a transaction that has read", Idle("BEGIN; SELECT FROM a"), [Held, Held, Held]),
-    ("SELECT FOR UPDATE", Idle("BEGIN; SELECT FROM a WHERE id = 1 FOR UPDATE"), [Held, Held, Held]),
-    ("an UPDATE that met no row", Idle("BEGIN; UPDATE a SET balance = 0 WHERE id < 0"), [Blocked, Ended, Ended]),
-    ("a lock, and nothing written", Idle("BEGIN; LOCK TABLE a IN ROW EXCLUSIVE MODE"), [Blocked, Ended, Ended]),
+const SESSIONS: [(&str, Doing, [Outcome; 4]); 9] = [
+    ("a long SELECT", Running("SELECT pg_sleep(60) FROM a"), [Held, Held, Held, Held]),
+    ("a transaction that has read", Idle("BEGIN; SELECT FROM a"), [Held, Held, Held, Held]),
+    ("SELECT FOR UPDATE", Idle("BEGIN; SELECT FROM a WHERE id = 1 FOR UPDATE"), [Held, Held, Held, Held]),
+    (
+        "an UPDATE that met no row",
+        Idle("BEGIN; UPDATE a SET balance = 0 WHERE id < 0"),
+        [Blocked, Blocked, Ended, Ended],
+    ),
+    (
+        "a lock, and nothing written",
+        Idle("BEGIN; LOCK TABLE a IN ROW EXCLUSIVE MODE"),
+        [Blocked, Blocked, Ended, Ended],
+    ),
     (
         "a transaction that has written",
         Idle("BEGIN; UPDATE a SET balance = balance WHERE id = 1"),
-        [Blocked, Blocked, Ended],
+        [Blocked, Blocked, Blocked, Ended],
     ),
     (
         "an UPDATE that has yet to write",
         Running("UPDATE a SET pad = pg_sleep(60)::text WHERE id < 3"),
-        [Blocked, Ended, Ended],
+        [Blocked, Blocked, Ended, Ended],
     ),
-    ("a base backup", BaseBackup, [Held, Held, Held]),
+    ("a base backup", BaseBackup, [Held, Held, Held, Held]),
     (
         "a walsender with a lock",
         Doing::Walsender("BEGIN; LOCK TABLE a IN ROW EXCLUSIVE MODE; SELECT pg_sleep(60)"),
-        [Blocked, Blocked, Blocked],
+        [Blocked, Blocked, Blocked, Blocked],
     ),
 ];
 

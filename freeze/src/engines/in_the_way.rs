@@ -18,13 +18,15 @@ pub(super) struct Found {
 #[derive(Debug, Default)]
 pub(super) struct InTheWay {
     pub(super) seen: Vec<Blocker>,
-    pub(super) ended: Vec<String>,
+    ended: Vec<Blocker>,
+    /// The policy is `Fail`, and somebody was seen.
+    pub(super) gave_up: bool,
     /// What would let us see more.
     pub(super) hint: Option<&'static str>,
 }
 
 impl Found {
-    pub(super) fn is_to_be_ended(&self, plan: &Plan) -> bool {
+    fn is_to_be_ended(&self, plan: &Plan) -> bool {
         let policy = match plan.blockers {
             BlockerPolicy::KillAll => true,
             BlockerPolicy::KillReads => !self.has_written,
@@ -41,6 +43,27 @@ impl InTheWay {
             self.seen = found.iter().map(|found| found.blocker.clone()).collect();
         }
     }
+
+    /// Whom the policy ends now. Who was told to end is not told again while he undoes his work.
+    pub(super) fn to_be_ended(&self, found: &[Found], plan: &Plan) -> Vec<Blocker> {
+        let told = |found: &&Found| self.ended.iter().any(|ended| ended.id == found.blocker.id);
+        let new = found.iter().filter(|found| found.is_to_be_ended(plan) && !told(found));
+        new.map(|found| found.blocker.clone()).collect()
+    }
+
+    pub(super) fn ends(&mut self, blocker: &Blocker) {
+        self.ended.push(blocker.clone());
+    }
+
+    /// It could not be ended after all.
+    pub(super) fn lives(&mut self, blocker: &Blocker) {
+        self.ended.retain(|ended| ended.id != blocker.id);
+    }
+
+    /// For people.
+    pub(super) fn ended(&self) -> Vec<String> {
+        self.ended.iter().map(ToString::to_string).collect()
+    }
 }
 
 #[cfg(test)]
@@ -51,9 +74,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn only_an_old_session_that_the_policy_means_and_that_is_a_clients_is_ended() {
-        let plan = |blockers| Plan {
+    fn plan(blockers: BlockerPolicy) -> Plan {
+        Plan {
             freeze_uid: String::new(),
             level: Level::WriteBlocked,
             copy: Copy::Atomic,
@@ -62,10 +84,13 @@ mod tests {
             blockers,
             blockers_older_than: Duration::from_secs(5),
             server_ttl: Duration::from_secs(5),
-        };
-        let found = |has_written, may_end, seconds| Found {
+        }
+    }
+
+    fn found(id: i64, has_written: bool, may_end: bool, seconds: u64) -> Found {
+        Found {
             blocker: Blocker {
-                id: 1,
+                id,
                 user: String::new(),
                 application: String::new(),
                 age: Duration::from_secs(seconds),
@@ -73,9 +98,13 @@ mod tests {
             },
             has_written,
             may_end,
-        };
-        let (old_reader, old_writer) = (found(false, true, 9), found(true, true, 9));
-        let (young, replication) = (found(false, true, 1), found(false, false, 9));
+        }
+    }
+
+    #[test]
+    fn only_an_old_session_that_the_policy_means_and_that_is_a_clients_is_ended() {
+        let (old_reader, old_writer) = (found(1, false, true, 9), found(2, true, true, 9));
+        let (young, replication) = (found(3, false, true, 1), found(4, false, false, 9));
         for (policy, ended) in [
             (BlockerPolicy::Wait, [false, false, false, false]),
             (BlockerPolicy::Fail, [false, false, false, false]),
@@ -85,5 +114,24 @@ mod tests {
             let all = [&old_reader, &old_writer, &young, &replication];
             assert_eq!(all.map(|found| found.is_to_be_ended(&plan(policy))), ended, "{policy:?}");
         }
+    }
+
+    #[test]
+    fn a_session_that_takes_its_time_to_end_is_ended_once() {
+        let (plan, mut in_the_way) = (plan(BlockerPolicy::KillAll), InTheWay::default());
+        let mut ids = |seconds| {
+            let looked = [found(1, true, true, seconds), found(2, true, true, seconds)];
+            let ends = in_the_way.to_be_ended(&looked, &plan);
+            for blocker in &ends {
+                in_the_way.ends(blocker);
+            }
+            ends.iter().map(|blocker| blocker.id).collect::<Vec<_>>()
+        };
+        assert_eq!(ids(9), [1, 2]);
+        assert_eq!(ids(10), [0_i64; 0], "they are older now, and the same");
+        assert_eq!(in_the_way.ended().len(), 2);
+        in_the_way.lives(&found(2, true, true, 9).blocker);
+        let again = in_the_way.to_be_ended(&[found(2, true, true, 11)], &plan);
+        assert_eq!((again.len(), in_the_way.ended().len()), (1, 1), "who could not be ended is tried again");
     }
 }

@@ -11,11 +11,14 @@
 //! 20.11 (timeouts), 9.27 (functions), unless said otherwise.
 
 mod backup;
+mod blockers;
 mod checks;
 mod connect;
 mod errors;
+mod escaped;
 mod hold;
 mod locks;
+mod markers;
 mod recipe;
 mod search;
 
@@ -37,6 +40,7 @@ use connect::{Link, MARK, literal, text};
 #[derive(Clone, Debug, Default)]
 pub struct Postgresql {
     remembered: locks::Remembered,
+    markers: markers::Markers,
 }
 
 #[async_trait]
@@ -65,7 +69,7 @@ impl Driver for Postgresql {
         deadline: Instant,
     ) -> Result<Box<dyn Prepared>, Error> {
         self.supports(plan.level, plan.copy)?;
-        Ok(Box::new(hold::prepare(member, plan, &self.remembered, deadline).await?))
+        Ok(Box::new(hold::prepare(member, plan, &self.remembered, &self.markers, deadline).await?))
     }
 
     /// Nothing of this engine outlives its sessions, so no undo item is ours.
@@ -93,14 +97,17 @@ impl Driver for Postgresql {
         Ok(if held.is_empty() { Observed::Nothing } else { Observed::Holds(held.join(", ")) })
     }
 
-    /// An account may end its own sessions without a further privilege (manual, 9.27.2).
+    /// An account may end its own sessions without a further privilege (manual, 9.27.2). Conditions are tried in any order
+    /// (manual, 4.2.14), so whom to end is settled before anybody is.
     async fn thaw_all(&self, member: &Member, deadline: Instant) -> Result<Vec<String>, Error> {
         let mut link = Link::open(member, None, None, LONGEST_SERVER_TTL, deadline).await?;
         let sql = format!(
-            "SELECT 'session ' || pid || ' of freeze ' || substr(application_name, {}) FROM pg_stat_activity \
-             WHERE application_name LIKE {} AND pid <> pg_backend_pid() AND pg_terminate_backend(pid)",
-            MARK.len() + 1,
+            "WITH ours AS MATERIALIZED (SELECT pid, application_name FROM pg_stat_activity \
+             WHERE application_name LIKE {} AND pid <> pg_backend_pid()) \
+             SELECT 'session ' || pid || ' of freeze ' || substr(application_name, {}) FROM ours \
+             WHERE pg_terminate_backend(pid)",
             literal(&format!("{MARK}%")),
+            MARK.len() + 1,
         );
         let rows = link.run(deadline, "ending what is held", &sql).await?;
         link.close(deadline).await;

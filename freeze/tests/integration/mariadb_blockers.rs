@@ -97,9 +97,17 @@ async fn end(server: &Server, busy: &Busy, what: &str) {
 }
 
 async fn take(server: &Server, blockers: BlockerPolicy) -> Result<(Box<dyn Held>, Acquired), Error> {
+    take_within(server, blockers, ACQUIRE).await
+}
+
+async fn take_within(
+    server: &Server,
+    blockers: BlockerPolicy,
+    acquire_timeout: Duration,
+) -> Result<(Box<dyn Held>, Acquired), Error> {
     let driver: Arc<dyn Driver> = Arc::clone(Drivers::real().of(api::Engine::MariaDB).unwrap());
     let plan = Plan {
-        acquire_timeout: ACQUIRE,
+        acquire_timeout,
         blockers,
         blockers_older_than: Duration::ZERO,
         ..plan(Level::WriteBlocked, Copy::Atomic)
@@ -150,6 +158,40 @@ async fn who_stands_in_the_way_is_named_and_nobody_else_is_waited_for_or_ended()
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn policy_fail_gives_up_as_soon_as_somebody_is_seen_and_lets_everything_go() {
+    /// Nobody waits for as long as this by mistake.
+    const LONG: Duration = Duration::from_secs(60);
+    for with_lock_info in [true, false] {
+        let server = server(with_lock_info).await;
+        for other in OTHERS {
+            // Without the plugin an idle holder is seen by nobody: nothing is left but to wait.
+            let seen = with_lock_info || other.running.is_some();
+            let busy = begin(&server, other).await;
+            let began = Instant::now();
+            let taken = take_within(&server, BlockerPolicy::Fail, if seen { LONG } else { ACQUIRE }).await;
+            let what = format!("{} (lock info: {with_lock_info})", other.what);
+            match taken {
+                Ok((held, _)) => {
+                    assert!(!other.in_the_way, "{what}: it holds, and should not");
+                    held.release(soon()).await.unwrap();
+                }
+                Err(error) => {
+                    assert!(other.in_the_way, "{what}: {error}");
+                    assert_eq!(seen, error.to_string().contains(&format!("session {} ", busy.id)), "{what}: {error}");
+                    assert!(!seen || matches!(error, Error::Blocked { .. }), "{what}: {error:?}");
+                    assert!(began.elapsed() < LONG / 2, "{what}: {:?}", began.elapsed());
+                    println!("{what:<72} {:>5} ms: {error}", began.elapsed().as_millis());
+                }
+            }
+            end(&server, &busy, other.what).await;
+            server.execute("", "DROP TABLE IF EXISTS shop.c").await.unwrap();
+            let (held, _) = take(&server, BlockerPolicy::Fail).await.unwrap();
+            held.release(soon()).await.unwrap();
+        }
+    }
+}
+
 /// A backup of somebody else is named, and never ended.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_foreign_backup_is_never_ended() {
@@ -165,6 +207,36 @@ async fn a_foreign_backup_is_never_ended() {
         backup.ping().await.expect("it goes on");
         raw_sql("BACKUP STAGE END").execute(&mut backup).await.unwrap();
         let (held, _) = take(&server, BlockerPolicy::Wait).await.unwrap();
+        held.release(soon()).await.unwrap();
+    }
+}
+
+/// A commit that takes its time holds the backup lock too, and is nobody's to end: here it waits for a replica that there is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_only_commits_is_not_ended_and_is_no_reason_to_give_up() {
+    let options =
+        Options::default().set("log-bin", "bin").set("sync-binlog", "1").set("rpl-semi-sync-master-timeout", "120000");
+    let server = Server::start(ServerKind::MARIADB_10_11, options).await.unwrap();
+    let sql = "CREATE DATABASE shop; CREATE TABLE shop.t (n int); INSTALL SONAME 'metadata_lock_info'; \
+               SET GLOBAL rpl_semi_sync_master_wait_point = AFTER_SYNC";
+    server.execute("", sql).await.unwrap();
+    for policy in [BlockerPolicy::KillAll, BlockerPolicy::Fail] {
+        server.execute("", "SET GLOBAL rpl_semi_sync_master_enabled = ON").await.unwrap();
+        let mut committer = server.mariadb(USER, PASSWORD).await.unwrap();
+        let commit =
+            tokio::spawn(async move { raw_sql("INSERT INTO shop.t VALUES (1)").execute(&mut committer).await });
+        let committing =
+            "SELECT COUNT(*) FROM information_schema.METADATA_LOCK_INFO WHERE LOCK_MODE = 'MDL_BACKUP_COMMIT'";
+        until(&server, committing, "1", "it commits").await;
+        let began = Instant::now();
+        let error = take(&server, policy).await.unwrap_err();
+        assert!(began.elapsed() > ACQUIRE / 2, "{policy:?}: it is waited for: {:?}", began.elapsed());
+        assert!(matches!(&error, Error::Blocked { blockers, .. } if blockers.is_empty()), "{policy:?}: {error}");
+        assert!(error.advice().contains("done with their commit"), "{policy:?}: {}", error.advice());
+        server.execute("", "SET GLOBAL rpl_semi_sync_master_enabled = OFF").await.unwrap();
+        commit.await.unwrap().expect("it was left alone");
+        let (held, acquired) = take(&server, policy).await.unwrap();
+        assert_eq!(acquired.ended_sessions, [""; 0], "{policy:?}");
         held.release(soon()).await.unwrap();
     }
 }

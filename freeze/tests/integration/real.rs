@@ -74,6 +74,11 @@ impl Real {
         first
     }
 
+    /// The first column of the first row, as the administrator sees it.
+    pub(crate) async fn scalar(&self, sql: &str) -> String {
+        self.server.lock().await.scalar("postgres", sql).await.unwrap()
+    }
+
     /// Whether a session of ours waits for another.
     pub(crate) async fn waits(&self) -> bool {
         let sql = match self.kind.engine {

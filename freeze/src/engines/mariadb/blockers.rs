@@ -3,13 +3,16 @@
 //! Measured on 10.11: START waits for DDL, also DDL that itself waits for a table, and for LOCK TABLES … WRITE, also of an
 //! idle session; BLOCK_DDL waits for running writes to non-transactional tables. A SELECT, an open InnoDB transaction, a
 //! running InnoDB write, XA PREPARE, an ALTER that copies and FLUSH TABLES WITH READ LOCK delay nothing, so no policy ends
-//! them: all of them are told apart by the mode in which they hold the backup lock (sql/mdl.h, `MDL_BACKUP_…`).
+//! them: all of them are told apart by the mode in which they hold the backup lock (sql/mdl.h, `MDL_BACKUP_…`). BLOCK_COMMIT waits
+//! for running commits; a commit is short, and whoever commits has done nothing to be ended for (sql/handler.cc,
+//! `ha_commit_trans`: MDL_BACKUP_COMMIT).
 //!
 //! The server shows these locks when its plugin METADATA_LOCK_INFO is installed. Without it statements are judged by their
 //! first word: DDL is in the way, another write may be, and an idle holder is not seen.
 
 use std::{convert::Infallible, time::Duration};
 
+use api::BlockerPolicy;
 use sqlx::mysql::MySqlRow;
 use tokio::time::{Instant, sleep};
 
@@ -25,6 +28,10 @@ use crate::{
 /// What to do where idle holders are not seen.
 pub(super) const BLIND: &str =
     "to see idle holders of LOCK TABLES … WRITE, and backups, run: INSTALL SONAME 'metadata_lock_info'";
+
+/// What to do where the last stage is not granted, and nobody is named: it waits for commits alone.
+pub(super) const COMMIT: &str = "look for sessions that do not get done with their commit, as where semi-synchronous replication \
+    waits for its replica";
 
 /// Whether the server shows who holds the backup lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +51,7 @@ const BY_LOCKS: &str = "SELECT p.ID, p.USER, COALESCE(p.DB, ''), p.TIME_MS, \
     FROM (SELECT THREAD_ID, MIN(LOCK_MODE) AS LOCK_MODE, \
             MAX(LOCK_MODE REGEXP '^MDL_BACKUP_(START|FLUSH|WAIT_|BLOCK_)') AS BACKUP \
           FROM information_schema.METADATA_LOCK_INFO WHERE LOCK_TYPE = 'Backup lock' \
-            AND LOCK_MODE NOT IN ('MDL_BACKUP_TRANS_DML', 'MDL_BACKUP_ALTER_COPY', 'MDL_BACKUP_FTWRL1', 'MDL_BACKUP_FTWRL2') \
+            AND LOCK_MODE NOT IN ('MDL_BACKUP_TRANS_DML', 'MDL_BACKUP_COMMIT', 'MDL_BACKUP_ALTER_COPY', 'MDL_BACKUP_FTWRL1', 'MDL_BACKUP_FTWRL2') \
           GROUP BY THREAD_ID) m \
     JOIN information_schema.PROCESSLIST p ON p.ID = m.THREAD_ID WHERE p.ID NOT IN (CONNECTION_ID(), {own})";
 
@@ -87,8 +94,8 @@ pub(super) async fn look(link: &mut Link, own: u64, deadline: Instant) -> Result
     Ok((rows.iter().map(found).collect(), sight))
 }
 
-/// Looks who is in the way, and ends them where the policy says so. Never ends by itself. Connects only when somebody is
-/// waited for: who does not get in then can name nobody.
+/// Looks who is in the way, and ends them where the policy says so; at `Fail`, ends `own` statement as soon as it sees anybody.
+/// Never ends by itself. Connects only when somebody is waited for: who does not get in then can name nobody.
 pub(super) async fn watch(
     member: &Member,
     own: u64,
@@ -108,20 +115,34 @@ pub(super) async fn watch(
         if let Ok((found, sight)) = look(&mut link, own, deadline).await {
             in_the_way.see(&found);
             in_the_way.hint = (sight == Sight::Statements).then_some(BLIND);
-            for found in found.iter().filter(|found| found.is_to_be_ended(plan)) {
-                end(&mut link, found, deadline, in_the_way).await;
+            if plan.blockers == BlockerPolicy::Fail && !found.is_empty() && waits(&mut link, own, deadline).await {
+                in_the_way.gave_up = true;
+                // Unheard, it ends by the deadline.
+                link.run(deadline, "giving up", &format!("KILL QUERY {own}")).await.ok();
+                return std::future::pending().await;
+            }
+            for blocker in in_the_way.to_be_ended(&found, plan) {
+                end(&mut link, &blocker, deadline, in_the_way).await;
             }
         }
         sleep(PATIENCE).await;
     }
 }
 
-async fn end(link: &mut Link, found: &Found, deadline: Instant, in_the_way: &mut InTheWay) {
-    let id = found.blocker.id;
+/// Whether a lock is waited for: a stage that is only slow is in nobody's way.
+async fn waits(link: &mut Link, own: u64, deadline: Instant) -> bool {
+    let sql =
+        format!("SELECT COUNT(*) FROM information_schema.PROCESSLIST WHERE ID = {own} AND STATE LIKE 'Waiting for%'");
+    let rows = link.run(deadline, "looking whether we wait", &sql).await;
+    rows.is_ok_and(|rows| rows.first().and_then(|row| text(row, 0)).as_deref() == Some("1"))
+}
+
+async fn end(link: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: &mut InTheWay) {
+    let id = blocker.id;
     // Told before it is done: with the session gone the lock may be granted, and we dropped, before we hear of it.
-    in_the_way.ended.push(found.blocker.to_string());
+    in_the_way.ends(blocker);
     if let Err(error) = link.run(deadline, "ending a session in the way", &format!("KILL CONNECTION {id}")).await {
-        in_the_way.ended.pop();
+        in_the_way.lives(blocker);
         tracing::warn!(session = id, %error, "a session in the way could not be ended");
     }
 }

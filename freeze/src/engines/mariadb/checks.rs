@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     driver::{Grant, Member, Plan},
-    engines::text::reachable,
+    engines::text::{reachable, unverified},
     error::Error,
     lease::LONGEST_SERVER_TTL,
 };
@@ -24,6 +24,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
     };
     let hello = link.hello.clone();
     let mut checks = vec![reachable(member), Check::pass("pooler", "the server itself answers")];
+    checks.extend(unverified(member));
     checks.extend(judge(&hello, plan));
     if hello.supported().is_err() {
         return checks;

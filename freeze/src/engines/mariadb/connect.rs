@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::errors;
 use crate::{
     driver::{Member, ServerInfo},
-    engines::deadline::{by, left},
+    engines::deadline::{by, left, unanswered},
     error::Error,
 };
 
@@ -24,6 +24,8 @@ pub(super) const MARK: &str = "stillpoint";
 #[derive(Debug)]
 pub(super) struct Session {
     connection: MySqlConnection,
+    /// A statement is under way, or was given up: the answer is not read, and the session is lost.
+    unanswered: bool,
 }
 
 /// A session, and the server's word on itself when it was opened.
@@ -73,7 +75,7 @@ impl Session {
             options.connect().await.map_err(|error| errors::connecting(error, &address, &user))
         })
         .await?;
-        Ok(Self { connection })
+        Ok(Self { connection, unanswered: false })
     }
 
     /// Asks who answers; the session is limited from here on.
@@ -92,13 +94,22 @@ impl Session {
         by(deadline, doing, async { self.attempt(sql).await.map_err(|error| errors::running(error, doing)) }).await
     }
 
-    /// As [`Session::run`], and the caller judges the server's word itself.
+    /// As [`Session::run`], and the caller judges the server's word itself. Dropped, it leaves the session lost.
     pub(super) async fn attempt(&mut self, sql: &str) -> Result<Vec<MySqlRow>, sqlx::Error> {
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await
+        if self.unanswered {
+            return Err(unanswered());
+        }
+        self.unanswered = true;
+        let answer = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await;
+        self.unanswered = false;
+        answer
     }
 
     /// Ends the session in order. The goodbye is a courtesy: a socket that is dropped says the same.
     pub(super) async fn close(self, deadline: Instant) {
+        if self.unanswered {
+            return;
+        }
         by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
     }
 }

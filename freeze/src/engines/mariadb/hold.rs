@@ -76,7 +76,11 @@ async fn mark(link: &mut Link, freeze_uid: &str, deadline: Instant) -> Result<()
     match column(0).as_deref() {
         Some("1") => Ok(()),
         _ => Err(Error::ForeignFreeze {
-            holder: format!("session {}, a freeze of Stillpoint", column(2).unwrap_or_else(|| "unknown".to_owned())),
+            holder: format!(
+                "session {}, a freeze of Stillpoint. A MariaDB server is held by one at a time: where two Databases of a \
+                 freeze are on one server, list it once",
+                column(2).unwrap_or_else(|| "unknown".to_owned())
+            ),
         }),
     }
 }
@@ -137,18 +141,23 @@ impl Holding {
         let mut in_the_way = InTheWay::default();
         let own = self.link.hello.connection_id;
         self.backup = true;
+        let began = Instant::now();
         let blocked = tokio::select! {
             blocked = block_commits(&mut self.link, self.plan.server_ttl, deadline) => blocked,
             never = blockers::watch(&self.member, own, &self.plan, deadline, &mut in_the_way) => match never {},
         };
-        if let Some(stage) = blocked? {
+        let blocked = blocked?;
+        if in_the_way.gave_up {
+            return Err(Error::Blocked { limit: began.elapsed(), blockers: in_the_way.seen, hint: in_the_way.hint });
+        }
+        if let Some(stage) = blocked {
             return Err(self.not_blocked(stage, in_the_way));
         }
         // From here no commit is acknowledged; what was before is flushed now.
         let frozen_at = Timestamp::now();
         self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await?;
         (self.position, _) = self.link.position(deadline).await?;
-        Ok(Acquired { ended_sessions: in_the_way.ended, ..self.acquired(frozen_at) })
+        Ok(Acquired { ended_sessions: in_the_way.ended(), ..self.acquired(frozen_at) })
     }
 
     /// Why BACKUP STAGE was not granted.
@@ -158,7 +167,9 @@ impl Holding {
                 holder: "another session that runs a backup (BACKUP STAGE), or holds LOCK TABLES … WRITE".to_owned(),
             };
         }
-        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint: in_the_way.hint }
+        let by_a_commit = in_the_way.seen.is_empty() && stage == STAGES[3];
+        let hint = if by_a_commit { Some(blockers::COMMIT) } else { in_the_way.hint };
+        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint }
     }
 
     /// Recoverable and Durable: nobody is blocked, so the instant comes before the barrier.
@@ -167,8 +178,8 @@ impl Holding {
         if self.plan.level > Level::Recoverable {
             self.raise(deadline).await?;
             let flushed = self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await;
-            self.lower(deadline).await?;
-            flushed?;
+            let lowered = self.lower(deadline).await;
+            flushed.and(lowered)?;
         }
         (self.position, _) = self.link.position(deadline).await?;
         Ok(self.acquired(frozen_at))
@@ -364,7 +375,8 @@ async fn block_commits(
             Ok(Ok(_)) => {}
             Ok(Err(error)) if errors::not_granted(&error) => return Ok(Some(stage)),
             Ok(Err(error)) => return Err(errors::running(error, "blocking commits")),
-            Err(_) => return Ok(Some(stage)),
+            // The server was to be done by then, and whatever it says now is not to be read as another's answer.
+            Err(_) => return Err(Error::Timeout { doing: "blocking commits", limit: LET_GO }),
         }
     }
     Ok(None)

@@ -1,15 +1,16 @@
 //! `copy: Files`: backup mode and a temporary slot in one session (manual, 26.3.3 "Making a Base Backup Using the Low
-//! Level API"). The slot keeps the WAL from start on until the session ends, so WAL can be copied after stop.
+//! Level API"). The slot keeps the WAL from start on until the thaw, so WAL can be copied after stop.
 
 use api::{Artifact, ArtifactKind, PostgresqlPosition};
 use tokio::time::Instant;
 
-use super::connect::{Link, literal, text};
+use super::connect::{ASKING, Link, literal, text};
 use crate::{engines::deadline::left, error::Error};
 
 /// Where the backup began, and what it gave when it was stopped.
 #[derive(Clone, Debug)]
 pub(super) struct Backup {
+    slot: String,
     start_lsn: String,
     first_segment: String,
     stopped: Option<Vec<Artifact>>,
@@ -24,23 +25,26 @@ pub(super) fn slot_name(freeze_uid: &str) -> String {
 impl Backup {
     /// Slow (it waits for a checkpoint) and blocks nobody.
     pub(super) async fn start(link: &mut Link, freeze_uid: &str, deadline: Instant) -> Result<Self, Error> {
+        let slot = slot_name(freeze_uid);
         let sql = format!(
             "SELECT slot_name FROM pg_create_physical_replication_slot({slot}, immediately_reserve => true, \
-             temporary => true); SELECT lsn, pg_walfile_name(lsn) FROM pg_backup_start({label}, fast => true) AS lsn",
-            slot = literal(&slot_name(freeze_uid)),
+             temporary => true); SELECT lsn, pg_walfile_name(lsn + 1) FROM pg_backup_start({label}, fast => true) AS lsn",
+            slot = literal(&slot),
             label = literal(&format!("stillpoint {freeze_uid}")),
         );
         let rows = link.run(deadline, "starting backup mode", &sql).await?;
         let row = rows.last().filter(|row| text(row, 1).is_some());
         let row = row.ok_or(Error::Server { doing: "starting backup mode", detail: "no position".into() })?;
         Ok(Self {
+            slot,
             start_lsn: text(row, 0).unwrap_or_default(),
             first_segment: text(row, 1).unwrap_or_default(),
             stopped: None,
         })
     }
 
-    /// Ends the data phase. `pg_walfile_name` names the segment before a position on a boundary: the last one written.
+    /// Ends the data phase. The last segment is that of the byte before the end, which is the last one written: on a boundary the
+    /// next may not exist (the server's own backup history file says the same, xlog.c, `do_pg_backup_stop`).
     pub(super) async fn stop(
         &mut self,
         link: &mut Link,
@@ -51,7 +55,7 @@ impl Backup {
             return Ok(artifacts.clone());
         }
         let sql = format!(
-            "SET statement_timeout = {}; SELECT lsn, labelfile, spcmapfile, pg_walfile_name(lsn) \
+            "SET statement_timeout = {}; SELECT lsn, labelfile, spcmapfile, pg_walfile_name(lsn - 1) \
              FROM pg_backup_stop(wait_for_archive => false)",
             left(deadline).as_millis()
         );
@@ -69,6 +73,14 @@ impl Backup {
         artifacts.push(artifact(ArtifactKind::WalRange, "pg_wal", range));
         self.stopped = Some(artifacts.clone());
         Ok(artifacts)
+    }
+
+    /// Takes our marks off the server: slot and name would go with the session, but only a while after it is closed, and until
+    /// then another freeze would find them.
+    pub(super) async fn unmark(&self, link: &mut Link, deadline: Instant) -> Result<(), Error> {
+        let slot = literal(&self.slot);
+        let sql = format!("SELECT pg_drop_replication_slot({slot}); SET application_name = {}", literal(ASKING));
+        link.run(deadline, "dropping the slot", &sql).await.map(drop)
     }
 
     pub(super) fn start_lsn(&self) -> &str {

@@ -5,13 +5,13 @@ use sqlx::postgres::PgRow;
 use tokio::time::Instant;
 
 use super::{
-    allowed_on,
+    allowed_on, blockers,
     connect::{Hello, Link, MARK, literal, text},
     locks,
 };
 use crate::{
     driver::{Grant, Member, Plan},
-    engines::text::reachable,
+    engines::text::{reachable, unverified},
     error::Error,
     lease::LONGEST_SERVER_TTL,
 };
@@ -113,6 +113,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
             return checks;
         }
     }
+    checks.extend(unverified(member));
     let facts = match facts(&mut link, deadline).await {
         Ok(facts) => facts,
         Err(error) => {
@@ -162,7 +163,7 @@ pub(super) fn grants(user: &str, level: Level, copy: Copy) -> Vec<Grant> {
 
 /// The verdicts that need no further question.
 fn said_at_connecting(hello: &Hello, plan: &Plan) -> Vec<Named> {
-    vec![version(hello), role(hello, plan), settings(hello)]
+    vec![version(hello), role(hello, plan), settings(hello, plan)]
 }
 
 /// The verdicts that follow from facts alone, in a stable order.
@@ -210,19 +211,29 @@ fn role(hello: &Hello, plan: &Plan) -> Named {
     ("role", verdict)
 }
 
-fn settings(hello: &Hello) -> Named {
+fn settings(hello: &Hello, plan: &Plan) -> Named {
     let off: Vec<&str> = [("fsync", hello.fsync), ("full_page_writes", hello.full_page_writes)]
         .into_iter()
         .filter_map(|(name, on)| (!on).then_some(name))
         .collect();
-    let verdict = if off.is_empty() {
-        Verdict::Pass("fsync and full_page_writes are on".to_owned())
-    } else {
+    let impatient = hello.deadlock_timeout < locks::SHORTEST_DEADLOCK_TIMEOUT;
+    let verdict = if !off.is_empty() {
         let off = off.join(" and ");
         Verdict::Fail(Error::UnsafeSettings {
             what: format!("{off} is off: no copy of this server can be trusted"),
             fix: format!("set {off} = on and reload"),
         })
+    } else if plan.level == Level::WriteBlocked && impatient {
+        Verdict::Fail(Error::UnsafeSettings {
+            what: format!(
+                "deadlock_timeout is {} ms: no table can be locked before the server looks for deadlocks and could end a \
+                 client for it",
+                hello.deadlock_timeout.as_millis()
+            ),
+            fix: "set deadlock_timeout = 100ms or more (1s by default) and reload, or use level: Durable".to_owned(),
+        })
+    } else {
+        Verdict::Pass("fsync and full_page_writes are on".to_owned())
     };
     ("settings", verdict)
 }
@@ -329,7 +340,7 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
          {} * interval '1 second' AND EXISTS (SELECT FROM pg_locks l WHERE l.pid = a.pid AND l.granted AND l.locktype = \
          'relation' AND l.mode IN ('RowExclusiveLock', 'ShareUpdateExclusiveLock', 'ShareRowExclusiveLock', \
          'ExclusiveLock', 'AccessExclusiveLock'))",
-        locks::SESSIONS,
+        blockers::SESSIONS,
         literal(&format!("{MARK}%")),
         plan.blockers_older_than.as_secs(),
     );
@@ -337,7 +348,7 @@ async fn blockers_now(link: &mut Link, plan: &Plan, deadline: Instant) -> Check 
         Ok(rows) => rows,
         Err(error) => return error.check("blockers"),
     };
-    let sessions: Vec<String> = rows.iter().map(|row: &PgRow| locks::session(row).blocker.to_string()).collect();
+    let sessions: Vec<String> = rows.iter().map(|row: &PgRow| blockers::session(row).blocker.to_string()).collect();
     if sessions.is_empty() {
         return Check::pass("blockers", "no session stands in the way");
     }

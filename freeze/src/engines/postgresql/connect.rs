@@ -19,14 +19,14 @@ use tokio_util::sync::CancellationToken;
 use super::errors;
 use crate::{
     driver::{Member, ServerInfo},
-    engines::deadline::{by, left},
+    engines::deadline::{by, left, unanswered},
     error::Error,
 };
 
 /// The mark of sessions of a freeze, in `application_name`: `stillpoint/<freeze uid>`.
 pub(super) const MARK: &str = "stillpoint/";
 /// The mark of sessions that hold nothing.
-const ASKING: &str = "stillpoint";
+pub(super) const ASKING: &str = "stillpoint";
 /// The database to talk to when the Database names none: every PostgreSQL has it unless somebody removed it.
 const MAINTENANCE: &str = "postgres";
 /// The oldest server whose statements this engine speaks (`pg_backup_start` came with 15).
@@ -38,6 +38,8 @@ const FOREIGN_SETTINGS: &[&str] = &["PGOPTIONS", "PGSSLROOTCERT", "PGSSLCERT", "
 #[derive(Debug)]
 pub(super) struct Session {
     connection: PgConnection,
+    /// A statement is under way, or was given up: the answer is not read, and the session is lost.
+    unanswered: bool,
     /// The database that this session is in.
     pub(super) database: String,
     /// The `idle_session_timeout` that the startup packet asked for.
@@ -101,7 +103,7 @@ impl Session {
             connect(options).await.map_err(|error| errors::connecting(error, &address, &user))
         })
         .await?;
-        Ok(Self { connection, database, idle })
+        Ok(Self { connection, unanswered: false, database, idle })
     }
 
     /// Asks who answers, and sets up the landmark of a freeze.
@@ -109,7 +111,7 @@ impl Session {
         let doing = "asking who the server is";
         let landmark = freeze_uid.map(landmark).map(|(high, low)| {
             // The two-number form: each is a signed 32-bit integer, and shows as an oid.
-            format!(", pg_try_advisory_lock({}, {})", high.cast_signed(), low.cast_signed())
+            format!(", pg_try_advisory_lock_shared({}, {})", high.cast_signed(), low.cast_signed())
         });
         let landmark = landmark.unwrap_or_default();
         let rows = self.run(deadline, doing, &format!("{HELLO}{landmark}")).await?;
@@ -127,13 +129,22 @@ impl Session {
         by(deadline, doing, async { self.attempt(sql).await.map_err(|error| errors::running(error, doing)) }).await
     }
 
-    /// As [`Session::run`], and the caller judges the server's word itself.
+    /// As [`Session::run`], and the caller judges the server's word itself. Dropped, it leaves the session lost.
     pub(super) async fn attempt(&mut self, sql: &str) -> Result<Vec<PgRow>, sqlx::Error> {
-        sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await
+        if self.unanswered {
+            return Err(unanswered());
+        }
+        self.unanswered = true;
+        let answer = sqlx::raw_sql(AssertSqlSafe(sql)).fetch_all(&mut self.connection).await;
+        self.unanswered = false;
+        answer
     }
 
     /// Ends the session in order. Terminate is a courtesy: a socket that is dropped says the same.
     pub(super) async fn close(self, deadline: Instant) {
+        if self.unanswered {
+            return;
+        }
         by(deadline, "closing", async { Ok(self.connection.close().await.ok()) }).await.ok();
     }
 }
@@ -207,8 +218,9 @@ impl Hello {
     }
 }
 
-/// The two numbers of an advisory lock that each session of a freeze tries to take (manual, 13.3.5; also on a standby, 27.4.2).
-/// The main one is first, so whoever sees it held by that session is in the very run of the very server that is held.
+/// The two numbers of an advisory lock that the main session of a freeze takes (manual, 13.3.5; also on a standby, 27.4.2):
+/// whoever sees it held by that session is in the very run of the very server that is held. Shared, since a group may hold one
+/// server by several Databases.
 pub(super) fn landmark(freeze_uid: &str) -> (u32, u32) {
     let mut hasher = std::hash::DefaultHasher::new();
     freeze_uid.hash(&mut hasher);

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use api::{Artifact, Check, Copy, Incarnation, Level, Position, PostgresqlPosition, Proof, ProofKind};
 use async_trait::async_trait;
-use futures::{
-    FutureExt,
-    future::{join_all, try_join_all},
-};
+use futures::{FutureExt, future::join_all};
 use jiff::Timestamp;
 use sqlx::postgres::PgRow;
 use tokio::time::Instant;
@@ -16,7 +13,9 @@ use super::{
     backup::Backup,
     checks,
     connect::{Link, Session, literal, text},
+    escaped::Escaped,
     locks::{self, Database, Remembered},
+    markers::{Markers, Present},
     search::{Opening, Sought},
 };
 use crate::{
@@ -38,6 +37,7 @@ pub(super) struct Ready {
     /// Recoverable and Durable: the still point is as of this instant, and what `opening` connects to is looked at after it.
     began: Timestamp,
     opening: Option<Opening>,
+    markers: Markers,
 }
 
 #[derive(Debug)]
@@ -51,8 +51,8 @@ struct Holding {
     position: PostgresqlPosition,
     /// WriteBlocked: `pg_current_snapshot()` once every lock was granted.
     snapshot: Option<String>,
-    /// Our own commit since then.
-    marker_xid: Option<u64>,
+    /// Our own commits since then, and those of other holds of ours.
+    markers: Present,
     /// The fresh session of the last proof: closed when somebody has time for it.
     asked: Option<Session>,
     /// A fresh connection to look for our session by, begun after the last still point.
@@ -64,6 +64,7 @@ pub(super) async fn prepare(
     member: &Member,
     plan: &Plan,
     remembered: &Remembered,
+    markers: &Markers,
     deadline: Instant,
 ) -> Result<Ready, Error> {
     // Nobody is blocked below WriteBlocked, so the still point may be as early as this: whatever is acknowledged by now is made
@@ -85,7 +86,18 @@ pub(super) async fn prepare(
         Copy::Atomic => None,
     };
     let server = main.hello.server();
-    Ok(Ready { member: member.clone(), plan: plan.clone(), server, warnings, main, databases, backup, began, opening })
+    Ok(Ready {
+        member: member.clone(),
+        plan: plan.clone(),
+        server,
+        warnings,
+        main,
+        databases,
+        backup,
+        began,
+        opening,
+        markers: markers.clone(),
+    })
 }
 
 #[async_trait]
@@ -101,11 +113,12 @@ impl Prepared for Ready {
     async fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> Result<(), Error> {
         let patience = patience(server_ttl);
         let rest = self.databases.iter_mut().map(|database| database.session.run(deadline, "the heartbeat", &patience));
-        tokio::try_join!(self.main.run(deadline, "the heartbeat", &patience), try_join_all(rest)).map(drop)
+        let (main, rest) = tokio::join!(self.main.run(deadline, "the heartbeat", &patience), join_all(rest));
+        std::iter::once(main).chain(rest).collect::<Result<Vec<_>, _>>().map(drop)
     }
 
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
-        let Self { member, plan, server, mut main, mut databases, backup, began, opening, .. } = *self;
+        let Self { member, plan, server, mut main, mut databases, backup, began, opening, markers, .. } = *self;
         let deadline = Instant::now() + plan.acquire_timeout;
         let ended_sessions = if plan.level == Level::WriteBlocked {
             locks::acquire(&mut databases, &mut main, &plan, deadline).await?
@@ -115,13 +128,13 @@ impl Prepared for Ready {
         let mut held = Holding {
             member,
             plan,
+            markers: markers.present(&server.incarnation),
             incarnation: server.incarnation,
             main,
             databases,
             backup,
             position: PostgresqlPosition::default(),
             snapshot: None,
-            marker_xid: None,
             asked: None,
             opening,
         };
@@ -132,7 +145,9 @@ impl Prepared for Ready {
     }
 
     async fn abandon(self: Box<Self>, deadline: Instant) -> Result<(), Error> {
-        close(self.main, self.databases, deadline).await;
+        let Self { mut main, databases, backup, .. } = *self;
+        unmark(backup.as_ref(), &mut main, deadline).await;
+        close(main, databases, deadline).await;
         Ok(())
     }
 }
@@ -166,7 +181,9 @@ impl Holding {
         }
     }
 
-    /// Where the server stands, as [`Holding::position_in`] reads it. `allowed_on` saw to it that only Recoverable is asked
+    /// Where the server stands, as [`Holding::position_in`] reads it. At the boundary of two segments `pg_walfile_name` names the
+    /// former before PostgreSQL 17, and the latter from then on (release notes of 17, E.1; xlogfuncs.c); a byte further, and
+    /// every version names the segment that the position is in: positions are multiples of 8. `allowed_on` saw to it that only Recoverable is asked
     /// of a standby.
     fn position_sql(&self) -> &'static str {
         match (self.incarnation.replica, self.plan.level) {
@@ -175,9 +192,9 @@ impl Holding {
                  (pg_control_checkpoint()).timeline_id"
             }
             (false, Level::Recoverable) => {
-                "SELECT lsn, pg_walfile_name(lsn), pg_backend_pid() FROM pg_current_wal_insert_lsn() lsn"
+                "SELECT lsn, pg_walfile_name(lsn + 1), pg_backend_pid() FROM pg_current_wal_insert_lsn() lsn"
             }
-            (false, _) => "SELECT lsn, pg_walfile_name(lsn), pg_backend_pid() FROM pg_current_wal_flush_lsn() lsn",
+            (false, _) => "SELECT lsn, pg_walfile_name(lsn + 1), pg_backend_pid() FROM pg_current_wal_flush_lsn() lsn",
         }
     }
 
@@ -202,28 +219,32 @@ impl Holding {
             left(deadline).as_millis(),
             literal(&self.plan.freeze_uid),
         );
+        let writing = self.markers.writing();
         let rows = self.main.run(deadline, "writing the marker", &sql).await?;
         let column = |row: usize| rows.get(row).and_then(|row| text(row, 0));
         if self.plan.level == Level::WriteBlocked {
             let missing = Error::Server { doing: "reading the snapshot", detail: "no row".into() };
             self.snapshot = Some(column(0).ok_or(missing)?);
         }
-        self.marker_xid = column(1).and_then(|xid| xid.parse().ok());
+        if let Some(xid) = column(1).and_then(|xid| xid.parse().ok()) {
+            writing.wrote(xid);
+        }
         Ok(rows)
     }
 
     /// Every session answers, and the server's patience with each begins anew.
     async fn beat(&mut self, ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
         let patience = patience(ttl);
-        // Every lock of ours is a relation lock of this server, and a session that waits for it shows here to everybody.
-        let count =
-            format!("{patience}; SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted AND locktype = 'relation'");
+        let count = format!("{patience}; {}", locks::stalled(&self.databases));
         let locked = !self.databases.is_empty();
-        let beats = try_join_all(
+        // Each to its end: a session that is not at fault is not to be lost for another's.
+        let beats = join_all(
             self.databases.iter_mut().map(|database| database.session.run(deadline, "the heartbeat", &patience)),
         );
         let main = self.main.run(deadline, "the heartbeat", if locked { &count } else { &patience });
-        let (rows, _) = tokio::try_join!(main, beats)?;
+        let (rows, beats) = tokio::join!(main, beats);
+        beats.into_iter().collect::<Result<Vec<_>, _>>()?;
+        let rows = rows?;
         let stalled = rows.last().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok());
         Ok(Pulse { stalled_sessions: stalled.filter(|_| locked) })
     }
@@ -231,16 +252,12 @@ impl Holding {
     /// On the session that holds: it still does, what is not as it was, and where the server stands now.
     async fn look_back(&mut self, deadline: Instant) -> Result<(Option<String>, PostgresqlPosition), Error> {
         self.beat(self.within(deadline), deadline).await?;
-        let escaped = match self.escaped_sql() {
-            Some(sql) => {
-                let rows = self.main.run(deadline, "looking for commits that escaped", &sql).await?;
-                let count = rows.first().and_then(|row| text(row, 0)).and_then(|count| count.parse().ok());
-                count.map_or(Escaped::CannotSay, Escaped::Counted)
-            }
-            None => Escaped::NotLookedFor,
+        let escaped = match &self.snapshot {
+            Some(snapshot) => Escaped::since(snapshot, &self.markers, &mut self.main, deadline).await?.told(),
+            None => None,
         };
         let rows = self.main.run(deadline, "reading the position", self.position_sql()).await?;
-        Ok((escaped.told().or_else(|| self.moved(&rows)), self.position_in(&rows)?))
+        Ok((escaped.or_else(|| self.moved(&rows)), self.position_in(&rows)?))
     }
 
     /// A pooler may move us to another session; a standby may be promoted, or follow another timeline, under its sessions. A
@@ -255,20 +272,6 @@ impl Holding {
         let moved = self.incarnation.replica && !same;
         moved.then(|| format!("the standby was promoted, or changed its timeline to {:?}", number(4)))
     }
-
-    /// Counts the transactions that committed and that the snapshot could not see; NULL: too many ids were used up to say.
-    fn escaped_sql(&self) -> Option<String> {
-        let snapshot = self.snapshot.as_ref()?;
-        Some(format!(
-            "WITH frozen AS (SELECT {snapshot}::pg_snapshot AS s), span AS (SELECT s, pg_snapshot_xmax(s)::text::bigint AS \
-             first, pg_snapshot_xmax(pg_current_snapshot())::text::bigint AS next FROM frozen) \
-             SELECT CASE WHEN next - first > {MOST_IDS} THEN NULL ELSE (SELECT count(*) FROM \
-             (SELECT x FROM pg_snapshot_xip(s) x UNION ALL SELECT g::text::xid8 FROM generate_series(first, next - 1) g) ids \
-             WHERE x <> {marker}::xid8 AND pg_xact_status(x) = 'committed') END FROM span",
-            snapshot = literal(snapshot),
-            marker = literal(&self.marker_xid.unwrap_or_default().to_string()),
-        ))
-    }
 }
 
 /// How long the server waits for the next statement of a session, from this one on.
@@ -279,32 +282,6 @@ fn patience(ttl: Duration) -> String {
          SET idle_in_transaction_session_timeout = {ttl}"
     )
 }
-
-/// Commits that a write block did not stop.
-enum Escaped {
-    NotLookedFor,
-    Counted(u64),
-    CannotSay,
-}
-
-impl Escaped {
-    fn told(&self) -> Option<String> {
-        match self {
-            Self::NotLookedFor | Self::Counted(0) => None,
-            Self::Counted(count) => Some(format!(
-                "CommitEscaped: {count} transactions committed while writes were blocked. Table locks do not cover \
-                 tables made since, large objects and DDL; row locks, sequences and temporary tables use \
-                 transaction ids too and cannot be told apart from them"
-            )),
-            Self::CannotSay => {
-                Some(format!("more than {MOST_IDS} transaction ids were used up; commits cannot be ruled out"))
-            }
-        }
-    }
-}
-
-/// More transaction ids than this used up under a write block: the proof would cost more than it is worth.
-const MOST_IDS: u32 = 100_000;
 
 #[async_trait]
 impl Held for Holding {
@@ -386,11 +363,22 @@ impl Held for Holding {
             Some(backup) => backup.stop(&mut self.main, &mut self.position, deadline).await,
             None => Ok(Vec::new()),
         };
+        if artifacts.is_ok() {
+            unmark(self.backup.as_ref(), &mut self.main, deadline).await;
+        }
         let Self { main, databases, asked, .. } = *self;
         unlocked.into_iter().collect::<Result<Vec<_>, _>>()?;
         let sessions = sessions(main, databases).chain(asked);
         let farewell = Farewell::to(sessions.map(|session| session.close(deadline).boxed()));
         Ok(Released { artifacts: artifacts?, farewell })
+    }
+}
+
+/// Where it fails, the server takes the marks off when it ends the session.
+async fn unmark(backup: Option<&Backup>, main: &mut Link, deadline: Instant) {
+    let Some(backup) = backup else { return };
+    if let Err(error) = backup.unmark(main, deadline).await {
+        tracing::warn!(%error, "the slot could not be dropped; it goes with its session");
     }
 }
 

@@ -15,18 +15,16 @@ use api::Check;
 use futures::future::{join_all, try_join_all};
 use sqlx::{Row, postgres::PgRow};
 use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
 
 use super::{
-    connect::{Link, MARK, Session, identifier, literal, text},
+    blockers,
+    connect::{Link, Session, identifier, literal, text},
     errors,
 };
 use crate::{
-    blocker::Blocker,
     driver::{Member, Plan},
-    engines::{
-        deadline::left,
-        in_the_way::{Found, InTheWay},
-    },
+    engines::{deadline::left, in_the_way::InTheWay},
     error::Error,
 };
 
@@ -74,25 +72,16 @@ const TABLES: &str = "SELECT relnamespace::regnamespace, relname, \
            ELSE 'UPDATE,DELETE,TRUNCATE,MAINTAIN' END) \
     FROM pg_class WHERE relkind IN ('r', 'p') AND NOT relispartition AND relpersistence <> 't' AND oid >= 16384";
 
-/// One row per session, as [`session`] reads it. Of its statement only the first word: the rest is the client's business.
-pub(super) const SESSIONS: &str = "SELECT a.pid, coalesce(a.usename, ''), coalesce(a.application_name, ''), \
-    (extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start, a.backend_start)) * 1000)::bigint, \
-    coalesce(a.state, a.backend_type) || ', ' || coalesce(upper(substring(a.query FROM '^\\s*(\\w+)')), 'no statement'), \
-    a.backend_xid IS NOT NULL, \
-    a.backend_type = 'client backend' AND a.application_name NOT LIKE 'stillpoint%' \
-      AND NOT EXISTS (SELECT FROM pg_stat_progress_basebackup b WHERE b.pid = a.pid) \
-    FROM pg_stat_activity a";
-
 /// Which server this session is in: four columns, unlike a table's row.
 const WHOSE: &str =
     "SELECT pg_backend_pid(), (pg_control_system()).system_identifier, pg_postmaster_start_time(), NULL";
 
 /// One attempt's share of `deadlock_timeout`: we give up before any client that waits for us looks for a deadlock.
 const SHARE_OF_DEADLOCK_TIMEOUT: (u32, u32) = (8, 10);
+/// Below this an attempt has no time for anything.
+pub(super) const SHORTEST_DEADLOCK_TIMEOUT: Duration = Duration::from_millis(10);
 /// The pause between attempts, in which those who queued behind us go on.
-const DRAIN: Duration = Duration::from_millis(250);
-/// How long we wait before we look who is in the way.
-const PATIENCE: Duration = Duration::from_millis(60);
+pub(super) const DRAIN: Duration = Duration::from_millis(250);
 
 /// Opens one session per database and lists its tables, beside `main`. Blocks nobody.
 ///
@@ -142,33 +131,52 @@ pub(super) async fn acquire(
     let (share, of) = SHARE_OF_DEADLOCK_TIMEOUT;
     let longest_attempt = main.hello.deadlock_timeout * share / of;
     let mut in_the_way = InTheWay::default();
+    let began = Instant::now();
     loop {
         let budget = left(deadline).min(longest_attempt);
         let pids: Vec<i32> = databases.iter().map(|database| database.backend_pid).collect();
-        let attempt = join_all(databases.iter_mut().map(|database| database.lock(budget)));
-        let results = tokio::select! {
-            results = attempt => results,
-            never = watch(main, &pids, plan, deadline, &mut in_the_way) => match never {},
+        let answered = CancellationToken::new();
+        let attempt = async {
+            let results = join_all(databases.iter_mut().map(|database| database.lock(budget, deadline + DRAIN))).await;
+            answered.cancel();
+            results
         };
-        match results.into_iter().find_map(Result::err) {
-            None => return Ok(in_the_way.ended),
-            Some(Attempt::NotGranted) => {}
-            Some(Attempt::Failed(error)) => return Err(error),
+        let watching = blockers::watch(main, &pids, plan, deadline, &answered, &mut in_the_way);
+        let (results, ()) = tokio::join!(attempt, watching);
+        let mut granted = true;
+        for result in results {
+            match result {
+                Ok(()) => {}
+                Err(Attempt::NotGranted) => granted = false,
+                Err(Attempt::Failed(error)) => return Err(error),
+            }
+        }
+        if granted && !in_the_way.gave_up {
+            return Ok(in_the_way.ended());
         }
         // Whatever was granted is let go at once: nobody waits for us while we wait for somebody else.
         try_join_all(
             databases.iter_mut().map(|database| database.session.run(deadline + DRAIN, "letting go", "ROLLBACK")),
         )
         .await?;
-        if left(deadline) <= DRAIN {
-            return Err(Error::Blocked {
-                limit: plan.acquire_timeout,
-                blockers: in_the_way.seen,
-                hint: in_the_way.hint,
-            });
+        if in_the_way.gave_up || left(deadline) <= DRAIN {
+            let limit = if in_the_way.gave_up { began.elapsed() } else { plan.acquire_timeout };
+            return Err(Error::Blocked { limit, blockers: in_the_way.seen, hint: in_the_way.hint });
         }
         sleep(DRAIN).await;
     }
+}
+
+/// Counts the sessions that wait for us: for a table of ours, since whatever cannot be had there at once conflicts with SHARE,
+/// or stands behind somebody whose wish does (manual, 13.3.1, the table of conflicts). One look at the locks, however many wait,
+/// where `pg_blocking_pids` would stop the lock manager for each; and everybody may see it.
+pub(super) fn stalled(databases: &[Database]) -> String {
+    let ours = databases.iter().map(|database| database.backend_pid.to_string()).collect::<Vec<_>>().join(", ");
+    format!(
+        "WITH relations AS MATERIALIZED (SELECT pid, database, relation, granted FROM pg_locks WHERE locktype = 'relation'), \
+         ours AS (SELECT DISTINCT database, relation FROM relations WHERE granted AND pid = ANY (ARRAY[{ours}]::int[])) \
+         SELECT count(DISTINCT pid) FROM relations JOIN ours USING (database, relation) WHERE NOT granted"
+    )
 }
 
 /// What a freeze at WriteBlocked would lock, database by database, nothing locked.
@@ -204,20 +212,6 @@ pub(super) fn room(survey: &Survey) -> Check {
         return Check::pass("lock-table", message);
     }
     Check::warn("lock-table", message, "raise max_locks_per_transaction and restart")
-}
-
-/// Reads a row of [`SESSIONS`].
-pub(super) fn session(row: &PgRow) -> Found {
-    let number = |at| text(row, at).and_then(|value| value.parse::<i64>().ok()).unwrap_or(0);
-    let is = |at| text(row, at).as_deref() == Some("t");
-    let blocker = Blocker {
-        id: number(0),
-        user: text(row, 1).unwrap_or_default(),
-        application: text(row, 2).unwrap_or_default(),
-        age: Duration::from_millis(u64::try_from(number(3)).unwrap_or(0)),
-        doing: text(row, 4).unwrap_or_default(),
-    };
-    Found { blocker, has_written: is(5), may_end: is(6) }
 }
 
 enum Attempt {
@@ -257,11 +251,12 @@ impl Database {
         Ok(Self { session, backend_pid, whose: (column(1), column(2)), tables: lockable(&rows)? })
     }
 
-    /// One attempt, in one transaction that stays open when it succeeds.
-    async fn lock(&mut self, budget: Duration) -> Result<(), Attempt> {
-        let limit = budget.as_millis();
+    /// One attempt, in one transaction that stays open when it succeeds. The server ends it after `budget`; who does not hear
+    /// of that until `deadline` knows nothing of his session any more.
+    async fn lock(&mut self, budget: Duration, deadline: Instant) -> Result<(), Attempt> {
+        // 0 would be for ever.
+        let limit = budget.as_millis().max(1);
         let begin = format!("BEGIN; SET LOCAL lock_timeout = {limit}; SET LOCAL statement_timeout = {limit}");
-        let deadline = Instant::now() + budget;
         let mut missing: Vec<String> = self.tables.iter().cloned().collect();
         let mut first = true;
         // Tables that were created since they were listed; their creators are stopped by the locks, so this ends.
@@ -274,7 +269,7 @@ impl Database {
             // Once all is locked, the next statements have their own, longer limit.
             let sql = format!("{}{lock}; {TABLES}; {KEEP}", if first { &begin } else { "SELECT" });
             first = false;
-            let rows = match tokio::time::timeout_at(deadline + DRAIN, self.session.attempt(&sql)).await {
+            let rows = match tokio::time::timeout_at(deadline, self.session.attempt(&sql)).await {
                 Ok(Ok(rows)) => rows,
                 Ok(Err(error)) if errors::not_granted(&error) => return Err(Attempt::NotGranted),
                 // Dropped between listing and locking (undefined_table): list again.
@@ -288,7 +283,7 @@ impl Database {
                     return Err(Attempt::NotGranted);
                 }
                 Ok(Err(error)) => return Err(Attempt::Failed(errors::running(error, "locking tables"))),
-                Err(_) => return Err(Attempt::NotGranted),
+                Err(_) => return Err(Attempt::Failed(Error::Timeout { doing: "locking tables", limit: budget })),
             };
             let listed: BTreeSet<String> = tables(&rows).into_iter().map(|table| table.name).collect();
             missing = listed.difference(&self.tables).cloned().collect();
@@ -299,45 +294,6 @@ impl Database {
 }
 
 const KEEP: &str = "SET LOCAL statement_timeout = 5000";
-
-/// Looks who is in the way of `pids`, and ends them where the policy says so. Never ends by itself.
-async fn watch(
-    main: &mut Link,
-    pids: &[i32],
-    plan: &Plan,
-    deadline: Instant,
-    in_the_way: &mut InTheWay,
-) -> std::convert::Infallible {
-    let ours = pids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ");
-    let sql = format!(
-        "{SESSIONS} WHERE a.application_name NOT LIKE {} AND a.pid IN \
-         (SELECT unnest(pg_blocking_pids(ours)) FROM unnest(ARRAY[{ours}]::int[]) ours)",
-        literal(&format!("{MARK}%")),
-    );
-    loop {
-        sleep(PATIENCE).await;
-        let Ok(rows) = main.run(deadline + DRAIN, "looking for sessions in the way", &sql).await else {
-            continue;
-        };
-        let sessions: Vec<_> = rows.iter().map(session).collect();
-        in_the_way.see(&sessions);
-        for found in sessions.iter().filter(|found| found.is_to_be_ended(plan)) {
-            end(main, &found.blocker, deadline, in_the_way).await;
-        }
-    }
-}
-
-async fn end(main: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: &mut InTheWay) {
-    let sql = format!("SELECT pg_terminate_backend({})", blocker.id);
-    // Told before it is done: with the session gone the locks may be granted, and we dropped, before we hear of it.
-    in_the_way.ended.push(blocker.to_string());
-    match main.run(deadline, "ending a session in the way", &sql).await {
-        Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("t") => return,
-        Ok(_) => {}
-        Err(error) => tracing::warn!(session = blocker.id, %error, "a session in the way could not be ended"),
-    }
-    in_the_way.ended.pop();
-}
 
 /// The databases to cover: one column.
 fn databases_sql(member: &Member) -> String {

@@ -2,9 +2,12 @@
 
 use std::sync::Arc;
 
-use api::{ConnectionAddress, TlsMode, conditions::reasons};
+use api::{CheckResult, ConnectionAddress, Copy, Level, TlsMode, conditions::reasons};
 use fixtures::{Authority, Engine, Options, Server, ServerKind};
-use freeze::{Error, Member, Tls, TlsRoots, contract::soon};
+use freeze::{
+    Error, Member, Tls, TlsRoots,
+    contract::{plan, soon},
+};
 
 use super::driver;
 use crate::real::Real;
@@ -48,6 +51,29 @@ async fn a_server_is_believed_as_far_as_its_certificate_and_the_mode_go() {
             };
             println!("{kind} {:<10} {ca:<12} {host:<9} {found:?}", format!("{mode:?}"));
             assert_eq!(found, expected, "{kind} {mode:?} with {ca} at {host}");
+        }
+    }
+}
+
+/// `0.0.0.0` reaches this machine too, and by its looks it could be any.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_password_that_is_shown_to_who_is_not_verified_is_warned_of() {
+    for kind in [ServerKind::POSTGRESQL_15, ServerKind::MARIADB_10_11] {
+        let authority = Authority::create().unwrap();
+        let options = authority.serve(kind.engine, "0.0.0.0", Options::default()).unwrap();
+        let server = Server::start(kind, options).await.unwrap();
+        let ca = Some(authority.certificate.as_str());
+        for (mode, ca, host, warned) in [
+            (TlsMode::Require, None, "0.0.0.0", true),
+            (TlsMode::Require, None, "127.0.0.1", false),
+            (TlsMode::VerifyCA, ca, "0.0.0.0", false),
+        ] {
+            let engine = if kind.engine == Engine::PostgreSQL { api::Engine::PostgreSQL } else { api::Engine::MariaDB };
+            let plan = plan(Level::Durable, Copy::Atomic);
+            let checks = driver(engine).preflight(&member(server.port, mode, ca, host), &plan, soon()).await;
+            assert_eq!(checks[0].result, CheckResult::Pass, "{kind} {mode:?} at {host}: {checks:?}");
+            let tls = checks.iter().find(|check| check.name == "tls");
+            assert_eq!(tls.is_some_and(|tls| tls.result == CheckResult::Warn), warned, "{kind} {mode:?} at {host}");
         }
     }
 }
