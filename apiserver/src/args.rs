@@ -129,7 +129,7 @@ impl Server {
         let tls = certs::server_config(Arc::clone(&leaf))?;
         data_dir.write_kubeconfigs(address, &authority, &tokens)?;
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let store = Store::open(&data_dir.objects(), &resources::stored(), &tasks).await?;
+        let store = Store::open(&data_dir.objects(), &resources::stored(), &tasks)?;
         let registry = Registry::new(store);
         ensure_default_namespace(&registry).await?;
         let metrics = Arc::new(Metrics::new());
