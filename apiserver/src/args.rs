@@ -130,7 +130,7 @@ impl Server {
         let tls = certs::server_config(Arc::clone(&leaf))?;
         data_dir.write_kubeconfigs(address, &authority, &tokens)?;
         let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-        let store = Store::open(&data_dir.objects(), &resources::stored(), &tasks).await?;
+        let store = Store::open(&data_dir.objects(), &resources::stored(), &tasks)?;
         let registry = Registry::new(store);
         ensure_default_namespace(&registry).await?;
         let metrics = Arc::new(Metrics::new());
@@ -170,14 +170,15 @@ impl Server {
     pub async fn run(self) -> anyhow::Result<()> {
         let Self { bound, tls, app, freezer, verbs, told, leaf, data_dir, address, stopping, tasks, drain } = self;
         let registry = verbs.registry.clone();
+        let serving = CancellationToken::new();
         let mut loops = JoinSet::new();
+        // No loop that is cut off: when nothing is held any more it writes what it was told, as the store does.
+        let mut telling = tasks.spawn(controllers::events::run(registry.clone(), told, serving.clone()));
         loops.spawn(controllers::freeze::run(verbs.clone()));
         loops.spawn(controllers::database::run(verbs));
-        loops.spawn(controllers::events::run(registry.clone(), told));
         loops.spawn(controllers::housekeeping::namespaces(registry.clone()));
         loops.spawn(controllers::housekeeping::sweep(registry));
         loops.spawn(renew_leaf(data_dir, leaf, address));
-        let serving = CancellationToken::new();
         let service = {
             let app = Arc::clone(&app);
             move |request, peer| Arc::clone(&app).serve(request, peer)
@@ -188,6 +189,10 @@ impl Server {
             () = stopping.cancelled() => false,
             ended = loops.join_next() => {
                 warn!(?ended, "a loop that must not end has ended");
+                true
+            }
+            ended = &mut telling => {
+                warn!(?ended, "the telling of phases has ended");
                 true
             }
         };

@@ -6,6 +6,7 @@ use std::{fmt, sync::Arc};
 use api::{Freeze, FreezeSpec, FreezeStatus, LastFreeze, Phase};
 use async_trait::async_trait;
 use freeze::{FreezeName, Journal, JournalError};
+use jiff::Timestamp;
 use tokio::sync::mpsc;
 
 use crate::{error::ApiError, metrics::Metrics, registry::Registry, resources::FREEZES};
@@ -22,6 +23,7 @@ pub struct RegistryJournal {
 pub struct Told {
     pub freeze: FreezeName,
     pub status: FreezeStatus,
+    pub at: Timestamp,
 }
 
 /// Phases that wait to be told as Events; when it is full, Events are dropped, never the freeze delayed.
@@ -36,7 +38,7 @@ impl RegistryJournal {
     fn tell(&self, freeze: &FreezeName, status: &FreezeStatus) {
         if matches!(status.phase, Phase::Frozen) || status.phase.is_finished() {
             self.metrics.phase(status);
-            self.told.try_send(Told { freeze: freeze.clone(), status: status.clone() }).ok();
+            self.told.try_send(Told { freeze: freeze.clone(), status: status.clone(), at: Timestamp::now() }).ok();
         }
     }
 }

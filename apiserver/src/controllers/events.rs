@@ -1,15 +1,23 @@
 //! What people see in `kubectl describe`: Events on the Freeze and its Databases, and each Database's newest freeze.
+//!
+//! Told a moment after the fact and together, because what was just written is often followed by the freeze's own next write.
+//! What was told before the server ends is written before it ends.
 
-use api::Phase;
+use std::{collections::BTreeMap, time::Duration};
+
+use api::{LastFreeze, Phase};
 use futures::future::join_all;
-use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
 use serde_json::{Value, json};
-use tokio::sync::mpsc;
-use tracing::debug;
+use tokio::{
+    sync::mpsc,
+    time::{Instant, timeout_at},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, warn};
 
 use crate::{
     journal::{Told, last_freeze},
@@ -18,16 +26,73 @@ use crate::{
     resources::{DATABASES, EVENTS, FREEZES, Resource},
 };
 
-/// Tells each phase that is worth telling. An Event that cannot be written is no reason to stop.
-pub async fn run(registry: Registry, mut told: mpsc::Receiver<Told>) {
-    while let Some(told) = told.recv().await {
-        tell(&registry, &told).await;
+/// How long the first told phase waits for others: longer than a freeze usually takes from one of its writes to the next,
+/// too short for anybody who looks.
+const GATHER: Duration = Duration::from_millis(100);
+/// Phases that are told together at most.
+const TOGETHER: usize = 64;
+
+/// Tells each phase that is worth telling, until `over`; then what is left. That it cannot be written is no reason to stop.
+pub async fn run(registry: Registry, mut told: mpsc::Receiver<Told>, over: CancellationToken) {
+    while let Some(first) = heard(&mut told, &over).await {
+        let until = Instant::now() + GATHER;
+        let mut batch = vec![first];
+        while batch.len() < TOGETHER
+            && let Ok(Some(next)) = timeout_at(until, heard(&mut told, &over)).await
+        {
+            batch.push(next);
+        }
+        tell(&registry, &batch).await;
     }
 }
 
-async fn tell(registry: &Registry, told: &Told) {
-    let Told { freeze, status } = told;
-    let good = matches!(status.phase, Phase::Frozen | Phase::Thawed);
+/// The next told phase; once it is over, those that wait already, at once. Safe to cancel.
+async fn heard(told: &mut mpsc::Receiver<Told>, over: &CancellationToken) -> Option<Told> {
+    tokio::select! {
+        biased;
+        next = told.recv() => next,
+        () = over.cancelled() => {
+            told.close();
+            told.recv().await
+        }
+    }
+}
+
+async fn tell(registry: &Registry, batch: &[Told]) {
+    let events: Vec<Event> = batch.iter().flat_map(|told| events(registry, told)).collect();
+    // A Database has one freeze after the other, so of two that are told together the later one stands.
+    let mut newest: BTreeMap<(&str, &str), LastFreeze> = BTreeMap::new();
+    for Told { freeze, status, .. } in batch.iter().filter(|told| told.status.phase.is_finished()) {
+        for target in &status.targets {
+            newest.insert((&freeze.namespace, &target.database), last_freeze(freeze, status));
+        }
+    }
+    let newest = join_all(newest.iter().map(|((namespace, database), last)| show(registry, namespace, database, last)));
+    // At once: so they share a sync to disk, and a freeze that writes meanwhile waits for one or two.
+    let ((), written) = tokio::join!(
+        async { drop(newest.await) },
+        registry.create_all(&EVENTS, events.iter().map(|event| (event.metadata.namespace.as_deref(), event)))
+    );
+    for error in written.into_iter().filter_map(Result::err) {
+        debug!(message = %error.message, "an Event was not written");
+    }
+}
+
+async fn show(registry: &Registry, namespace: &str, database: &str, last: &LastFreeze) {
+    let last = json!(last);
+    let change = |of_database: &mut Value| of_database["lastFreeze"] = last.clone();
+    match registry.change_status(&DATABASES, namespace, database, change).await {
+        Ok(_) => {}
+        Err(error) if error.code == 404 => debug!(namespace, database, "a Database is gone before its lastFreeze"),
+        Err(error) => {
+            let why = error.internal.unwrap_or(error.message);
+            warn!(namespace, database, %why, "a Database's lastFreeze was not written");
+        }
+    }
+}
+
+fn events(registry: &Registry, told: &Told) -> Vec<Event> {
+    let Told { freeze, status, .. } = told;
     let message = match (status.phase, &status.message) {
         (Phase::Frozen, _) => {
             let until = status.expires_at.as_ref().map(|at| at.0.to_string()).unwrap_or_default();
@@ -36,61 +101,124 @@ async fn tell(registry: &Registry, told: &Told) {
         (_, Some(message)) => message.clone(),
         (phase, None) => phase.to_string(),
     };
-    let namespace = &freeze.namespace;
-    let of_freeze = emit(registry, &FREEZES, namespace, &freeze.name, good, status.phase, &message);
-    let of_databases = join_all(status.targets.iter().map(|target| async {
-        let message = format!("Freeze {}: {message}", freeze.name);
-        let event = emit(registry, &DATABASES, namespace, &target.database, good, status.phase, &message);
-        let newest = async {
-            if status.phase.is_finished() {
-                let last = json!(last_freeze(freeze, status));
-                let change = |of_database: &mut Value| of_database["lastFreeze"] = last.clone();
-                registry.change_status(&DATABASES, namespace, &target.database, change).await.ok();
-            }
-        };
-        tokio::join!(event, newest);
-    }));
-    // At once: so they share one sync to disk, and a freeze that writes meanwhile waits for one at most.
-    tokio::join!(of_freeze, of_databases);
+    let of_databases = status.targets.iter().filter_map(|target| {
+        event(registry, &DATABASES, &target.database, told, &format!("Freeze {}: {message}", freeze.name))
+    });
+    event(registry, &FREEZES, &freeze.name, told, &message).into_iter().chain(of_databases).collect()
 }
 
-async fn emit(
-    registry: &Registry,
-    about: &Resource,
-    namespace: &str,
-    name: &str,
-    good: bool,
-    phase: Phase,
-    message: &str,
-) {
-    let Ok(object) = registry.typed::<Value>(about, Some(namespace), name) else {
-        return;
-    };
-    let now = Time(Timestamp::now());
-    let event = Event {
+/// None about what is not there any more.
+fn event(registry: &Registry, about: &Resource, name: &str, told: &Told, message: &str) -> Option<Event> {
+    let namespace = &told.freeze.namespace;
+    let object = registry.typed::<Value>(about, Some(namespace), name).ok()?;
+    let good = matches!(told.status.phase, Phase::Frozen | Phase::Thawed);
+    let at = Time(told.at);
+    Some(Event {
         metadata: ObjectMeta {
             name: Some(meta::generated(&format!("{name}."))),
-            namespace: Some(namespace.to_owned()),
+            namespace: Some(namespace.clone()),
             ..ObjectMeta::default()
         },
         involved_object: ObjectReference {
             api_version: Some(about.api_version()),
             kind: Some(about.kind.to_owned()),
             name: Some(name.to_owned()),
-            namespace: Some(namespace.to_owned()),
+            namespace: Some(namespace.clone()),
             uid: object["metadata"]["uid"].as_str().map(str::to_owned),
             ..ObjectReference::default()
         },
         type_: Some(if good { "Normal" } else { "Warning" }.to_owned()),
-        reason: Some(phase.to_string()),
+        reason: Some(told.status.phase.to_string()),
         message: Some(message.chars().take(1024).collect()),
         source: Some(EventSource { component: Some("stillpoint-apiserver".to_owned()), host: None }),
-        first_timestamp: Some(now.clone()),
-        last_timestamp: Some(now),
+        first_timestamp: Some(at.clone()),
+        last_timestamp: Some(at),
         count: Some(1),
         ..Event::default()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use api::FreezeStatus;
+    use freeze::FreezeName;
+    use jiff::Timestamp;
+    use tokio::{
+        task::yield_now,
+        time::{sleep, timeout},
     };
-    if let Err(error) = registry.create_with_status(&EVENTS, namespace, &event).await {
-        debug!(message = %error.message, "an Event was not written");
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::{resources, store::Store};
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    async fn registry() -> Registry {
+        let registry = Registry::new(Store::in_memory(&resources::stored(), &TaskTracker::new()));
+        let database = json!({
+            "metadata": {"name": "orders", "namespace": "ns"},
+            "spec": {"engine": "PostgreSQL", "endpoint": {"host": "127.0.0.1"}},
+        });
+        registry.create_with_status(&DATABASES, "ns", &database).await.unwrap();
+        registry
+    }
+
+    fn told(name: &str, phase: &str) -> Told {
+        let status = json!({
+            "phase": phase,
+            "targets": [{"database": "orders", "engine": "PostgreSQL", "member": "127.0.0.1:5432"}],
+        });
+        let status: FreezeStatus = serde_json::from_value(status).unwrap();
+        Told { freeze: FreezeName { namespace: "ns".into(), name: name.into() }, status, at: Timestamp::now() }
+    }
+
+    fn last_freeze_of_orders(registry: &Registry) -> Value {
+        registry.typed::<Value>(&DATABASES, Some("ns"), "orders").unwrap()["status"]["lastFreeze"]["name"].clone()
+    }
+
+    fn reasons(registry: &Registry) -> Vec<Value> {
+        registry.all::<Value>(&EVENTS, None).into_iter().map(|event| event["reason"].clone()).collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_told_within_a_moment_is_written_together_and_the_newest_freeze_stands() {
+        let registry = registry().await;
+        let (tell, hear) = mpsc::channel(8);
+        let (_, mut watch) = registry.list_and_watch(&DATABASES, None).unwrap();
+        let running = tokio::spawn(run(registry.clone(), hear, CancellationToken::new()));
+        for (name, phase) in [("z", "Frozen"), ("z", "Thawed"), ("a", "Failed")] {
+            tell.send(told(name, phase)).await.unwrap();
+            yield_now().await;
+        }
+        assert_eq!(reasons(&registry), [""; 0], "the first one waits for the others");
+        timeout(SOON, watch.next()).await.unwrap().unwrap();
+        assert_eq!(last_freeze_of_orders(&registry), "a", "one write for both freezes");
+        // The negative control: what is told later is written by itself.
+        tell.send(told("b", "Thawed")).await.unwrap();
+        timeout(SOON, watch.next()).await.unwrap().unwrap();
+        assert_eq!(last_freeze_of_orders(&registry), "b");
+        drop(tell);
+        timeout(SOON, running).await.unwrap().unwrap();
+        assert_eq!(reasons(&registry).len(), 4);
+    }
+
+    #[tokio::test]
+    async fn what_was_told_before_the_end_is_written_at_once() {
+        let registry = registry().await;
+        let (tell, hear) = mpsc::channel(200);
+        let over = CancellationToken::new();
+        let running = tokio::spawn(run(registry.clone(), hear, over.clone()));
+        tell.send(told("first", "Frozen")).await.unwrap();
+        sleep(Duration::from_millis(1)).await;
+        for n in 0..2 * TOGETHER {
+            tell.send(told(&format!("{n}"), "Thawed")).await.unwrap();
+        }
+        over.cancel();
+        // While somebody could still tell more: the sender lives.
+        timeout(SOON, running).await.unwrap().unwrap();
+        assert_eq!(reasons(&registry).len(), 1 + 2 * TOGETHER);
+        assert_eq!(last_freeze_of_orders(&registry), json!(format!("{}", 2 * TOGETHER - 1)));
+        assert!(tell.send(told("late", "Thawed")).await.is_err());
     }
 }
