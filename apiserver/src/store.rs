@@ -6,8 +6,9 @@
 //! ```
 //! # Contract
 //! Writes are atomic and totally ordered: every success has a revision greater than all before it. When a write returns,
-//! it is on disk. A list and a watch from its revision together see every later event exactly once, in order. A watcher
-//! that is too slow is ended, never waited for. [`tests`] proves it for both logs.
+//! it is on disk; one that fails is refused, and nothing of it is seen. Whoever waits for a write may go away. A list and a
+//! watch from its revision together see every later event exactly once, in order. A watcher that is too slow is ended, never
+//! waited for. [`tests`] proves it for both logs.
 
 mod log;
 mod memory;
