@@ -14,7 +14,7 @@ use std::{
 use api::{Artifact, Level, Proof};
 use futures::{
     FutureExt, TryFutureExt,
-    future::{BoxFuture, join_all, try_join_all},
+    future::{BoxFuture, join_all},
 };
 use jiff::Timestamp;
 use tokio::time::{Instant, sleep, timeout};
@@ -153,17 +153,17 @@ struct Together {
 
 /// A member that has nothing to do while others have.
 trait Waits {
-    fn keep<'a>(&'a mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'a, Result<(), Error>>;
+    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), Error>>;
 }
 
 impl Waits for Box<dyn Prepared> {
-    fn keep<'a>(&'a mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'a, Result<(), Error>> {
+    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), Error>> {
         (**self).keep(server_ttl, deadline)
     }
 }
 
 impl Waits for (Box<dyn Held>, Acquired) {
-    fn keep<'a>(&'a mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'a, Result<(), Error>> {
+    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), Error>> {
         self.0.heartbeat(server_ttl, deadline).map_ok(drop).boxed()
     }
 }
@@ -191,7 +191,7 @@ impl Together {
 impl Group {
     /// All still hold; answers how many sessions wait for us, where that can be seen. One that does not ends all.
     pub(crate) async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Option<u32>, Fault> {
-        let pulses = try_join_all(self.0.iter_mut().map(|member| async {
+        let pulses = join_all(self.0.iter_mut().map(|member| async {
             let work = member.held.heartbeat(server_ttl, deadline);
             let pulse = by(deadline, "the heartbeat", work).await;
             match pulse {
@@ -204,7 +204,9 @@ impl Group {
                 Err(error) => Err(Fault { database: member.database.clone(), error: lost(error) }),
             }
         }))
-        .await?;
+        .await;
+        // Each to its end: one whose answer is awaited is not to be lost for another's fault.
+        let pulses = pulses.into_iter().collect::<Result<Vec<_>, _>>()?;
         Ok(pulses.into_iter().flatten().reduce(|a, b| a + b))
     }
 
@@ -262,7 +264,7 @@ impl Group {
                 async move { work.await.map_err(|error| Fault { database: database.clone(), error: lost(error) }) }
             })
             .collect();
-        try_join_all(steps).await
+        join_all(steps).await.into_iter().collect()
     }
 }
 

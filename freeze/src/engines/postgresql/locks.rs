@@ -97,11 +97,15 @@ pub(super) async fn prepare(
 ) -> Result<(Link, Vec<Database>), Error> {
     let guessed = remembered.databases(member);
     let open = |name: String| Database::open(member, plan, name, deadline);
+    let listed = async {
+        let mut main = main.await?;
+        let sql = format!("{TABLES}; {}", databases_sql(member));
+        let rows = main.run(deadline, "listing databases and tables", &sql).await?;
+        Ok::<_, Error>((main, rows))
+    };
     // A main session that does not come about waits for no guess.
     let guesses = async { Ok(join_all(guessed.into_iter().map(open)).await) };
-    let (mut main, mut opened) = tokio::try_join!(main, guesses)?;
-    let sql = format!("{TABLES}; {}", databases_sql(member));
-    let rows = main.run(deadline, "listing databases and tables", &sql).await?;
+    let ((main, rows), mut opened) = tokio::try_join!(listed, guesses)?;
     let mut names = databases(&rows);
     if lockable(&rows)?.is_empty() {
         names.retain(|name| *name != main.session.database);
