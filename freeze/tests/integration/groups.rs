@@ -69,7 +69,7 @@ async fn a_late_claim_is_not_hurried_by_the_end_of_another() {
     let server = MemoryServer::default();
     let durable = |freeze, uid| request(freeze, uid, vec![target("db", &server, Level::Durable, Copy::Atomic)], TTL);
     freezer.quiesce(durable("f", "early")).await.unwrap();
-    sleep(TTL - Duration::from_millis(300)).await;
+    sleep(TTL.mul_f64(0.85)).await;
     server.arm(Step::Barrier, Strike::Slow(Duration::from_millis(600)));
     let late = freezer.quiesce(durable("g", "late")).await.unwrap();
     assert_eq!(late.status.phase, Phase::Frozen);
