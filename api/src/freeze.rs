@@ -81,7 +81,8 @@ pub struct FreezeStatus {
     pub targets: Vec<TargetStatus>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requested_at: Option<MicroTime>,
-    /// At Durable, every commit acknowledged before this instant (the freezer's clock) is in an atomic copy taken since.
+    /// At Durable, every commit acknowledged before this instant (the freezer's clock) is in an atomic copy that is taken once the
+    /// freeze is `Frozen`: the barrier begins at this instant, and ends before that phase is told.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub frozen_at: Option<MicroTime>,
     /// When it ends by itself.

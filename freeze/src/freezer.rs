@@ -56,7 +56,8 @@ pub struct Request {
     pub ttl: Duration,
     /// The longest that a freeze begun by this request lasts, renewals included.
     pub max_frozen: Duration,
-    /// Told when the claim is part of a freeze that is written down, for whoever does not wait until it holds.
+    /// Told when the freeze that this request begins is written down, for whoever does not wait until it holds. A claim that joins
+    /// another is told when it is granted only: that freeze may say `Frozen` before this claim's own still point.
     pub accepted: Option<Arc<Notify>>,
 }
 
@@ -325,8 +326,7 @@ impl Freezer {
                 });
             }
             let wish = Wish { level: request.level, copy: request.copy, ttl: request.ttl };
-            let accepted = request.accepted.clone();
-            let command = Command::Join { claimant: request.claimant.clone(), wish, accepted, answer };
+            let command = Command::Join { claimant: request.claimant.clone(), wish, answer };
             return Ok((held.clone(), Some(command)));
         }
         if self.0.draining.load(Ordering::Relaxed) {
@@ -361,10 +361,11 @@ impl Table {
     }
 
     /// The freeze lets its members go; its claims stay known.
-    fn forget(&mut self, freeze: &FreezeName, members: &[Member]) {
+    fn forget(&mut self, task: &Arc<Vitals>, members: &[Member]) {
         for member in members {
             if let Entry::Occupied(mut taken) = self.by_member.entry(member.clone()) {
-                taken.get_mut().retain(|handle| handle.freeze != *freeze);
+                // Not by name: an object may have been deleted and declared again meanwhile.
+                taken.get_mut().retain(|handle| !Arc::ptr_eq(&handle.vitals, task));
                 if taken.get().is_empty() {
                     taken.remove();
                 }

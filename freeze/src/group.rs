@@ -6,7 +6,7 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -21,7 +21,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    driver::{Acquired, Driver, Farewell, Held, Member, Plan, Prepared, Released},
+    driver::{Acquired, Driver, Farewell, Held, Member, Plan, Prepared, Pulse, Released},
     error::Error,
     journal::UndoLog,
     lease,
@@ -86,7 +86,7 @@ pub(crate) async fn prepare(
             let deadline = Instant::now() + target.prepare_timeout;
             let work = target.driver.prepare(&target.member, &target.plan, undo, deadline);
             let prepared = within(target.prepare_timeout + OVERRUN, "preparing", work).await;
-            together.wait(prepared, target.plan.server_ttl).await
+            together.wait(prepared, target).await
         }
     }))
     .await;
@@ -109,14 +109,13 @@ pub(crate) async fn acquire(
         async move {
             let limit = target.plan.acquire_timeout + OVERRUN;
             let acquired = within(limit, "taking hold", prepared.acquire()).await;
-            together.wait(acquired, target.plan.server_ttl).await
+            together.wait(acquired, target).await
         }
     }))
     .await;
     let (acquired, faults) = sort(targets, acquired);
     if !faults.is_empty() {
-        let deadline = Instant::now() + ABANDON;
-        join_all(acquired.into_iter().map(|(held, _)| timeout(ABANDON + OVERRUN, held.release(deadline)))).await;
+        join_all(acquired.into_iter().map(Waits::give_up)).await;
         return Err(faults);
     }
     let (held, acquired): (Vec<_>, Vec<_>) = acquired.into_iter().unzip();
@@ -149,42 +148,76 @@ struct Together {
     under_way: AtomicUsize,
     /// The last is done, or one has failed.
     over: CancellationToken,
+    failed: AtomicBool,
 }
 
 /// A member that has nothing to do while others have.
 trait Waits {
-    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), Error>>;
+    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<Pulse, Error>>;
+
+    /// Lets go: another has failed. What is left of it is closed by dropping it.
+    fn give_up(self) -> BoxFuture<'static, ()>;
 }
 
 impl Waits for Box<dyn Prepared> {
-    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), Error>> {
-        (**self).keep(server_ttl, deadline)
+    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<Pulse, Error>> {
+        (**self).keep(server_ttl, deadline).map_ok(|()| Pulse::default()).boxed()
+    }
+
+    fn give_up(self) -> BoxFuture<'static, ()> {
+        timeout(ABANDON + OVERRUN, self.abandon(Instant::now() + ABANDON)).map(drop).boxed()
     }
 }
 
 impl Waits for (Box<dyn Held>, Acquired) {
-    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<(), Error>> {
-        self.0.heartbeat(server_ttl, deadline).map_ok(drop).boxed()
+    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<Pulse, Error>> {
+        self.0.heartbeat(server_ttl, deadline)
+    }
+
+    fn give_up(self) -> BoxFuture<'static, ()> {
+        timeout(ABANDON + OVERRUN, self.0.release(Instant::now() + ABANDON)).map(drop).boxed()
     }
 }
 
 impl Together {
     fn of(members: usize) -> Self {
-        Self { under_way: AtomicUsize::new(members), over: CancellationToken::new() }
+        Self { under_way: AtomicUsize::new(members), over: CancellationToken::new(), failed: AtomicBool::new(false) }
     }
 
-    /// Whoever is done early is kept alive until the last is: its server's patience is shorter than others may take.
-    async fn wait<T: Waits>(&self, done: Result<T, Error>, server_ttl: Duration) -> Result<T, Error> {
-        let mut done = done.inspect_err(|_| self.over.cancel())?;
+    /// Whoever is done early is kept alive until the last is: its server's patience is shorter than others may take. When one
+    /// fails, it lets go at once, and nothing comes of it.
+    async fn wait<T: Waits>(&self, done: Result<T, Error>, target: &Target) -> Result<Option<T>, Error> {
+        let mut done = done.inspect_err(|_| self.fail())?;
         if self.under_way.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.over.cancel();
         }
+        let server_ttl = target.plan.server_ttl;
         while self.over.run_until_cancelled(sleep(lease::pause(server_ttl))).await.is_some() {
             let deadline = Instant::now() + server_ttl;
             let kept = by(deadline, "the heartbeat", done.keep(server_ttl, deadline)).await;
-            kept.inspect_err(|_| self.over.cancel())?;
+            let kept = kept.and_then(|pulse| pulse.within(target.max_stalled_sessions));
+            kept.inspect_err(|_| self.fail())?;
         }
-        Ok(done)
+        if self.failed.load(Ordering::SeqCst) {
+            done.give_up().await;
+            return Ok(None);
+        }
+        Ok(Some(done))
+    }
+
+    fn fail(&self) {
+        self.failed.store(true, Ordering::SeqCst);
+        self.over.cancel();
+    }
+}
+
+impl Pulse {
+    /// Not more sessions wait for us than the Database allows, as far as that can be seen.
+    fn within(self, most: Option<u32>) -> Result<Self, Error> {
+        match (self.stalled_sessions, most) {
+            (Some(stalled), Some(most)) if stalled > most => Err(Error::TooManyStalled { stalled, most }),
+            _ => Ok(self),
+        }
     }
 }
 
@@ -193,16 +226,11 @@ impl Group {
     pub(crate) async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Option<u32>, Fault> {
         let pulses = join_all(self.0.iter_mut().map(|member| async {
             let work = member.held.heartbeat(server_ttl, deadline);
-            let pulse = by(deadline, "the heartbeat", work).await;
-            match pulse {
-                Ok(pulse) => match (pulse.stalled_sessions, member.max_stalled_sessions) {
-                    (Some(stalled), Some(most)) if stalled > most => {
-                        Err(Fault { database: member.database.clone(), error: Error::TooManyStalled { stalled, most } })
-                    }
-                    _ => Ok(pulse.stalled_sessions),
-                },
-                Err(error) => Err(Fault { database: member.database.clone(), error: lost(error) }),
-            }
+            let pulse = by(deadline, "the heartbeat", work).await.map_err(lost);
+            let pulse = pulse.and_then(|pulse| pulse.within(member.max_stalled_sessions));
+            pulse
+                .map(|pulse| pulse.stalled_sessions)
+                .map_err(|error| Fault { database: member.database.clone(), error })
         }))
         .await;
         // Each to its end: one whose answer is awaited is not to be lost for another's fault.
@@ -294,11 +322,12 @@ async fn by<T>(
     within(deadline.saturating_duration_since(Instant::now()), doing, work).await
 }
 
-fn sort<T>(targets: &[Target], results: Vec<Result<T, Error>>) -> (Vec<T>, Vec<Fault>) {
+/// `None` let go because another failed.
+fn sort<T>(targets: &[Target], results: Vec<Result<Option<T>, Error>>) -> (Vec<T>, Vec<Fault>) {
     let (mut done, mut faults) = (Vec::new(), Vec::new());
     for (target, result) in targets.iter().zip(results) {
         match result {
-            Ok(value) => done.push(value),
+            Ok(value) => done.extend(value),
             Err(error) => faults.push(Fault { database: target.database.clone(), error }),
         }
     }

@@ -43,13 +43,14 @@ impl Freezer {
                 held.map(|target| (freeze.namespace.clone(), target.database.clone())).collect();
             let recorder = Recorder::new(freeze.clone(), Arc::clone(&self.0.journal), status);
             let (commands, _) = mpsc::channel(COMMANDS);
+            let vitals = Vitals::new();
             let handle = Handle {
                 freeze: freeze.clone(),
                 members: Arc::clone(&members),
                 copy: api::Copy::default(),
                 commands,
                 shown: recorder.watch(),
-                vitals: Vitals::new(),
+                vitals: Arc::clone(&vitals),
             };
             self.table().take(&handle);
             let inner = Arc::clone(&self.0);
@@ -64,7 +65,7 @@ impl Freezer {
                 };
                 // Neither waits for the other: a journal that cannot be written is no reason to leave settings raised.
                 tokio::join!(write_until_done(&freeze, &recorder), undone);
-                inner.table().forget(&freeze, &members);
+                inner.table().forget(&vitals, &members);
             });
         }
     }

@@ -37,7 +37,7 @@ use crate::{
 /// What a freeze is asked.
 #[derive(Debug)]
 pub(super) enum Command {
-    Join { claimant: Claimant, wish: Wish, accepted: Option<Arc<Notify>>, answer: Answer },
+    Join { claimant: Claimant, wish: Wish, answer: Answer },
     End { uid: String, stage: Stage, answer: oneshot::Sender<Option<Result<Ended, Refused>>> },
     Renew { uid: String, ttl: Option<Duration>, answer: oneshot::Sender<Option<Granted>> },
     Thaw { ending: Ending, answer: oneshot::Sender<Ended> },
@@ -253,6 +253,6 @@ impl Task {
 impl Drop for Task {
     /// Also when the task panics: a member must never stay taken by a freeze that nobody runs.
     fn drop(&mut self) {
-        self.inner.table().forget(&self.freeze, &self.members);
+        self.inner.table().forget(&self.vitals, &self.members);
     }
 }

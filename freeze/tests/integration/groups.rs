@@ -43,6 +43,29 @@ async fn a_member_that_is_ready_early_is_kept_until_the_last_is() {
     }
 }
 
+/// One member that fails frees the others at once, not when the slowest is done; so do too many that wait.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_holds_early_lets_go_when_the_group_cannot_come_about() {
+    for most in [None, Some(0)] {
+        let (freezer, _) = freezer();
+        let (quick, slow, mut targets) = pair(Level::WriteBlocked);
+        slow.arm(Step::Acquire, Strike::Slow(Duration::from_secs(15)));
+        let failing = MemoryServer::default();
+        if most.is_none() {
+            failing.arm(Step::Acquire, Strike::Refuse);
+        }
+        targets.push(target("third", &failing, Level::WriteBlocked, Copy::Atomic));
+        targets[0].max_stalled_sessions = most;
+        let committed = async {
+            sleep(Duration::from_millis(200)).await;
+            quick.commit(Duration::from_secs(3)).await
+        };
+        let (refused, committed) = tokio::join!(freezer.quiesce(request("f", "a", targets, TTL)), committed);
+        assert!(matches!(refused, Err(Refused::NotHeld { .. })), "{refused:?}");
+        assert!(committed, "not kept waiting for the slow one: {most:?}");
+    }
+}
+
 /// Until Durable nobody is blocked: what is committed at one after its barrier is not in its copy, so it must not count as
 /// before the freeze.
 #[tokio::test]

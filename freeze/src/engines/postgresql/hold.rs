@@ -34,9 +34,6 @@ pub(super) struct Ready {
     main: Link,
     databases: Vec<Database>,
     backup: Option<Backup>,
-    /// Recoverable and Durable: the still point is as of this instant, and what `opening` connects to is looked at after it.
-    began: Timestamp,
-    opening: Option<Opening>,
     markers: Markers,
 }
 
@@ -67,10 +64,6 @@ pub(super) async fn prepare(
     markers: &Markers,
     deadline: Instant,
 ) -> Result<Ready, Error> {
-    // Nobody is blocked below WriteBlocked, so the still point may be as early as this: whatever is acknowledged by now is made
-    // durable by the barrier that follows. The connection that the proof looks by comes after it, and beside the main one.
-    let began = Timestamp::now();
-    let opening = (plan.level < Level::WriteBlocked).then(|| Opening::begin(member.clone()));
     let mut warnings = Vec::new();
     let main = async {
         let mut main = Link::open(member, None, Some(&plan.freeze_uid), plan.server_ttl, deadline).await?;
@@ -94,8 +87,6 @@ pub(super) async fn prepare(
         main,
         databases,
         backup,
-        began,
-        opening,
         markers: markers.clone(),
     })
 }
@@ -118,7 +109,7 @@ impl Prepared for Ready {
     }
 
     async fn acquire(self: Box<Self>) -> Result<(Box<dyn Held>, Acquired), Error> {
-        let Self { member, plan, server, mut main, mut databases, backup, began, opening, markers, .. } = *self;
+        let Self { member, plan, server, mut main, mut databases, backup, markers, .. } = *self;
         let deadline = Instant::now() + plan.acquire_timeout;
         let ended_sessions = if plan.level == Level::WriteBlocked {
             locks::acquire(&mut databases, &mut main, &plan, deadline).await?
@@ -136,10 +127,9 @@ impl Prepared for Ready {
             position: PostgresqlPosition::default(),
             snapshot: None,
             asked: None,
-            opening,
+            opening: None,
         };
-        let frozen_at = if held.plan.level == Level::WriteBlocked { Timestamp::now() } else { began };
-        let mut acquired = held.still_point(frozen_at, deadline).await?;
+        let mut acquired = held.still_point(deadline).await?;
         acquired.ended_sessions = ended_sessions;
         Ok((Box::new(held), acquired))
     }
@@ -157,7 +147,10 @@ impl Holding {
     ///
     /// At Durable the instant `frozen_at` comes before the marker: whatever was acknowledged until then is flushed with it. At
     /// WriteBlocked every lock is granted by it, so nothing is acknowledged any more; the marker then flushes it all.
-    async fn still_point(&mut self, frozen_at: Timestamp, deadline: Instant) -> Result<Acquired, Error> {
+    async fn still_point(&mut self, deadline: Instant) -> Result<Acquired, Error> {
+        let frozen_at = Timestamp::now();
+        // At WriteBlocked what is true at the still point says nothing of the end, so the proof connects by then.
+        self.opening = (self.plan.level < Level::WriteBlocked).then(|| Opening::begin(self.member.clone()));
         let rows = if self.plan.level > Level::Recoverable {
             self.mark(deadline, self.position_sql()).await?
         } else {
@@ -302,9 +295,7 @@ impl Held for Holding {
             let position = Position::Postgresql(self.position.clone());
             return Ok(Acquired { frozen_at, position, ended_sessions: Vec::new() });
         }
-        let frozen_at = Timestamp::now();
-        self.opening = Some(Opening::begin(self.member.clone()));
-        self.still_point(frozen_at, deadline).await
+        self.still_point(deadline).await
     }
 
     async fn stop(&mut self, deadline: Instant) -> Result<Vec<Artifact>, Error> {
@@ -326,12 +317,10 @@ impl Held for Holding {
         let (opening, sought) = (self.opening.take().filter(Opening::is_young), self.sought());
         let search = async {
             let Some(opening) = opening else { return sought.found(deadline).await };
-            // What is not found by it is looked for again: only a find counts.
-            match opening.session(deadline).await {
-                Ok(fresh) => match sought.found_by(fresh, deadline).await {
-                    found @ Ok((_, None)) => found,
-                    _ => sought.found(deadline).await,
-                },
+            // One that came to nothing says nothing; what one saw counts, whatever another would see.
+            let looked = async { sought.found_by(opening.session(deadline).await?, deadline).await };
+            match looked.await {
+                Ok(seen) => Ok(seen),
                 Err(_) => sought.found(deadline).await,
             }
         };

@@ -1,11 +1,11 @@
 //! Holding: heartbeats, claims that come and go, the lease. Every wait ends with the lease, and any doubt about the hold ends it.
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use api::Stage;
 use jiff::Timestamp;
 use tokio::{
-    sync::{Notify, oneshot},
+    sync::oneshot,
     time::{Instant, sleep_until},
 };
 use tracing::warn;
@@ -107,9 +107,7 @@ impl Task {
         hard_end: Instant,
     ) -> Result<Option<Finish>, Fault> {
         match command {
-            Command::Join { claimant, wish, accepted, answer } => {
-                self.join(claimant, wish, accepted, answer, hard_end);
-            }
+            Command::Join { claimant, wish, answer } => self.join(claimant, wish, answer, hard_end),
             Command::Renew { uid, ttl, answer } => {
                 if self.claims.renew(&uid, ttl, Instant::now(), hard_end).is_none() {
                     answer.send(None).ok();
@@ -156,31 +154,21 @@ impl Task {
         }
     }
 
-    fn join(
-        &mut self,
-        claimant: Claimant,
-        wish: Wish,
-        accepted: Option<Arc<Notify>>,
-        answer: Answer,
-        hard_end: Instant,
-    ) {
+    fn join(&mut self, claimant: Claimant, wish: Wish, answer: Answer, hard_end: Instant) {
         let left = lease::left(hard_end, Instant::now());
         match may_join((self.level, self.copy), wish, left) {
             // The same claim again is no second one, whatever it asks for.
             Err(why) if !self.claims.is_alive(&claimant.uid) => {
                 answer.send(Err(self.conflict(why))).ok();
             }
-            _ => self.admit(claimant, wish, accepted, answer),
+            _ => self.admit(claimant, wish, answer),
         }
     }
 
-    pub(super) fn admit(&mut self, claimant: Claimant, wish: Wish, accepted: Option<Arc<Notify>>, answer: Answer) {
+    pub(super) fn admit(&mut self, claimant: Claimant, wish: Wish, answer: Answer) {
         let uid = claimant.uid.clone();
         let existing = !self.claims.add(claimant, wish.ttl, Timestamp::now());
         self.waiting.push(Waiter { uid, answer, existing });
-        if let Some(accepted) = accepted {
-            accepted.notify_one();
-        }
     }
 
     /// One further still point for all claims that wait for one, those in the queue included. Their leases are their own: the

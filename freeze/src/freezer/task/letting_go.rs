@@ -75,7 +75,7 @@ impl Task {
         let status = self.recorder.shown();
         self.inner.table().remember(&self.freeze, &status);
         if status.targets.iter().all(|target| target.undo.is_empty()) {
-            self.inner.table().forget(&self.freeze, &self.members);
+            self.inner.table().forget(&self.vitals, &self.members);
         }
         self.answer_everybody(&finish, &causes);
         // Whoever still asks is not kept waiting while the rest is undone.
@@ -97,6 +97,8 @@ impl Task {
 
     fn answer_everybody(&mut self, finish: &Finish, causes: &[Check]) {
         let status = self.recorder.shown();
+        // Dropped, they are told that no claim of theirs holds.
+        self.renewed.clear();
         for waiter in self.waiting.drain(..) {
             let refused = match finish {
                 Finish::Released | Finish::Withdrawn(_) | Finish::Forced(_) => {

@@ -76,13 +76,13 @@ impl Task {
 
     fn while_taking(&mut self, command: Command) -> Option<Finish> {
         match command {
-            Command::Join { claimant, wish, accepted, answer } => {
+            Command::Join { claimant, wish, answer } => {
                 match may_join((self.level, self.copy), wish, self.max_frozen) {
                     // The same claim, waited for twice, is not a second data phase.
                     Err(why) if !self.claims.is_alive(&claimant.uid) => {
                         answer.send(Err(self.conflict(why))).ok();
                     }
-                    _ => self.admit(claimant, wish, accepted, answer),
+                    _ => self.admit(claimant, wish, answer),
                 }
                 None
             }
