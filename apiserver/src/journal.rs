@@ -1,7 +1,11 @@
 //! The freezer's journal as `Freeze` objects in the registry, and what people see of it: Events and the Database's last
 //! freeze. The object is the truth; Events are told after it, and their failure is only logged.
 
-use std::{fmt, sync::Arc};
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use api::{Freeze, FreezeSpec, FreezeStatus, LastFreeze, Phase};
 use async_trait::async_trait;
@@ -16,6 +20,8 @@ pub struct RegistryJournal {
     registry: Registry,
     metrics: Arc<Metrics>,
     told: mpsc::Sender<Told>,
+    /// The phase that was told last, of each freeze: a phase is written again with every claim that comes or goes.
+    last: Mutex<HashMap<FreezeName, Phase>>,
 }
 
 /// A freeze entered a phase.
@@ -28,18 +34,29 @@ pub struct Told {
 
 /// Phases that wait to be told as Events; when it is full, Events are dropped, never the freeze delayed.
 const TOLD: usize = 1024;
+/// Freezes whose last told phase is remembered. Beyond that, one may be told twice.
+const REMEMBERED: usize = 4096;
 
 impl RegistryJournal {
     pub fn new(registry: Registry, metrics: Arc<Metrics>) -> (Arc<Self>, mpsc::Receiver<Told>) {
         let (told, hear) = mpsc::channel(TOLD);
-        (Arc::new(Self { registry, metrics, told }), hear)
+        (Arc::new(Self { registry, metrics, told, last: Mutex::default() }), hear)
     }
 
     fn tell(&self, freeze: &FreezeName, status: &FreezeStatus) {
-        if matches!(status.phase, Phase::Frozen) || status.phase.is_finished() {
+        let worth_telling = matches!(status.phase, Phase::Frozen) || status.phase.is_finished();
+        if worth_telling && self.is_new(freeze, status.phase) {
             self.metrics.phase(status);
             self.told.try_send(Told { freeze: freeze.clone(), status: status.clone(), at: Timestamp::now() }).ok();
         }
+    }
+
+    fn is_new(&self, freeze: &FreezeName, phase: Phase) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.len() >= REMEMBERED {
+            last.clear();
+        }
+        last.insert(freeze.clone(), phase) != Some(phase)
     }
 }
 

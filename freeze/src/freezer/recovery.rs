@@ -41,6 +41,7 @@ impl Freezer {
             let held = status.targets.iter().filter(|_| status.freezer.is_some());
             let members: Arc<[Member]> =
                 held.map(|target| (freeze.namespace.clone(), target.database.clone())).collect();
+            let was_finished = status.phase.is_finished();
             let recorder = Recorder::new(freeze.clone(), Arc::clone(&self.0.journal), status);
             let (commands, _) = mpsc::channel(COMMANDS);
             let vitals = Vitals::new();
@@ -63,8 +64,13 @@ impl Freezer {
                     look_until_nothing(&undoing, &members).await;
                     undoing.until_done().await;
                 };
+                let written = async {
+                    if !was_finished {
+                        write_until_done(&freeze, &recorder).await;
+                    }
+                };
                 // Neither waits for the other: a journal that cannot be written is no reason to leave settings raised.
-                tokio::join!(write_until_done(&freeze, &recorder), undone);
+                tokio::join!(written, undone);
                 inner.table().forget(&vitals, &members);
             });
         }

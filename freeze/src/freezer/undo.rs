@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use api::{TargetStatus, Undo};
 use tokio::time::{Instant, sleep};
-use tracing::{error, warn};
+use tracing::{error, info, warn};
 
 use super::recorder::Recorder;
 use crate::{
@@ -105,12 +105,28 @@ impl Undoing<'_> {
         }
     }
 
+    /// The Database may lead elsewhere while the server that was held still runs where it was. Once: it need not be there.
+    async fn where_it_was(&self, now: &Member, target: &TargetStatus, item: &Undo) {
+        let known = self.known.iter().find(|known| known.database == target.database);
+        let Some(known) = known.filter(|known| known.member.address != now.address) else { return };
+        let of = target.incarnation.as_ref();
+        match known.driver.recover(&known.member, item, of, Instant::now() + TRY).await {
+            Ok(Recovered::Undone) => {
+                info!(freeze = %self.freeze, database = target.database, "undone where it was held")
+            }
+            other => {
+                warn!(freeze = %self.freeze, database = target.database, ?other, "not undone where it was held");
+            }
+        }
+    }
+
     async fn at(&self, driver: &dyn Driver, member: &Member, target: &TargetStatus, item: &Undo) -> Tried {
         let (freeze, database, kind) = (self.freeze, target.database.as_str(), item.kind.as_str());
         match driver.recover(member, item, target.incarnation.as_ref(), Instant::now() + TRY).await {
             Ok(Recovered::Undone) => Tried::Settled,
             Ok(Recovered::Elsewhere(found)) => {
                 warn!(%freeze, database, kind, found, "another server is at its address now, and is left alone");
+                self.where_it_was(member, target, item).await;
                 Tried::Settled
             }
             Ok(Recovered::Unknown) => {
