@@ -112,7 +112,7 @@ impl Undoing<'_> {
         let of = target.incarnation.as_ref();
         match known.driver.recover(&known.member, item, of, Instant::now() + TRY).await {
             Ok(Recovered::Undone) => {
-                info!(freeze = %self.freeze, database = target.database, "undone where it was held")
+                info!(freeze = %self.freeze, database = target.database, "undone where it was held");
             }
             other => {
                 warn!(freeze = %self.freeze, database = target.database, ?other, "not undone where it was held");
