@@ -254,8 +254,7 @@ impl Verbs {
     /// A uid is no secret: a live claim is its user's, and for anybody else the right to thaw is asked.
     fn own_claim(&self, call: &Call<'_>, uid: &str) -> Result<(), ApiError> {
         let Some(view) = self.freezer.view(call.namespace, call.name) else { return Ok(()) };
-        let mut alive = view.status.claims.iter().filter(|claim| claim.ended_at.is_none());
-        match alive.find(|claim| claim.uid == uid && claim.user != call.user.name) {
+        match view.claimants.get(uid).filter(|user| **user != call.user.name) {
             None => Ok(()),
             Some(_) => self.may(call.user, call.namespace, call.name, "thaw"),
         }

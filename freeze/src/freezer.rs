@@ -10,7 +10,7 @@ mod task;
 mod undo;
 
 use std::{
-    collections::{HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicI64, Ordering},
@@ -118,6 +118,8 @@ pub struct FreezeView {
     pub remaining: Option<Duration>,
     /// Sessions that waited for us at the last heartbeat.
     pub stalled_sessions: Option<u32>,
+    /// The user of each claim by its uid, also of those that wait for their still point and are in no status yet.
+    pub claimants: BTreeMap<String, String>,
 }
 
 /// A Database, in the namespace of its freeze.
@@ -166,6 +168,7 @@ struct Vitals {
     /// −1: not known.
     stalled: AtomicI64,
     lease: Mutex<Option<Instant>>,
+    claimants: Mutex<BTreeMap<String, String>>,
 }
 
 /// Claims that can wait for a freeze's task at once; more wait for room.
@@ -398,6 +401,7 @@ impl Handle {
             copy: self.copy,
             remaining: self.vitals.lease().map(|end| lease::left(end, Instant::now())),
             stalled_sessions: u32::try_from(stalled).ok(),
+            claimants: self.vitals.claimants.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
@@ -406,7 +410,7 @@ impl Handle {
 
 impl Vitals {
     fn new() -> Arc<Self> {
-        Arc::new(Self { stalled: AtomicI64::new(-1), lease: Mutex::new(None) })
+        Arc::new(Self { stalled: AtomicI64::new(-1), lease: Mutex::new(None), claimants: Mutex::default() })
     }
 
     fn lease(&self) -> Option<Instant> {
@@ -415,6 +419,11 @@ impl Vitals {
 
     fn set_lease(&self, end: Option<Instant>) {
         *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = end;
+    }
+
+    fn admit(&self, claimant: &Claimant) {
+        let mut claimants = self.claimants.lock().unwrap_or_else(PoisonError::into_inner);
+        claimants.insert(claimant.uid.clone(), claimant.user.clone());
     }
 
     fn set_stalled(&self, sessions: Option<u32>) {

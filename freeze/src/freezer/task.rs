@@ -114,6 +114,7 @@ impl Task {
         let recorder = Recorder::new(request.freeze.clone(), Arc::clone(&inner.journal), status);
         let (sender, commands) = mpsc::channel(COMMANDS);
         let vitals = Vitals::new();
+        vitals.admit(&request.claimant);
         // Also before the first heartbeat the server must not be more patient than the lease is long.
         let server_ttl = lease::server_ttl(request.ttl);
         let within = |target: &Target| Target { plan: Plan { server_ttl, ..target.plan.clone() }, ..target.clone() };

@@ -167,6 +167,7 @@ impl Task {
 
     pub(super) fn admit(&mut self, claimant: Claimant, wish: Wish, answer: Answer) {
         let uid = claimant.uid.clone();
+        self.vitals.admit(&claimant);
         let existing = !self.claims.add(claimant, wish.ttl, Timestamp::now());
         self.waiting.push(Waiter { uid, answer, existing });
     }
