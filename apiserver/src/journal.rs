@@ -105,3 +105,26 @@ pub fn last_freeze(freeze: &FreezeName, status: &FreezeStatus) -> LastFreeze {
 fn unavailable(error: ApiError) -> JournalError {
     JournalError::Unavailable(error.internal.unwrap_or(error.message))
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio_util::task::TaskTracker;
+
+    use super::*;
+    use crate::{resources, store::Store};
+
+    #[tokio::test]
+    async fn a_phase_is_told_once_however_often_it_is_written() {
+        let registry = Registry::new(Store::in_memory(&resources::stored(), &TaskTracker::new()));
+        let (journal, mut told) = RegistryJournal::new(registry, Arc::new(Metrics::new()));
+        let freeze = FreezeName { namespace: "ns".into(), name: "f".into() };
+        for phase in [Phase::Preparing, Phase::Frozen, Phase::Frozen, Phase::Thawed, Phase::Thawed, Phase::Frozen] {
+            journal.tell(&freeze, &FreezeStatus { phase, ..FreezeStatus::default() });
+        }
+        let mut phases = Vec::new();
+        while let Ok(told) = told.try_recv() {
+            phases.push(told.status.phase);
+        }
+        assert_eq!(phases, [Phase::Frozen, Phase::Thawed, Phase::Frozen], "the last is another object of that name");
+    }
+}

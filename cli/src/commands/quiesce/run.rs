@@ -4,6 +4,7 @@
 use std::{
     fs,
     io::{IsTerminal, Write},
+    os::unix::fs::OpenOptionsExt,
     path::Path,
     time::Duration,
 };
@@ -345,7 +346,8 @@ fn with_artifacts(
             }
         };
         let path = directory.join(&artifact.name);
-        fs::write(&path, &artifact.content)?;
+        let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        file.write_all(artifact.content.as_bytes())?;
         environment.push((variable.to_owned(), path.display().to_string()));
     }
     Ok(environment)
