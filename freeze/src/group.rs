@@ -129,8 +129,7 @@ pub(crate) async fn acquire(
 
 /// Lets go of members that never held.
 pub(crate) async fn abandon(prepared: Vec<Box<dyn Prepared>>) {
-    let deadline = Instant::now() + ABANDON;
-    join_all(prepared.into_iter().map(|prepared| timeout(ABANDON + OVERRUN, prepared.abandon(deadline)))).await;
+    join_all(prepared.into_iter().map(Waits::give_up)).await;
 }
 
 /// The instant from which on all hold, as their level means it.

@@ -174,10 +174,12 @@ impl Holding {
         }
     }
 
-    /// Where the server stands, as [`Holding::position_in`] reads it. At the boundary of two segments `pg_walfile_name` names the
-    /// former before PostgreSQL 17, and the latter from then on (release notes of 17, E.1; xlogfuncs.c); a byte further, and
-    /// every version names the segment that the position is in: positions are multiples of 8. `allowed_on` saw to it that only Recoverable is asked
-    /// of a standby.
+    /// Where the server stands, as [`Holding::position_in`] reads it. `allowed_on` saw to it that only Recoverable is asked of a
+    /// standby.
+    ///
+    /// At the boundary of two segments `pg_walfile_name` names the former before PostgreSQL 17, and the latter from then on
+    /// (release notes of 17, E.1; xlogfuncs.c); a byte further, and every version names the segment that the position is in:
+    /// positions are multiples of 8.
     fn position_sql(&self) -> &'static str {
         match (self.incarnation.replica, self.plan.level) {
             (true, _) => {
@@ -202,9 +204,9 @@ impl Holding {
         })
     }
 
-    /// A snapshot, by which later commits are told; then a record in WAL that says who froze, committed and flushed; `then` runs after it. `local`, or it would wait for a
-    /// standby that is away. A commit record is flushed before the commit is reported, and all WAL before it (manual,
-    /// 20.5.1).
+    /// A snapshot, by which later commits are told; then a record in WAL that says who froze, committed and flushed; `then` runs
+    /// after it. `local`, or it would wait for a standby that is away. A commit record is flushed before the commit is reported,
+    /// and all WAL before it (manual, 20.5.1).
     async fn mark(&mut self, deadline: Instant, then: &str) -> Result<Vec<PgRow>, Error> {
         let sql = format!(
             "SET statement_timeout = {}; SELECT pg_current_snapshot(); BEGIN; SET LOCAL synchronous_commit = local; \
