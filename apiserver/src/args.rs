@@ -177,7 +177,8 @@ impl Server {
         loops.spawn(controllers::freeze::run(verbs.clone()));
         loops.spawn(controllers::database::run(verbs));
         loops.spawn(controllers::housekeeping::namespaces(registry.clone()));
-        loops.spawn(controllers::housekeeping::sweep(registry));
+        loops.spawn(controllers::housekeeping::sweep(registry.clone()));
+        loops.spawn(async move { registry.closed().await });
         loops.spawn(renew_leaf(data_dir, leaf, address));
         let service = {
             let app = Arc::clone(&app);

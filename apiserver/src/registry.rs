@@ -76,6 +76,11 @@ impl Registry {
         Self { store }
     }
 
+    /// Ends when nothing can be written any more.
+    pub async fn closed(&self) {
+        self.store.closed().await;
+    }
+
     pub fn revision(&self) -> u64 {
         self.store.revision()
     }

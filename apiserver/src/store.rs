@@ -6,7 +6,8 @@
 //! ```
 //! # Contract
 //! Writes are atomic and totally ordered: every success has a revision greater than all before it. When a write returns,
-//! it is on disk; one that fails is refused, and nothing of it is seen. Whoever waits for a write may go away. A list and a
+//! it is on disk; one that fails is refused, and nothing of it is seen in this process (after a crash it may be there: a sync
+//! that reported a fault may have reached the disk). Whoever waits for a write may go away. A list and a
 //! watch from its revision together see every later event exactly once, in order. A watcher that is too slow is ended, never
 //! waited for. [`tests`] proves it for both logs.
 
@@ -156,6 +157,11 @@ impl Store {
     ) -> (Vec<(Key, Stored)>, u64) {
         let memory = self.read();
         (memory.range(resource, namespace, after), memory.revision)
+    }
+
+    /// Ends when the writer has, which it must not while there is a `Store`.
+    pub async fn closed(&self) {
+        self.jobs.closed().await;
     }
 
     pub fn revision(&self) -> u64 {

@@ -6,7 +6,7 @@ use api::{Claim, ClaimKind, Copy, Level};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::lease;
+use crate::{driver::StillPoint, lease};
 
 /// One party, before it is granted anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,7 +54,8 @@ pub(crate) struct Claims(Vec<Entry>);
 struct Entry {
     claimant: Claimant,
     ttl: Duration,
-    since: Timestamp,
+    /// When it was made.
+    since: StillPoint,
     /// Set once it holds.
     granted: Option<Grant>,
     ended_at: Option<Timestamp>,
@@ -86,7 +87,7 @@ pub(crate) fn may_join(held: (Level, Copy), wish: Wish, left: Duration) -> Resul
 
 impl Claims {
     /// Adds a claim, or finds the one of the same uid that is still alive. `true` when it is new.
-    pub(crate) fn add(&mut self, claimant: Claimant, ttl: Duration, now: Timestamp) -> bool {
+    pub(crate) fn add(&mut self, claimant: Claimant, ttl: Duration, now: StillPoint) -> bool {
         if self.alive().any(|entry| entry.claimant.uid == claimant.uid) {
             return false;
         }
@@ -95,10 +96,10 @@ impl Claims {
     }
 
     /// Grants every waiting claim that was made no later than its still point.
-    pub(crate) fn grant(&mut self, frozen_at: Timestamp, now: Instant, hard_end: Instant) {
+    pub(crate) fn grant(&mut self, frozen_at: StillPoint, now: Instant, hard_end: Instant) {
         for entry in &mut self.0 {
-            if entry.granted.is_none() && entry.since <= frozen_at {
-                entry.granted = Some(Grant { frozen_at, until: lease::until(now, entry.ttl, hard_end) });
+            if entry.granted.is_none() && entry.since.instant <= frozen_at.instant {
+                entry.granted = Some(Grant { frozen_at: frozen_at.at, until: lease::until(now, entry.ttl, hard_end) });
             }
         }
     }
@@ -188,7 +189,7 @@ impl Entry {
             name: self.claimant.name.clone(),
             uid: self.claimant.uid.clone(),
             user: self.claimant.user.clone(),
-            since: api::micro_time(self.since),
+            since: api::micro_time(self.since.at),
             frozen_at: self.granted.map(|grant| api::micro_time(grant.frozen_at)),
             until: api::micro_time(until),
             ended_at: self.ended_at.map(api::micro_time),
@@ -238,24 +239,29 @@ mod tests {
     #[tokio::test]
     async fn a_late_claim_is_granted_only_by_a_still_point_of_its_own() {
         let (now, hard_end) = (Instant::now(), Instant::now() + Duration::from_secs(60));
-        let second = |n| Timestamp::from_second(n).unwrap();
+        // The wall's clock is set back meanwhile, which changes nothing.
+        let second = |n: u32| StillPoint {
+            at: Timestamp::from_second(10 - i64::from(n)).unwrap(),
+            instant: now + Duration::from_secs(n.into()),
+        };
         let mut claims = Claims::default();
         claims.add(claimant("early"), Duration::from_secs(10), second(1));
         claims.add(claimant("late"), Duration::from_secs(10), second(3));
         claims.grant(second(2), now, hard_end);
         assert!(claims.is_granted("early") && !claims.is_granted("late") && claims.any_waiting());
         claims.grant(second(4), now, hard_end);
-        let shown = claims.show(now, second(4));
-        assert_eq!(shown[0].frozen_at, Some(api::micro_time(second(2))));
-        assert_eq!(shown[1].frozen_at, Some(api::micro_time(second(4))));
+        let shown = claims.show(now, second(4).at);
+        assert_eq!(shown[0].frozen_at, Some(api::micro_time(second(2).at)));
+        assert_eq!(shown[1].frozen_at, Some(api::micro_time(second(4).at)));
     }
 
     #[tokio::test]
     async fn the_same_uid_is_one_claim_until_it_ends() {
         let mut claims = Claims::default();
-        let at = Timestamp::from_second(1).unwrap();
-        assert!(claims.add(claimant("a"), Duration::from_secs(1), at));
-        assert!(!claims.add(claimant("a"), Duration::from_secs(1), at));
+        let made = StillPoint::now();
+        let at = made.at;
+        assert!(claims.add(claimant("a"), Duration::from_secs(1), made));
+        assert!(!claims.add(claimant("a"), Duration::from_secs(1), made));
         assert!(claims.end("a", at) && !claims.end("a", at) && claims.is_empty());
     }
 
@@ -263,10 +269,9 @@ mod tests {
     async fn renewing_never_shortens_and_never_passes_the_hard_end() {
         let now = Instant::now();
         let hard_end = now + Duration::from_secs(15);
-        let at = Timestamp::from_second(1).unwrap();
         let mut claims = Claims::default();
-        claims.add(claimant("a"), Duration::from_secs(10), at);
-        claims.grant(at, now, hard_end);
+        claims.add(claimant("a"), Duration::from_secs(10), StillPoint::now());
+        claims.grant(StillPoint::now(), now, hard_end);
         assert_eq!(claims.renew("a", Some(Duration::from_secs(1)), now, hard_end), Some(now + Duration::from_secs(10)));
         assert_eq!(claims.renew("a", Some(Duration::from_secs(60)), now, hard_end), Some(hard_end));
         assert_eq!(claims.renew("b", None, now, hard_end), None);

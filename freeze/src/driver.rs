@@ -72,14 +72,28 @@ pub struct ServerInfo {
     pub started_at: Option<Timestamp>,
 }
 
+/// An instant, by both clocks: the wall's is shown to people, and may be set back meanwhile; the other one decides.
+#[derive(Clone, Copy, Debug)]
+pub struct StillPoint {
+    pub at: Timestamp,
+    pub instant: Instant,
+}
+
 /// What `acquire` or a further `barrier` made true, and since when.
 #[derive(Clone, Debug)]
 pub struct Acquired {
     /// Stamped *before* the barrier was issued at Durable, after the last lock was granted at WriteBlocked.
-    pub frozen_at: Timestamp,
+    pub frozen_at: StillPoint,
     pub position: Position,
     /// Sessions that the blocker policy ended.
     pub ended_sessions: Vec<String>,
+}
+
+impl StillPoint {
+    #[must_use]
+    pub fn now() -> Self {
+        Self { at: Timestamp::now(), instant: Instant::now() }
+    }
 }
 
 /// What a heartbeat saw.

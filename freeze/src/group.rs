@@ -16,12 +16,11 @@ use futures::{
     FutureExt, TryFutureExt,
     future::{BoxFuture, join_all},
 };
-use jiff::Timestamp;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    driver::{Acquired, Driver, Farewell, Held, Member, Plan, Prepared, Pulse, Released},
+    driver::{Acquired, Driver, Farewell, Held, Member, Plan, Prepared, Pulse, Released, StillPoint},
     error::Error,
     journal::UndoLog,
     lease,
@@ -51,7 +50,11 @@ pub(crate) struct Fault {
 
 /// Members that hold, in the order of the targets.
 #[derive(Debug)]
-pub(crate) struct Group(Vec<Holding>);
+pub(crate) struct Group {
+    members: Vec<Holding>,
+    /// When the first of them came to hold: it blocks its writers since.
+    since: Instant,
+}
 
 #[derive(Debug)]
 struct Holding {
@@ -79,7 +82,7 @@ pub(crate) async fn prepare(
     targets: &[Target],
     undo: impl Fn(usize) -> Arc<dyn UndoLog>,
 ) -> Result<Vec<Box<dyn Prepared>>, Vec<Fault>> {
-    let together = Together::of(targets.len());
+    let together = Together::of(targets.len(), None);
     let prepared = join_all(targets.iter().enumerate().map(|(at, target)| {
         let (undo, together) = (undo(at), &together);
         async move {
@@ -98,33 +101,38 @@ pub(crate) async fn prepare(
     Err(faults)
 }
 
-/// Takes hold of all, in parallel. One failure lets go of all.
+/// Takes hold of all, in parallel. One failure lets go of all; so does a member that held for `max_frozen` while others were
+/// still on their way.
 pub(crate) async fn acquire(
     targets: &[Target],
     prepared: Vec<Box<dyn Prepared>>,
+    max_frozen: Duration,
 ) -> Result<(Group, Vec<Acquired>), Vec<Fault>> {
-    let together = Together::of(targets.len());
+    let together = Together::of(targets.len(), Some(max_frozen));
     let acquired = join_all(targets.iter().zip(prepared).map(|(target, prepared)| {
         let together = &together;
         async move {
             let limit = target.plan.acquire_timeout + OVERRUN;
             let acquired = within(limit, "taking hold", prepared.acquire()).await;
-            together.wait(acquired, target).await
+            let since = Instant::now();
+            let waited = together.wait(acquired, target).await;
+            waited.map(|acquired| acquired.map(|(held, acquired)| (held, acquired, since)))
         }
     }))
     .await;
     let (acquired, faults) = sort(targets, acquired);
     if !faults.is_empty() {
-        join_all(acquired.into_iter().map(Waits::give_up)).await;
+        join_all(acquired.into_iter().map(|(held, acquired, _)| (held, acquired).give_up())).await;
         return Err(faults);
     }
-    let (held, acquired): (Vec<_>, Vec<_>) = acquired.into_iter().unzip();
+    let since = acquired.iter().map(|(_, _, since)| *since).min().unwrap_or_else(Instant::now);
+    let (held, acquired): (Vec<_>, Vec<_>) = acquired.into_iter().map(|(held, acquired, _)| (held, acquired)).unzip();
     let members = targets.iter().zip(held).map(|(target, held)| Holding {
         database: target.database.clone(),
         max_stalled_sessions: target.max_stalled_sessions,
         held,
     });
-    Ok((Group(members.collect()), acquired))
+    Ok((Group { members: members.collect(), since }, acquired))
 }
 
 /// Lets go of members that never held.
@@ -136,10 +144,13 @@ pub(crate) async fn abandon(prepared: Vec<Box<dyn Prepared>>) {
 ///
 /// Until Durable nobody is blocked: what was acknowledged before the *first* barrier began is in the copy of each. Under a
 /// write block nothing is acknowledged any more at any of them once the *last* lock is granted.
-pub(crate) fn frozen_at(level: Level, acquired: &[Acquired]) -> Timestamp {
-    let instants = acquired.iter().map(|acquired| acquired.frozen_at);
-    let instant = if level == Level::WriteBlocked { instants.max() } else { instants.min() };
-    instant.unwrap_or_else(Timestamp::now)
+pub(crate) fn frozen_at(level: Level, acquired: &[Acquired]) -> StillPoint {
+    let points = acquired.iter().map(|acquired| acquired.frozen_at);
+    let point = match level {
+        Level::WriteBlocked => points.max_by_key(|point| point.instant),
+        Level::Recoverable | Level::Durable => points.min_by_key(|point| point.instant),
+    };
+    point.unwrap_or_else(StillPoint::now)
 }
 
 /// A stage that several members go through together.
@@ -148,6 +159,8 @@ struct Together {
     /// The last is done, or one has failed.
     over: CancellationToken,
     failed: AtomicBool,
+    /// The longest that one waits for the others.
+    patience: Option<Duration>,
 }
 
 /// A member that has nothing to do while others have.
@@ -179,8 +192,13 @@ impl Waits for (Box<dyn Held>, Acquired) {
 }
 
 impl Together {
-    fn of(members: usize) -> Self {
-        Self { under_way: AtomicUsize::new(members), over: CancellationToken::new(), failed: AtomicBool::new(false) }
+    fn of(members: usize, patience: Option<Duration>) -> Self {
+        Self {
+            under_way: AtomicUsize::new(members),
+            over: CancellationToken::new(),
+            failed: AtomicBool::new(false),
+            patience,
+        }
     }
 
     /// Whoever is done early is kept alive until the last is: its server's patience is shorter than others may take. When one
@@ -191,7 +209,19 @@ impl Together {
             self.over.cancel();
         }
         let server_ttl = target.plan.server_ttl;
-        while self.over.run_until_cancelled(sleep(lease::pause(server_ttl))).await.is_some() {
+        let give_up = self.patience.map(|patience| (Instant::now() + patience, patience));
+        let pause = || {
+            let next = Instant::now() + lease::pause(server_ttl);
+            sleep_until(give_up.map_or(next, |(instant, _)| instant.min(next)))
+        };
+        while self.over.run_until_cancelled(pause()).await.is_some() {
+            if let Some((instant, limit)) = give_up
+                && Instant::now() >= instant
+            {
+                self.fail();
+                done.give_up().await;
+                return Err(Error::Timeout { doing: "waiting for the others of the group, while it held", limit });
+            }
             let deadline = Instant::now() + server_ttl;
             let kept = by(deadline, "the heartbeat", done.keep(server_ttl, deadline)).await;
             let kept = kept.and_then(|pulse| pulse.within(target.max_stalled_sessions));
@@ -221,9 +251,14 @@ impl Pulse {
 }
 
 impl Group {
+    /// When the first member came to hold.
+    pub(crate) fn since(&self) -> Instant {
+        self.since
+    }
+
     /// All still hold; answers how many sessions wait for us, where that can be seen. One that does not ends all.
     pub(crate) async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Option<u32>, Fault> {
-        let pulses = join_all(self.0.iter_mut().map(|member| async {
+        let pulses = join_all(self.members.iter_mut().map(|member| async {
             let work = member.held.heartbeat(server_ttl, deadline);
             let pulse = by(deadline, "the heartbeat", work).await.map_err(lost);
             let pulse = pulse.and_then(|pulse| pulse.within(member.max_stalled_sessions));
@@ -254,7 +289,7 @@ impl Group {
 
     /// Lets go of all; nothing holds any more, whatever went wrong.
     pub(crate) async fn release(self, deadline: Instant) -> LetGo {
-        let released = join_all(self.0.into_iter().map(|member| async move {
+        let released = join_all(self.members.into_iter().map(|member| async move {
             let result = by(deadline + OVERRUN, "letting go", member.held.release(deadline)).await;
             result.map_err(|error| Fault { database: member.database, error })
         }))
@@ -283,7 +318,7 @@ impl Group {
         step: impl for<'a> Fn(&'a mut dyn Held) -> BoxFuture<'a, Result<T, Error>>,
     ) -> Result<Vec<T>, Fault> {
         let steps: Vec<_> = self
-            .0
+            .members
             .iter_mut()
             .map(|member| {
                 let work = by(deadline, doing, step(member.held.as_mut()));

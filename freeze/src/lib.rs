@@ -30,7 +30,7 @@ pub use blocker::Blocker;
 pub use directory::{Directory, Whereabouts};
 pub use driver::{
     Account, Acquired, Driver, Farewell, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Recovered, Released,
-    ServerInfo, Tls, TlsRoots,
+    ServerInfo, StillPoint, Tls, TlsRoots,
 };
 pub use engines::{Drivers, text::chain};
 pub use error::Error;

@@ -15,14 +15,16 @@ use api::{
     Role, Undo,
 };
 use async_trait::async_trait;
-use jiff::Timestamp;
 use tokio::{
     sync::Notify,
     time::{Instant, sleep, timeout_at},
 };
 
 use crate::{
-    driver::{Acquired, Driver, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Recovered, Released, ServerInfo},
+    driver::{
+        Acquired, Driver, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Recovered, Released, ServerInfo,
+        StillPoint,
+    },
     engines::deadline::by,
     error::Error,
     journal::UndoLog,
@@ -485,7 +487,7 @@ impl MemoryHold {
     }
 
     async fn still_point(&mut self) -> Result<Acquired, Error> {
-        let frozen_at = Timestamp::now();
+        let frozen_at = StillPoint::now();
         if self.plan.level > Level::Recoverable {
             let undo = Undo { version: 1, kind: KIND.to_owned(), data: serde_json::Map::new() };
             self.undo.intend(undo).await?;
@@ -528,7 +530,11 @@ impl Held for MemoryHold {
         by(deadline, "the barrier", self.link.server.fault(Step::Barrier, Some(&self.link))).await?;
         if self.plan.level == Level::WriteBlocked {
             drop(self.link.touch()?);
-            return Ok(Acquired { frozen_at: Timestamp::now(), position: self.position(), ended_sessions: Vec::new() });
+            return Ok(Acquired {
+                frozen_at: StillPoint::now(),
+                position: self.position(),
+                ended_sessions: Vec::new(),
+            });
         }
         self.still_point().await
     }

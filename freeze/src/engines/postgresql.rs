@@ -87,9 +87,9 @@ impl Driver for Postgresql {
         let mut link = Link::open(member, None, None, LONGEST_SERVER_TTL, deadline).await?;
         let sql = format!(
             "SELECT 'session ' || pid FROM pg_stat_activity WHERE application_name = {} \
-             UNION ALL SELECT 'slot ' || slot_name FROM pg_replication_slots WHERE slot_name = {}",
+             UNION ALL SELECT 'slot ' || slot_name FROM pg_replication_slots WHERE starts_with(slot_name, {})",
             literal(&format!("{MARK}{freeze_uid}")),
-            literal(&backup::slot_name(freeze_uid)),
+            literal(&backup::slot_prefix(freeze_uid)),
         );
         let rows = link.run(deadline, "looking for what is held", &sql).await?;
         link.close(deadline).await;

@@ -9,10 +9,12 @@ use std::{sync::Arc, time::Duration};
 use api::{FreezeSpec, FreezeStatus, Undo};
 use async_trait::async_trait;
 use tokio::{
-    sync::{Mutex, MutexGuard, watch},
+    sync::{Mutex, MutexGuard, oneshot, watch},
     time::timeout,
 };
+use tokio_util::task::TaskTracker;
 
+use super::undo::write_until_done;
 use crate::journal::{FreezeName, Journal, JournalError, UndoLog};
 
 /// How long a write of the journal may take before it counts as failed (design section 2).
@@ -35,7 +37,7 @@ pub(super) struct TargetUndo {
 
 /// Holds back every other write until the journal knows of the freeze.
 pub(super) struct Opening<'a> {
-    recorder: &'a Recorder,
+    recorder: &'a Arc<Recorder>,
     status: MutexGuard<'a, FreezeStatus>,
 }
 
@@ -53,7 +55,7 @@ impl Recorder {
         self.shown.borrow().clone()
     }
 
-    pub(super) async fn opening(&self) -> Opening<'_> {
+    pub(super) async fn opening(self: &Arc<Self>) -> Opening<'_> {
         Opening { recorder: self, status: self.status.lock().await }
     }
 
@@ -81,14 +83,26 @@ impl Recorder {
 }
 
 impl Opening<'_> {
-    /// Makes the journal know of the freeze.
-    pub(super) async fn open(self, spec: Option<&FreezeSpec>) -> Result<(), JournalError> {
+    /// Makes the journal know of the freeze. Whoever does not wait for that any longer leaves it to `tasks`: an object that comes
+    /// to be after its freeze has ended is told how it ended.
+    pub(super) async fn open(self, spec: Option<FreezeSpec>, tasks: &TaskTracker) -> Result<(), JournalError> {
         let Self { recorder, status } = self;
-        let journal = &recorder.journal;
-        match spec {
-            Some(spec) => bounded(journal.open(&recorder.freeze, spec, &status)).await,
-            None => bounded(journal.write(&recorder.freeze, &status)).await,
-        }
+        let Some(spec) = spec else {
+            return bounded(recorder.journal.write(&recorder.freeze, &status)).await;
+        };
+        let (answer, opened) = oneshot::channel();
+        tasks.spawn({
+            let (recorder, status) = (Arc::clone(recorder), status.clone());
+            async move {
+                let opened = recorder.journal.open(&recorder.freeze, &spec, &status).await;
+                let late = opened.is_ok();
+                if answer.send(opened).is_err() && late {
+                    write_until_done(&recorder.freeze, &recorder).await;
+                }
+            }
+        });
+        let unheard = || JournalError::Unavailable("it was not told of the freeze".to_owned());
+        bounded(async { opened.await.unwrap_or_else(|_| Err(unheard())) }).await
     }
 }
 

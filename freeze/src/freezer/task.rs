@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     claims::{Claimant, Claims, Wish},
-    driver::Plan,
+    driver::{Plan, StillPoint},
     error::Error,
     group::{Fault, Target},
     journal::{FreezeName, JournalError},
@@ -97,15 +97,16 @@ const STOP: Duration = Duration::from_secs(30);
 
 impl Task {
     pub(super) fn new(inner: Arc<Inner>, request: &Request, members: Arc<[Member]>, answer: Answer) -> (Self, Handle) {
-        let now = Timestamp::now();
+        let made = StillPoint::now();
+        let now = made.at;
         let mut claims = Claims::default();
-        claims.add(request.claimant.clone(), request.ttl, now);
+        claims.add(request.claimant.clone(), request.ttl, made);
         let status = FreezeStatus {
             phase: Phase::Preparing,
             freezer: Some(inner.identity.clone()),
             epoch: Some(inner.epoch),
             level: Some(request.level),
-            claims: claims.show(Instant::now(), now),
+            claims: claims.show(made.instant, now),
             targets: request.targets.iter().map(blank).collect(),
             mark: request.targets.first().map(|target| target.plan.freeze_uid.clone()),
             requested_at: Some(api::micro_time(now)),

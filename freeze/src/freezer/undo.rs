@@ -3,6 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use api::{TargetStatus, Undo};
+use futures::future::join_all;
 use tokio::time::{Instant, sleep};
 use tracing::{error, info, warn};
 
@@ -71,19 +72,22 @@ impl Undoing<'_> {
         }
     }
 
-    /// One try at everything; answers how much is left that a further try could undo.
+    /// One try at everything, all targets side by side; answers how much is left that a further try could undo.
     async fn once(&self) -> usize {
+        let shown = self.recorder.shown();
+        let left = shown.targets.iter().enumerate().map(|(at, target)| self.once_at(at, target));
+        join_all(left).await.into_iter().sum()
+    }
+
+    async fn once_at(&self, at: usize, target: &TargetStatus) -> usize {
         let mut left = 0;
-        for (at, target) in self.recorder.shown().targets.iter().enumerate() {
-            for item in &target.undo {
-                match self.one(target, item).await {
-                    Tried::Hopeless => {}
-                    Tried::Later => left += 1,
-                    Tried::Settled => {
-                        let settle =
-                            self.recorder.write(|status| status.targets[at].undo.retain(|other| other != item));
-                        left += usize::from(settle.await.is_err_and(|error| !matches!(error, JournalError::Gone)));
-                    }
+        for item in &target.undo {
+            match self.one(target, item).await {
+                Tried::Hopeless => {}
+                Tried::Later => left += 1,
+                Tried::Settled => {
+                    let settle = self.recorder.write(|status| status.targets[at].undo.retain(|other| other != item));
+                    left += usize::from(settle.await.is_err_and(|error| !matches!(error, JournalError::Gone)));
                 }
             }
         }

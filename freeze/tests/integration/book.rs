@@ -32,10 +32,19 @@ pub(crate) struct Book {
 #[async_trait]
 impl Journal for Book {
     async fn open(&self, freeze: &FreezeName, _spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError> {
-        self.write(freeze, status).await
+        self.store(freeze, status).await
     }
 
     async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
+        if !self.written.lock().unwrap_or_else(PoisonError::into_inner).contains_key(freeze) {
+            return Err(JournalError::Gone);
+        }
+        self.store(freeze, status).await
+    }
+}
+
+impl Book {
+    async fn store(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
         let delay = self.delay_ms.load(Ordering::SeqCst);
         if delay > 0 {
             tokio::time::sleep(Duration::from_millis(delay)).await;
@@ -51,9 +60,12 @@ impl Journal for Book {
         self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(freeze.clone(), status.clone());
         Ok(())
     }
-}
 
-impl Book {
+    /// An object that was there before, whoever wrote it.
+    pub(crate) fn knows(&self, name: FreezeName, status: FreezeStatus) {
+        self.written.lock().unwrap_or_else(PoisonError::into_inner).insert(name, status);
+    }
+
     pub(crate) fn status(&self, name: &FreezeName) -> FreezeStatus {
         self.written.lock().unwrap_or_else(PoisonError::into_inner).get(name).cloned().unwrap_or_default()
     }

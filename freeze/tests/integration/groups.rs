@@ -9,10 +9,10 @@ use freeze::{
 };
 use futures::future::join_all;
 use jiff::Timestamp;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::{
-    book::{freezer, request},
+    book::{freezer, name, request},
     freezer::target,
 };
 
@@ -63,6 +63,30 @@ async fn a_member_that_holds_early_lets_go_when_the_group_cannot_come_about() {
         let (refused, committed) = tokio::join!(freezer.quiesce(request("f", "a", targets, TTL)), committed);
         assert!(matches!(refused, Err(Refused::NotHeld { .. })), "{refused:?}");
         assert!(committed, "not kept waiting for the slow one: {most:?}");
+    }
+}
+
+/// The longest that a freeze lasts counts from the first that was held, whatever the others take to follow.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_holds_early_blocks_no_longer_than_a_freeze_may_last() {
+    const LONGEST: Duration = Duration::from_secs(6);
+    for (slow_for, comes_about) in [(4, true), (9, false)] {
+        let (freezer, book) = freezer();
+        let (quick, slow, targets) = pair(Level::WriteBlocked);
+        slow.arm(Step::Acquire, Strike::Slow(Duration::from_secs(slow_for)));
+        let request = freeze::Request { max_frozen: LONGEST, ..request("f", "a", targets, LONGEST) };
+        let began = Instant::now();
+        let blocked = async {
+            sleep(Duration::from_millis(200)).await;
+            assert!(quick.commit(Duration::from_secs(60)).await);
+            began.elapsed()
+        };
+        let (held, blocked) = tokio::join!(freezer.quiesce(request), blocked);
+        assert_eq!(held.is_ok(), comes_about, "{held:?}");
+        assert!(blocked < LONGEST + Duration::from_millis(700), "{blocked:?}");
+        freezer.drain(Duration::from_secs(10)).await;
+        let phase = if comes_about { Phase::Expired } else { Phase::Failed };
+        assert_eq!(book.status(&name("f")).phase, phase);
     }
 }
 

@@ -48,8 +48,8 @@ fn escaped(proof: &Proof) -> bool {
 }
 
 /// A group of Databases, all of one freeze.
-fn group(driver: &Arc<dyn Driver>, members: Vec<Member>) -> Vec<Target> {
-    let plan = Plan { server_ttl: Duration::from_secs(5), ..plan(Level::WriteBlocked, Copy::Atomic) };
+fn group(driver: &Arc<dyn Driver>, members: Vec<Member>, level: Level, copy: Copy) -> Vec<Target> {
+    let plan = Plan { server_ttl: Duration::from_secs(5), ..plan(level, copy) };
     let target = |(at, member)| Target {
         database: format!("db{at}"),
         name: format!("the server, {at}"),
@@ -70,7 +70,8 @@ async fn a_group_of_databases_on_one_postgresql_is_proved_and_a_foreign_commit_i
         let members = || vec![member(&server, &["x"]), member(&server, &["x", "y"]), member(&server, &["y"])];
         for (at, foreign) in [false, true].into_iter().enumerate() {
             let (freezer, _) = freezer();
-            let request = request(&format!("f{at}"), "claim", group(&driver, members()), TTL);
+            let request =
+                request(&format!("f{at}"), "claim", group(&driver, members(), Level::WriteBlocked, Copy::Atomic), TTL);
             freezer.quiesce(request).await.unwrap();
             if foreign {
                 server.execute("postgres", "SELECT pg_current_xact_id()").await.unwrap();
@@ -82,6 +83,25 @@ async fn a_group_of_databases_on_one_postgresql_is_proved_and_a_foreign_commit_i
                 assert_eq!(escaped(proof), foreign, "{kind}: {proof:?}");
             }
         }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_databases_on_one_postgresql_are_copied_file_by_file_in_one_freeze() {
+    for kind in KINDS {
+        let server = postgresql(kind).await;
+        let driver: Arc<dyn Driver> = Arc::new(Postgresql::default());
+        let members = vec![member(&server, &["x"]), member(&server, &["y"])];
+        let (freezer, _) = freezer();
+        let targets = group(&driver, members, Level::Durable, Copy::Files);
+        freezer.quiesce(request("f", "claim", targets, TTL)).await.unwrap();
+        let slots = "SELECT count(*) FROM pg_replication_slots WHERE slot_name LIKE 'stillpoint%'";
+        assert_eq!(server.scalar("postgres", slots).await.unwrap(), "2", "{kind}");
+        let ended = freezer.unquiesce("ns", "db0", "claim", Stage::Thaw).await.unwrap().unwrap();
+        for target in &ended.status.targets {
+            assert!(target.proof.as_ref().unwrap().held && !target.artifacts.is_empty(), "{kind}: {target:?}");
+        }
+        assert_eq!(server.scalar("postgres", slots).await.unwrap(), "0", "{kind}");
     }
 }
 

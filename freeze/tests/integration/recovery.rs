@@ -64,6 +64,7 @@ async fn what_cannot_be_reached_yet_keeps_its_database_until_it_is_undone() {
     let status = died(&server, &book, "db").await;
     // Another Freeze that had joined it, and that no freezer of its own ever began: it has nothing to free.
     let follower = FreezeStatus { freezer: None, ..status.clone() };
+    book.knows(name("follower"), follower.clone());
     places.put("db", Whereabouts::NotNow("its Secret is missing".to_owned()));
     let second = freezer_of("second", &book, &places);
     second.recover(vec![Remains { freeze: name("f"), status }, Remains { freeze: name("follower"), status: follower }]);
@@ -105,12 +106,12 @@ async fn a_database_is_free_when_all_that_is_left_there_is_undone() {
         targets: status.targets.iter().cloned().map(|target| api::TargetStatus { undo: vec![], ..target }).collect(),
         ..status.clone()
     };
+    let nothing_left = FreezeStatus { mark: None, ..nothing_left };
+    book.knows(name("newer"), nothing_left.clone());
     places.put("db", Whereabouts::NotNow("its Secret is missing".to_owned()));
     let second = freezer_of("second", &book, &places);
-    second.recover(vec![
-        Remains { freeze: name("f"), status },
-        Remains { freeze: name("newer"), status: FreezeStatus { mark: None, ..nothing_left } },
-    ]);
+    second
+        .recover(vec![Remains { freeze: name("f"), status }, Remains { freeze: name("newer"), status: nothing_left }]);
     until("the newer is laid to rest", || book.status(&name("newer")).phase == Phase::Lost).await;
     let wanted = request("g", "b", vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)], TTL);
     let early = timeout(Duration::from_secs(1), second.quiesce(wanted)).await;

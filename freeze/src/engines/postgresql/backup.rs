@@ -16,16 +16,26 @@ pub(super) struct Backup {
     stopped: Option<Vec<Artifact>>,
 }
 
-/// Slot names: lower-case letters, digits and underscores, at most 63 (manual, 26.2.6).
-pub(super) fn slot_name(freeze_uid: &str) -> String {
+/// The longest name of a slot. Lower-case letters, digits and underscores may be in it (manual, 26.2.6).
+const LONGEST_NAME: usize = 63;
+/// Room for the number of a session.
+const NUMBER: usize = "_2147483647".len();
+
+/// How the names of a freeze's slots begin.
+pub(super) fn slot_prefix(freeze_uid: &str) -> String {
     let safe = freeze_uid.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
-    "stillpoint_".chars().chain(safe).take(63).collect()
+    "stillpoint_".chars().chain(safe).take(LONGEST_NAME - NUMBER).collect()
+}
+
+/// One slot per session: two Databases of a group may be on one server.
+fn slot_name(freeze_uid: &str, backend_pid: i32) -> String {
+    format!("{}_{backend_pid}", slot_prefix(freeze_uid))
 }
 
 impl Backup {
     /// Slow (it waits for a checkpoint) and blocks nobody.
     pub(super) async fn start(link: &mut Link, freeze_uid: &str, deadline: Instant) -> Result<Self, Error> {
-        let slot = slot_name(freeze_uid);
+        let slot = slot_name(freeze_uid, link.hello.backend_pid);
         let sql = format!(
             "SELECT slot_name FROM pg_create_physical_replication_slot({slot}, immediately_reserve => true, \
              temporary => true); SELECT lsn, pg_walfile_name(lsn + 1) FROM pg_backup_start({label}, fast => true) AS lsn",
@@ -94,7 +104,8 @@ mod tests {
 
     #[test]
     fn slot_names_are_what_the_server_takes() {
-        let name = slot_name("3F2504E0-4F89-11D3-9A0C-0305E82C3301/with/much/more/than/fits/into/it");
-        assert!(name.len() <= 63 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
+        let name = slot_name("3F2504E0-4F89-11D3-9A0C-0305E82C3301/with/much/more/than/fits/into/it", i32::MAX);
+        assert!(name.len() <= LONGEST_NAME && name.ends_with("_2147483647"), "{name}");
+        assert!(name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_'));
     }
 }

@@ -76,14 +76,27 @@ pub(super) async fn watch(
         }
         for blocker in in_the_way.to_be_ended(&sessions, plan) {
             if !answered.is_cancelled() {
-                end(main, &blocker, deadline, in_the_way).await;
+                end(main, &blocker, (plan.blockers, &ours), deadline, in_the_way).await;
             }
         }
     }
 }
 
-async fn end(main: &mut Link, blocker: &Blocker, deadline: Instant, in_the_way: &mut InTheWay) {
-    let sql = format!("SELECT pg_terminate_backend({})", blocker.id);
+/// Looks once more in the statement that ends it: since it was seen it may have got out of the way, or begun to write, or its number may
+/// be another's.
+async fn end(
+    main: &mut Link,
+    blocker: &Blocker,
+    (policy, ours): (BlockerPolicy, &str),
+    deadline: Instant,
+    in_the_way: &mut InTheWay,
+) {
+    let writers = if policy == BlockerPolicy::KillAll { "" } else { " AND a.backend_xid IS NULL" };
+    let sql = format!(
+        "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = {}{writers} AND a.pid IN \
+         (SELECT unnest(pg_blocking_pids(ours)) FROM unnest(ARRAY[{ours}]::int[]) ours)",
+        blocker.id
+    );
     match main.run(deadline, "ending a session in the way", &sql).await {
         Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("t") => {
             in_the_way.ends(blocker);

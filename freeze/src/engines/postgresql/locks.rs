@@ -159,10 +159,14 @@ pub(super) async fn acquire(
             return Ok(in_the_way.ended());
         }
         // Whatever was granted is let go at once: nobody waits for us while we wait for somebody else.
-        try_join_all(
+        let undone = try_join_all(
             databases.iter_mut().map(|database| database.session.run(deadline + DRAIN, "letting go", "ROLLBACK")),
-        )
-        .await?;
+        );
+        // What our own giving up cancelled ends with its session; who was in the way is told all the same.
+        let undone = undone.await;
+        if !in_the_way.gave_up {
+            undone?;
+        }
         if in_the_way.gave_up || left(deadline) <= DRAIN {
             let limit = if in_the_way.gave_up { began.elapsed() } else { plan.acquire_timeout };
             return Err(Error::Blocked { limit, blockers: in_the_way.seen, hint: in_the_way.hint });

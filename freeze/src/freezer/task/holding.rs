@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     claims::{Claimant, Wish, may_join},
+    driver::StillPoint,
     error::Error,
     group::{self, Fault, Group},
     lease::{self, LONGEST_SERVER_TTL},
@@ -168,7 +169,7 @@ impl Task {
     pub(super) fn admit(&mut self, claimant: Claimant, wish: Wish, answer: Answer) {
         let uid = claimant.uid.clone();
         self.vitals.admit(&claimant);
-        let existing = !self.claims.add(claimant, wish.ttl, Timestamp::now());
+        let existing = !self.claims.add(claimant, wish.ttl, StillPoint::now());
         self.waiting.push(Waiter { uid, answer, existing });
     }
 

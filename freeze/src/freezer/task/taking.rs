@@ -1,11 +1,12 @@
 //! Taking hold: all members prepared while the journal is told of the freeze, acquired together, and written down before
 //! anybody is told. Whatever ends it undoes all.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use api::{Check, FreezeSpec, Phase, Stage, conditions::reasons};
 use jiff::Timestamp;
 use tokio::{sync::Notify, time::Instant};
+use tokio_util::task::TaskTracker;
 use tracing::info;
 
 use super::{
@@ -26,7 +27,8 @@ impl Task {
     /// Cancellation: a claim's end or a thaw drops the work in progress, and its connections with it.
     pub(super) async fn take_hold(&mut self) -> Result<(Group, Instant), Finish> {
         let (spec, accepted) = (self.spec.clone(), self.accepted.take());
-        let work = take(self.targets.clone(), spec, accepted, Arc::clone(&self.recorder));
+        let taking = Taking { targets: self.targets.clone(), max_frozen: self.max_frozen, spec, accepted };
+        let work = taking.take(Arc::clone(&self.recorder), self.inner.tasks.clone());
         tokio::pin!(work);
         let thaw = self.inner.thaw.clone();
         let (group, acquired, warnings) = loop {
@@ -48,7 +50,7 @@ impl Task {
     /// It holds: grants the claims that were made before the still point, and writes it down.
     async fn record_frozen(&mut self, group: Group, acquired: Vec<Acquired>) -> Result<(Group, Instant), Finish> {
         let (now, at) = (Instant::now(), Timestamp::now());
-        let hard_end = now + self.max_frozen;
+        let hard_end = group.since() + self.max_frozen;
         let frozen_at = group::frozen_at(self.level, &acquired);
         self.claims.grant(frozen_at, now, hard_end);
         let claims = self.claims.show(now, at);
@@ -56,7 +58,7 @@ impl Task {
         self.vitals.set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
         let written = self.recorder.write(|status| {
             status.phase = Phase::Frozen;
-            status.frozen_at = Some(api::micro_time(frozen_at));
+            status.frozen_at = Some(api::micro_time(frozen_at.at));
             status.expires_at = Some(api::micro_time(expires_at));
             status.claims = claims;
             for (target, acquired) in status.targets.iter_mut().zip(acquired) {
@@ -108,51 +110,61 @@ impl Task {
     }
 }
 
-/// Prepares all while the journal is told of the freeze, then acquires all.
-async fn take(
+/// What a freeze needs to come to hold.
+struct Taking {
     targets: Vec<Target>,
+    max_frozen: Duration,
     spec: Option<FreezeSpec>,
     accepted: Option<Arc<Notify>>,
-    recorder: Arc<Recorder>,
-) -> Result<(Group, Vec<Acquired>, Vec<Check>), Vec<Fault>> {
-    // Held before preparing starts, so that no undo item can be written before the object exists.
-    let opening = recorder.opening().await;
-    let open = async {
-        let opened = opening.open(spec.as_ref()).await;
-        if let (Ok(()), Some(accepted)) = (&opened, accepted) {
-            accepted.notify_one();
-        }
-        opened
-    };
-    let (opened, prepared) = tokio::join!(open, group::prepare(&targets, |at| recorder.undo_of(at)));
-    let prepared = prepared?;
-    if let Err(error) = opened {
-        group::abandon(prepared).await;
-        let database = targets.first().map(|target| target.database.clone()).unwrap_or_default();
-        return Err(vec![Fault { database, error: error.into() }]);
-    }
-    let incarnations: Vec<_> = prepared.iter().map(|prepared| prepared.server().incarnation.clone()).collect();
-    let warnings = targets.iter().zip(&prepared).flat_map(|(target, prepared)| {
-        let name = |check| Check { database: target.database.clone(), ..check };
-        prepared.warnings().into_iter().map(name)
-    });
-    let warnings = warnings.collect();
-    recorder
-        .show(|status| {
-            status.phase = Phase::Acquiring;
-            for (target, incarnation) in status.targets.iter_mut().zip(incarnations) {
-                target.incarnation = Some(incarnation);
+}
+
+impl Taking {
+    /// Prepares all while the journal is told of the freeze, then acquires all.
+    async fn take(
+        self,
+        recorder: Arc<Recorder>,
+        tasks: TaskTracker,
+    ) -> Result<(Group, Vec<Acquired>, Vec<Check>), Vec<Fault>> {
+        let Self { targets, max_frozen, spec, accepted } = self;
+        // Held before preparing starts, so that no undo item can be written before the object exists.
+        let opening = recorder.opening().await;
+        let open = async {
+            let opened = opening.open(spec, &tasks).await;
+            if let (Ok(()), Some(accepted)) = (&opened, accepted) {
+                accepted.notify_one();
             }
-        })
-        .await;
-    let (mut group, acquired) = group::acquire(&targets, prepared).await?;
-    if targets.len() > 1 {
-        // One may have waited for the slowest for longer than its server is patient.
-        let patience = targets.iter().map(|target| target.plan.server_ttl).min().unwrap_or(LONGEST_SERVER_TTL);
-        if let Err(fault) = group.heartbeat(patience, Instant::now() + patience).await {
-            let gone = group.release(Instant::now() + RELEASE).await;
-            return Err(std::iter::once(fault).chain(gone.faults).collect());
+            opened
+        };
+        let (opened, prepared) = tokio::join!(open, group::prepare(&targets, |at| recorder.undo_of(at)));
+        let prepared = prepared?;
+        if let Err(error) = opened {
+            group::abandon(prepared).await;
+            let database = targets.first().map(|target| target.database.clone()).unwrap_or_default();
+            return Err(vec![Fault { database, error: error.into() }]);
         }
+        let incarnations: Vec<_> = prepared.iter().map(|prepared| prepared.server().incarnation.clone()).collect();
+        let warnings = targets.iter().zip(&prepared).flat_map(|(target, prepared)| {
+            let name = |check| Check { database: target.database.clone(), ..check };
+            prepared.warnings().into_iter().map(name)
+        });
+        let warnings = warnings.collect();
+        recorder
+            .show(|status| {
+                status.phase = Phase::Acquiring;
+                for (target, incarnation) in status.targets.iter_mut().zip(incarnations) {
+                    target.incarnation = Some(incarnation);
+                }
+            })
+            .await;
+        let (mut group, acquired) = group::acquire(&targets, prepared, max_frozen).await?;
+        if targets.len() > 1 {
+            // One may have waited for the slowest for longer than its server is patient.
+            let patience = targets.iter().map(|target| target.plan.server_ttl).min().unwrap_or(LONGEST_SERVER_TTL);
+            if let Err(fault) = group.heartbeat(patience, Instant::now() + patience).await {
+                let gone = group.release(Instant::now() + RELEASE).await;
+                return Err(std::iter::once(fault).chain(gone.faults).collect());
+            }
+        }
+        Ok((group, acquired, warnings))
     }
-    Ok((group, acquired, warnings))
 }
