@@ -14,7 +14,7 @@ use tokio::{
     time::interval,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -178,7 +178,10 @@ impl Server {
         loops.spawn(controllers::database::run(verbs));
         loops.spawn(controllers::housekeeping::namespaces(registry.clone()));
         loops.spawn(controllers::housekeeping::sweep(registry.clone()));
-        loops.spawn(async move { registry.closed().await });
+        loops.spawn(async move {
+            registry.closed().await;
+            error!("the store's writer has ended: nothing can be written any more");
+        });
         loops.spawn(renew_leaf(data_dir, leaf, address));
         let service = {
             let app = Arc::clone(&app);

@@ -76,7 +76,7 @@ impl Registry {
         Self { store }
     }
 
-    /// Ends when nothing can be written any more.
+    /// Ends when the store's writer has ended.
     pub async fn closed(&self) {
         self.store.closed().await;
     }

@@ -6,7 +6,7 @@ use api::{Claim, ClaimKind, Copy, Level};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use crate::{driver::StillPoint, lease};
+use crate::{driver::Moment, lease};
 
 /// One party, before it is granted anything.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ struct Entry {
     claimant: Claimant,
     ttl: Duration,
     /// When it was made.
-    since: StillPoint,
+    since: Moment,
     /// Set once it holds.
     granted: Option<Grant>,
     ended_at: Option<Timestamp>,
@@ -87,7 +87,7 @@ pub(crate) fn may_join(held: (Level, Copy), wish: Wish, left: Duration) -> Resul
 
 impl Claims {
     /// Adds a claim, or finds the one of the same uid that is still alive. `true` when it is new.
-    pub(crate) fn add(&mut self, claimant: Claimant, ttl: Duration, now: StillPoint) -> bool {
+    pub(crate) fn add(&mut self, claimant: Claimant, ttl: Duration, now: Moment) -> bool {
         if self.alive().any(|entry| entry.claimant.uid == claimant.uid) {
             return false;
         }
@@ -96,12 +96,17 @@ impl Claims {
     }
 
     /// Grants every waiting claim that was made no later than its still point.
-    pub(crate) fn grant(&mut self, frozen_at: StillPoint, now: Instant, hard_end: Instant) {
+    pub(crate) fn grant(&mut self, frozen_at: Moment, now: Instant, hard_end: Instant) {
         for entry in &mut self.0 {
             if entry.granted.is_none() && entry.since.instant <= frozen_at.instant {
                 entry.granted = Some(Grant { frozen_at: frozen_at.at, until: lease::until(now, entry.ttl, hard_end) });
             }
         }
+    }
+
+    /// The longest that a live claim asked for.
+    pub(crate) fn longest_ttl(&self) -> Option<Duration> {
+        self.alive().map(|entry| entry.ttl).max()
     }
 
     /// Whether some live claim still waits for a still point of its own.
@@ -240,7 +245,7 @@ mod tests {
     async fn a_late_claim_is_granted_only_by_a_still_point_of_its_own() {
         let (now, hard_end) = (Instant::now(), Instant::now() + Duration::from_secs(60));
         // The wall's clock is set back meanwhile, which changes nothing.
-        let second = |n: u32| StillPoint {
+        let second = |n: u32| Moment {
             at: Timestamp::from_second(10 - i64::from(n)).unwrap(),
             instant: now + Duration::from_secs(n.into()),
         };
@@ -258,7 +263,7 @@ mod tests {
     #[tokio::test]
     async fn the_same_uid_is_one_claim_until_it_ends() {
         let mut claims = Claims::default();
-        let made = StillPoint::now();
+        let made = Moment::now();
         let at = made.at;
         assert!(claims.add(claimant("a"), Duration::from_secs(1), made));
         assert!(!claims.add(claimant("a"), Duration::from_secs(1), made));
@@ -270,8 +275,8 @@ mod tests {
         let now = Instant::now();
         let hard_end = now + Duration::from_secs(15);
         let mut claims = Claims::default();
-        claims.add(claimant("a"), Duration::from_secs(10), StillPoint::now());
-        claims.grant(StillPoint::now(), now, hard_end);
+        claims.add(claimant("a"), Duration::from_secs(10), Moment::now());
+        claims.grant(Moment::now(), now, hard_end);
         assert_eq!(claims.renew("a", Some(Duration::from_secs(1)), now, hard_end), Some(now + Duration::from_secs(10)));
         assert_eq!(claims.renew("a", Some(Duration::from_secs(60)), now, hard_end), Some(hard_end));
         assert_eq!(claims.renew("b", None, now, hard_end), None);

@@ -74,7 +74,7 @@ pub struct ServerInfo {
 
 /// An instant, by both clocks: the wall's is shown to people, and may be set back meanwhile; the other one decides.
 #[derive(Clone, Copy, Debug)]
-pub struct StillPoint {
+pub struct Moment {
     pub at: Timestamp,
     pub instant: Instant,
 }
@@ -83,13 +83,13 @@ pub struct StillPoint {
 #[derive(Clone, Debug)]
 pub struct Acquired {
     /// Stamped *before* the barrier was issued at Durable, after the last lock was granted at WriteBlocked.
-    pub frozen_at: StillPoint,
+    pub frozen_at: Moment,
     pub position: Position,
     /// Sessions that the blocker policy ended.
     pub ended_sessions: Vec<String>,
 }
 
-impl StillPoint {
+impl Moment {
     #[must_use]
     pub fn now() -> Self {
         Self { at: Timestamp::now(), instant: Instant::now() }

@@ -44,6 +44,9 @@ pub enum Error {
         /// What would let us see more of them.
         hint: Option<&'static str>,
     },
+    /// What a freeze may last was over before it held everywhere.
+    #[error("not held within {} of the first still point, the longest that the freeze may last", seconds(*.limit))]
+    TooSlow { limit: Duration },
     #[error("somebody else holds the server: {holder}")]
     ForeignFreeze { holder: String },
     #[error("{what}")]
@@ -79,7 +82,7 @@ impl Error {
             Self::Pooler { .. } => reasons::POOLER,
             Self::Unsupported { .. } => reasons::UNSUPPORTED,
             Self::UnsafeSettings { .. } => reasons::UNSAFE_SETTINGS,
-            Self::Blocked { .. } => reasons::BLOCKED,
+            Self::Blocked { .. } | Self::TooSlow { .. } => reasons::BLOCKED,
             Self::ForeignFreeze { .. } => reasons::FOREIGN_FREEZE,
             Self::NoRoomForWal { .. } => reasons::NO_ROOM_FOR_WAL,
             Self::Lost { .. } => reasons::SESSION_LOST,
@@ -127,6 +130,11 @@ impl Error {
                 let fix =
                     "wait for these sessions, end them, or set spec.freeze.blockers.policy to KillReads or KillAll";
                 hint.map_or_else(|| fix.to_owned(), |hint| format!("{fix}; {hint}"))
+            }
+            Self::TooSlow { .. } => {
+                "look what stands in the way at this Database, freeze it apart from the others, or raise \
+                 spec.freeze.maxFrozenSeconds"
+                    .to_owned()
             }
             Self::ForeignFreeze { .. } => "wait until it is done, or end that session".to_owned(),
             Self::Lost { .. } | Self::Incarnation { .. } => {

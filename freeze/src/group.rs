@@ -3,27 +3,19 @@
 //! None is released before all have been proved (design section 4, invariant 6): a copy of one member then never knows
 //! what another's does not. Members are worked on in parallel; one failure undoes all.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+mod together;
+
+use std::{sync::Arc, time::Duration};
 
 use api::{Artifact, Level, Proof};
-use futures::{
-    FutureExt, TryFutureExt,
-    future::{BoxFuture, join_all},
-};
-use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
+use futures::future::{BoxFuture, join_all};
+use together::{Together, Waits};
+use tokio::time::{Instant, timeout};
 
 use crate::{
-    driver::{Acquired, Driver, Farewell, Held, Member, Plan, Prepared, Pulse, Released, StillPoint},
+    driver::{Acquired, Driver, Farewell, Held, Member, Moment, Plan, Prepared, Pulse, Released},
     error::Error,
     journal::UndoLog,
-    lease,
 };
 
 /// One member of one Database, and what is to be made true there.
@@ -52,7 +44,7 @@ pub(crate) struct Fault {
 #[derive(Debug)]
 pub(crate) struct Group {
     members: Vec<Holding>,
-    /// When the first of them came to hold: it blocks its writers since.
+    /// The first still point. At WriteBlocked that member's writers wait since.
     since: Instant,
 }
 
@@ -84,13 +76,9 @@ pub(crate) async fn prepare(
 ) -> Result<Vec<Box<dyn Prepared>>, Vec<Fault>> {
     let together = Together::of(targets.len(), None);
     let prepared = join_all(targets.iter().enumerate().map(|(at, target)| {
-        let (undo, together) = (undo(at), &together);
-        async move {
-            let deadline = Instant::now() + target.prepare_timeout;
-            let work = target.driver.prepare(&target.member, &target.plan, undo, deadline);
-            let prepared = within(target.prepare_timeout + OVERRUN, "preparing", work).await;
-            together.wait(prepared, target).await
-        }
+        let deadline = Instant::now() + target.prepare_timeout;
+        let work = target.driver.prepare(&target.member, &target.plan, undo(at), deadline);
+        together.go(target, within(target.prepare_timeout + OVERRUN, "preparing", work))
     }))
     .await;
     let (prepared, faults) = sort(targets, prepared);
@@ -110,29 +98,23 @@ pub(crate) async fn acquire(
 ) -> Result<(Group, Vec<Acquired>), Vec<Fault>> {
     let together = Together::of(targets.len(), Some(max_frozen));
     let acquired = join_all(targets.iter().zip(prepared).map(|(target, prepared)| {
-        let together = &together;
-        async move {
-            let limit = target.plan.acquire_timeout + OVERRUN;
-            let acquired = within(limit, "taking hold", prepared.acquire()).await;
-            let since = Instant::now();
-            let waited = together.wait(acquired, target).await;
-            waited.map(|acquired| acquired.map(|(held, acquired)| (held, acquired, since)))
-        }
+        let limit = target.plan.acquire_timeout + OVERRUN;
+        together.go(target, within(limit, "taking hold", prepared.acquire()))
     }))
     .await;
     let (acquired, faults) = sort(targets, acquired);
     if !faults.is_empty() {
-        join_all(acquired.into_iter().map(|(held, acquired, _)| (held, acquired).give_up())).await;
+        join_all(acquired.into_iter().map(Waits::give_up)).await;
         return Err(faults);
     }
-    let since = acquired.iter().map(|(_, _, since)| *since).min().unwrap_or_else(Instant::now);
-    let (held, acquired): (Vec<_>, Vec<_>) = acquired.into_iter().map(|(held, acquired, _)| (held, acquired)).unzip();
+    let (held, acquired): (Vec<_>, Vec<_>) = acquired.into_iter().unzip();
     let members = targets.iter().zip(held).map(|(target, held)| Holding {
         database: target.database.clone(),
         max_stalled_sessions: target.max_stalled_sessions,
         held,
     });
-    Ok((Group { members: members.collect(), since }, acquired))
+    let since = acquired.iter().map(|acquired| acquired.frozen_at.instant).min();
+    Ok((Group { members: members.collect(), since: since.unwrap_or_else(Instant::now) }, acquired))
 }
 
 /// Lets go of members that never held.
@@ -144,105 +126,18 @@ pub(crate) async fn abandon(prepared: Vec<Box<dyn Prepared>>) {
 ///
 /// Until Durable nobody is blocked: what was acknowledged before the *first* barrier began is in the copy of each. Under a
 /// write block nothing is acknowledged any more at any of them once the *last* lock is granted.
-pub(crate) fn frozen_at(level: Level, acquired: &[Acquired]) -> StillPoint {
+pub(crate) fn frozen_at(level: Level, acquired: &[Acquired]) -> Moment {
     let points = acquired.iter().map(|acquired| acquired.frozen_at);
     let point = match level {
         Level::WriteBlocked => points.max_by_key(|point| point.instant),
         Level::Recoverable | Level::Durable => points.min_by_key(|point| point.instant),
     };
-    point.unwrap_or_else(StillPoint::now)
-}
-
-/// A stage that several members go through together.
-struct Together {
-    under_way: AtomicUsize,
-    /// The last is done, or one has failed.
-    over: CancellationToken,
-    failed: AtomicBool,
-    /// The longest that one waits for the others.
-    patience: Option<Duration>,
-}
-
-/// A member that has nothing to do while others have.
-trait Waits {
-    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<Pulse, Error>>;
-
-    /// Lets go: another has failed. What is left of it is closed by dropping it.
-    fn give_up(self) -> BoxFuture<'static, ()>;
-}
-
-impl Waits for Box<dyn Prepared> {
-    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<Pulse, Error>> {
-        (**self).keep(server_ttl, deadline).map_ok(|()| Pulse::default()).boxed()
-    }
-
-    fn give_up(self) -> BoxFuture<'static, ()> {
-        timeout(ABANDON + OVERRUN, self.abandon(Instant::now() + ABANDON)).map(drop).boxed()
-    }
-}
-
-impl Waits for (Box<dyn Held>, Acquired) {
-    fn keep(&mut self, server_ttl: Duration, deadline: Instant) -> BoxFuture<'_, Result<Pulse, Error>> {
-        self.0.heartbeat(server_ttl, deadline)
-    }
-
-    fn give_up(self) -> BoxFuture<'static, ()> {
-        timeout(ABANDON + OVERRUN, self.0.release(Instant::now() + ABANDON)).map(drop).boxed()
-    }
-}
-
-impl Together {
-    fn of(members: usize, patience: Option<Duration>) -> Self {
-        Self {
-            under_way: AtomicUsize::new(members),
-            over: CancellationToken::new(),
-            failed: AtomicBool::new(false),
-            patience,
-        }
-    }
-
-    /// Whoever is done early is kept alive until the last is: its server's patience is shorter than others may take. When one
-    /// fails, it lets go at once, and nothing comes of it.
-    async fn wait<T: Waits>(&self, done: Result<T, Error>, target: &Target) -> Result<Option<T>, Error> {
-        let mut done = done.inspect_err(|_| self.fail())?;
-        if self.under_way.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.over.cancel();
-        }
-        let server_ttl = target.plan.server_ttl;
-        let give_up = self.patience.map(|patience| (Instant::now() + patience, patience));
-        let pause = || {
-            let next = Instant::now() + lease::pause(server_ttl);
-            sleep_until(give_up.map_or(next, |(instant, _)| instant.min(next)))
-        };
-        while self.over.run_until_cancelled(pause()).await.is_some() {
-            if let Some((instant, limit)) = give_up
-                && Instant::now() >= instant
-            {
-                self.fail();
-                done.give_up().await;
-                return Err(Error::Timeout { doing: "waiting for the others of the group, while it held", limit });
-            }
-            let deadline = Instant::now() + server_ttl;
-            let kept = by(deadline, "the heartbeat", done.keep(server_ttl, deadline)).await;
-            let kept = kept.and_then(|pulse| pulse.within(target.max_stalled_sessions));
-            kept.inspect_err(|_| self.fail())?;
-        }
-        if self.failed.load(Ordering::SeqCst) {
-            done.give_up().await;
-            return Ok(None);
-        }
-        Ok(Some(done))
-    }
-
-    fn fail(&self) {
-        self.failed.store(true, Ordering::SeqCst);
-        self.over.cancel();
-    }
+    point.unwrap_or_else(Moment::now)
 }
 
 impl Pulse {
     /// Not more sessions wait for us than the Database allows, as far as that can be seen.
-    fn within(self, most: Option<u32>) -> Result<Self, Error> {
+    pub(crate) fn within(self, most: Option<u32>) -> Result<Self, Error> {
         match (self.stalled_sessions, most) {
             (Some(stalled), Some(most)) if stalled > most => Err(Error::TooManyStalled { stalled, most }),
             _ => Ok(self),
@@ -251,7 +146,7 @@ impl Pulse {
 }
 
 impl Group {
-    /// When the first member came to hold.
+    /// The first still point of a member: what a freeze may last counts from it.
     pub(crate) fn since(&self) -> Instant {
         self.since
     }

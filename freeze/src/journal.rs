@@ -25,7 +25,8 @@ impl fmt::Display for FreezeName {
 /// # Contract
 /// `open` makes the object of a freeze that nobody declared; `write` stores the status of one that exists.
 /// When either returns, the status survives the death of this process and of the machine's power. Writes of one freeze
-/// come one after the other, from one task. Writing a freeze whose object is gone is `Gone`.
+/// come one after the other; only an `open` that its freeze gave up may overlap them, and is followed by one more `write`.
+/// Writing a freeze whose object is gone, or not there yet, is `Gone`.
 #[async_trait]
 pub trait Journal: fmt::Debug + Send + Sync + 'static {
     async fn open(&self, freeze: &FreezeName, spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError>;

@@ -90,7 +90,7 @@ impl Log {
         Ok((log, found))
     }
 
-    /// At most a batch. On disk when it returns; on error nothing of it is.
+    /// At most a batch. On disk when it returns; on error it is refused, and may be found there after a crash all the same.
     pub(super) fn append<'a>(&mut self, events: impl ExactSizeIterator<Item = &'a Event>) -> rusqlite::Result<()> {
         let mut superseded = Vec::with_capacity(events.len());
         let mut newest = self.superseded.newest;

@@ -22,8 +22,7 @@ use tokio::{
 
 use crate::{
     driver::{
-        Acquired, Driver, Grant, Held, Member, Observed, Plan, Prepared, Pulse, Recovered, Released, ServerInfo,
-        StillPoint,
+        Acquired, Driver, Grant, Held, Member, Moment, Observed, Plan, Prepared, Pulse, Recovered, Released, ServerInfo,
     },
     engines::deadline::by,
     error::Error,
@@ -487,7 +486,7 @@ impl MemoryHold {
     }
 
     async fn still_point(&mut self) -> Result<Acquired, Error> {
-        let frozen_at = StillPoint::now();
+        let frozen_at = Moment::now();
         if self.plan.level > Level::Recoverable {
             let undo = Undo { version: 1, kind: KIND.to_owned(), data: serde_json::Map::new() };
             self.undo.intend(undo).await?;
@@ -530,11 +529,7 @@ impl Held for MemoryHold {
         by(deadline, "the barrier", self.link.server.fault(Step::Barrier, Some(&self.link))).await?;
         if self.plan.level == Level::WriteBlocked {
             drop(self.link.touch()?);
-            return Ok(Acquired {
-                frozen_at: StillPoint::now(),
-                position: self.position(),
-                ended_sessions: Vec::new(),
-            });
+            return Ok(Acquired { frozen_at: Moment::now(), position: self.position(), ended_sessions: Vec::new() });
         }
         self.still_point().await
     }

@@ -10,11 +10,11 @@ use api::{FreezeSpec, FreezeStatus, Undo};
 use async_trait::async_trait;
 use tokio::{
     sync::{Mutex, MutexGuard, oneshot, watch},
-    time::timeout,
+    time::{sleep, timeout},
 };
 use tokio_util::task::TaskTracker;
+use tracing::warn;
 
-use super::undo::write_until_done;
 use crate::journal::{FreezeName, Journal, JournalError, UndoLog};
 
 /// How long a write of the journal may take before it counts as failed (design section 2).
@@ -35,7 +35,7 @@ pub(super) struct TargetUndo {
     target: usize,
 }
 
-/// Holds back every other write until the journal knows of the freeze.
+/// Holds back every other write until the journal knows of the freeze, or did not hear of it in time.
 pub(super) struct Opening<'a> {
     recorder: &'a Arc<Recorder>,
     status: MutexGuard<'a, FreezeStatus>,
@@ -83,8 +83,8 @@ impl Recorder {
 }
 
 impl Opening<'_> {
-    /// Makes the journal know of the freeze. Whoever does not wait for that any longer leaves it to `tasks`: an object that comes
-    /// to be after its freeze has ended is told how it ended.
+    /// Makes the journal know of the freeze. If the caller stops waiting, a task of `tasks` goes on: an object that comes to be
+    /// after its freeze gave it up is told how that ended.
     pub(super) async fn open(self, spec: Option<FreezeSpec>, tasks: &TaskTracker) -> Result<(), JournalError> {
         let Self { recorder, status } = self;
         let Some(spec) = spec else {
@@ -92,17 +92,41 @@ impl Opening<'_> {
         };
         let (answer, opened) = oneshot::channel();
         tasks.spawn({
-            let (recorder, status) = (Arc::clone(recorder), status.clone());
+            let (journal, freeze, status) = (Arc::clone(&recorder.journal), recorder.freeze.clone(), status.clone());
+            // No recorder: whoever waits for the end of the freeze must not wait for this.
+            let mut shown = recorder.watch();
             async move {
-                let opened = recorder.journal.open(&recorder.freeze, &spec, &status).await;
-                let late = opened.is_ok();
-                if answer.send(opened).is_err() && late {
-                    write_until_done(&recorder.freeze, &recorder).await;
+                let opened = journal.open(&freeze, &spec, &status).await;
+                let made = opened.is_ok();
+                if answer.send(opened).is_ok() || !made {
+                    return;
                 }
+                while shown.changed().await.is_ok() {}
+                let last = Arc::clone(&shown.borrow());
+                write_until_done(&freeze, || journal.write(&freeze, &last)).await;
             }
         });
         let unheard = || JournalError::Unavailable("it was not told of the freeze".to_owned());
         bounded(async { opened.await.unwrap_or_else(|_| Err(unheard())) }).await
+    }
+}
+
+/// First and longest pause between writes of how a freeze ended.
+const PAUSE: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(30));
+
+/// Writes how it ended, until that is written or the object is gone.
+pub(super) async fn write_until_done<W>(freeze: &FreezeName, mut write: impl FnMut() -> W)
+where
+    W: Future<Output = Result<(), JournalError>>,
+{
+    let mut pause = PAUSE.0;
+    loop {
+        match write().await {
+            Ok(()) | Err(JournalError::Gone) => return,
+            Err(error) => warn!(%freeze, %error, "how it ended is still not written"),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(PAUSE.1);
     }
 }
 

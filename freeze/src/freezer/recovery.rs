@@ -15,8 +15,8 @@ use tracing::info;
 
 use super::{
     COMMANDS, Freezer, Handle, Member, Vitals,
-    recorder::Recorder,
-    undo::{Undoing, write_until_done},
+    recorder::{Recorder, write_until_done},
+    undo::Undoing,
 };
 use crate::{directory::Whereabouts, driver::Observed, journal::FreezeName, lease::LONGEST_SERVER_TTL};
 
@@ -66,7 +66,7 @@ impl Freezer {
                 };
                 let written = async {
                     if !was_finished {
-                        write_until_done(&freeze, &recorder).await;
+                        write_until_done(&freeze, || recorder.write(|_| ())).await;
                     }
                 };
                 // Neither waits for the other: a journal that cannot be written is no reason to leave settings raised.

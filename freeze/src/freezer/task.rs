@@ -22,12 +22,11 @@ use tracing::{info, warn};
 use super::{
     Answer, COMMANDS, CannotJoin, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals,
     outcome::{Finish, blank},
-    recorder::Recorder,
-    undo::write_until_done,
+    recorder::{Recorder, write_until_done},
 };
 use crate::{
     claims::{Claimant, Claims, Wish},
-    driver::{Plan, StillPoint},
+    driver::{Moment, Plan},
     error::Error,
     group::{Fault, Target},
     journal::{FreezeName, JournalError},
@@ -97,7 +96,7 @@ const STOP: Duration = Duration::from_secs(30);
 
 impl Task {
     pub(super) fn new(inner: Arc<Inner>, request: &Request, members: Arc<[Member]>, answer: Answer) -> (Self, Handle) {
-        let made = StillPoint::now();
+        let made = Moment::now();
         let now = made.at;
         let mut claims = Claims::default();
         claims.add(request.claimant.clone(), request.ttl, made);
@@ -164,7 +163,7 @@ impl Task {
         timeout(RELEASE, farewell.say()).await.ok();
         self.undo_the_rest().await;
         if self.unwritten {
-            write_until_done(&self.freeze, &self.recorder).await;
+            write_until_done(&self.freeze, || self.recorder.write(|_| ())).await;
         }
     }
 

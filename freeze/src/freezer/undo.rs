@@ -39,19 +39,6 @@ enum Tried {
     Later,
 }
 
-/// Writes how it ended, until that is written or the object is gone.
-pub(super) async fn write_until_done(freeze: &FreezeName, recorder: &Recorder) {
-    let mut pause = UNDO_PAUSE.0;
-    loop {
-        match recorder.write(|_| ()).await {
-            Ok(()) | Err(JournalError::Gone) => return,
-            Err(error) => warn!(%freeze, %error, "how it ended is still not written"),
-        }
-        sleep(pause).await;
-        pause = (pause * 2).min(UNDO_PAUSE.1);
-    }
-}
-
 impl Undoing<'_> {
     /// Undoes, by the journal, what outlived the sessions. Retried for ever, with a pause that grows to 30 s.
     pub(super) async fn until_done(&self) {

@@ -14,7 +14,7 @@ use super::{
     errors,
 };
 use crate::{
-    driver::{Acquired, Farewell, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo, StillPoint},
+    driver::{Acquired, Farewell, Held, Member, Moment, Plan, Prepared, Pulse, Released, ServerInfo},
     engines::{deadline::left, in_the_way::InTheWay},
     error::Error,
     journal::UndoLog,
@@ -153,7 +153,7 @@ impl Holding {
             return Err(self.not_blocked(stage, in_the_way));
         }
         // From here no commit is acknowledged; what was before is flushed now.
-        let frozen_at = StillPoint::now();
+        let frozen_at = Moment::now();
         self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await?;
         (self.position, _) = self.link.position(deadline).await?;
         Ok(Acquired { ended_sessions: in_the_way.ended(), ..self.acquired(frozen_at) })
@@ -173,7 +173,7 @@ impl Holding {
 
     /// Recoverable and Durable: nobody is blocked, so the instant comes before the barrier.
     async fn still_point(&mut self, deadline: Instant) -> Result<Acquired, Error> {
-        let frozen_at = StillPoint::now();
+        let frozen_at = Moment::now();
         if self.plan.level > Level::Recoverable {
             self.raise(deadline).await?;
             let flushed = self.way.flush(&mut self.link, self.plan.server_ttl, deadline).await;
@@ -189,7 +189,7 @@ impl Holding {
         server_ttl(left(deadline)).min(self.plan.server_ttl)
     }
 
-    fn acquired(&self, frozen_at: StillPoint) -> Acquired {
+    fn acquired(&self, frozen_at: Moment) -> Acquired {
         Acquired { frozen_at, position: Position::Mariadb(self.position.clone()), ended_sessions: Vec::new() }
     }
 
@@ -287,7 +287,7 @@ impl Held for Holding {
             return self.still_point(deadline).await;
         }
         // Nothing was acknowledged since commits were blocked: the first still point is still the last.
-        let frozen_at = StillPoint::now();
+        let frozen_at = Moment::now();
         self.beat(self.within(deadline), deadline).await?;
         Ok(self.acquired(frozen_at))
     }

@@ -18,18 +18,18 @@ pub(super) struct Backup {
 
 /// The longest name of a slot. Lower-case letters, digits and underscores may be in it (manual, 26.2.6).
 const LONGEST_NAME: usize = 63;
-/// Room for the number of a session.
+/// Room for the number of a session, and what sets it apart.
 const NUMBER: usize = "_2147483647".len();
 
 /// How the names of a freeze's slots begin.
 pub(super) fn slot_prefix(freeze_uid: &str) -> String {
     let safe = freeze_uid.chars().map(|c| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '_' });
-    "stillpoint_".chars().chain(safe).take(LONGEST_NAME - NUMBER).collect()
+    "stillpoint_".chars().chain(safe).take(LONGEST_NAME - NUMBER).chain(['_']).collect()
 }
 
 /// One slot per session: two Databases of a group may be on one server.
 fn slot_name(freeze_uid: &str, backend_pid: i32) -> String {
-    format!("{}_{backend_pid}", slot_prefix(freeze_uid))
+    format!("{}{backend_pid}", slot_prefix(freeze_uid))
 }
 
 impl Backup {

@@ -17,14 +17,33 @@ use crate::{
     engines::in_the_way::{Found, InTheWay},
 };
 
+/// How long its transaction, else its statement, has been running, in milliseconds.
+macro_rules! age {
+    () => {
+        "(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start, a.backend_start)) * 1000)::bigint"
+    };
+}
+
+/// A session that a policy may end: a client's, of no freeze and no backup.
+macro_rules! client {
+    () => {
+        "(a.backend_type = 'client backend' AND a.application_name NOT LIKE 'stillpoint%' \
+         AND NOT EXISTS (SELECT FROM pg_stat_progress_basebackup b WHERE b.pid = a.pid))"
+    };
+}
+
+const AGE: &str = age!();
+const CLIENT: &str = client!();
+
 /// One row per session, as [`session`] reads it. Of its statement only the first word: the rest is the client's business.
-pub(super) const SESSIONS: &str = "SELECT a.pid, coalesce(a.usename, ''), coalesce(a.application_name, ''), \
-    (extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, a.query_start, a.backend_start)) * 1000)::bigint, \
-    coalesce(a.state, a.backend_type) || ', ' || coalesce(upper(substring(a.query FROM '^\\s*(\\w+)')), 'no statement'), \
-    a.backend_xid IS NOT NULL, \
-    a.backend_type = 'client backend' AND a.application_name NOT LIKE 'stillpoint%' \
-      AND NOT EXISTS (SELECT FROM pg_stat_progress_basebackup b WHERE b.pid = a.pid) \
-    FROM pg_stat_activity a";
+pub(super) const SESSIONS: &str = concat!(
+    "SELECT a.pid, coalesce(a.usename, ''), coalesce(a.application_name, ''), ",
+    age!(),
+    ", coalesce(a.state, a.backend_type) || ', ' || coalesce(upper(substring(a.query FROM '^\\s*(\\w+)')), 'no statement'), \
+     a.backend_xid IS NOT NULL, ",
+    client!(),
+    " FROM pg_stat_activity a"
+);
 
 /// How long we wait before we look who is in the way.
 const PATIENCE: Duration = Duration::from_millis(60);
@@ -76,26 +95,28 @@ pub(super) async fn watch(
         }
         for blocker in in_the_way.to_be_ended(&sessions, plan) {
             if !answered.is_cancelled() {
-                end(main, &blocker, (plan.blockers, &ours), deadline, in_the_way).await;
+                end(main, &blocker, (plan, &ours), deadline, in_the_way).await;
             }
         }
     }
 }
 
-/// Looks once more in the statement that ends it: since it was seen it may have got out of the way, or begun to write, or its number may
-/// be another's.
+/// Looks once more in the statement that ends it: since it was seen it may have got out of the way, begun another transaction or
+/// to write, or its number may be another session's.
 async fn end(
     main: &mut Link,
     blocker: &Blocker,
-    (policy, ours): (BlockerPolicy, &str),
+    (plan, ours): (&Plan, &str),
     deadline: Instant,
     in_the_way: &mut InTheWay,
 ) {
-    let writers = if policy == BlockerPolicy::KillAll { "" } else { " AND a.backend_xid IS NULL" };
+    let writers = if plan.blockers == BlockerPolicy::KillAll { "" } else { " AND a.backend_xid IS NULL" };
     let sql = format!(
-        "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = {}{writers} AND a.pid IN \
+        "SELECT pg_terminate_backend(a.pid) FROM pg_stat_activity a WHERE a.pid = {pid}{writers} \
+         AND {CLIENT} AND {AGE} >= {age} AND a.pid IN \
          (SELECT unnest(pg_blocking_pids(ours)) FROM unnest(ARRAY[{ours}]::int[]) ours)",
-        blocker.id
+        pid = blocker.id,
+        age = plan.blockers_older_than.as_millis(),
     );
     match main.run(deadline, "ending a session in the way", &sql).await {
         Ok(rows) if rows.first().and_then(|row| text(row, 0)).as_deref() == Some("t") => {

@@ -18,7 +18,7 @@ use super::{
     search::{Opening, Sought},
 };
 use crate::{
-    driver::{Acquired, Farewell, Held, Member, Plan, Prepared, Pulse, Released, ServerInfo, StillPoint},
+    driver::{Acquired, Farewell, Held, Member, Moment, Plan, Prepared, Pulse, Released, ServerInfo},
     engines::deadline::left,
     error::Error,
     lease::server_ttl,
@@ -147,7 +147,7 @@ impl Holding {
     /// At Durable the instant `frozen_at` comes before the marker: whatever was acknowledged until then is flushed with it. At
     /// WriteBlocked every lock is granted by it, so nothing is acknowledged any more; the marker then flushes it all.
     async fn still_point(&mut self, deadline: Instant) -> Result<Acquired, Error> {
-        let frozen_at = StillPoint::now();
+        let frozen_at = Moment::now();
         // At WriteBlocked what is true at the still point says nothing of the end, so the proof connects by then.
         self.opening = (self.plan.level < Level::WriteBlocked).then(|| Opening::begin(self.member.clone()));
         let rows = if self.plan.level > Level::Recoverable {
@@ -291,7 +291,7 @@ impl Held for Holding {
     async fn barrier(&mut self, deadline: Instant) -> Result<Acquired, Error> {
         if self.plan.level == Level::WriteBlocked {
             // Nothing was acknowledged since the locks were granted: the first still point is still the last.
-            let frozen_at = StillPoint::now();
+            let frozen_at = Moment::now();
             self.beat(self.within(deadline), deadline).await?;
             let position = Position::Postgresql(self.position.clone());
             return Ok(Acquired { frozen_at, position, ended_sessions: Vec::new() });

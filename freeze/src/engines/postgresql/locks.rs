@@ -161,9 +161,9 @@ pub(super) async fn acquire(
         // Whatever was granted is let go at once: nobody waits for us while we wait for somebody else.
         let undone = try_join_all(
             databases.iter_mut().map(|database| database.session.run(deadline + DRAIN, "letting go", "ROLLBACK")),
-        );
-        // What our own giving up cancelled ends with its session; who was in the way is told all the same.
-        let undone = undone.await;
+        )
+        .await;
+        // Our own cancel may hit the ROLLBACK: the session's end undoes it then, and what is of interest is who was in the way.
         if !in_the_way.gave_up {
             undone?;
         }

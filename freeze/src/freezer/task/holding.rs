@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     claims::{Claimant, Wish, may_join},
-    driver::StillPoint,
+    driver::Moment,
     error::Error,
     group::{self, Fault, Group},
     lease::{self, LONGEST_SERVER_TTL},
@@ -36,6 +36,10 @@ impl Task {
         let thaw = self.inner.thaw.clone();
         self.last_pulse = Instant::now();
         loop {
+            if Instant::now() >= hard_end {
+                // Before any claim is granted, or given a still point for which there is no time.
+                return (Some(group), Finish::Expired);
+            }
             match self.settle_claims(&mut group, hard_end).await {
                 Ok(None) => {}
                 Ok(Some(finish)) => return (Some(group), finish),
@@ -169,7 +173,7 @@ impl Task {
     pub(super) fn admit(&mut self, claimant: Claimant, wish: Wish, answer: Answer) {
         let uid = claimant.uid.clone();
         self.vitals.admit(&claimant);
-        let existing = !self.claims.add(claimant, wish.ttl, StillPoint::now());
+        let existing = !self.claims.add(claimant, wish.ttl, Moment::now());
         self.waiting.push(Waiter { uid, answer, existing });
     }
 

@@ -19,9 +19,13 @@ use super::{
 use crate::{
     claims::may_join,
     driver::Acquired,
+    error::Error,
     group::{self, Fault, Group, Target},
-    lease::LONGEST_SERVER_TTL,
+    lease::{self, LONGEST_SERVER_TTL},
 };
+
+/// Taking hold always takes some of what was asked for.
+const NOT_WORTH_TELLING: Duration = Duration::from_secs(1);
 
 impl Task {
     /// Cancellation: a claim's end or a thaw drops the work in progress, and its connections with it.
@@ -51,6 +55,10 @@ impl Task {
     async fn record_frozen(&mut self, group: Group, acquired: Vec<Acquired>) -> Result<(Group, Instant), Finish> {
         let (now, at) = (Instant::now(), Timestamp::now());
         let hard_end = group.since() + self.max_frozen;
+        if now >= hard_end {
+            return Err(self.too_slow(group).await);
+        }
+        self.warn_of_the_time_that_is_left(lease::left(hard_end, now));
         let frozen_at = group::frozen_at(self.level, &acquired);
         self.claims.grant(frozen_at, now, hard_end);
         let claims = self.claims.show(now, at);
@@ -74,6 +82,27 @@ impl Task {
         }
         info!(freeze = %self.freeze, "frozen");
         Ok((group, hard_end))
+    }
+
+    async fn too_slow(&self, group: Group) -> Finish {
+        let gone = group.release(Instant::now() + RELEASE).await;
+        report(&self.freeze, &gone.faults);
+        Finish::Failed(vec![self.fault(Error::TooSlow { limit: self.max_frozen })])
+    }
+
+    /// A group that took its time has used up some of what its claims asked for.
+    fn warn_of_the_time_that_is_left(&mut self, left: Duration) {
+        if let Some(asked) = self.claims.longest_ttl().filter(|asked| *asked > left + NOT_WORTH_TELLING) {
+            self.warnings.push(Check::warn(
+                "time",
+                format!(
+                    "{} s were asked for, and only {} s are left of the longest it may last",
+                    asked.as_secs(),
+                    left.as_secs()
+                ),
+                "raise spec.freeze.maxFrozenSeconds, or freeze fewer Databases together",
+            ));
+        }
     }
 
     fn while_taking(&mut self, command: Command) -> Option<Finish> {
@@ -159,8 +188,10 @@ impl Taking {
         let (mut group, acquired) = group::acquire(&targets, prepared, max_frozen).await?;
         if targets.len() > 1 {
             // One may have waited for the slowest for longer than its server is patient.
+            let (now, end) = (Instant::now(), group.since() + max_frozen);
             let patience = targets.iter().map(|target| target.plan.server_ttl).min().unwrap_or(LONGEST_SERVER_TTL);
-            if let Err(fault) = group.heartbeat(patience, Instant::now() + patience).await {
+            let patience = patience.min(lease::server_ttl(lease::left(end, now)));
+            if let Err(fault) = group.heartbeat(patience, end.min(now + patience)).await {
                 let gone = group.release(Instant::now() + RELEASE).await;
                 return Err(std::iter::once(fault).chain(gone.faults).collect());
             }
