@@ -71,7 +71,9 @@ async fn a_member_that_holds_early_lets_go_when_the_group_cannot_come_about() {
 #[tokio::test(start_paused = true)]
 async fn a_member_that_holds_early_blocks_no_longer_than_a_freeze_may_last() {
     const LONGEST: Duration = Duration::from_secs(6);
-    const QUICK: &[(u64, Option<(Step, Strike)>, u64, Phase)] = &[
+    /// Milliseconds that the slow one takes; what strikes the quick one; milliseconds of each write; how it ends.
+    type Case = (u64, Option<(Step, Strike)>, u64, Phase);
+    const CASES: &[Case] = &[
         (4_000, None, 0, Phase::Expired),
         (9_000, None, 0, Phase::Failed),
         // Its server is silent when it is looked at last.
@@ -81,7 +83,7 @@ async fn a_member_that_holds_early_blocks_no_longer_than_a_freeze_may_last() {
         // A heartbeat is slow, and the other one late.
         (5_500, Some((Step::Heartbeat, Strike::Slow(Duration::from_secs(3)))), 0, Phase::Expired),
     ];
-    for (at, (slow_for, strike, write, phase)) in QUICK.iter().enumerate() {
+    for (at, (slow_for, strike, write, phase)) in CASES.iter().enumerate() {
         let (freezer, book) = freezer();
         let (quick, slow, targets) = pair(Level::WriteBlocked);
         slow.arm(Step::Acquire, Strike::Slow(Duration::from_millis(*slow_for)));
