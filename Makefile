@@ -48,6 +48,10 @@ bench: setup ## The numbers, each beside its yardstick in one run
 	$(CARGO) build --release --locked -p apiserver -p cli -p tests --bins
 	$(RELEASE)/bench
 
+.PHONY: manifests
+manifests: ## Write what is applied to a cluster (deploy/) from the code that it belongs to
+	$(CARGO) run --locked -p deploy --bin manifests -- deploy
+
 .PHONY: clean
 clean: ## Remove target/ and the cache
 	rm -rf target $(STILLPOINT_CACHE)

@@ -15,6 +15,7 @@ use crate::{Copy, Engine, Level, Phase, Role};
     group = "stillpoint.dev",
     version = "v1alpha1",
     kind = "Database",
+    doc = "A database service that Stillpoint can hold still.",
     plural = "databases",
     singular = "database",
     shortname = "spdb",

@@ -15,6 +15,7 @@ use crate::{Copy, Desired, Engine, Level, Phase, Position};
     group = "stillpoint.dev",
     version = "v1alpha1",
     kind = "Freeze",
+    doc = "A still point held on one member of each of one or several Databases.",
     plural = "freezes",
     singular = "freeze",
     shortname = "spfz",
@@ -51,6 +52,7 @@ pub struct FreezeSpec {
 #[serde(rename_all = "camelCase")]
 pub struct FreezeTarget {
     /// A Database of the same namespace.
+    #[schemars(length(min = 1, max = 253))]
     pub database: String,
     /// The member, when the Database has several.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -71,6 +73,12 @@ pub struct FreezeStatus {
     /// What marks its sessions inside the servers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
+    /// What it holds, as people read it: `orders,billing`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub databases: Option<String>,
+    /// Whether it is proved that the hold lasted, at every target; absent while nobody has looked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub proved: Option<bool>,
     /// The level in force.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub level: Option<Level>,

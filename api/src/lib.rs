@@ -10,6 +10,7 @@
 //! ```
 
 pub mod conditions;
+pub mod crds;
 mod database;
 mod freeze;
 mod live;

@@ -93,6 +93,9 @@ pub(super) fn prove(status: &mut FreezeStatus, proofs: Vec<Proof>) {
     for (target, proof) in status.targets.iter_mut().zip(proofs) {
         target.proof = Some(proof);
     }
+    let held: Vec<bool> =
+        status.targets.iter().filter_map(|target| target.proof.as_ref()).map(|proof| proof.held).collect();
+    status.proved = (!held.is_empty()).then(|| held.len() == status.targets.len() && held.iter().all(|held| *held));
 }
 
 /// Keeps what a restore needs; what `stop` gave is not overwritten by an empty hand at release.

@@ -104,6 +104,9 @@ impl Task {
             phase: Phase::Preparing,
             freezer: Some(inner.identity.clone()),
             epoch: Some(inner.epoch),
+            databases: Some(
+                request.targets.iter().map(|target| target.database.as_str()).collect::<Vec<_>>().join(","),
+            ),
             level: Some(request.level),
             claims: claims.show(made.instant, now),
             targets: request.targets.iter().map(blank).collect(),

@@ -1,0 +1,193 @@
+//! The stored kinds as CustomResourceDefinitions: what the Rust types say, the columns of `kubectl get`, the fields that may be
+//! selected by, and the few rules that a schema cannot say (one of two, never changed), in CEL.
+//!
+//! [`crate::validate`] is the whole truth; the rules here are those of its causes that must hold also where nobody of ours
+//! looks. One table of cases holds both to it.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    CustomResourceColumnDefinition, CustomResourceDefinition, JSONSchemaProps, SelectableField, ValidationRule,
+};
+use kube::CustomResourceExt;
+
+use crate::{Database, Freeze};
+
+/// A CEL rule at a place in the schema.
+struct Rule {
+    /// The properties that lead there, from the object's root.
+    at: &'static [&'static str],
+    rule: &'static str,
+    message: &'static str,
+}
+
+/// A column: its name, its JSONPath, and whether it is shown only with `-o wide`.
+struct Column {
+    name: &'static str,
+    path: &'static str,
+    kind: &'static str,
+    description: &'static str,
+    wide: bool,
+}
+
+/// The annotation by which a server knows the CRDs that it was built with.
+pub const ANNOTATION_SCHEMA: &str = "stillpoint.dev/schema";
+/// Raised with every change of a stored kind that an older server's or an older CRD's side would lose something by.
+pub const SCHEMA: u32 = 1;
+
+/// All of them, in the order of their names.
+pub fn all() -> Vec<CustomResourceDefinition> {
+    vec![
+        complete(Database::crd(), DATABASE_COLUMNS, &[".spec.engine"], DATABASE_RULES),
+        complete(Freeze::crd(), FREEZE_COLUMNS, &[".status.phase"], FREEZE_RULES),
+    ]
+}
+
+/// The schema version that a CRD of the cluster carries; 0 when it carries none.
+pub fn schema_of(crd: &CustomResourceDefinition) -> u32 {
+    let annotation = crd.metadata.annotations.as_ref().and_then(|all| all.get(ANNOTATION_SCHEMA));
+    annotation.and_then(|version| version.parse().ok()).unwrap_or(0)
+}
+
+const DATABASE_RULES: &[Rule] = &[
+    Rule {
+        at: &["spec"],
+        rule: "self.engine == oldSelf.engine",
+        message: "engine is for good; make another Database for another engine",
+    },
+    Rule {
+        at: &["spec", "endpoint"],
+        rule: "has(self.host) != has(self.socket)",
+        message: "give a host or a socket, and not both",
+    },
+];
+
+const FREEZE_RULES: &[Rule] = &[
+    Rule {
+        at: &["spec"],
+        rule: "self.targets == oldSelf.targets && self.copy == oldSelf.copy \
+               && has(self.level) == has(oldSelf.level) && (!has(self.level) || self.level == oldSelf.level) \
+               && has(self.ttlSeconds) == has(oldSelf.ttlSeconds) \
+               && (!has(self.ttlSeconds) || self.ttlSeconds == oldSelf.ttlSeconds) \
+               && has(self.reason) == has(oldSelf.reason) && (!has(self.reason) || self.reason == oldSelf.reason)",
+        message: "only desired may change; make another Freeze for anything else",
+    },
+    Rule {
+        at: &["spec"],
+        rule: "oldSelf.desired == 'Frozen' || self.desired == 'Thawed'",
+        message: "a freeze that was thawed is never taken again; make another Freeze",
+    },
+    Rule {
+        at: &["spec"],
+        rule: "self.targets.all(one, self.targets.exists_one(other, other.database == one.database))",
+        message: "a Database is named twice",
+    },
+];
+
+const DATABASE_COLUMNS: &[Column] = &[
+    shown("Engine", ".spec.engine", "The kind of server."),
+    shown("Ready", ".status.conditions[?(@.type==\"Ready\")].status", "Whether a freeze at its level would be tried."),
+    shown("Reason", ".status.conditions[?(@.type==\"Ready\")].reason", "Why it is not ready."),
+    shown("Level", ".spec.freeze.level", "What its freezes promise unless told otherwise."),
+    shown("Last-Freeze", ".status.lastFreeze.phase", "How its newest freeze ended."),
+    AGE,
+    wide("Endpoint", ".spec.endpoint.host", "Where the server listens."),
+    wide("Version", ".status.members[0].version", "The server's version."),
+];
+
+const FREEZE_COLUMNS: &[Column] = &[
+    shown("Databases", ".status.databases", "What it holds."),
+    shown("Phase", ".status.phase", "Where it stands."),
+    shown("Level", ".status.level", "What it promises."),
+    Column { kind: "boolean", ..shown("Proved", ".status.proved", "Whether it is proved that the hold lasted.") },
+    Column { kind: "integer", ..shown("Held-ms", ".status.frozenMilliseconds", "How long it held, in milliseconds.") },
+    AGE,
+    wide("Message", ".status.message", "How it ended, and what to do."),
+];
+
+const AGE: Column =
+    Column { name: "Age", path: ".metadata.creationTimestamp", kind: "date", description: "Since when.", wide: false };
+
+const fn shown(name: &'static str, path: &'static str, description: &'static str) -> Column {
+    Column { name, path, kind: "string", description, wide: false }
+}
+
+const fn wide(name: &'static str, path: &'static str, description: &'static str) -> Column {
+    Column { name, path, kind: "string", description, wide: true }
+}
+
+fn complete(
+    mut crd: CustomResourceDefinition,
+    columns: &[Column],
+    selectable: &[&str],
+    rules: &[Rule],
+) -> CustomResourceDefinition {
+    crd.metadata.annotations.get_or_insert_default().insert(ANNOTATION_SCHEMA.to_owned(), SCHEMA.to_string());
+    for version in &mut crd.spec.versions {
+        version.additional_printer_columns = Some(columns.iter().map(Column::definition).collect());
+        let field = |path: &&str| SelectableField { json_path: (*path).to_owned() };
+        version.selectable_fields = Some(selectable.iter().map(field).collect());
+        let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
+        if let Some(schema) = schema {
+            // A rule whose place is not there would be missing, which the tests notice: they look for each.
+            rules.iter().for_each(|rule| rule.add_to(schema));
+        }
+    }
+    crd
+}
+
+impl Rule {
+    fn add_to(&self, schema: &mut JSONSchemaProps) {
+        let place = self.at.iter().try_fold(schema, |schema, name| schema.properties.as_mut()?.get_mut(*name));
+        if let Some(place) = place {
+            let rule = ValidationRule {
+                rule: self.rule.to_owned(),
+                message: Some(self.message.to_owned()),
+                ..ValidationRule::default()
+            };
+            place.x_kubernetes_validations.get_or_insert_default().push(rule);
+        }
+    }
+}
+
+impl Column {
+    fn definition(&self) -> CustomResourceColumnDefinition {
+        CustomResourceColumnDefinition {
+            name: self.name.to_owned(),
+            type_: self.kind.to_owned(),
+            json_path: self.path.to_owned(),
+            description: Some(self.description.to_owned()),
+            priority: self.wide.then_some(1),
+            format: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+
+    #[test]
+    fn every_rule_is_in_its_place_and_every_column_leads_to_a_property() {
+        for (crd, rules, columns) in
+            [(&all()[0], DATABASE_RULES, DATABASE_COLUMNS), (&all()[1], FREEZE_RULES, FREEZE_COLUMNS)]
+        {
+            let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap()["openAPIV3Schema"].take();
+            let text = schema.to_string();
+            let property =
+                |path: &[&str]| path.iter().fold(&schema, |schema, name| &schema["properties"][name]).clone();
+            for rule in rules {
+                let there = &property(rule.at)["x-kubernetes-validations"];
+                assert!(there.as_array().unwrap().iter().any(|found| found["rule"] == rule.rule), "{}", rule.rule);
+            }
+            for column in
+                columns.iter().filter(|column| !column.path.contains('[') && !column.path.contains("metadata"))
+            {
+                let path: Vec<&str> = column.path.trim_start_matches('.').split('.').collect();
+                assert_ne!(property(&path), Value::Null, "{}", column.path);
+            }
+            assert!(text.len() < 256 * 1024, "kubectl apply keeps the whole in an annotation of at most 256 KiB");
+            assert_eq!(schema_of(crd), SCHEMA);
+        }
+    }
+}

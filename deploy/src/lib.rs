@@ -1,0 +1,84 @@
+//! What an operator applies, as files, generated from the code that they belong to. The files are in the repository, so that
+//! nobody needs Rust to install; a test says when they are not what the code says.
+
+use std::{fs, io, path::Path};
+
+use anyhow::Context;
+use serde::Serialize;
+
+/// One file, by its path below `deploy/`.
+#[derive(Debug)]
+pub struct Manifest {
+    pub path: String,
+    pub text: String,
+}
+
+/// The first line of each.
+const GENERATED: &str = "# Generated from the Rust types by `make manifests`; do not edit.\n";
+
+/// All that is generated.
+pub fn manifests() -> anyhow::Result<Vec<Manifest>> {
+    api::crds::all()
+        .iter()
+        .map(|crd| Ok(Manifest { path: format!("crds/{}.yaml", crd.spec.names.plural), text: yaml(crd)? }))
+        .collect()
+}
+
+/// Writes all of them below `directory`.
+pub fn write(directory: &Path) -> anyhow::Result<()> {
+    for manifest in manifests()? {
+        let path = directory.join(&manifest.path);
+        let written = path.parent().map_or(Ok(()), fs::create_dir_all).and_then(|()| fs::write(&path, &manifest.text));
+        written.with_context(|| path.display().to_string())?;
+    }
+    Ok(())
+}
+
+/// Those that are not in `directory` as the code says them.
+pub fn stale(directory: &Path) -> anyhow::Result<Vec<String>> {
+    let is_stale = |manifest: &Manifest| match fs::read_to_string(directory.join(&manifest.path)) {
+        Ok(text) => Ok(text != manifest.text),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(error),
+    };
+    let mut stale = Vec::new();
+    for manifest in manifests()? {
+        if is_stale(&manifest).with_context(|| manifest.path.clone())? {
+            stale.push(manifest.path);
+        }
+    }
+    Ok(stale)
+}
+
+fn yaml(object: &impl Serialize) -> anyhow::Result<String> {
+    Ok(format!("{GENERATED}{}", serde_saphyr::to_string(object)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_in_the_repository_is_what_the_code_says() {
+        let stale = stale(Path::new(env!("CARGO_MANIFEST_DIR"))).unwrap();
+        assert_eq!(stale, [""; 0], "run `make manifests`, and look at the difference");
+    }
+
+    #[test]
+    fn a_file_that_somebody_edited_or_removed_is_noticed() {
+        let directory = tempfile::tempdir().unwrap();
+        write(directory.path()).unwrap();
+        assert_eq!(stale(directory.path()).unwrap(), [""; 0]);
+        fs::write(directory.path().join("crds/databases.yaml"), "edited").unwrap();
+        fs::remove_file(directory.path().join("crds/freezes.yaml")).unwrap();
+        assert_eq!(stale(directory.path()).unwrap(), ["crds/databases.yaml", "crds/freezes.yaml"]);
+    }
+
+    #[test]
+    fn a_manifest_reads_back_as_what_it_was_written_from() {
+        for (manifest, crd) in manifests().unwrap().iter().zip(api::crds::all()) {
+            let read = serde_saphyr::from_str(&manifest.text).unwrap();
+            assert_eq!(crd, read, "{}", manifest.path);
+        }
+    }
+}
