@@ -15,7 +15,7 @@ use crate::{Database, Freeze};
 struct Rule {
     /// The properties that lead there, from the object's root.
     at: &'static [&'static str],
-    rule: &'static str,
+    cel: &'static str,
     message: &'static str,
 }
 
@@ -50,12 +50,12 @@ pub fn schema_of(crd: &CustomResourceDefinition) -> u32 {
 const DATABASE_RULES: &[Rule] = &[
     Rule {
         at: &["spec"],
-        rule: "self.engine == oldSelf.engine",
+        cel: "self.engine == oldSelf.engine",
         message: "engine is for good; make another Database for another engine",
     },
     Rule {
         at: &["spec", "endpoint"],
-        rule: "has(self.host) != has(self.socket)",
+        cel: "has(self.host) != has(self.socket)",
         message: "give a host or a socket, and not both",
     },
 ];
@@ -63,7 +63,7 @@ const DATABASE_RULES: &[Rule] = &[
 const FREEZE_RULES: &[Rule] = &[
     Rule {
         at: &["spec"],
-        rule: "self.targets == oldSelf.targets && self.copy == oldSelf.copy \
+        cel: "self.targets == oldSelf.targets && self.copy == oldSelf.copy \
                && has(self.level) == has(oldSelf.level) && (!has(self.level) || self.level == oldSelf.level) \
                && has(self.ttlSeconds) == has(oldSelf.ttlSeconds) \
                && (!has(self.ttlSeconds) || self.ttlSeconds == oldSelf.ttlSeconds) \
@@ -72,12 +72,12 @@ const FREEZE_RULES: &[Rule] = &[
     },
     Rule {
         at: &["spec"],
-        rule: "oldSelf.desired == 'Frozen' || self.desired == 'Thawed'",
+        cel: "oldSelf.desired == 'Frozen' || self.desired == 'Thawed'",
         message: "a freeze that was thawed is never taken again; make another Freeze",
     },
     Rule {
         at: &["spec"],
-        rule: "self.targets.all(one, self.targets.exists_one(other, other.database == one.database))",
+        cel: "self.targets.all(one, self.targets.exists_one(other, other.database == one.database))",
         message: "a Database is named twice",
     },
 ];
@@ -128,7 +128,9 @@ fn complete(
         let schema = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut());
         if let Some(schema) = schema {
             // A rule whose place is not there would be missing, which the tests notice: they look for each.
-            rules.iter().for_each(|rule| rule.add_to(schema));
+            for rule in rules {
+                rule.add_to(schema);
+            }
         }
     }
     crd
@@ -139,7 +141,7 @@ impl Rule {
         let place = self.at.iter().try_fold(schema, |schema, name| schema.properties.as_mut()?.get_mut(*name));
         if let Some(place) = place {
             let rule = ValidationRule {
-                rule: self.rule.to_owned(),
+                rule: self.cel.to_owned(),
                 message: Some(self.message.to_owned()),
                 ..ValidationRule::default()
             };
@@ -178,7 +180,7 @@ mod tests {
                 |path: &[&str]| path.iter().fold(&schema, |schema, name| &schema["properties"][name]).clone();
             for rule in rules {
                 let there = &property(rule.at)["x-kubernetes-validations"];
-                assert!(there.as_array().unwrap().iter().any(|found| found["rule"] == rule.rule), "{}", rule.rule);
+                assert!(there.as_array().unwrap().iter().any(|found| found["rule"] == rule.cel), "{}", rule.cel);
             }
             for column in
                 columns.iter().filter(|column| !column.path.contains('[') && !column.path.contains("metadata"))
