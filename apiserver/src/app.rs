@@ -38,7 +38,7 @@ use crate::{
 /// Everything that a request may need. One per server.
 #[derive(Debug)]
 pub struct App {
-    pub authenticator: Authenticator,
+    pub authenticator: Arc<dyn Authenticator>,
     pub authorizer: Arc<dyn Authorizer>,
     pub objects: Objects,
     pub metrics: Arc<Metrics>,
@@ -61,7 +61,7 @@ impl App {
         let began = Instant::now();
         let id = request.headers().get("audit-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
         let id = id.filter(|id| id.len() <= 64).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
-        let (parts, body) = request.into_parts();
+        let (mut parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query());
         let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
         let label = label(asked.as_ref().ok());
@@ -74,7 +74,7 @@ impl App {
             .is_some_and(|value| value.as_bytes().windows(4).any(|w| w == b"gzip"));
         let gzip = accepts && !peer.address.ip().is_loopback();
         let work = async {
-            let answer = timeout(deadline, self.answer(asked, &parts, query, body, &peer)).await;
+            let answer = timeout(deadline, self.answer(asked, &mut parts, query, body, &peer)).await;
             let late = || format!("the request did not finish within {} s", deadline.as_secs());
             answer.unwrap_or_else(|_| Err(ApiError::timeout(late())))
         };
@@ -91,7 +91,7 @@ impl App {
     async fn answer(
         &self,
         asked: Result<Target, ApiError>,
-        parts: &http::request::Parts,
+        parts: &mut http::request::Parts,
         query: Query,
         body: Incoming,
         peer: &Peer,
@@ -101,8 +101,8 @@ impl App {
         if let Target::Health(path) = target {
             return Ok(self.health(path));
         }
-        let user = self.authenticator.authenticate(peer, &parts.headers, now)?;
-        let target = authorize(self.authorizer.as_ref(), &user, target)?.into_inner();
+        let user = self.authenticator.authenticate(peer, &mut parts.headers, now).await?;
+        let target = authorize(self.authorizer.as_ref(), &user, target, &parts.method, &query).await?.into_inner();
         let accept = parts.headers.get(header::ACCEPT).and_then(|accept| accept.to_str().ok());
         let form = match &target {
             // Their own types, checked where they are served.
@@ -124,13 +124,24 @@ impl App {
         }
     }
 
-    /// Readiness ends at once when shutdown begins; liveness does not.
+    /// Readiness ends at once when shutdown begins, and begins when it is known whom to trust; liveness is neither's affair.
     fn health(&self, path: &str) -> Answer {
-        let stopping = self.stopping.is_cancelled() && path == "readyz";
-        let (code, text) = if stopping {
-            (StatusCode::INTERNAL_SERVER_ERROR, "[-]shutdown failed: reason withheld\nreadyz check failed\n")
+        let failed = if path != "readyz" {
+            None
+        } else if self.stopping.is_cancelled() {
+            Some("shutdown")
+        } else if let Err(why) = self.authenticator.ready() {
+            debug!(why, "not ready: nobody can be authenticated yet");
+            Some("authentication")
         } else {
-            (StatusCode::OK, "ok")
+            None
+        };
+        let (code, text) = match failed {
+            Some(check) => (
+                StatusCode::INTERNAL_SERVER_ERROR,
+                format!("[-]{check} failed: reason withheld\nreadyz check failed\n"),
+            ),
+            None => (StatusCode::OK, "ok".to_owned()),
         };
         text_answer(code, "text/plain; charset=utf-8", text)
     }

@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     app::App,
-    auth::{Authenticator, Roles},
+    auth::standalone::{Known, Roles},
     controllers,
     data_dir::{DataDir, LEAF_LIFE},
     directory::Directory,
@@ -148,7 +148,7 @@ impl Server {
         };
         recovery::recover(&registry, &freezer);
         let app = Arc::new(App {
-            authenticator: Authenticator::new(authority.certificate().into(), tokens),
+            authenticator: Arc::new(Known::new(authority.certificate().into(), tokens)),
             authorizer: authorizer.clone(),
             objects: Objects { registry, verbs: verbs.clone(), authorizer },
             metrics,

@@ -10,7 +10,7 @@ use crate::{
     error::ApiError,
     negotiate::Form,
     query::Selection,
-    registry::Write,
+    registry::{Admit, Write},
     resources::Resource,
     table::{self, Include},
     target::ResourceTarget,
@@ -25,7 +25,7 @@ pub(crate) struct Asked<'a> {
     pub(crate) now: Timestamp,
 }
 
-impl<'a> Asked<'a> {
+impl Asked<'_> {
     pub(crate) fn selection(&self) -> Result<Selection, ApiError> {
         let selection = self.parts.query.selection()?;
         let known: Vec<&str> =
@@ -56,10 +56,7 @@ impl<'a> Asked<'a> {
         self.parts.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok())
     }
 
-    pub(crate) fn write(
-        &self,
-        admit: &'a (dyn Fn(&Value) -> Result<(), ApiError> + Send + Sync),
-    ) -> Result<Write<'a>, ApiError> {
+    pub(crate) fn write<'w>(&self, admit: &'w dyn Admit) -> Result<Write<'w>, ApiError> {
         Ok(Write { dry_run: self.parts.query.dry_run()?, validation: self.parts.query.field_validation()?, admit })
     }
 

@@ -1,157 +1,156 @@
-//! Who asks, and whether they may. Standalone: client certificates of our own authority and tokens from a file; three
-//! roles as groups. Authorization yields a value that only this file can make: what follows cannot forget to ask.
+//! Who asks, and whether they may. Two seams, [`Authenticator`] and [`Authorizer`]: [`standalone`] answers by itself,
+//! [`delegated`] asks the kube-apiserver. Authorization yields a value that only this file can make: what follows cannot
+//! forget to ask.
 
-use std::{collections::HashMap, sync::Arc};
+pub mod standalone;
 
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
 use certs::Peer;
-use http::{HeaderMap, header::AUTHORIZATION};
+use http::{HeaderMap, HeaderName, Method, header::AUTHORIZATION};
 use jiff::Timestamp;
-use sha2::{Digest, Sha256};
 
 use crate::{
     error::{About, ApiError},
+    query::{Query, Selection},
     target::{ResourceTarget, Target, Verb},
 };
 
 /// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     pub name: String,
+    /// Of the user, where whoever knows the user gives one.
+    pub uid: Option<String>,
     pub groups: Vec<String>,
+    /// What else is known, for whoever authorizes.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
-/// A target that its user may reach. Only [`Authorizer::authorize`] makes one.
+/// A target that its user may reach. Only [`authorize`] makes one.
 #[derive(Debug)]
 pub struct Permitted<T>(T);
 
-/// What a role may do. Ordered: each may what the one before may.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Role {
-    Viewer,
-    Freezer,
-    Admin,
-}
+/// Knows who asks.
+#[async_trait]
+pub trait Authenticator: std::fmt::Debug + Send + Sync {
+    /// The user, or 401. Credentials, and all else that speaks of who asks, are taken out of `headers`: what follows has
+    /// the user and no secret.
+    async fn authenticate(&self, peer: &Peer, headers: &mut HeaderMap, now: Timestamp) -> Result<User, ApiError>;
 
-/// Who is known, and who may what.
-#[derive(Debug)]
-pub struct Authenticator {
-    /// SHA-256 of the token: a lookup tells nothing of how much of a guess was right.
-    tokens: HashMap<[u8; 32], User>,
-    /// PEM of the authority that signs clients.
-    authority: Arc<str>,
+    /// Whether it knows whom to trust already; while it does not, why.
+    fn ready(&self) -> Result<(), String>;
 }
 
 /// Decides whether a user may do something.
+#[async_trait]
 pub trait Authorizer: std::fmt::Debug + Send + Sync {
-    /// Whether `user` may use `verb` on a resource, or why not.
-    fn allowed(&self, user: &User, target: &ResourceTarget) -> Result<(), String>;
+    /// Whether `user` may do what `question` asks for, or why not.
+    async fn allowed(&self, user: &User, question: Question<'_>) -> Result<(), Refusal>;
 }
 
-/// The roles of a standalone server, by group.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Roles;
-
-impl Role {
-    pub const ALL: &[Self] = &[Self::Viewer, Self::Freezer, Self::Admin];
-
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Viewer => "viewer",
-            Self::Freezer => "freezer",
-            Self::Admin => "admin",
-        }
-    }
-
-    pub fn group(self) -> String {
-        format!("stillpoint:{}", self.word())
-    }
+/// What somebody wants to do, in RBAC's terms.
+#[derive(Clone, Copy, Debug)]
+pub enum Question<'a> {
+    Resource {
+        target: &'a ResourceTarget,
+        /// What a list, a watch or a deletion of many is limited to.
+        selection: Option<&'a Selection>,
+    },
+    /// What is no resource: `nonResourceURLs`.
+    Path { path: &'a str, verb: &'a str },
 }
 
-impl Authenticator {
-    pub fn new(authority: Arc<str>, tokens: impl IntoIterator<Item = (String, User)>) -> Self {
-        let tokens = tokens.into_iter().map(|(token, user)| (digest(&token), user)).collect();
-        Self { tokens, authority }
-    }
+/// Why a question was not answered with yes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// No, and why; the user is told.
+    Denied(String),
+    /// Nobody could say. Neither yes nor no: the user is told that, the log why.
+    Unanswered(String),
+}
 
-    /// The user, or 401. A bad token is not saved by a good certificate.
-    pub fn authenticate(&self, peer: &Peer, headers: &HeaderMap, now: Timestamp) -> Result<User, ApiError> {
-        if headers.keys().any(|name| name.as_str().starts_with("impersonate-")) {
-            return Err(ApiError::unauthorized("impersonation is not served"));
-        }
-        if let Some(header) = headers.get(AUTHORIZATION) {
-            let token = header.to_str().ok().and_then(|text| text.strip_prefix("Bearer "));
-            let user = token.and_then(|token| self.tokens.get(&digest(token.trim())));
-            return user.cloned().map(User::authenticated).ok_or_else(|| ApiError::unauthorized("unknown token"));
-        }
-        if peer.certificates.is_empty() {
-            return Err(ApiError::unauthorized("neither token nor client certificate"));
-        }
-        certs::verify_client(&peer.certificates, &self.authority, now)
-            .map(|identity| User { name: identity.name, groups: identity.groups }.authenticated())
-            .map_err(|error| ApiError::unauthorized(error.to_string()))
+impl<'a> From<&'a ResourceTarget> for Question<'a> {
+    fn from(target: &'a ResourceTarget) -> Self {
+        Self::Resource { target, selection: None }
     }
 }
 
-impl User {
-    fn authenticated(mut self) -> Self {
-        self.groups.push("system:authenticated".to_owned());
-        self
+impl Question<'_> {
+    /// The one object that is asked for. A selection of one name is that name (apiserver `requestinfo.go`), so that a right
+    /// to one object is enough to watch it.
+    pub fn name(&self) -> &str {
+        let Self::Resource { target, selection } = self else { return "" };
+        let selected = || selection.and_then(|selection| selection.fields.exactly("metadata.name"));
+        let a_name = |name: &&str| !name.contains(['/', '%']) && *name != "." && *name != "..";
+        match &target.name {
+            Some(name) => name,
+            None if matches!(target.verb, Verb::List | Verb::Watch) => selected().filter(a_name).unwrap_or_default(),
+            None => "",
+        }
     }
-}
 
-impl Authorizer for Roles {
-    fn allowed(&self, user: &User, target: &ResourceTarget) -> Result<(), String> {
-        let role = Role::ALL.iter().rev().find(|role| user.groups.contains(&role.group()));
-        let Some(role) = role else {
-            return Err(
-                "the user is in none of the groups stillpoint:viewer, stillpoint:freezer, stillpoint:admin".into()
-            );
+    /// The 403 of a question that was denied, worded as upstream words it.
+    fn forbidden(&self, user: &User, why: &str) -> ApiError {
+        let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+        let target = match self {
+            Self::Path { path, verb } => {
+                let message = format!("forbidden: User {:?} cannot {verb} path {path:?}{why}", user.name);
+                return ApiError::forbidden_path(message);
+            }
+            Self::Resource { target, .. } => target,
         };
-        let needed = needed(target);
-        if *role >= needed { Ok(()) } else { Err(format!("this needs the role {}", needed.word())) }
+        let name = self.name();
+        let resource = match &target.subresource {
+            Some(subresource) => format!("{}/{subresource}", target.resource),
+            None => target.resource.clone(),
+        };
+        let scope = match &target.namespace {
+            Some(namespace) => format!("in the namespace {namespace:?}"),
+            None => "at the cluster scope".to_owned(),
+        };
+        let (group, plural) = (target.group.as_str(), target.resource.as_str());
+        let qualified = if group.is_empty() { plural.to_owned() } else { format!("{plural}.{group}") };
+        let named = if name.is_empty() { qualified } else { format!("{qualified} {name:?}") };
+        let (verb, user) = (target.verb.word(), &user.name);
+        let message = format!(
+            "{named} is forbidden: User {user:?} cannot {verb} resource {resource:?} in API group {group:?} {scope}{why}"
+        );
+        ApiError::forbidden(About { group, plural, name }, message)
     }
 }
 
-/// The least role for a target.
-fn needed(target: &ResourceTarget) -> Role {
-    let reads = matches!(target.verb, Verb::Get | Verb::List | Verb::Watch);
-    match (target.group.as_str(), target.resource.as_str(), target.subresource.as_deref()) {
-        ("", "secrets", _) => Role::Admin,
-        (api::LIVE_GROUP, "databases", Some("quiesce" | "unquiesce" | "renew")) => Role::Freezer,
-        _ if reads => Role::Viewer,
-        _ => Role::Admin,
-    }
+/// Asks; whatever is no yes is an error for the client.
+pub async fn ask(authorizer: &dyn Authorizer, user: &User, question: Question<'_>) -> Result<(), ApiError> {
+    authorizer.allowed(user, question).await.map_err(|refusal| match refusal {
+        Refusal::Denied(why) => question.forbidden(user, &why),
+        Refusal::Unanswered(why) => ApiError::internal(why),
+    })
 }
 
-/// Asks for a target; discovery, health and the like are open to everybody who is known.
-pub fn authorize(authorizer: &dyn Authorizer, user: &User, target: Target) -> Result<Permitted<Target>, ApiError> {
-    if let Target::Resource(resource) = &target {
-        authorizer.allowed(user, resource).map_err(|why| forbidden(user, resource, &why))?;
+/// Asks for what a request is for.
+pub async fn authorize(
+    authorizer: &dyn Authorizer,
+    user: &User,
+    target: Target,
+    method: &Method,
+    query: &Query,
+) -> Result<Permitted<Target>, ApiError> {
+    match &target {
+        Target::Resource(resource) => {
+            let many = matches!(resource.verb, Verb::List | Verb::Watch | Verb::DeleteCollection);
+            // One that cannot be read limits nothing; the request will be told so.
+            let selection = if many { query.selection().ok() } else { None };
+            let question = Question::Resource { target: resource, selection: selection.as_ref() };
+            ask(authorizer, user, question).await?;
+        }
+        other => {
+            let (path, verb) = (other.path(), method.as_str().to_ascii_lowercase());
+            ask(authorizer, user, Question::Path { path: &path, verb: &verb }).await?;
+        }
     }
     Ok(Permitted(target))
-}
-
-/// The 403 of a denied target, worded as upstream words it.
-pub fn forbidden(user: &User, target: &ResourceTarget, why: &str) -> ApiError {
-    let name = target.name.as_deref().unwrap_or_default();
-    let resource = match &target.subresource {
-        Some(subresource) => format!("{}/{subresource}", target.resource),
-        None => target.resource.clone(),
-    };
-    let scope = match &target.namespace {
-        Some(namespace) => format!("in the namespace {namespace:?}"),
-        None => "at the cluster scope".to_owned(),
-    };
-    let qualified =
-        if target.group.is_empty() { target.resource.clone() } else { format!("{}.{}", target.resource, target.group) };
-    let named = if name.is_empty() { qualified } else { format!("{qualified} {name:?}") };
-    let message = format!(
-        "{named} is forbidden: User {:?} cannot {} resource {resource:?} in API group {:?} {scope}: {why}",
-        user.name,
-        target.verb.word(),
-        target.group
-    );
-    ApiError::forbidden(About { group: &target.group, plural: &target.resource, name }, message)
 }
 
 impl<T> Permitted<T> {
@@ -160,48 +159,79 @@ impl<T> Permitted<T> {
     }
 }
 
-fn digest(token: &str) -> [u8; 32] {
-    Sha256::digest(token.as_bytes()).into()
+/// Takes out what speaks of who asks, by the names that Kubernetes uses.
+fn strip(headers: &mut HeaderMap) {
+    strip_where(headers, |name| name == AUTHORIZATION || name.as_str().starts_with("x-remote-") || impersonates(name));
+}
+
+fn strip_where(headers: &mut HeaderMap, speaks: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| speaks(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
+    }
+}
+
+fn impersonates(name: &HeaderName) -> bool {
+    name.as_str().starts_with("impersonate-")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn user(role: Role) -> User {
-        User { name: role.word().into(), groups: vec![role.group()] }
+    fn question(path: &str) -> Target {
+        crate::target::target(&Method::GET, path, false).unwrap()
     }
 
-    fn asks(verb: Verb, group: &str, resource: &str, subresource: Option<&str>) -> ResourceTarget {
-        ResourceTarget {
-            verb,
-            group: group.into(),
-            version: "v1alpha1".into(),
-            namespace: Some("shop".into()),
-            resource: resource.into(),
-            name: Some("orders".into()),
-            subresource: subresource.map(str::to_owned),
-        }
+    fn denied(target: &Target, query: &str) -> ApiError {
+        let bob = User { name: "bob".into(), ..User::default() };
+        let query = Query::parse(Some(query));
+        let selection = query.selection().unwrap();
+        let Target::Resource(target) = target else { panic!("{target:?} is no resource") };
+        Question::Resource { target, selection: Some(&selection) }.forbidden(&bob, "no RBAC policy matched")
     }
 
     #[test]
-    fn each_role_may_what_its_name_says_and_no_more() {
-        let table = [
-            (asks(Verb::Get, api::GROUP, "databases", None), Role::Viewer),
-            (asks(Verb::Watch, api::GROUP, "freezes", None), Role::Viewer),
-            (asks(Verb::Create, api::LIVE_GROUP, "databases", Some("quiesce")), Role::Freezer),
-            (asks(Verb::Create, api::LIVE_GROUP, "databases", Some("thaw")), Role::Admin),
-            (asks(Verb::Get, "", "secrets", None), Role::Admin),
-            (asks(Verb::List, "", "secrets", None), Role::Admin),
-            (asks(Verb::Create, api::GROUP, "databases", None), Role::Admin),
-            (asks(Verb::Delete, api::GROUP, "freezes", None), Role::Admin),
+    fn a_denial_reads_as_upstream_words_it() {
+        let one = question("/apis/live.stillpoint.dev/v1alpha1/namespaces/shop/databases/orders");
+        let all = question("/apis/live.stillpoint.dev/v1alpha1/databases");
+        let said = [
+            (
+                denied(&one, "").message,
+                "databases.live.stillpoint.dev \"orders\" is forbidden: User \"bob\" cannot get resource \
+              \"databases\" in API group \"live.stillpoint.dev\" in the namespace \"shop\": no RBAC policy matched",
+            ),
+            (
+                denied(&all, "").message,
+                "databases.live.stillpoint.dev is forbidden: User \"bob\" cannot list resource \
+              \"databases\" in API group \"live.stillpoint.dev\" at the cluster scope: no RBAC policy matched",
+            ),
+            (denied(&all, "fieldSelector=metadata.name%3Dorders").details["name"].to_string(), "\"orders\""),
+            (denied(&all, "fieldSelector=metadata.name%3D%252e%252e").details["name"].to_string(), "\"\""),
+            (denied(&all, "fieldSelector=metadata.name!%3Dorders").details["name"].to_string(), "\"\""),
         ];
-        for (target, least) in table {
-            for role in Role::ALL {
-                assert_eq!(Roles.allowed(&user(*role), &target).is_ok(), *role >= least, "{role:?} {target:?}");
-            }
+        for (said, wanted) in said {
+            assert_eq!(said, wanted);
         }
-        let nobody = User { name: "nobody".into(), groups: vec!["system:masters".into()] };
-        assert!(Roles.allowed(&nobody, &asks(Verb::Get, api::GROUP, "databases", None)).is_err());
+        let bob = User { name: "bob".into(), ..User::default() };
+        let path = Question::Path { path: "/metrics", verb: "get" }.forbidden(&bob, "");
+        assert_eq!(
+            (path.code.as_u16(), path.message.as_str()),
+            (403, "forbidden: User \"bob\" cannot get path \"/metrics\"")
+        );
+    }
+
+    #[test]
+    fn what_speaks_of_who_asks_is_taken_out() {
+        let mut headers = HeaderMap::new();
+        let secret = ["authorization", "x-remote-user", "x-remote-extra-scopes", "impersonate-user"];
+        for name in secret.into_iter().chain(["accept", "x-remotely"]) {
+            headers.append(HeaderName::from_static(name), "one".parse().unwrap());
+            headers.append(HeaderName::from_static(name), "two".parse().unwrap());
+        }
+        strip(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["accept", "x-remotely"]);
     }
 }

@@ -16,7 +16,7 @@ use rand::RngCore;
 use serde_json::json;
 use thiserror::Error;
 
-use crate::auth::{Role, User};
+use crate::auth::{User, standalone::Role};
 
 /// An open data directory; nobody else has it.
 #[derive(Debug)]
@@ -93,7 +93,8 @@ impl DataDir {
                     }
                     Err(source) => return Err(DataDirError::File { path, source }),
                 };
-                let user = User { name: format!("stillpoint:{}", role.word()), groups: vec![role.group()] };
+                let user =
+                    User { name: format!("stillpoint:{}", role.word()), groups: vec![role.group()], ..User::default() };
                 Ok((token, user))
             })
             .collect()

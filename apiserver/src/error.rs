@@ -38,6 +38,11 @@ impl ApiError {
         Self::new(StatusCode::FORBIDDEN, "Forbidden", message).about(about)
     }
 
+    /// Of what is no resource; there is nothing to say of it beside its path.
+    pub fn forbidden_path(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::FORBIDDEN, "Forbidden", message)
+    }
+
     pub fn not_found(about: About<'_>) -> Self {
         let message = format!("{} {:?} not found", qualified(about), about.name);
         Self::new(StatusCode::NOT_FOUND, "NotFound", message).about(about)

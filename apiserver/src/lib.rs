@@ -7,11 +7,12 @@
 //! ```
 //! ARCHITECTURE.md walks through a request.
 
+mod admission;
 mod answer;
 mod app;
 mod args;
 mod asked;
-mod auth;
+pub mod auth;
 mod body;
 mod controllers;
 mod data_dir;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use api::{Database, FreezeSpec};
+use api::Database;
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
 use http::StatusCode;
@@ -11,9 +11,10 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    admission::Author,
     answer::{Answer, Parts, coded, json_answer},
     asked::Asked,
-    auth::{Authorizer, User, forbidden},
+    auth::{Authorizer, User},
     body::{self, Body},
     controllers,
     error::ApiError,
@@ -21,7 +22,7 @@ use crate::{
     negotiate::Form,
     patch::Patch,
     registry::{DeleteOptions, Deleted, Page, Registry, value},
-    resources::{self, DATABASES, FREEZES, NAMESPACES, Resource, SECRETS, Storage},
+    resources::{self, DATABASES, FREEZES, NAMESPACES, Resource, Storage},
     store::{Key, Stored},
     table,
     target::{ResourceTarget, Verb},
@@ -177,8 +178,8 @@ impl Objects {
         if asked.resource.kind == FREEZES.kind {
             declare(&mut body, asked.user);
         }
-        let admit = |object: &Value| self.admit(asked, object);
-        let write = asked.write(&admit)?;
+        let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked };
+        let write = asked.write(&author)?;
         let namespace = asked.target.namespace.as_deref();
         let written = self.registry.create(asked.resource, namespace, body, write, asked.now).await?;
         asked.written(&written.object, StatusCode::CREATED, written.warnings)
@@ -186,8 +187,8 @@ impl Objects {
 
     async fn update(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         let body = body::decode(asked.content_type(), bytes)?;
-        let admit = |object: &Value| self.admit(asked, object);
-        let write = asked.write(&admit)?;
+        let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked };
+        let write = asked.write(&author)?;
         let namespace = asked.target.namespace.as_deref();
         let written =
             self.registry.update(asked.resource, namespace, asked.name(), asked.status(), body, write).await?;
@@ -197,8 +198,8 @@ impl Objects {
     async fn patch(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         let strategic = asked.resource.strategy().is_some_and(|strategy| strategy.strategic_as_merge);
         let patch = Patch::decode(asked.content_type(), bytes, strategic)?;
-        let admit = |object: &Value| self.admit(asked, object);
-        let write = asked.write(&admit)?;
+        let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked };
+        let write = asked.write(&author)?;
         let namespace = asked.target.namespace.as_deref();
         let written =
             self.registry.patch(asked.resource, namespace, asked.name(), asked.status(), &patch, write).await?;
@@ -243,36 +244,6 @@ impl Objects {
             bytes: concatenate(asked.resource, &page, &list),
             warnings: Vec::new(),
         })
-    }
-
-    /// What a cluster asks by policy, asked here: whoever names a Secret must be allowed to read it; whoever declares a
-    /// Freeze must be allowed to quiesce what it holds.
-    fn admit(&self, asked: &Asked<'_>, object: &Value) -> Result<(), ApiError> {
-        let namespace = asked.target.namespace.as_deref().unwrap_or_default();
-        if asked.resource.kind == DATABASES.kind
-            && let Ok(database) = serde_json::from_value::<Database>(object.clone())
-        {
-            for name in crate::targets::secret_names(&database) {
-                let target = ResourceTarget {
-                    verb: Verb::Get,
-                    group: String::new(),
-                    version: SECRETS.version.to_owned(),
-                    namespace: Some(namespace.to_owned()),
-                    resource: SECRETS.plural.to_owned(),
-                    name: Some(name.to_owned()),
-                    subresource: None,
-                };
-                self.authorizer.allowed(asked.user, &target).map_err(|why| forbidden(asked.user, &target, &why))?;
-            }
-        }
-        if asked.resource.kind == FREEZES.kind
-            && let Ok(spec) = serde_json::from_value::<FreezeSpec>(object["spec"].clone())
-        {
-            for target in &spec.targets {
-                self.verbs.may_quiesce(asked.user, namespace, &target.database)?;
-            }
-        }
-        Ok(())
     }
 }
 

@@ -20,7 +20,7 @@ pub enum FieldValidation {
 }
 
 /// How a list or a watch is limited.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Selection {
     pub labels: LabelSelector,
     pub fields: FieldSelector,

@@ -4,6 +4,7 @@
 use std::collections::BTreeSet;
 
 use api::validate::{Cause, CauseKind};
+use async_trait::async_trait;
 use futures::future::join_all;
 use jiff::Timestamp;
 use serde::{Serialize, de::DeserializeOwned};
@@ -31,7 +32,13 @@ pub struct Write<'a> {
     pub dry_run: bool,
     pub validation: FieldValidation,
     /// The last word before an object is stored: whether its author may have it so.
-    pub admit: &'a (dyn Fn(&Value) -> Result<(), ApiError> + Send + Sync),
+    pub admit: &'a dyn Admit,
+}
+
+/// Whether an author may have an object stored.
+#[async_trait]
+pub trait Admit: Send + Sync {
+    async fn admit(&self, object: &Value) -> Result<(), ApiError>;
 }
 
 /// An object that was written, and what its author should know.
@@ -168,7 +175,7 @@ impl Registry {
                 object["metadata"]["name"] = meta::generated(base).into();
             }
             let (object, warnings) = checked(resource, strategy, object, None, body.duplicates.clone(), write)?;
-            (write.admit)(&object)?;
+            write.admit.admit(&object).await?;
             let key = key(strategy, namespace, name_of(&object));
             if write.dry_run {
                 if self.store.get(&key).is_some() {
@@ -396,7 +403,7 @@ impl Registry {
             let (mut object, warnings) = checked(resource, strategy, object, Some(&old), duplicates.clone(), write)?;
             object["metadata"]["resourceVersion"] = old["metadata"]["resourceVersion"].clone();
             if !status {
-                (write.admit)(&object)?;
+                write.admit.admit(&object).await?;
             }
             if write.dry_run || object == old {
                 return Ok(Written { object, warnings });
@@ -437,7 +444,16 @@ impl Registry {
 }
 
 /// Writes of ours: nothing is asked, nothing is warned of.
-const SYSTEM: Write<'static> = Write { dry_run: false, validation: FieldValidation::Ignore, admit: &|_| Ok(()) };
+const SYSTEM: Write<'static> = Write { dry_run: false, validation: FieldValidation::Ignore, admit: &Ourselves };
+
+struct Ourselves;
+
+#[async_trait]
+impl Admit for Ourselves {
+    async fn admit(&self, _object: &Value) -> Result<(), ApiError> {
+        Ok(())
+    }
+}
 
 /// An object of ours as it is stored, status included.
 fn ours<T: Serialize>(resource: &Resource, namespace: Option<&str>, object: &T) -> Result<(Key, Value), ApiError> {

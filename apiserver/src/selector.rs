@@ -59,6 +59,12 @@ impl FieldSelector {
         self.0.is_empty()
     }
 
+    /// The value that `path` must have, if it must have one.
+    pub fn exactly(&self, path: &str) -> Option<&str> {
+        let exact = self.0.iter().find(|(found, equal, _)| *equal && found == path);
+        exact.map(|(.., value)| value.as_str())
+    }
+
     /// The first path that is not among `known`.
     pub fn unknown<'a>(&'a self, known: &[&str]) -> Option<&'a str> {
         self.0.iter().map(|(path, ..)| path.as_str()).find(|path| !known.contains(path))

@@ -51,6 +51,36 @@ pub enum Verb {
     DeleteCollection,
 }
 
+impl Target {
+    /// The path that what is no resource is found at, and permitted by; in one spelling, whatever the request's was. A resource
+    /// is permitted by what it is, and has none.
+    pub fn path(&self) -> String {
+        match self {
+            Self::Health(name) => format!("/{name}"),
+            Self::Metrics => "/metrics".to_owned(),
+            Self::Version => "/version".to_owned(),
+            Self::Discovery(Document::Root) => "/".to_owned(),
+            Self::Discovery(Document::CoreVersions) => "/api".to_owned(),
+            Self::Discovery(Document::Groups) => "/apis".to_owned(),
+            Self::Discovery(Document::Group(group)) => format!("/apis/{group}"),
+            Self::Discovery(Document::Resources { group, version }) => {
+                if group.is_empty() {
+                    format!("/api/{version}")
+                } else {
+                    format!("/apis/{group}/{version}")
+                }
+            }
+            Self::OpenApiV2 => "/openapi/v2".to_owned(),
+            Self::OpenApiV3(None) => "/openapi/v3".to_owned(),
+            Self::OpenApiV3(Some((group, version))) => {
+                let prefix = if group.is_empty() { "api".to_owned() } else { format!("apis/{group}") };
+                format!("/openapi/v3/{prefix}/{version}")
+            }
+            Self::Resource(_) => String::new(),
+        }
+    }
+}
+
 impl Verb {
     /// RBAC's word.
     pub fn word(self) -> &'static str {

@@ -17,7 +17,7 @@ use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
 
 use crate::{
-    auth::{Authorizer, User, forbidden},
+    auth::{self, Authorizer, User},
     body::Body,
     directory::Directory,
     error::ApiError,
@@ -114,12 +114,12 @@ impl Verbs {
         }
         let spec = &quiesce.spec;
         for other in &spec.with {
-            self.may_quiesce(call.user, call.namespace, other)?;
+            self.may_quiesce(call.user, call.namespace, other).await?;
         }
         let freeze =
             FreezeName { namespace: call.namespace.to_owned(), name: meta::generated(&format!("{}-", call.name)) };
         let claimant = claimant(&call, spec.uid.as_deref());
-        self.own_claim(&call, &claimant.uid)?;
+        self.own_claim(&call, &claimant.uid).await?;
         let (request, more) = self.request(freeze, &freeze_spec(call.name, spec), false, claimant)?;
         warnings.extend(more);
         let wait = spec.wait.unwrap_or(true);
@@ -178,7 +178,7 @@ impl Verbs {
         self.registry.get(&DATABASES, Some(call.namespace), call.name)?;
         let spec = &unquiesce.spec;
         let ended = if spec.force {
-            self.may(call.user, call.namespace, call.name, "thaw")?;
+            self.may(call.user, call.namespace, call.name, "thaw").await?;
             if call.dry_run {
                 None
             } else {
@@ -186,7 +186,7 @@ impl Verbs {
             }
         } else {
             let uid = claimant(&call, spec.uid.as_deref()).uid;
-            self.own_claim(&call, &uid)?;
+            self.own_claim(&call, &uid).await?;
             if call.dry_run { None } else { self.freezer.unquiesce(call.namespace, call.name, &uid, spec.stage).await }
         };
         let status = match ended {
@@ -229,7 +229,7 @@ impl Verbs {
         self.registry.get(&DATABASES, Some(call.namespace), call.name)?;
         let wanted = renew.spec.ttl_seconds;
         let uid = claimant(&call, renew.spec.uid.as_deref()).uid;
-        self.own_claim(&call, &uid)?;
+        self.own_claim(&call, &uid).await?;
         let ttl = wanted.map(|seconds| std::time::Duration::from_secs(u64::from(seconds)));
         if call.dry_run {
             return Err(ApiError::bad_request("renew has no dry run: nothing can be told of it but by doing it"));
@@ -252,20 +252,20 @@ impl Verbs {
     }
 
     /// A uid is no secret: a live claim is its user's, and for anybody else the right to thaw is asked.
-    fn own_claim(&self, call: &Call<'_>, uid: &str) -> Result<(), ApiError> {
+    async fn own_claim(&self, call: &Call<'_>, uid: &str) -> Result<(), ApiError> {
         let Some(view) = self.freezer.view(call.namespace, call.name) else { return Ok(()) };
         match view.claimants.get(uid).filter(|user| **user != call.user.name) {
             None => Ok(()),
-            Some(_) => self.may(call.user, call.namespace, call.name, "thaw"),
+            Some(_) => self.may(call.user, call.namespace, call.name, "thaw").await,
         }
     }
 
     /// Whether a user may quiesce a Database: the question behind `with[]` and behind a declared Freeze.
-    pub fn may_quiesce(&self, user: &User, namespace: &str, database: &str) -> Result<(), ApiError> {
-        self.may(user, namespace, database, "quiesce")
+    pub async fn may_quiesce(&self, user: &User, namespace: &str, database: &str) -> Result<(), ApiError> {
+        self.may(user, namespace, database, "quiesce").await
     }
 
-    fn may(&self, user: &User, namespace: &str, database: &str, subresource: &str) -> Result<(), ApiError> {
+    async fn may(&self, user: &User, namespace: &str, database: &str, subresource: &str) -> Result<(), ApiError> {
         let target = ResourceTarget {
             verb: Verb::Create,
             group: api::LIVE_GROUP.to_owned(),
@@ -275,7 +275,7 @@ impl Verbs {
             name: Some(database.to_owned()),
             subresource: Some(subresource.to_owned()),
         };
-        self.authorizer.allowed(user, &target).map_err(|why| forbidden(user, &target, &why))
+        auth::ask(self.authorizer.as_ref(), user, (&target).into()).await
     }
 }
 
