@@ -23,9 +23,10 @@ use crate::{
     controllers,
     data_dir::{DataDir, LEAF_LIFE},
     directory::Directory,
-    journal::{RegistryJournal, Told},
+    journal::{RecordsJournal, Told},
     metrics::Metrics,
     objects::Objects,
+    records::Records,
     recovery,
     registry::Registry,
     resources::{self, NAMESPACES},
@@ -73,6 +74,7 @@ pub struct Server {
     app: Arc<App>,
     freezer: Freezer,
     verbs: Verbs,
+    registry: Registry,
     told: tokio::sync::mpsc::Receiver<Told>,
     leaf: Arc<Leaf>,
     data_dir: DataDir,
@@ -134,27 +136,28 @@ impl Server {
         let registry = Registry::new(store);
         ensure_default_namespace(&registry).await?;
         let metrics = Arc::new(Metrics::new());
-        let (journal, told) = RegistryJournal::new(registry.clone(), Arc::clone(&metrics));
-        let directory = Directory { registry: registry.clone(), drivers };
+        let records: Arc<dyn Records> = Arc::new(registry.clone());
+        let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics));
+        let directory = Directory { records: Arc::clone(&records), drivers };
         let identity = format!("standalone/{}", std::process::id());
         let freezer = Freezer::new(identity, now.as_microsecond(), journal, Arc::new(directory.clone()));
         let authorizer = Arc::new(Roles);
         let verbs = Verbs {
-            registry: registry.clone(),
+            records: Arc::clone(&records),
             freezer: freezer.clone(),
             directory,
             authorizer: authorizer.clone(),
             tasks: tasks.clone(),
         };
-        recovery::recover(&registry, &freezer);
+        recovery::recover(records.as_ref(), &freezer);
         let app = Arc::new(App {
             authenticator: Arc::new(Known::new(authority.certificate().into(), tokens)),
             authorizer: authorizer.clone(),
-            objects: Objects { registry, verbs: verbs.clone(), authorizer },
+            objects: Objects { registry: registry.clone(), verbs: verbs.clone(), authorizer },
             metrics,
             stopping: stopping.clone(),
         });
-        Ok(Self { bound, tls, app, freezer, verbs, told, leaf, data_dir, address, stopping, tasks, drain })
+        Ok(Self { bound, tls, app, freezer, verbs, registry, told, leaf, data_dir, address, stopping, tasks, drain })
     }
 
     pub fn address(&self) -> SocketAddr {
@@ -168,19 +171,21 @@ impl Server {
 
     /// Serves until `stopping`; then no new freezes, those that hold may end, the rest is thawed.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { bound, tls, app, freezer, verbs, told, leaf, data_dir, address, stopping, tasks, drain } = self;
-        let registry = verbs.registry.clone();
+        let Self { bound, tls, app, freezer, verbs, registry, told, leaf, data_dir, address, stopping, tasks, drain } =
+            self;
+        let records = Arc::clone(&verbs.records);
         let serving = CancellationToken::new();
         let mut loops = JoinSet::new();
         // No loop that is cut off: when nothing is held any more it writes what it was told, as the store does.
-        let mut telling = tasks.spawn(controllers::events::run(registry.clone(), told, serving.clone()));
+        let mut telling = tasks.spawn(controllers::events::run(Arc::clone(&records), told, serving.clone()));
         loops.spawn(controllers::freeze::run(verbs.clone()));
         loops.spawn(controllers::database::run(verbs));
         loops.spawn(controllers::housekeeping::namespaces(registry.clone()));
-        loops.spawn(controllers::housekeeping::sweep(registry.clone()));
+        loops.spawn(controllers::housekeeping::events(registry));
+        loops.spawn(controllers::housekeeping::freezes(Arc::clone(&records)));
         loops.spawn(async move {
-            registry.closed().await;
-            error!("the store's writer has ended: nothing can be written any more");
+            records.lost().await;
+            error!("nothing can be written any more: the store's writer has ended");
         });
         loops.spawn(renew_leaf(data_dir, leaf, address));
         let service = {

@@ -1,39 +1,39 @@
-//! Where a Database is now, read from the registry each time it is asked for.
+//! Where a Database is now, read each time it is asked for.
 
-use api::Database;
+use std::sync::Arc;
+
+use async_trait::async_trait;
 use freeze::{Drivers, Whereabouts};
-use k8s_openapi::api::core::v1::Secret;
+use futures::future::try_join_all;
 
 use crate::{
     error::ApiError,
-    registry::Registry,
-    resources::{DATABASES, SECRETS},
+    records::Records,
     targets::{self, Ingredients},
 };
 
-/// The registry, as the freezer looks up Databases in it.
+/// The records, as the freezer looks up Databases in them.
 #[derive(Clone, Debug)]
 pub struct Directory {
-    pub registry: Registry,
+    pub records: Arc<dyn Records>,
     pub drivers: Drivers,
 }
 
 impl Directory {
     /// A Database with the Secrets that it names.
-    pub fn ingredients(&self, namespace: &str, name: &str) -> Result<Ingredients, ApiError> {
-        let database: Database = self.registry.typed(&DATABASES, Some(namespace), name)?;
+    pub async fn ingredients(&self, namespace: &str, name: &str) -> Result<Ingredients, ApiError> {
+        let database = self.records.database(namespace, name)?;
         let names = targets::secret_names(&database);
-        let secrets =
-            names.iter().filter_map(|name| self.registry.typed::<Secret>(&SECRETS, Some(namespace), name).ok());
-        let secrets = secrets.collect();
-        Ok(Ingredients { database, secrets })
+        let secrets = try_join_all(names.iter().map(|name| self.records.secret(namespace, name))).await?;
+        Ok(Ingredients { database: Arc::unwrap_or_clone(database), secrets: secrets.into_iter().flatten().collect() })
     }
 }
 
+#[async_trait]
 impl freeze::Directory for Directory {
     /// Also of a paused Database: undoing needs no permission.
-    fn find(&self, namespace: &str, database: &str) -> Whereabouts {
-        let ingredients = match self.ingredients(namespace, database) {
+    async fn find(&self, namespace: &str, database: &str) -> Whereabouts {
+        let ingredients = match self.ingredients(namespace, database).await {
             Ok(ingredients) => ingredients,
             Err(error) if error.code == http::StatusCode::NOT_FOUND => return Whereabouts::Gone,
             Err(error) => return Whereabouts::NotNow(error.message),

@@ -1,4 +1,4 @@
-//! The freezer's journal as `Freeze` objects in the registry, and what people see of it: Events and the Database's last
+//! The freezer's journal as `Freeze` objects, and what people see of it: Events and the Database's last
 //! freeze. The object is the truth; Events are told after it, and their failure is only logged.
 
 use std::{
@@ -13,11 +13,11 @@ use freeze::{FreezeName, Journal, JournalError};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use crate::{error::ApiError, metrics::Metrics, registry::Registry, resources::FREEZES};
+use crate::{error::ApiError, metrics::Metrics, records::Records};
 
-/// Writes freezes to the registry, and tells of each phase once.
-pub struct RegistryJournal {
-    registry: Registry,
+/// Writes freezes down, and tells of each phase once.
+pub struct RecordsJournal {
+    records: Arc<dyn Records>,
     metrics: Arc<Metrics>,
     told: mpsc::Sender<Told>,
     /// The phase that was told last, of each freeze: a phase is written again with every claim that comes or goes.
@@ -37,10 +37,10 @@ const TOLD: usize = 1024;
 /// Freezes whose last told phase is remembered. Beyond that, one may be told twice.
 const REMEMBERED: usize = 4096;
 
-impl RegistryJournal {
-    pub fn new(registry: Registry, metrics: Arc<Metrics>) -> (Arc<Self>, mpsc::Receiver<Told>) {
+impl RecordsJournal {
+    pub fn new(records: Arc<dyn Records>, metrics: Arc<Metrics>) -> (Arc<Self>, mpsc::Receiver<Told>) {
         let (told, hear) = mpsc::channel(TOLD);
-        (Arc::new(Self { registry, metrics, told, last: Mutex::default() }), hear)
+        (Arc::new(Self { records, metrics, told, last: Mutex::default() }), hear)
     }
 
     fn tell(&self, freeze: &FreezeName, status: &FreezeStatus) {
@@ -61,7 +61,7 @@ impl RegistryJournal {
 }
 
 #[async_trait]
-impl Journal for RegistryJournal {
+impl Journal for RecordsJournal {
     async fn open(&self, freeze: &FreezeName, spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError> {
         let mut object = Freeze::new(&freeze.name, spec.clone());
         object.metadata.namespace = Some(freeze.namespace.clone());
@@ -69,20 +69,20 @@ impl Journal for RegistryJournal {
         let database = spec.targets.first().map(|target| target.database.clone()).unwrap_or_default();
         object.metadata.labels = Some([(api::LABEL_DATABASE.to_owned(), database)].into());
         object.status = Some(status.clone());
-        self.registry.create_with_status(&FREEZES, &freeze.namespace, &object).await.map(drop).map_err(unavailable)
+        self.records.create_freeze(&object).await.map_err(unavailable)
     }
 
     async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
-        let written = self.registry.update_status(&FREEZES, &freeze.namespace, &freeze.name, status).await;
+        let written = self.records.write_status(freeze, status).await;
         written.map_err(|error| if error.code == 404 { JournalError::Gone } else { unavailable(error) })?;
         self.tell(freeze, status);
         Ok(())
     }
 }
 
-impl fmt::Debug for RegistryJournal {
+impl fmt::Debug for RecordsJournal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RegistryJournal").finish_non_exhaustive()
+        f.debug_struct("RecordsJournal").finish_non_exhaustive()
     }
 }
 
@@ -111,12 +111,12 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::{resources, store::Store};
+    use crate::{registry::Registry, resources, store::Store};
 
     #[tokio::test]
     async fn a_phase_is_told_once_however_often_it_is_written() {
         let registry = Registry::new(Store::in_memory(&resources::stored(), &TaskTracker::new()));
-        let (journal, mut told) = RegistryJournal::new(registry, Arc::new(Metrics::new()));
+        let (journal, mut told) = RecordsJournal::new(Arc::new(registry), Arc::new(Metrics::new()));
         let freeze = FreezeName { namespace: "ns".into(), name: "f".into() };
         for phase in [Phase::Preparing, Phase::Frozen, Phase::Frozen, Phase::Thawed, Phase::Thawed, Phase::Frozen] {
             journal.tell(&freeze, &FreezeStatus { phase, ..FreezeStatus::default() });

@@ -27,6 +27,7 @@ mod objects;
 mod openapi;
 mod patch;
 mod query;
+mod records;
 mod recovery;
 mod registry;
 mod resources;

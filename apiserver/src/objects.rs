@@ -22,7 +22,7 @@ use crate::{
     negotiate::Form,
     patch::Patch,
     registry::{DeleteOptions, Deleted, Page, Registry, value},
-    resources::{self, DATABASES, FREEZES, NAMESPACES, Resource, Storage},
+    resources::{self, FREEZES, NAMESPACES, Resource, Storage},
     store::{Key, Stored},
     table,
     target::{ResourceTarget, Verb},
@@ -86,19 +86,19 @@ impl Objects {
 
     fn get_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
         let namespace = asked.target.namespace.as_deref().unwrap_or_default();
-        let database: Database = self.registry.typed(&DATABASES, Some(namespace), asked.name()).map_err(|error| {
+        let database = self.verbs.records.database(namespace, asked.name()).map_err(|error| {
             if error.code == 404 { ApiError::not_found(asked.resource.about(asked.name())) } else { error }
         })?;
-        asked.one(&self.live(database)?)
+        asked.one(&self.live(&database)?)
     }
 
     fn list_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
-        let databases = self.registry.all::<Database>(&DATABASES, asked.target.namespace.as_deref());
+        let databases = self.verbs.records.databases(asked.target.namespace.as_deref());
         let selection = asked.selection()?;
-        let objects = databases.into_iter().map(|database| self.live(database)).collect::<Result<Vec<_>, _>>()?;
+        let objects = databases.iter().map(|database| self.live(database)).collect::<Result<Vec<_>, _>>()?;
         let objects: Vec<Value> =
             objects.into_iter().filter(|object| crate::registry::selected(&selection, object)).collect();
-        let list = json!({"resourceVersion": self.registry.revision().to_string()});
+        let list = json!({"resourceVersion": self.verbs.records.revision()});
         match asked.parts.form {
             Form::Table => asked.table(&objects, list),
             _ => {
@@ -110,7 +110,7 @@ impl Objects {
         }
     }
 
-    fn live(&self, database: Database) -> Result<Value, ApiError> {
+    fn live(&self, database: &Database) -> Result<Value, ApiError> {
         let namespace = database.metadata.namespace.clone().unwrap_or_default();
         let view = self.verbs.freezer.view(&namespace, database.metadata.name.as_deref().unwrap_or_default());
         serde_json::to_value(resources::live::show(database, view)).map_err(ApiError::internal)

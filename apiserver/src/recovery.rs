@@ -1,10 +1,12 @@
 //! What a dead server was doing: read from the stored Freezes, handed to the freezer, which undoes it and says so.
 
+use std::sync::Arc;
+
 use api::{Freeze, FreezeStatus, Phase};
 use freeze::{FreezeName, Freezer, Remains};
 use tracing::info;
 
-use crate::{registry::Registry, resources::FREEZES};
+use crate::records::Records;
 
 /// What a stored Freeze is to the next freezer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,9 +20,9 @@ enum Left {
 }
 
 /// Call it before anything is frozen.
-pub fn recover(registry: &Registry, freezer: &Freezer) {
+pub fn recover(records: &dyn Records, freezer: &Freezer) {
     let mut remains = Vec::new();
-    for (freeze, status) in oldest_first(registry.all::<Freeze>(&FREEZES, None)) {
+    for (freeze, status) in oldest_first(&records.freezes()) {
         match left(&status) {
             Left::Nothing => {}
             Left::Memory => freezer.remember(&freeze, &status),
@@ -34,10 +36,10 @@ pub fn recover(registry: &Registry, freezer: &Freezer) {
 }
 
 /// A claim that is repeated under one uid is answered by its newest freeze.
-fn oldest_first(freezes: Vec<Freeze>) -> Vec<(FreezeName, FreezeStatus)> {
-    let begun = freezes.into_iter().filter_map(|freeze| {
-        let (namespace, name) = (freeze.metadata.namespace?, freeze.metadata.name?);
-        Some((FreezeName { namespace, name }, freeze.status?))
+fn oldest_first(freezes: &[Arc<Freeze>]) -> Vec<(FreezeName, FreezeStatus)> {
+    let begun = freezes.iter().filter_map(|freeze| {
+        let (namespace, name) = (freeze.metadata.namespace.clone()?, freeze.metadata.name.clone()?);
+        Some((FreezeName { namespace, name }, freeze.status.clone()?))
     });
     let mut begun: Vec<_> = begun.collect();
     begun.sort_by_key(|(_, status)| status.requested_at.as_ref().map(|at| at.0));
@@ -71,7 +73,7 @@ mod tests {
     fn the_newest_freeze_of_a_uid_comes_last_whatever_the_names_say() {
         let at =
             |second: u32| json!({"phase": "Thawed", "requestedAt": format!("2026-01-01T00:00:{second:02}.000000Z")});
-        let sorted = oldest_first(vec![freeze("a", at(3)), freeze("b", at(1)), freeze("c", at(2))]);
+        let sorted = oldest_first(&[freeze("a", at(3)), freeze("b", at(1)), freeze("c", at(2))].map(Arc::new));
         assert_eq!(sorted.iter().map(|(freeze, _)| freeze.name.as_str()).collect::<Vec<_>>(), ["b", "c", "a"]);
     }
 

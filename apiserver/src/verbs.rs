@@ -11,7 +11,7 @@ use api::{
     RenewStatus, Unquiesce, UnquiesceSpec, UnquiesceStatus,
 };
 use freeze::{Claimant, Ending, FreezeName, Freezer, Granted, Refused, Request};
-use futures::future::join_all;
+use futures::future::{join_all, try_join_all};
 use http::StatusCode;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -22,8 +22,8 @@ use crate::{
     directory::Directory,
     error::ApiError,
     meta,
-    registry::Registry,
-    resources::{DATABASES, live},
+    records::Records,
+    resources::live,
     target::{ResourceTarget, Verb},
     targets::{self, Ingredients, Wanted},
 };
@@ -34,7 +34,7 @@ use refusals::{refusal, unresolved};
 /// What the verbs work with. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Verbs {
-    pub registry: Registry,
+    pub records: Arc<dyn Records>,
     pub freezer: Freezer,
     pub directory: Directory,
     pub authorizer: Arc<dyn Authorizer>,
@@ -53,18 +53,15 @@ impl Verbs {
     }
 
     /// What a freeze of `spec` asks of the freezer; `freeze` is where it would be written to.
-    pub fn request(
+    pub async fn request(
         &self,
         freeze: FreezeName,
         spec: &FreezeSpec,
         declared: bool,
         claimant: Claimant,
     ) -> Result<(Request, Vec<String>), ApiError> {
-        let ingredients: Vec<Ingredients> = spec
-            .targets
-            .iter()
-            .map(|target| self.directory.ingredients(&freeze.namespace, &target.database))
-            .collect::<Result<_, _>>()?;
+        let asked = spec.targets.iter().map(|target| self.directory.ingredients(&freeze.namespace, &target.database));
+        let ingredients: Vec<Ingredients> = try_join_all(asked).await?;
         let databases: Vec<Database> = ingredients.iter().map(|ingredients| ingredients.database.clone()).collect();
         let level = targets::level(&databases, spec.level);
         let (ttl, max_frozen) = targets::durations(&databases, level, spec.copy, spec.ttl_seconds);
@@ -120,7 +117,7 @@ impl Verbs {
             FreezeName { namespace: call.namespace.to_owned(), name: meta::generated(&format!("{}-", call.name)) };
         let claimant = claimant(&call, spec.uid.as_deref());
         self.own_claim(&call, &claimant.uid).await?;
-        let (request, more) = self.request(freeze, &freeze_spec(call.name, spec), false, claimant)?;
+        let (request, more) = self.request(freeze, &freeze_spec(call.name, spec), false, claimant).await?;
         warnings.extend(more);
         let wait = spec.wait.unwrap_or(true);
         let copy = request.copy;
@@ -175,7 +172,7 @@ impl Verbs {
     async fn unquiesce(&self, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
         let (mut unquiesce, warnings) = read::<Unquiesce>(&call, body, "Unquiesce")?;
         named(&call, &unquiesce.metadata)?;
-        self.registry.get(&DATABASES, Some(call.namespace), call.name)?;
+        self.records.database(call.namespace, call.name)?;
         let spec = &unquiesce.spec;
         let ended = if spec.force {
             self.may(call.user, call.namespace, call.name, "thaw").await?;
@@ -226,7 +223,7 @@ impl Verbs {
     async fn renew(&self, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
         let (mut renew, warnings) = read::<Renew>(&call, body, "Renew")?;
         named(&call, &renew.metadata)?;
-        self.registry.get(&DATABASES, Some(call.namespace), call.name)?;
+        self.records.database(call.namespace, call.name)?;
         let wanted = renew.spec.ttl_seconds;
         let uid = claimant(&call, renew.spec.uid.as_deref()).uid;
         self.own_claim(&call, &uid).await?;

@@ -3,11 +3,17 @@
 
 use std::{fmt, sync::Arc};
 
+use async_trait::async_trait;
+
 use crate::driver::{Driver, Member};
 
 /// Finds the server of a Database.
+///
+/// # Contract
+/// Answers within a few seconds, or `NotNow`. Dropping the future changes nothing.
+#[async_trait]
 pub trait Directory: fmt::Debug + Send + Sync + 'static {
-    fn find(&self, namespace: &str, database: &str) -> Whereabouts;
+    async fn find(&self, namespace: &str, database: &str) -> Whereabouts;
 }
 
 /// What a [`Directory`] knows of a Database.

@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("freeze", &["api"]),
     ("apiserver", &["api", "certs", "freeze"]),
     ("cli", &["api", "certs", "freeze"]),
+    ("deploy", &["api"]),
     ("tests", &["api", "fixtures"]),
 ];
 

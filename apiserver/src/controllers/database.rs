@@ -7,17 +7,16 @@ use api::{
     conditions::{self, reasons, types},
 };
 use freeze::{Ending, ServerInfo};
+use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use serde_json::{Value, json};
 use tokio::{
     sync::Semaphore,
     time::{Instant, interval_at},
 };
 
-use super::Observed;
 use crate::{
-    resources::DATABASES,
+    records::Seen,
     targets::{self, Ingredients, Wanted},
     verbs::Verbs,
 };
@@ -41,16 +40,16 @@ struct Look {
 pub async fn run(verbs: Verbs) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut looked: HashMap<String, i64> = HashMap::new();
-    let mut observed = Observed::<Database>::new(verbs.registry.clone(), &DATABASES);
+    let mut databases = verbs.records.follow_databases();
     let mut tick = interval_at(Instant::now() + EVERY, EVERY);
     loop {
         tokio::select! {
-            next = observed.next() => {
-                let Some((database, gone)) = next else { return };
-                changed(&verbs, &room, &mut looked, &database, gone).await;
+            next = databases.next() => {
+                let Some(seen) = next else { return };
+                changed(&verbs, &room, &mut looked, seen).await;
             }
             _ = tick.tick() => {
-                for database in verbs.registry.all::<Database>(&DATABASES, None) {
+                for database in verbs.records.databases(None) {
                     spawn(&verbs, &room, &database);
                 }
             }
@@ -58,13 +57,11 @@ pub async fn run(verbs: Verbs) {
     }
 }
 
-async fn changed(
-    verbs: &Verbs,
-    room: &Arc<Semaphore>,
-    looked: &mut HashMap<String, i64>,
-    database: &Database,
-    gone: bool,
-) {
+async fn changed(verbs: &Verbs, room: &Arc<Semaphore>, looked: &mut HashMap<String, i64>, seen: Seen<Database>) {
+    let (database, gone) = match &seen {
+        Seen::There(database) => (database, false),
+        Seen::Gone(database) => (database, true),
+    };
     let uid = database.metadata.uid.clone().unwrap_or_default();
     if gone {
         looked.remove(&uid);
@@ -98,21 +95,16 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
         if verbs.freezer.view(&namespace, &name).is_some() {
             return;
         }
-        let Ok(ingredients) = verbs.directory.ingredients(&namespace, &name) else {
+        let Ok(ingredients) = verbs.directory.ingredients(&namespace, &name).await else {
             return;
         };
         let look = look(&verbs, &ingredients).await;
         let old = ingredients.database.status.clone().unwrap_or_default();
         let status = judge(&ingredients.database, old, &look, Timestamp::now());
         if ingredients.database.status.as_ref() != Some(&status) {
-            let status = json!(status);
             // A freeze that ended meanwhile has written how: that part is not ours.
-            let change = |now: &mut Value| {
-                let last = now["lastFreeze"].take();
-                now.clone_from(&status);
-                now["lastFreeze"] = last;
-            };
-            if let Err(error) = verbs.registry.change_status(&DATABASES, &namespace, &name, change).await {
+            let change = |now: DatabaseStatus| Some(DatabaseStatus { last_freeze: now.last_freeze, ..status.clone() });
+            if let Err(error) = verbs.records.change_database(&namespace, &name, &change).await {
                 tracing::debug!(%namespace, %name, message = %error.message, "a look at a Database was not written");
             }
         }

@@ -3,15 +3,14 @@
 //! Told a moment after the fact and together, because what was just written is often followed by the freeze's own next write.
 //! What was told before the server ends is written before it ends.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use api::{LastFreeze, Phase};
+use api::{DatabaseStatus, LastFreeze, Phase};
 use futures::future::join_all;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use serde_json::{Value, json};
 use tokio::{
     sync::mpsc,
     time::{Instant, timeout_at},
@@ -22,8 +21,8 @@ use tracing::{debug, warn};
 use crate::{
     journal::{Told, last_freeze},
     meta,
-    registry::Registry,
-    resources::{DATABASES, EVENTS, FREEZES, Resource},
+    records::Records,
+    resources::{DATABASES, FREEZES, Resource},
 };
 
 /// How long the first told phase waits for others: longer than a freeze usually takes from one of its writes to the next,
@@ -33,7 +32,7 @@ const GATHER: Duration = Duration::from_millis(100);
 const TOGETHER: usize = 64;
 
 /// Tells each phase that is worth telling, until `over`; then what is left. That it cannot be written is no reason to stop.
-pub async fn run(registry: Registry, mut told: mpsc::Receiver<Told>, over: CancellationToken) {
+pub async fn run(records: Arc<dyn Records>, mut told: mpsc::Receiver<Told>, over: CancellationToken) {
     while let Some(first) = heard(&mut told, &over).await {
         let until = Instant::now() + GATHER;
         let mut batch = vec![first];
@@ -42,7 +41,7 @@ pub async fn run(registry: Registry, mut told: mpsc::Receiver<Told>, over: Cance
         {
             batch.push(next);
         }
-        tell(&registry, &batch).await;
+        tell(records.as_ref(), &batch).await;
     }
 }
 
@@ -58,8 +57,8 @@ async fn heard(told: &mut mpsc::Receiver<Told>, over: &CancellationToken) -> Opt
     }
 }
 
-async fn tell(registry: &Registry, batch: &[Told]) {
-    let events: Vec<Event> = batch.iter().flat_map(|told| events(registry, told)).collect();
+async fn tell(records: &dyn Records, batch: &[Told]) {
+    let events: Vec<Event> = batch.iter().flat_map(|told| events(records, told)).collect();
     // A Database has one freeze after the other, so of two that are told together the later one stands.
     let mut newest: BTreeMap<(&str, &str), LastFreeze> = BTreeMap::new();
     for Told { freeze, status, .. } in batch.iter().filter(|told| told.status.phase.is_finished()) {
@@ -67,22 +66,15 @@ async fn tell(registry: &Registry, batch: &[Told]) {
             newest.insert((&freeze.namespace, &target.database), last_freeze(freeze, status));
         }
     }
-    let newest = join_all(newest.iter().map(|((namespace, database), last)| show(registry, namespace, database, last)));
+    let newest = join_all(newest.iter().map(|((namespace, database), last)| show(records, namespace, database, last)));
     // At once: so they share a sync to disk, and a freeze that writes meanwhile waits for one or two.
-    let ((), written) = tokio::join!(
-        async { drop(newest.await) },
-        registry.create_all(&EVENTS, events.iter().map(|event| (event.metadata.namespace.as_deref(), event)))
-    );
-    for error in written.into_iter().filter_map(Result::err) {
-        debug!(message = %error.message, "an Event was not written");
-    }
+    tokio::join!(newest, records.tell(events));
 }
 
-async fn show(registry: &Registry, namespace: &str, database: &str, last: &LastFreeze) {
-    let last = json!(last);
-    let change = |of_database: &mut Value| of_database["lastFreeze"] = last.clone();
-    match registry.change_status(&DATABASES, namespace, database, change).await {
-        Ok(_) => {}
+async fn show(records: &dyn Records, namespace: &str, database: &str, last: &LastFreeze) {
+    let change = |status: DatabaseStatus| Some(DatabaseStatus { last_freeze: Some(last.clone()), ..status });
+    match records.change_database(namespace, database, &change).await {
+        Ok(()) => {}
         Err(error) if error.code == 404 => debug!(namespace, database, "a Database is gone before its lastFreeze"),
         Err(error) => {
             let why = error.internal.unwrap_or(error.message);
@@ -91,7 +83,7 @@ async fn show(registry: &Registry, namespace: &str, database: &str, last: &LastF
     }
 }
 
-fn events(registry: &Registry, told: &Told) -> Vec<Event> {
+fn events(records: &dyn Records, told: &Told) -> Vec<Event> {
     let Told { freeze, status, .. } = told;
     let message = match (status.phase, &status.message) {
         (Phase::Frozen, _) => {
@@ -102,29 +94,31 @@ fn events(registry: &Registry, told: &Told) -> Vec<Event> {
         (phase, None) => phase.to_string(),
     };
     let of_databases = status.targets.iter().filter_map(|target| {
-        event(registry, &DATABASES, &target.database, told, &format!("Freeze {}: {message}", freeze.name))
+        let object = records.database(&freeze.namespace, &target.database).ok()?;
+        Some(event(&DATABASES, &object.metadata, told, &format!("Freeze {}: {message}", freeze.name)))
     });
-    event(registry, &FREEZES, &freeze.name, told, &message).into_iter().chain(of_databases).collect()
+    // None about what is not there any more.
+    let of_freeze = records.freeze(freeze).ok().map(|object| event(&FREEZES, &object.metadata, told, &message));
+    of_freeze.into_iter().chain(of_databases).collect()
 }
 
-/// None about what is not there any more.
-fn event(registry: &Registry, about: &Resource, name: &str, told: &Told, message: &str) -> Option<Event> {
+fn event(kind: &Resource, about: &ObjectMeta, told: &Told, message: &str) -> Event {
     let namespace = &told.freeze.namespace;
-    let object = registry.typed::<Value>(about, Some(namespace), name).ok()?;
+    let name = about.name.as_deref().unwrap_or_default();
     let good = matches!(told.status.phase, Phase::Frozen | Phase::Thawed);
     let at = Time(told.at);
-    Some(Event {
+    Event {
         metadata: ObjectMeta {
             name: Some(meta::generated(&format!("{name}."))),
             namespace: Some(namespace.clone()),
             ..ObjectMeta::default()
         },
         involved_object: ObjectReference {
-            api_version: Some(about.api_version()),
-            kind: Some(about.kind.to_owned()),
+            api_version: Some(kind.api_version()),
+            kind: Some(kind.kind.to_owned()),
             name: Some(name.to_owned()),
             namespace: Some(namespace.clone()),
-            uid: object["metadata"]["uid"].as_str().map(str::to_owned),
+            uid: about.uid.clone(),
             ..ObjectReference::default()
         },
         type_: Some(if good { "Normal" } else { "Warning" }.to_owned()),
@@ -135,7 +129,7 @@ fn event(registry: &Registry, about: &Resource, name: &str, told: &Told, message
         last_timestamp: Some(at),
         count: Some(1),
         ..Event::default()
-    })
+    }
 }
 
 #[cfg(test)]
@@ -143,6 +137,7 @@ mod tests {
     use api::FreezeStatus;
     use freeze::FreezeName;
     use jiff::Timestamp;
+    use serde_json::{Value, json};
     use tokio::{
         task::yield_now,
         time::{sleep, timeout},
@@ -150,7 +145,11 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
-    use crate::{resources, store::Store};
+    use crate::{
+        registry::Registry,
+        resources::{self, EVENTS},
+        store::Store,
+    };
 
     const SOON: Duration = Duration::from_secs(10);
 
@@ -186,7 +185,7 @@ mod tests {
         let registry = registry().await;
         let (tell, hear) = mpsc::channel(8);
         let (_, mut watch) = registry.list_and_watch(&DATABASES, None).unwrap();
-        let running = tokio::spawn(run(registry.clone(), hear, CancellationToken::new()));
+        let running = tokio::spawn(run(Arc::new(registry.clone()), hear, CancellationToken::new()));
         for (name, phase) in [("z", "Frozen"), ("z", "Thawed"), ("a", "Failed")] {
             tell.send(told(name, phase)).await.unwrap();
             yield_now().await;
@@ -208,7 +207,7 @@ mod tests {
         let registry = registry().await;
         let (tell, hear) = mpsc::channel(200);
         let over = CancellationToken::new();
-        let running = tokio::spawn(run(registry.clone(), hear, over.clone()));
+        let running = tokio::spawn(run(Arc::new(registry.clone()), hear, over.clone()));
         tell.send(told("first", "Frozen")).await.unwrap();
         sleep(Duration::from_millis(1)).await;
         for n in 0..2 * TOGETHER {

@@ -7,12 +7,11 @@ use std::sync::{
 
 use api::{ClaimKind, Desired, Freeze, FreezeStatus, Phase, conditions};
 use freeze::{Claimant, Ending, FreezeName, Granted, Refused};
+use futures::StreamExt;
 use jiff::Timestamp;
-use serde_json::Value;
 use tracing::{info, warn};
 
-use super::Observed;
-use crate::{error::ApiError, resources::FREEZES, verbs::Verbs};
+use crate::{error::ApiError, records::Seen, verbs::Verbs};
 
 /// Who declared a Freeze; set by the registry, never by the author.
 pub const CREATED_BY: &str = "stillpoint.dev/created-by";
@@ -50,9 +49,9 @@ pub fn plan(freeze: &Freeze) -> Step {
 
 /// Follows all Freezes.
 pub async fn run(verbs: Verbs) {
-    let mut observed = Observed::<Freeze>::new(verbs.registry.clone(), &FREEZES);
-    while let Some((freeze, gone)) = observed.next().await {
-        if !gone {
+    let mut freezes = verbs.records.follow_freezes();
+    while let Some(seen) = freezes.next().await {
+        if let Seen::There(freeze) = seen {
             act(&verbs, freeze).await;
         }
     }
@@ -71,8 +70,7 @@ async fn act(verbs: &Verbs, freeze: Freeze) {
             fail(verbs, &freeze_name, conditions::reasons::RELEASED, "it was withdrawn before it was begun").await;
         }
         Step::Let => {
-            let removed = verbs.registry.remove_finalizer(&FREEZES, &namespace, &name, api::FINALIZER_THAW).await;
-            if let Err(error) = removed {
+            if let Err(error) = verbs.records.let_go(&freeze_name).await {
                 warn!(freeze = %freeze_name, message = %error.message, "a finished Freeze could not be let go");
             }
         }
@@ -89,22 +87,20 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
         chosen: true,
         user: user.unwrap_or_default(),
     };
-    let request = match verbs.request(name.clone(), &freeze.spec, true, claimant) {
+    let request = match verbs.request(name.clone(), &freeze.spec, true, claimant).await {
         Ok((request, _)) => request,
         Err(error) => return fail(verbs, &name, error.reason, &error.message).await,
     };
     // Said before it is begun, and only by one: the event that brought us here may be old.
     let ours = AtomicBool::new(false);
-    let change = |status: &mut Value| {
-        let pending = status["phase"].as_str().is_none_or(|phase| phase == "Pending");
+    let change = |status: FreezeStatus| {
+        let pending = status.phase == Phase::Pending;
         ours.store(pending, Ordering::Relaxed);
-        if pending {
-            status["phase"] = serde_json::json!(Phase::Preparing);
-        }
+        pending.then_some(FreezeStatus { phase: Phase::Preparing, ..status })
     };
-    match verbs.registry.change_status(&FREEZES, &name.namespace, &name.name, change).await {
-        Ok(_) if ours.load(Ordering::Relaxed) => {}
-        Ok(_) => return,
+    match verbs.records.change_freeze(&name, &change).await {
+        Ok(()) if ours.load(Ordering::Relaxed) => {}
+        Ok(()) => return,
         Err(error) => {
             warn!(freeze = %name, message = %error.message, "a Freeze could not be begun");
             return;
@@ -183,14 +179,8 @@ fn of_claim(status: &FreezeStatus, uid: &str, joined: &str) -> FreezeStatus {
 
 /// Writes a status unless the Freeze is finished already: finished phases never change.
 async fn conclude(verbs: &Verbs, name: &FreezeName, status: &FreezeStatus) -> Result<(), ApiError> {
-    let new = serde_json::to_value(status).map_err(ApiError::internal)?;
-    let change = |now: &mut Value| {
-        let phase = serde_json::from_value::<Phase>(now["phase"].clone());
-        if !phase.is_ok_and(Phase::is_finished) {
-            now.clone_from(&new);
-        }
-    };
-    verbs.registry.change_status(&FREEZES, &name.namespace, &name.name, change).await.map(drop)
+    let change = |now: FreezeStatus| (!now.phase.is_finished()).then(|| status.clone());
+    verbs.records.change_freeze(name, &change).await
 }
 
 /// Ends the claim of this object; a freeze that was made by a verb is ended whole.

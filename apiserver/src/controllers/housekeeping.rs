@@ -1,15 +1,17 @@
 //! What has to go: namespaces that are being deleted, finished Freezes, old Events.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use api::Freeze;
+use freeze::FreezeName;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Namespace};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
+    records::Records,
     registry::{DeleteOptions, Registry},
-    resources::{EVENTS, FREEZES, NAMESPACES},
+    resources::{EVENTS, NAMESPACES},
 };
 
 /// While a namespace is being deleted somebody waits for it.
@@ -41,16 +43,24 @@ pub async fn namespaces(registry: Registry) {
     }
 }
 
-/// Removes finished Freezes by count and age, and old Events.
-pub async fn sweep(registry: Registry) {
+/// Removes finished Freezes by count and age.
+pub async fn freezes(records: Arc<dyn Records>) {
+    let mut tick = interval(SWEEP_EVERY);
+    loop {
+        tick.tick().await;
+        for name in over(&records.freezes(), Timestamp::now()) {
+            records.let_go(&name).await.ok();
+            records.delete_freeze(&name).await.ok();
+        }
+    }
+}
+
+/// Removes old Events.
+pub async fn events(registry: Registry) {
     let mut tick = interval(SWEEP_EVERY);
     loop {
         tick.tick().await;
         let now = Timestamp::now();
-        for (namespace, name) in over(&registry.all::<Freeze>(&FREEZES, None), now) {
-            registry.remove_finalizer(&FREEZES, &namespace, &name, api::FINALIZER_THAW).await.ok();
-            registry.delete(&FREEZES, Some(&namespace), &name, &DeleteOptions::default(), now).await.ok();
-        }
         for event in registry.all::<Event>(&EVENTS, None) {
             let old = event.last_timestamp.as_ref().is_some_and(|seen| now.duration_since(seen.0) > older(EVENT_AGE));
             if let (true, Some(namespace), Some(name)) = (old, &event.metadata.namespace, &event.metadata.name) {
@@ -61,8 +71,8 @@ pub async fn sweep(registry: Registry) {
 }
 
 /// The finished Freezes that are too many or too old; pure. What still has to be undone is kept.
-fn over(freezes: &[Freeze], now: Timestamp) -> Vec<(String, String)> {
-    let mut finished: Vec<(&Freeze, Timestamp)> = freezes
+fn over(freezes: &[Arc<Freeze>], now: Timestamp) -> Vec<FreezeName> {
+    let mut finished: Vec<(&Arc<Freeze>, Timestamp)> = freezes
         .iter()
         .filter(|freeze| {
             freeze.status.as_ref().is_some_and(|status| {
@@ -80,7 +90,8 @@ fn over(freezes: &[Freeze], now: Timestamp) -> Vec<(String, String)> {
         *count += 1;
         let age = now.duration_since(created);
         if (*count > KEEP_FREEZES && age > older(FREEZE_AGE.0)) || age > older(FREEZE_AGE.1) {
-            over.extend(freeze.metadata.namespace.clone().zip(freeze.metadata.name.clone()));
+            let names = freeze.metadata.namespace.clone().zip(freeze.metadata.name.clone());
+            over.extend(names.map(|(namespace, name)| FreezeName { namespace, name }));
         }
     }
     over
@@ -115,8 +126,9 @@ mod tests {
         freezes.push(freeze("ancient", "2026-05-01T00:00:00Z", "Lost", false));
         freezes.push(freeze("undoing", "2026-05-01T00:00:00Z", "Lost", true));
         freezes.push(freeze("held", "2026-05-01T00:00:00Z", "Frozen", false));
+        let freezes: Vec<_> = freezes.into_iter().map(Arc::new).collect();
         let gone = over(&freezes, now);
         assert_eq!(gone.len(), 6, "{gone:?}");
-        assert!(gone.iter().all(|(_, name)| name != "undoing" && name != "held"));
+        assert!(gone.iter().all(|gone| gone.name != "undoing" && gone.name != "held"));
     }
 }

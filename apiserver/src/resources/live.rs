@@ -101,7 +101,7 @@ pub static DATABASES: Resource = Resource {
 };
 
 /// What is true of a Database now.
-pub fn show(database: Database, view: Option<FreezeView>) -> LiveDatabase {
+pub fn show(database: &Database, view: Option<FreezeView>) -> LiveDatabase {
     let name = database.metadata.name.clone().unwrap_or_default();
     let engine = database.spec.engine;
     let endpoint = database.spec.endpoint.address(engine).map(|address| address.to_string()).unwrap_or_default();
@@ -135,7 +135,7 @@ pub fn show(database: Database, view: Option<FreezeView>) -> LiveDatabase {
             ..status
         };
     }
-    let mut metadata = database.metadata;
+    let mut metadata = database.metadata.clone();
     metadata.managed_fields = None;
     metadata.annotations = None;
     LiveDatabase { api_version: api::LIVE_API_VERSION.to_owned(), kind: DATABASES.kind.to_owned(), metadata, status }

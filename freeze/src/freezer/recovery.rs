@@ -111,7 +111,7 @@ async fn look_until_nothing(undoing: &Undoing<'_>, members: &[Member]) {
     for (_, database) in members {
         while Instant::now() < give_up {
             let deadline = (Instant::now() + Duration::from_secs(2)).min(give_up);
-            match undoing.find(database) {
+            match undoing.find(database).await {
                 Whereabouts::Gone => break,
                 Whereabouts::NotNow(why) => info!(%freeze, database, why, "cannot be asked yet"),
                 Whereabouts::At(driver, member) => match driver.observe(&member, &mark, deadline).await {

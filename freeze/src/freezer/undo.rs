@@ -50,8 +50,8 @@ impl Undoing<'_> {
     }
 
     /// The server of a Database: where it is now, else where it was.
-    pub(super) fn find(&self, database: &str) -> Whereabouts {
-        let found = self.directory.find(&self.freeze.namespace, database);
+    pub(super) async fn find(&self, database: &str) -> Whereabouts {
+        let found = self.directory.find(&self.freeze.namespace, database).await;
         let known = self.known.iter().find(|target| target.database == database);
         match (found, known) {
             (found @ Whereabouts::At(..), _) | (found, None) => found,
@@ -83,7 +83,7 @@ impl Undoing<'_> {
 
     async fn one(&self, target: &TargetStatus, item: &Undo) -> Tried {
         let (freeze, database, kind) = (self.freeze, target.database.as_str(), item.kind.as_str());
-        match self.find(database) {
+        match self.find(database).await {
             Whereabouts::At(driver, member) => self.at(driver.as_ref(), &member, target, item).await,
             Whereabouts::NotNow(why) => {
                 warn!(%freeze, database, kind, why, "cannot be undone yet; trying again");
