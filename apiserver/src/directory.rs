@@ -22,7 +22,7 @@ pub struct Directory {
 impl Directory {
     /// A Database with the Secrets that it names.
     pub async fn ingredients(&self, namespace: &str, name: &str) -> Result<Ingredients, ApiError> {
-        let database = self.records.database(namespace, name)?;
+        let database = self.records.database(namespace, name).await?;
         let names = targets::secret_names(&database);
         let secrets = try_join_all(names.iter().map(|name| self.records.secret(namespace, name))).await?;
         Ok(Ingredients { database: Arc::unwrap_or_clone(database), secrets: secrets.into_iter().flatten().collect() })

@@ -56,7 +56,7 @@ impl Objects {
             return self.verb(&asked, verb, &bytes).await;
         }
         match (&resource.storage, target.verb) {
-            (Storage::Live, Verb::Get) => self.get_live(&asked),
+            (Storage::Live, Verb::Get) => self.get_live(&asked).await,
             (Storage::Live, _) => self.list_live(&asked),
             (Storage::Kept(_), Verb::Get) => self.get(&asked),
             (Storage::Kept(_), Verb::List) => self.list(&asked),
@@ -84,9 +84,9 @@ impl Objects {
         coded(answered.code, &answered.body, answered.warnings)
     }
 
-    fn get_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+    async fn get_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
         let namespace = asked.target.namespace.as_deref().unwrap_or_default();
-        let database = self.verbs.records.database(namespace, asked.name()).map_err(|error| {
+        let database = self.verbs.records.database(namespace, asked.name()).await.map_err(|error| {
             if error.code == 404 { ApiError::not_found(asked.resource.about(asked.name())) } else { error }
         })?;
         asked.one(&self.live(&database)?)

@@ -6,6 +6,8 @@
 //! Writes are stored when they return. `write_status` replaces what the one writer of a Freeze's status wrote before;
 //! `change_*` never loses what somebody else wrote meanwhile. What is not there is 404.
 
+mod cluster;
+mod mirror;
 mod own;
 
 use std::{fmt, sync::Arc};
@@ -15,6 +17,8 @@ use async_trait::async_trait;
 use freeze::FreezeName;
 use futures::{future::BoxFuture, stream::BoxStream};
 use k8s_openapi::api::core::v1::{Event, Secret};
+
+pub use cluster::Cluster;
 
 use crate::error::ApiError;
 
@@ -26,14 +30,14 @@ pub enum Seen<T> {
 }
 
 /// Every object of a kind as it is found, then every change. Ends when the kind cannot be followed any more.
-pub type Following<T> = BoxStream<'static, Seen<T>>;
+pub type Following<T> = BoxStream<'static, Seen<Arc<T>>>;
 
 #[async_trait]
 pub trait Records: fmt::Debug + Send + Sync {
-    fn database(&self, namespace: &str, name: &str) -> Result<Arc<Database>, ApiError>;
+    async fn database(&self, namespace: &str, name: &str) -> Result<Arc<Database>, ApiError>;
     /// Of one namespace, or of all.
     fn databases(&self, namespace: Option<&str>) -> Vec<Arc<Database>>;
-    fn freeze(&self, name: &FreezeName) -> Result<Arc<Freeze>, ApiError>;
+    async fn freeze(&self, name: &FreezeName) -> Result<Arc<Freeze>, ApiError>;
     fn freezes(&self) -> Vec<Arc<Freeze>>;
     /// What a list made from memory is the state of.
     fn revision(&self) -> String;

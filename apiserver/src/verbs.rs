@@ -172,7 +172,7 @@ impl Verbs {
     async fn unquiesce(&self, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
         let (mut unquiesce, warnings) = read::<Unquiesce>(&call, body, "Unquiesce")?;
         named(&call, &unquiesce.metadata)?;
-        self.records.database(call.namespace, call.name)?;
+        self.records.database(call.namespace, call.name).await?;
         let spec = &unquiesce.spec;
         let ended = if spec.force {
             self.may(call.user, call.namespace, call.name, "thaw").await?;
@@ -223,7 +223,7 @@ impl Verbs {
     async fn renew(&self, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
         let (mut renew, warnings) = read::<Renew>(&call, body, "Renew")?;
         named(&call, &renew.metadata)?;
-        self.records.database(call.namespace, call.name)?;
+        self.records.database(call.namespace, call.name).await?;
         let wanted = renew.spec.ttl_seconds;
         let uid = claimant(&call, renew.spec.uid.as_deref()).uid;
         self.own_claim(&call, &uid).await?;

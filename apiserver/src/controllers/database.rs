@@ -57,7 +57,7 @@ pub async fn run(verbs: Verbs) {
     }
 }
 
-async fn changed(verbs: &Verbs, room: &Arc<Semaphore>, looked: &mut HashMap<String, i64>, seen: Seen<Database>) {
+async fn changed(verbs: &Verbs, room: &Arc<Semaphore>, looked: &mut HashMap<String, i64>, seen: Seen<Arc<Database>>) {
     let (database, gone) = match &seen {
         Seen::There(database) => (database, false),
         Seen::Gone(database) => (database, true),

@@ -5,7 +5,7 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use api::{DatabaseStatus, LastFreeze, Phase};
+use api::{DatabaseStatus, LastFreeze, Phase, TargetStatus};
 use futures::future::join_all;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
@@ -58,7 +58,7 @@ async fn heard(told: &mut mpsc::Receiver<Told>, over: &CancellationToken) -> Opt
 }
 
 async fn tell(records: &dyn Records, batch: &[Told]) {
-    let events: Vec<Event> = batch.iter().flat_map(|told| events(records, told)).collect();
+    let events = join_all(batch.iter().map(|told| events(records, told))).await.concat();
     // A Database has one freeze after the other, so of two that are told together the later one stands.
     let mut newest: BTreeMap<(&str, &str), LastFreeze> = BTreeMap::new();
     for Told { freeze, status, .. } in batch.iter().filter(|told| told.status.phase.is_finished()) {
@@ -83,7 +83,7 @@ async fn show(records: &dyn Records, namespace: &str, database: &str, last: &Las
     }
 }
 
-fn events(records: &dyn Records, told: &Told) -> Vec<Event> {
+async fn events(records: &dyn Records, told: &Told) -> Vec<Event> {
     let Told { freeze, status, .. } = told;
     let message = match (status.phase, &status.message) {
         (Phase::Frozen, _) => {
@@ -93,13 +93,20 @@ fn events(records: &dyn Records, told: &Told) -> Vec<Event> {
         (_, Some(message)) => message.clone(),
         (phase, None) => phase.to_string(),
     };
-    let of_databases = status.targets.iter().filter_map(|target| {
-        let object = records.database(&freeze.namespace, &target.database).ok()?;
-        Some(event(&DATABASES, &object.metadata, told, &format!("Freeze {}: {message}", freeze.name)))
-    });
+    let of_database = |target: &TargetStatus| {
+        let (database, message) = (target.database.clone(), format!("Freeze {}: {message}", freeze.name));
+        async move {
+            let object = records.database(&freeze.namespace, &database).await.ok()?;
+            Some(event(&DATABASES, &object.metadata, told, &message))
+        }
+    };
     // None about what is not there any more.
-    let of_freeze = records.freeze(freeze).ok().map(|object| event(&FREEZES, &object.metadata, told, &message));
-    of_freeze.into_iter().chain(of_databases).collect()
+    let of_freeze = async {
+        let object = records.freeze(freeze).await.ok()?;
+        Some(event(&FREEZES, &object.metadata, told, &message))
+    };
+    let (of_freeze, of_databases) = tokio::join!(of_freeze, join_all(status.targets.iter().map(of_database)));
+    of_freeze.into_iter().chain(of_databases.into_iter().flatten()).collect()
 }
 
 fn event(kind: &Resource, about: &ObjectMeta, told: &Told, message: &str) -> Event {

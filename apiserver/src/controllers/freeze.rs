@@ -52,20 +52,20 @@ pub async fn run(verbs: Verbs) {
     let mut freezes = verbs.records.follow_freezes();
     while let Some(seen) = freezes.next().await {
         if let Seen::There(freeze) = seen {
-            act(&verbs, freeze).await;
+            act(&verbs, &freeze).await;
         }
     }
 }
 
-async fn act(verbs: &Verbs, freeze: Freeze) {
+async fn act(verbs: &Verbs, freeze: &Arc<Freeze>) {
     let (Some(namespace), Some(name)) = (freeze.metadata.namespace.clone(), freeze.metadata.name.clone()) else {
         return;
     };
     let freeze_name = FreezeName { namespace: namespace.clone(), name: name.clone() };
-    match plan(&freeze) {
+    match plan(freeze) {
         Step::Nothing => {}
-        Step::Begin => begin(verbs, freeze_name, freeze).await,
-        Step::End(why) => end(verbs, freeze_name, &freeze, why),
+        Step::Begin => begin(verbs, freeze_name, Arc::clone(freeze)).await,
+        Step::End(why) => end(verbs, freeze_name, freeze, why),
         Step::Fail => {
             fail(verbs, &freeze_name, conditions::reasons::RELEASED, "it was withdrawn before it was begun").await;
         }
@@ -78,7 +78,7 @@ async fn act(verbs: &Verbs, freeze: Freeze) {
 }
 
 /// Its own task: a freeze waits for its servers, others do not wait for it.
-async fn begin(verbs: &Verbs, name: FreezeName, freeze: Freeze) {
+async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
     let user = freeze.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CREATED_BY)).cloned();
     let claimant = Claimant {
         kind: ClaimKind::Freeze,

@@ -22,7 +22,7 @@ use crate::{
 
 #[async_trait]
 impl Records for Registry {
-    fn database(&self, namespace: &str, name: &str) -> Result<Arc<Database>, ApiError> {
+    async fn database(&self, namespace: &str, name: &str) -> Result<Arc<Database>, ApiError> {
         self.typed(&DATABASES, Some(namespace), name).map(Arc::new)
     }
 
@@ -30,7 +30,7 @@ impl Records for Registry {
         self.all(&DATABASES, namespace).into_iter().map(Arc::new).collect()
     }
 
-    fn freeze(&self, name: &FreezeName) -> Result<Arc<Freeze>, ApiError> {
+    async fn freeze(&self, name: &FreezeName) -> Result<Arc<Freeze>, ApiError> {
         self.typed(&FREEZES, Some(&name.namespace), &name.name).map(Arc::new)
     }
 
@@ -101,10 +101,14 @@ impl Records for Registry {
     }
 }
 
-fn follow<T: DeserializeOwned + Send + 'static>(registry: &Registry, resource: &'static Resource) -> Following<T> {
+fn follow<T: DeserializeOwned + Send + Sync + 'static>(
+    registry: &Registry,
+    resource: &'static Resource,
+) -> Following<T> {
     let observed = Observed::<T>::new(registry.clone(), resource);
     stream::unfold(observed, |mut observed| async move {
         let (object, gone) = observed.next().await?;
+        let object = Arc::new(object);
         Some((if gone { Seen::Gone(object) } else { Seen::There(object) }, observed))
     })
     .boxed()

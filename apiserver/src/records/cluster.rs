@@ -1,0 +1,271 @@
+//! A cluster's API server as [`Records`]: custom resources, mirrored in memory.
+
+use std::sync::Arc;
+
+use api::{Database, DatabaseStatus, Freeze, FreezeStatus};
+use async_trait::async_trait;
+use freeze::FreezeName;
+use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
+use http::StatusCode;
+use k8s_openapi::{
+    NamespaceResourceScope,
+    api::core::v1::{Event, Secret},
+};
+use kube::{
+    Api, Client, Resource,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing::debug;
+
+use super::{Change, Following, Records, mirror::Mirror};
+use crate::{
+    error::{About, ApiError},
+    resources::{DATABASES, FREEZES, SECRETS},
+};
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Cluster {
+    client: Client,
+    databases: Mirror<Database>,
+    freezes: Mirror<Freeze>,
+    /// A mirror has ended.
+    lost: CancellationToken,
+}
+
+/// How often a write that lost a race is tried again.
+const TRIES: usize = 16;
+/// Events that are written at once.
+const TOGETHER: usize = 8;
+
+impl Cluster {
+    /// Begins to mirror, as tasks of `tasks` that end with `over`.
+    pub fn begin(client: Client, tasks: &TaskTracker, over: &CancellationToken) -> Self {
+        let cluster = Self {
+            databases: Mirror::empty(),
+            freezes: Mirror::empty(),
+            lost: CancellationToken::new(),
+            client: client.clone(),
+        };
+        let databases = cluster.databases.clone().run(Api::all(client.clone())).boxed();
+        let freezes = cluster.freezes.clone().run(Api::all(client)).boxed();
+        for mirror in [databases, freezes] {
+            let (over, lost) = (over.clone(), cluster.lost.clone().drop_guard());
+            tasks.spawn(async move {
+                over.run_until_cancelled(mirror).await;
+                drop(lost);
+            });
+        }
+        cluster
+    }
+
+    /// Returns once everything was seen: before that, what is frozen is not known.
+    pub async fn complete(&self) {
+        tokio::join!(self.databases.complete(), self.freezes.complete());
+    }
+
+    pub fn is_complete(&self) -> bool {
+        self.databases.is_complete() && self.freezes.is_complete()
+    }
+
+    fn of<K>(&self, namespace: &str) -> Api<K>
+    where
+        K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+    {
+        Api::namespaced(self.client.clone(), namespace)
+    }
+
+    fn freezes_of(&self, name: &FreezeName) -> Api<Freeze> {
+        self.of(&name.namespace)
+    }
+}
+
+#[async_trait]
+impl Records for Cluster {
+    /// One that was made a moment ago may not be mirrored yet, so it is asked for.
+    async fn database(&self, namespace: &str, name: &str) -> Result<Arc<Database>, ApiError> {
+        if let Some(database) = self.databases.get(namespace, name) {
+            return Ok(database);
+        }
+        let found = self.of::<Database>(namespace).get(name).await;
+        found.map(Arc::new).map_err(|error| told(&error, DATABASES.about(name)))
+    }
+
+    fn databases(&self, namespace: Option<&str>) -> Vec<Arc<Database>> {
+        self.databases.all(namespace)
+    }
+
+    async fn freeze(&self, name: &FreezeName) -> Result<Arc<Freeze>, ApiError> {
+        if let Some(freeze) = self.freezes.get(&name.namespace, &name.name) {
+            return Ok(freeze);
+        }
+        let found = self.freezes_of(name).get(&name.name).await;
+        found.map(Arc::new).map_err(|error| told(&error, FREEZES.about(&name.name)))
+    }
+
+    fn freezes(&self) -> Vec<Arc<Freeze>> {
+        self.freezes.all(None)
+    }
+
+    fn revision(&self) -> String {
+        self.databases.revision()
+    }
+
+    async fn secret(&self, namespace: &str, name: &str) -> Result<Option<Secret>, ApiError> {
+        let found = self.of::<Secret>(namespace).get_opt(name).await;
+        found.map_err(|error| match &error {
+            kube::Error::Api(status) if status.code == 403 => ApiError::unavailable(format!(
+                "Stillpoint may not read Secrets in namespace {namespace}; let it: kubectl still enable {namespace}"
+            )),
+            _ => told(&error, SECRETS.about(name)),
+        })
+    }
+
+    fn follow_databases(&self) -> Following<Database> {
+        self.databases.follow()
+    }
+
+    fn follow_freezes(&self) -> Following<Freeze> {
+        self.freezes.follow()
+    }
+
+    /// Two writes: an API server takes no status with a new object.
+    async fn create_freeze(&self, freeze: &Freeze) -> Result<(), ApiError> {
+        let name = FreezeName {
+            namespace: freeze.metadata.namespace.clone().unwrap_or_default(),
+            name: freeze.metadata.name.clone().unwrap_or_default(),
+        };
+        let made = self.freezes_of(&name).create(&PostParams::default(), freeze).await;
+        made.map_err(|error| told(&error, FREEZES.about(&name.name)))?;
+        match &freeze.status {
+            Some(status) => self.write_status(&name, status).await,
+            None => Ok(()),
+        }
+    }
+
+    /// One request, without reading first: the status of a Freeze has one writer.
+    async fn write_status(&self, name: &FreezeName, status: &FreezeStatus) -> Result<(), ApiError> {
+        let patch = serde_json::from_value(json!([{"op": "add", "path": "/status", "value": status}]));
+        let patch: json_patch::Patch = patch.map_err(ApiError::internal)?;
+        let written =
+            self.freezes_of(name).patch_status(&name.name, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
+        written.map(drop).map_err(|error| told(&error, FREEZES.about(&name.name)))
+    }
+
+    async fn change_freeze(&self, name: &FreezeName, change: Change<'_, FreezeStatus>) -> Result<(), ApiError> {
+        let apply = |freeze: &mut Freeze| match change(freeze.status.clone().unwrap_or_default()) {
+            Some(status) => {
+                freeze.status = Some(status);
+                true
+            }
+            None => false,
+        };
+        changed(&self.freezes_of(name), &name.name, FREEZES.about(&name.name), apply).await
+    }
+
+    async fn change_database(
+        &self,
+        namespace: &str,
+        name: &str,
+        change: Change<'_, DatabaseStatus>,
+    ) -> Result<(), ApiError> {
+        let apply = |database: &mut Database| match change(database.status.clone().unwrap_or_default()) {
+            Some(status) => {
+                database.status = Some(status);
+                true
+            }
+            None => false,
+        };
+        changed(&self.of::<Database>(namespace), name, DATABASES.about(name), apply).await
+    }
+
+    async fn let_go(&self, name: &FreezeName) -> Result<(), ApiError> {
+        let (api, about) = (self.freezes_of(name), FREEZES.about(&name.name));
+        for _ in 0..TRIES {
+            let Some(freeze) = api.get_opt(&name.name).await.map_err(|error| told(&error, about))? else {
+                return Ok(());
+            };
+            let mut finalizers = freeze.metadata.finalizers.unwrap_or_default();
+            finalizers.retain(|finalizer| finalizer != api::FINALIZER_THAW);
+            let patch = json!({"metadata": {
+                "resourceVersion": freeze.metadata.resource_version, "finalizers": finalizers,
+            }});
+            let patched = api.patch(&name.name, &PatchParams::default(), &Patch::Merge::<Value>(patch)).await;
+            match patched.map_err(|error| told(&error, about)) {
+                Ok(_) => return Ok(()),
+                Err(error) if error.code == StatusCode::NOT_FOUND => return Ok(()),
+                Err(error) if error.code == StatusCode::CONFLICT => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(ApiError::modified(about))
+    }
+
+    async fn delete_freeze(&self, name: &FreezeName) -> Result<(), ApiError> {
+        let deleted = self.freezes_of(name).delete(&name.name, &DeleteParams::default()).await;
+        deleted.map(drop).map_err(|error| told(&error, FREEZES.about(&name.name)))
+    }
+
+    async fn tell(&self, events: Vec<Event>) {
+        let write = |event: Event| async move {
+            let namespace = event.metadata.namespace.clone().unwrap_or_default();
+            if let Err(error) = self.of::<Event>(&namespace).create(&PostParams::default(), &event).await {
+                debug!(%namespace, %error, "an Event was not written");
+            }
+        };
+        stream::iter(events).for_each_concurrent(TOGETHER, write).await;
+    }
+
+    fn lost(&self) -> BoxFuture<'static, ()> {
+        self.lost.clone().cancelled_owned().boxed()
+    }
+}
+
+/// Reads, changes, and writes the status unless somebody was faster; then again.
+async fn changed<K>(api: &Api<K>, name: &str, about: About<'_>, apply: impl Fn(&mut K) -> bool) -> Result<(), ApiError>
+where
+    K: Resource + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
+{
+    for _ in 0..TRIES {
+        let mut object = api.get(name).await.map_err(|error| told(&error, about))?;
+        if !apply(&mut object) {
+            return Ok(());
+        }
+        let written = api.replace_status(name, &PostParams::default(), &object).await;
+        match written.map_err(|error| told(&error, about)) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code == StatusCode::CONFLICT => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(ApiError::modified(about))
+}
+
+/// What the API server said, as our clients may hear it.
+fn told(error: &kube::Error, about: About<'_>) -> ApiError {
+    match error {
+        kube::Error::Api(status) => match status.code {
+            404 => ApiError::not_found(about),
+            409 if status.reason == "AlreadyExists" => ApiError::already_exists(about),
+            409 => ApiError::modified(about),
+            // Not our caller's fault: it is we who were refused.
+            code => ApiError {
+                internal: Some(format!("{code} {}: {}", status.reason, status.message)),
+                ..ApiError::unavailable("the cluster's API server refused what Stillpoint asked of it; see the log")
+            },
+        },
+        other => ApiError {
+            internal: Some(other.to_string()),
+            ..ApiError::unavailable("the cluster's API server cannot be reached; see the log")
+        },
+    }
+}
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cluster").finish_non_exhaustive()
+    }
+}

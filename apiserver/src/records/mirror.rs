@@ -1,0 +1,274 @@
+//! All objects of one kind of a cluster, in memory, kept as a watch says. Whoever follows it sees every object, then every
+//! change; whoever is too slow sees every object again.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fmt,
+    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+};
+
+use futures::{StreamExt, pin_mut, stream};
+use kube::{
+    Api, Resource,
+    runtime::{WatchStreamExt, watcher},
+};
+use serde::de::DeserializeOwned;
+use tokio::sync::{broadcast, watch};
+use tracing::warn;
+
+use super::{Following, Seen};
+
+/// The copy in memory. Cheap to clone.
+pub(super) struct Mirror<K>(Arc<Shared<K>>);
+
+struct Shared<K> {
+    state: RwLock<State<K>>,
+    changes: broadcast::Sender<Seen<Arc<K>>>,
+    /// Everything was seen once.
+    complete: watch::Sender<bool>,
+}
+
+struct State<K> {
+    objects: BTreeMap<Key, Arc<K>>,
+    /// What a list after a break has shown so far; what is not in it at its end is gone.
+    listed: Option<BTreeMap<Key, Arc<K>>>,
+    /// The newest resourceVersion that was seen.
+    revision: String,
+}
+
+type Key = (String, String);
+
+/// Changes that a follower may be behind.
+const BEHIND: usize = 4096;
+
+impl<K> Mirror<K>
+where
+    K: Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
+{
+    pub(super) fn empty() -> Self {
+        let state = State { objects: BTreeMap::new(), listed: None, revision: "1".to_owned() };
+        Self(Arc::new(Shared {
+            state: RwLock::new(state),
+            changes: broadcast::channel(BEHIND).0,
+            complete: watch::channel(false).0,
+        }))
+    }
+
+    /// Follows the API server for ever; a watch that breaks is begun again, with pauses that grow.
+    pub(super) async fn run(self, api: Api<K>) {
+        let events = watcher(api, watcher::Config::default()).default_backoff();
+        pin_mut!(events);
+        while let Some(event) = events.next().await {
+            match event {
+                Ok(event) => self.take(event),
+                Err(error) => warn!(kind = %K::kind(&()), %error, "objects cannot be followed now; trying again"),
+            }
+        }
+    }
+
+    /// Returns once everything was seen.
+    pub(super) async fn complete(&self) {
+        self.0.complete.subscribe().wait_for(|complete| *complete).await.ok();
+    }
+
+    pub(super) fn is_complete(&self) -> bool {
+        *self.0.complete.borrow()
+    }
+
+    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.read().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
+    }
+
+    pub(super) fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>> {
+        let state = self.read();
+        let wanted = |((of, _), _): &(&Key, &Arc<K>)| namespace.is_none_or(|namespace| namespace == of);
+        state.objects.iter().filter(wanted).map(|(_, object)| Arc::clone(object)).collect()
+    }
+
+    pub(super) fn revision(&self) -> String {
+        self.read().revision.clone()
+    }
+
+    pub(super) fn follow(&self) -> Following<K> {
+        let mirror = Self(Arc::clone(&self.0));
+        let begun: (VecDeque<Seen<Arc<K>>>, Option<broadcast::Receiver<_>>) = (VecDeque::new(), None);
+        stream::unfold((mirror, begun), |(mirror, (mut listed, mut changes))| async move {
+            loop {
+                if let Some(next) = listed.pop_front() {
+                    return Some((next, (mirror, (listed, changes))));
+                }
+                match &mut changes {
+                    Some(receiver) => match receiver.recv().await {
+                        Ok(next) => return Some((next, (mirror, (listed, changes)))),
+                        // Too slow: from the beginning.
+                        Err(broadcast::error::RecvError::Lagged(_)) => changes = None,
+                        Err(broadcast::error::RecvError::Closed) => return None,
+                    },
+                    None => {
+                        // Under one lock, so that nothing is missed in between.
+                        let state = mirror.read();
+                        listed = state.objects.values().cloned().map(Seen::There).collect();
+                        changes = Some(mirror.0.changes.subscribe());
+                    }
+                }
+            }
+        })
+        .boxed()
+    }
+
+    fn take(&self, event: watcher::Event<K>) {
+        let mut state = self.write();
+        match event {
+            watcher::Event::Init => state.listed = Some(BTreeMap::new()),
+            watcher::Event::InitApply(object) => {
+                state.note(&object);
+                let object = Arc::new(object);
+                if let Some(listed) = &mut state.listed {
+                    listed.insert(key(&*object), Arc::clone(&object));
+                }
+                self.there(&mut state, object);
+            }
+            watcher::Event::InitDone => {
+                let listed = state.listed.take().unwrap_or_default();
+                let gone: Vec<Key> = state.objects.keys().filter(|key| !listed.contains_key(*key)).cloned().collect();
+                for key in gone {
+                    self.gone(&mut state, &key);
+                }
+                drop(state);
+                self.0.complete.send_replace(true);
+            }
+            watcher::Event::Apply(object) => {
+                state.note(&object);
+                self.there(&mut state, Arc::new(object));
+            }
+            watcher::Event::Delete(object) => {
+                state.note(&object);
+                let key = key(&object);
+                state.objects.insert(key.clone(), Arc::new(object));
+                self.gone(&mut state, &key);
+            }
+        }
+    }
+
+    fn there(&self, state: &mut State<K>, object: Arc<K>) {
+        let old = state.objects.insert(key(&*object), Arc::clone(&object));
+        let version = |object: &K| object.meta().resource_version.clone();
+        // A list after a break shows again what was seen.
+        if old.is_none_or(|old| version(&old) != version(&object)) {
+            self.0.changes.send(Seen::There(object)).ok();
+        }
+    }
+
+    fn gone(&self, state: &mut State<K>, key: &Key) {
+        if let Some(object) = state.objects.remove(key) {
+            self.0.changes.send(Seen::Gone(object)).ok();
+        }
+    }
+
+    fn read(&self) -> RwLockReadGuard<'_, State<K>> {
+        self.0.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State<K>> {
+        self.0.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<K: Resource<DynamicType = ()>> State<K> {
+    /// Keeps the newest version: they are numbers that grow, whatever else upstream reserves for itself.
+    fn note(&mut self, object: &K) {
+        let number = |text: &str| text.parse::<u64>().unwrap_or(0);
+        if let Some(version) = &object.meta().resource_version
+            && number(version) > number(&self.revision)
+        {
+            self.revision.clone_from(version);
+        }
+    }
+}
+
+fn key(object: &impl Resource<DynamicType = ()>) -> Key {
+    let meta = object.meta();
+    (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+impl<K> Clone for Mirror<K> {
+    fn clone(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<K> fmt::Debug for Mirror<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mirror").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use api::Database;
+    use serde_json::json;
+
+    use super::*;
+
+    fn database(name: &str, version: u64) -> Database {
+        serde_json::from_value(json!({
+            "apiVersion": api::API_VERSION, "kind": "Database",
+            "metadata": {"name": name, "namespace": "ns", "resourceVersion": version.to_string()},
+            "spec": {"engine": "PostgreSQL", "endpoint": {"host": "db"}},
+        }))
+        .unwrap()
+    }
+
+    fn told(seen: &Seen<Arc<Database>>) -> String {
+        match seen {
+            Seen::There(object) => object.metadata.name.clone().unwrap(),
+            Seen::Gone(object) => format!("-{}", object.metadata.name.clone().unwrap()),
+        }
+    }
+
+    async fn next(following: &mut Following<Database>, count: usize) -> Vec<String> {
+        following.by_ref().take(count).map(|seen| told(&seen)).collect().await
+    }
+
+    #[tokio::test]
+    async fn a_list_after_a_break_tells_what_changed_and_what_is_gone_and_nothing_twice() {
+        let mirror = Mirror::<Database>::empty();
+        for event in [
+            watcher::Event::Init,
+            watcher::Event::InitApply(database("a", 1)),
+            watcher::Event::InitApply(database("b", 2)),
+        ] {
+            mirror.take(event);
+        }
+        assert!(!mirror.is_complete());
+        mirror.take(watcher::Event::InitDone);
+        mirror.complete().await;
+        let mut following = mirror.follow();
+        assert_eq!(next(&mut following, 2).await, ["a", "b"]);
+        for event in [
+            watcher::Event::Init,
+            watcher::Event::InitApply(database("a", 1)),
+            watcher::Event::InitApply(database("c", 7)),
+        ] {
+            mirror.take(event);
+        }
+        assert!(mirror.get("ns", "b").is_some(), "until the list is whole, what was there is there");
+        mirror.take(watcher::Event::InitDone);
+        assert_eq!(next(&mut following, 2).await, ["c", "-b"]);
+        assert_eq!((mirror.all(Some("ns")).len(), mirror.all(Some("other")).len()), (2, 0));
+        assert_eq!(mirror.revision(), "7");
+    }
+
+    #[tokio::test]
+    async fn who_is_too_slow_sees_everything_again() {
+        let mirror = Mirror::<Database>::empty();
+        mirror.take(watcher::Event::Apply(database("a", 1)));
+        let mut following = mirror.follow();
+        assert_eq!(next(&mut following, 1).await, ["a"]);
+        for version in 2..(BEHIND as u64 + 10) {
+            mirror.take(watcher::Event::Apply(database("a", version)));
+        }
+        mirror.take(watcher::Event::Apply(database("z", 1)));
+        assert_eq!(next(&mut following, 2).await, ["a", "z"]);
+    }
+}
