@@ -126,16 +126,7 @@ impl App {
 
     /// Readiness ends at once when shutdown begins, and begins when it is known whom to trust; liveness is neither's affair.
     fn health(&self, path: &str) -> Answer {
-        let failed = if path != "readyz" {
-            None
-        } else if self.stopping.is_cancelled() {
-            Some("shutdown")
-        } else if let Err(why) = self.authenticator.ready() {
-            debug!(why, "not ready: nobody can be authenticated yet");
-            Some("authentication")
-        } else {
-            None
-        };
+        let failed = failing(path, self.stopping.is_cancelled(), self.authenticator.ready());
         let (code, text) = match failed {
             Some(check) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -152,6 +143,19 @@ impl App {
         let text = self.metrics.text(frozen).map_err(ApiError::internal)?;
         let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
         Ok(text_answer(StatusCode::OK, content_type, text))
+    }
+}
+
+/// The check that fails, if one does.
+fn failing(path: &str, stopping: bool, authentication: Result<(), String>) -> Option<&'static str> {
+    match authentication {
+        _ if path != "readyz" => None,
+        _ if stopping => Some("shutdown"),
+        Ok(()) => None,
+        Err(why) => {
+            debug!(why, "not ready: it is not known yet whom to trust");
+            Some("authentication")
+        }
     }
 }
 
@@ -295,5 +299,25 @@ fn label(target: Option<&Target>) -> metrics::Request {
         group: resource.group,
         resource: resource.plural,
         subresource: subresource.map_or("", |subresource| subresource.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn readiness_waits_for_authentication_and_ends_with_shutdown_and_liveness_heeds_neither() {
+        let unknown = || Err("the ConfigMap was not read yet".to_owned());
+        let cases = [
+            ("readyz", false, Ok(()), None),
+            ("readyz", false, unknown(), Some("authentication")),
+            ("readyz", true, Ok(()), Some("shutdown")),
+            ("livez", true, unknown(), None),
+            ("healthz", true, unknown(), None),
+        ];
+        for (path, stopping, authentication, wanted) in cases {
+            assert_eq!(failing(path, stopping, authentication), wanted, "{path} {stopping}");
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! [`delegated`] asks the kube-apiserver. Authorization yields a value that only this file can make: what follows cannot
 //! forget to ask.
 
+pub mod delegated;
 pub mod standalone;
 
 use std::collections::BTreeMap;

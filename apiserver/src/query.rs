@@ -93,11 +93,15 @@ fn invalid(field: &str, message: &str) -> ApiError {
 
 /// Form decoding: `+` is a space, `%XX` a byte.
 fn decode(text: &str) -> Option<String> {
+    percent_decode(&text.replace('+', " "))
+}
+
+/// `%XX` is a byte. Nothing when it is not two digits, or when the whole is no text.
+pub fn percent_decode(text: &str) -> Option<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.bytes();
     while let Some(byte) = rest.next() {
         match byte {
-            b'+' => bytes.push(b' '),
             b'%' => {
                 let mut digit = || rest.next().and_then(|byte| char::from(byte).to_digit(16));
                 let (high, low) = (digit()?, digit()?);

@@ -29,6 +29,16 @@ impl LabelSelector {
         self.0.is_empty()
     }
 
+    /// Key, operator and values of each requirement, as `metav1.LabelSelectorRequirement` has them.
+    pub fn requirements(&self) -> impl Iterator<Item = (&str, &'static str, &[String])> {
+        self.0.iter().map(|requirement| match requirement {
+            Requirement::In(key, values) => (key.as_str(), "In", values.as_slice()),
+            Requirement::NotIn(key, values) => (key.as_str(), "NotIn", values.as_slice()),
+            Requirement::Exists(key) => (key.as_str(), "Exists", &[][..]),
+            Requirement::Absent(key) => (key.as_str(), "DoesNotExist", &[][..]),
+        })
+    }
+
     pub fn matches(&self, object: &Value) -> bool {
         let label = |key: &str| object["metadata"]["labels"].get(key).and_then(Value::as_str);
         self.0.iter().all(|requirement| match requirement {
@@ -57,6 +67,11 @@ impl FieldSelector {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// Path, whether equal or not, and value of each requirement.
+    pub fn requirements(&self) -> impl Iterator<Item = (&str, bool, &str)> {
+        self.0.iter().map(|(path, equal, value)| (path.as_str(), *equal, value.as_str()))
     }
 
     /// The value that `path` must have, if it must have one.

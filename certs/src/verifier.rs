@@ -46,29 +46,47 @@ pub fn server_config(leaf: Arc<Leaf>) -> Result<ServerConfig, rustls::Error> {
 
 /// Who `chain` stands for, if `authority` (PEM) signed it for clients and it is valid at `now`.
 pub fn verify_client(chain: &[CertificateDer<'_>], authority: &str, now: Timestamp) -> Result<Identity, Untrusted> {
-    let (leaf, intermediates) = chain.split_first().ok_or(Untrusted::Nobody)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in CertificateDer::pem_slice_iter(authority.as_bytes()) {
-        let certificate = certificate.map_err(|error| Untrusted::Roots(error.to_string()))?;
-        roots.add(certificate).map_err(|error| Untrusted::Roots(error.to_string()))?;
-    }
-    let provider = Arc::new(ring::default_provider());
-    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider)
-        .build()
-        .map_err(|error| Untrusted::Roots(error.to_string()))?;
-    let seconds = u64::try_from(now.as_second()).unwrap_or(0);
-    let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
-    verifier.verify_client_cert(leaf, intermediates, now).map_err(|error| Untrusted::Chain(error.to_string()))?;
-    identity(leaf)
+    Authorities::parse(authority)?.verify(chain, now)?;
+    identity(chain)
 }
 
-/// Common name is the user, organizations are the groups (Kubernetes: "Authenticating", X509 client certificates).
-fn identity(leaf: &CertificateDer<'_>) -> Result<Identity, Untrusted> {
+/// Authorities that sign clients. Reading them costs more than judging by them.
+#[derive(Clone, Debug)]
+pub struct Authorities(Arc<dyn ClientCertVerifier>);
+
+impl Authorities {
+    /// Reads one or several certificates (PEM).
+    pub fn parse(pem: &str) -> Result<Self, Untrusted> {
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+            let certificate = certificate.map_err(|error| Untrusted::Roots(error.to_string()))?;
+            roots.add(certificate).map_err(|error| Untrusted::Roots(error.to_string()))?;
+        }
+        let provider = Arc::new(ring::default_provider());
+        let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+        verifier.map(Self).map_err(|error| Untrusted::Roots(error.to_string()))
+    }
+
+    /// Whether one of them signed `chain` for clients, and it is valid at `now`.
+    pub fn verify(&self, chain: &[CertificateDer<'_>], now: Timestamp) -> Result<(), Untrusted> {
+        let (leaf, intermediates) = chain.split_first().ok_or(Untrusted::Nobody)?;
+        let seconds = u64::try_from(now.as_second()).unwrap_or(0);
+        let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(seconds));
+        let verified = self.0.verify_client_cert(leaf, intermediates, now);
+        verified.map(drop).map_err(|error| Untrusted::Chain(error.to_string()))
+    }
+}
+
+/// Who `chain` says it stands for; whether that is so, [`Authorities::verify`] says. Common name is the user, organizations
+/// are the groups (Kubernetes: "Authenticating", X509 client certificates). Of several common names the last counts, as in
+/// Go's `crypto/x509`: nobody is somebody else here than at the kube-apiserver.
+pub fn identity(chain: &[CertificateDer<'_>]) -> Result<Identity, Untrusted> {
+    let leaf = chain.first().ok_or(Untrusted::Nobody)?;
     let (_, certificate) = X509Certificate::from_der(leaf).map_err(|error| Untrusted::Chain(error.to_string()))?;
     let subject = certificate.subject();
-    let name = subject.iter_common_name().find_map(|name| name.as_str().ok()).ok_or(Untrusted::Nobody)?;
+    let name = subject.iter_common_name().last().and_then(|name| name.as_str().ok()).filter(|name| !name.is_empty());
     let groups = subject.iter_organization().filter_map(|group| group.as_str().ok()).map(str::to_owned).collect();
-    Ok(Identity { name: name.to_owned(), groups })
+    Ok(Identity { name: name.ok_or(Untrusted::Nobody)?.to_owned(), groups })
 }
 
 #[derive(Debug)]
@@ -143,5 +161,20 @@ mod tests {
         let serving = ours.serve(&Names::default(), now, DAY).unwrap();
         let shown = chain(&serving.certificate);
         assert!(matches!(verify_client(&shown, ours.certificate(), now), Err(Untrusted::Chain(_))), "not for clients");
+    }
+
+    #[test]
+    fn of_several_common_names_the_last_counts_and_an_empty_one_is_none() {
+        let named = |names: [&str; 2]| {
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            // rcgen keeps one name of each kind, and takes the same kind spelled as numbers for another.
+            let kinds = [rcgen::DnType::CommonName, rcgen::DnType::CustomDnType(vec![2, 5, 4, 3])];
+            kinds.into_iter().zip(names).for_each(|(kind, name)| params.distinguished_name.push(kind, name));
+            let certificate = params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap();
+            identity(&[certificate.der().clone()]).map(|identity| identity.name)
+        };
+        assert_eq!(named(["first", "last"]), Ok("last".to_owned()));
+        assert_eq!(named(["first", ""]), Err(Untrusted::Nobody));
     }
 }
