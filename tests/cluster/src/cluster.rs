@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     env, fs,
     fs::File,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
 };
@@ -30,8 +30,8 @@ use crate::{
 pub struct Options {
     /// Whether kube-apiserver dials the addresses of a Service's EndpointSlices itself (`--enable-aggregator-routing`), one
     /// at random for each request. Without it, as kubeadm has it, APIServices and webhooks are dialled at their Service's
-    /// ClusterIP, where nobody answers as long as there is no kube-proxy: then only their `url` form works, or an
-    /// APIService is seen to be unavailable.
+    /// ClusterIP. There is no kube-proxy that would lead from there to the EndpointSlices, but in a cluster of our own it is
+    /// a loopback address, on which the server under test can listen.
     pub aggregator_routing: bool,
     /// Whether etcd waits for the disk. Without it a cluster starts and writes faster, and may lose its objects when the
     /// machine stops, though not when etcd does.
@@ -139,9 +139,9 @@ impl Cluster {
         self.address
     }
 
-    /// Makes servers on [`Self::address`] a Service, in a namespace that is made if need be. Calling it again with other
-    /// ports replaces them; its certificate must be for `NAME.NAMESPACE.svc`.
-    pub async fn register_service(&self, namespace: &str, name: &str, ports: &[ServicePort]) -> Result<()> {
+    /// Makes servers on [`Self::address`] a Service, in a namespace that is made if need be, and answers its ClusterIP.
+    /// Calling it again with other ports replaces them. Their certificate must be for `NAME.NAMESPACE.svc`.
+    pub async fn register_service(&self, namespace: &str, name: &str, ports: &[ServicePort]) -> Result<IpAddr> {
         let registered = service::register(self.client().await?, self.address, namespace, name, ports).await;
         registered.with_context(|| format!("registering {namespace}/{name}"))
     }

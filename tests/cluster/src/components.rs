@@ -188,6 +188,9 @@ impl Layout {
         let mut arguments = self.client_of_apiserver(Component::ControllerManager);
         arguments.extend([
             "--use-service-account-credentials=true".to_owned(),
+            // Its default of 20 a second would be half of a cluster's start.
+            "--kube-api-qps=1000".to_owned(),
+            "--kube-api-burst=1000".to_owned(),
             format!("--service-account-private-key-file={}", text(&self.pki("service-accounts.key"))),
             format!("--root-ca-file={}", text(&self.pki("ca.crt"))),
             format!("--cluster-signing-cert-file={}", text(&self.pki("ca.crt"))),
@@ -213,9 +216,32 @@ impl Layout {
     }
 }
 
-/// Holds [`pki::API_SERVICE`].
-const SERVICE_RANGE: &str = "10.96.0.0/16";
+/// Of loopback: without a kube-proxy, what is sent to a ClusterIP leaves the machine by its default route, and who knows who
+/// answers there. Here nobody does, at once, unless a test listens on it. Pods would need another one. Holds
+/// [`pki::API_SERVICE`].
+const SERVICE_RANGE: &str = "127.96.0.0/16";
 
 fn text(path: &Path) -> String {
     path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_flags() {
+        let layout = |aggregator_routing, fsync| Layout {
+            root: PathBuf::from("/root-of-it"),
+            address: Ipv4Addr::new(198, 18, 0, 1),
+            options: Options { aggregator_routing, fsync },
+            ports: Ports::reserve().unwrap(),
+        };
+        let has =
+            |layout: &Layout, component, flag: &str| layout.arguments(component).iter().any(|given| given == flag);
+        let (fast, real) = (layout(true, false), layout(false, true));
+        assert!(has(&fast, Component::Apiserver, "--enable-aggregator-routing=true"));
+        assert!(has(&real, Component::Apiserver, "--enable-aggregator-routing=false"));
+        assert!(has(&fast, Component::Etcd, "--unsafe-no-fsync") && !has(&real, Component::Etcd, "--unsafe-no-fsync"));
+    }
 }

@@ -8,7 +8,10 @@
 //! What a server under test has to know of it:
 //! - kube-apiserver reaches it by [`Cluster::register_service`]: an address of this host that is not loopback, which
 //!   EndpointSlices refuse.
-//! - A Service's ClusterIP leads nowhere, for there is no kube-proxy. [`Options::aggregator_routing`] says who minds.
+//! - A Service's ClusterIP leads nowhere, for there is no kube-proxy. [`Options::aggregator_routing`] says who minds, and
+//!   what can be done.
+//! - An APIService that is not available holds up the deletion of every namespace, in every test that shares the cluster:
+//!   delete it before its server.
 //! - The administrator is of `system:masters`, whom kube-apiserver never asks RBAC about. Test rights as somebody else
 //!   ([`Identity`]).
 

@@ -16,8 +16,8 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 
-/// The first address of the Services' range, which is the API server's own Service.
-pub(crate) const API_SERVICE: Ipv4Addr = Ipv4Addr::new(10, 96, 0, 1);
+/// The first address of the Services' range, which is the API server's own.
+pub(crate) const API_SERVICE: Ipv4Addr = Ipv4Addr::new(127, 96, 0, 1);
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);

@@ -1,6 +1,6 @@
 //! Servers of this host as Services of the cluster.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use anyhow::{Context, Result};
 use k8s_openapi::api::{
@@ -30,14 +30,14 @@ impl ServicePort {
 }
 
 /// Makes or changes the Service, and one EndpointSlice for each replica: ports are a slice's, not an address's, and all
-/// replicas have the same address.
+/// replicas have the same address. Answers the ClusterIP.
 pub(crate) async fn register(
     client: Client,
     address: Ipv4Addr,
     namespace: &str,
     name: &str,
     ports: &[ServicePort],
-) -> Result<()> {
+) -> Result<IpAddr> {
     let apply = PatchParams::apply("tests").force();
     let namespaces: Api<Namespace> = Api::all(client.clone());
     if namespaces.get_opt(namespace).await?.is_none() {
@@ -45,7 +45,7 @@ pub(crate) async fn register(
         namespaces.patch(namespace, &apply, &Patch::Apply(object)).await?;
     }
     let services: Api<Service> = Api::namespaced(client.clone(), namespace);
-    services.patch(name, &apply, &Patch::Apply(service(name, ports))).await.context("the Service")?;
+    let made = services.patch(name, &apply, &Patch::Apply(service(name, ports))).await.context("the Service")?;
 
     let slices: Api<EndpointSlice> = Api::namespaced(client, namespace);
     let replicas = ports.iter().map(|port| port.targets.len()).max().unwrap_or_default();
@@ -60,7 +60,7 @@ pub(crate) async fn register(
             slices.delete(&slice, &DeleteParams::default()).await?;
         }
     }
-    Ok(())
+    Ok(made.spec.and_then(|spec| spec.cluster_ip).context("the Service has no ClusterIP")?.parse()?)
 }
 
 const SERVICE_NAME: &str = "kubernetes.io/service-name";

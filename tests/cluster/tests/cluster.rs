@@ -4,6 +4,7 @@
 
 use std::{
     collections::BTreeMap,
+    net::SocketAddr,
     path::Path,
     process::{Command, Output},
     sync::{Arc, Mutex},
@@ -12,6 +13,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
+use base64::{Engine, engine::general_purpose::STANDARD};
 use certs::{Authority, Bound, Leaf, Limits, Names};
 use cluster::{Cluster, Component, Identity, Options, ServicePort, group_members, until};
 use http::{HeaderMap, Response};
@@ -75,15 +77,8 @@ async fn identities_are_whom_they_name(cluster: &Cluster) {
 }
 
 async fn an_aggregated_api_is_reached(cluster: &Cluster) {
-    let tiny = Tiny::start(cluster).await.unwrap();
-    let service = json!({
-        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.tiny.example"},
-        "spec": {
-            "group": "tiny.example", "version": "v1", "groupPriorityMinimum": 100, "versionPriority": 1,
-            "service": {"namespace": "tiny", "name": "server"}, "caBundle": tiny.authority,
-        },
-    });
-    cluster.apply(&service.to_string()).await.unwrap();
+    let tiny = Tiny::start((cluster.address(), 0).into()).await.unwrap();
+    cluster.apply(&tiny.api_service(443).to_string()).await.unwrap();
     let reason = ["get", "apiservice", "v1.tiny.example", "-o", "jsonpath={.status.conditions[0].reason}"];
     until("the API server looks for it", LIMIT, || async {
         let reason = cluster.kubectl(&reason).await?.ok()?;
@@ -94,8 +89,7 @@ async fn an_aggregated_api_is_reached(cluster: &Cluster) {
     .unwrap();
 
     cluster.register_service("tiny", "server", &[ServicePort::https(&[tiny.port])]).await.unwrap();
-    let wait = ["wait", "apiservice/v1.tiny.example", "--for=condition=Available", "--timeout=60s"];
-    cluster.kubectl(&wait).await.unwrap().ok().unwrap();
+    cluster.kubectl(&AVAILABLE).await.unwrap().ok().unwrap();
     let user = Identity::user("system:admin-of-tiny", &["system:masters"]);
     let answer = cluster.kubectl_as(&user, &["get", "--raw", "/apis/tiny.example/v1"]).await.unwrap().ok().unwrap();
     assert!(answer.contains("APIResourceList"), "{answer}");
@@ -122,6 +116,20 @@ async fn an_aggregated_api_is_reached(cluster: &Cluster) {
     assert_eq!(cluster.kubectl(&slices).await.unwrap().ok().unwrap(), "");
     cluster.kubectl(&["delete", "apiservice", "v1.tiny.example"]).await.unwrap().ok().unwrap();
 }
+
+/// As kubeadm has it: no aggregator routing. And with fsync.
+#[tokio::test]
+async fn an_aggregated_api_is_reached_at_its_cluster_ip() {
+    let cluster = Cluster::start(Options { aggregator_routing: false, fsync: true }).await.unwrap();
+    let port = fixtures::Port::reserve().unwrap();
+    let ports = ServicePort { name: "https".to_owned(), port: port.number, targets: vec![port.number] };
+    let address = cluster.register_service("tiny", "server", &[ports]).await.unwrap();
+    let tiny = Tiny::start((address, port.number).into()).await.unwrap();
+    cluster.apply(&tiny.api_service(port.number).to_string()).await.unwrap();
+    cluster.kubectl(&AVAILABLE).await.unwrap().ok().unwrap();
+}
+
+const AVAILABLE: [&str; 4] = ["wait", "apiservice/v1.tiny.example", "--for=condition=Available", "--timeout=60s"];
 
 async fn components_come_and_go(cluster: &Cluster) {
     cluster.kubectl(&["create", "configmap", "kept"]).await.unwrap().ok().unwrap();
@@ -206,18 +214,18 @@ fn recorded(place: &Path) -> BTreeMap<String, u32> {
 /// A server of one group version, and the headers of all it was asked.
 struct Tiny {
     port: u16,
-    authority: Value,
+    authority: String,
     seen: Arc<Mutex<Vec<HeaderMap>>>,
     shutdown: CancellationToken,
 }
 
 impl Tiny {
-    async fn start(cluster: &Cluster) -> Result<Self> {
+    async fn start(address: SocketAddr) -> Result<Self> {
         let now = Timestamp::now();
         let (authority, pem) = Authority::create("tiny", now)?;
         let names = Names { dns: vec!["server.tiny.svc".to_owned()], addresses: Vec::new() };
         let leaf = authority.serve(&names, now, Duration::from_secs(3600))?;
-        let bound = Bound::bind((cluster.address(), 0).into()).await?;
+        let bound = Bound::bind(address).await?;
         let (port, seen, shutdown) = (bound.address()?.port(), Arc::default(), CancellationToken::new());
         let all: Arc<Mutex<Vec<HeaderMap>>> = Arc::clone(&seen);
         let service = move |request: http::Request<_>, _| {
@@ -230,8 +238,18 @@ impl Tiny {
         };
         let tls = certs::server_config(Leaf::new(&leaf)?)?;
         tokio::spawn(bound.serve(tls, service, Limits::default(), shutdown.clone()));
-        let authority = json!(base64_of(&pem.certificate));
-        Ok(Self { port, authority, seen, shutdown })
+        Ok(Self { port, authority: pem.certificate, seen, shutdown })
+    }
+
+    fn api_service(&self, port: u16) -> Value {
+        json!({
+            "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService", "metadata": {"name": "v1.tiny.example"},
+            "spec": {
+                "group": "tiny.example", "version": "v1", "groupPriorityMinimum": 100, "versionPriority": 1,
+                "service": {"namespace": "tiny", "name": "server", "port": port},
+                "caBundle": STANDARD.encode(&self.authority),
+            },
+        })
     }
 }
 
@@ -239,9 +257,4 @@ impl Drop for Tiny {
     fn drop(&mut self) {
         self.shutdown.cancel();
     }
-}
-
-fn base64_of(text: &str) -> String {
-    use base64::{Engine, engine::general_purpose::STANDARD};
-    STANDARD.encode(text)
 }
