@@ -231,8 +231,11 @@ impl Directory {
     fn create() -> Result<Self> {
         Self::sweep();
         let temporary = tempfile::Builder::new().prefix(Self::PREFIX).tempdir()?;
-        let lock = File::create(temporary.path().join("lock"))?;
-        lock.try_lock().context("a new directory is locked")?;
+        // Locked before it has its name: a sweep in between would take it for abandoned.
+        let unnamed = temporary.path().join("unlocked");
+        let lock = File::create(&unnamed)?;
+        lock.try_lock()?;
+        fs::rename(&unnamed, temporary.path().join("lock"))?;
         fs::create_dir(temporary.path().join("home"))?;
         Ok(Self { temporary, _lock: lock })
     }

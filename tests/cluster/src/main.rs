@@ -31,9 +31,8 @@ struct Place {
 async fn main() -> Result<()> {
     match Command::parse().verb {
         Verb::Up(place) => {
-            eprintln!("starting a cluster; it is built first if need be, which takes some minutes once");
             let up = cluster::up(&place.directory()?).await?;
-            eprintln!("{}", if up.already { "it runs already" } else { "ready" });
+            eprintln!("{}", if up.already { "a cluster runs already" } else { "a cluster is ready" });
             println!("export KUBECONFIG={}", quoted(&up.kubeconfig.display().to_string()));
         }
         Verb::Down(place) => {

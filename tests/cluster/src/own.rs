@@ -5,12 +5,12 @@ use std::{
     fs::OpenOptions,
     io::Write,
     path::{Path, PathBuf},
-    process::ExitStatus,
+    process::{ExitStatus, Stdio},
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, ServiceAccount};
 use kube::{Api, Client};
 use nix::sys::signal::Signal;
@@ -67,8 +67,9 @@ impl Own {
             let (binary, log) = (self.binaries.join(component.name()), self.layout.log(component));
             let arguments = self.layout.arguments(component);
             let process = Process::spawn(&binary, &arguments, &self.layout.root, &log, self.life)?;
-            record(&self.layout.root, component, process.group())?;
+            let group = process.group();
             processes.insert(component, process);
+            record(&self.layout.root, component, group)?;
         }
         self.wait_for_what_is_made(component, "an answer", READY, || self.answers(component)).await
     }
@@ -121,7 +122,7 @@ impl Own {
             made = until(what, limit, probe) => made,
             status = self.ended(component) => Err(anyhow!("it ended: {status}")),
         };
-        made.with_context(|| tail(&self.layout.log(component))).with_context(|| component.to_string())
+        made.map_err(|error| anyhow!("{component}: {error:#}; {}", tail(&self.layout.log(component))))
     }
 
     async fn ended(&self, component: Component) -> ExitStatus {
@@ -159,13 +160,13 @@ fn record(root: &Path, component: Component, group: u32) -> Result<()> {
     Ok(())
 }
 
-/// Where a tool of `tests/tools` says that something is. It may have to build it first.
+/// Where a tool of `tests/tools` says that something is. It may have to build it first, and then says so on our stderr: that
+/// takes minutes.
 pub(crate) async fn tool(name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools").join(name);
-    let output = Command::new(&tool).args(arguments).output().await.with_context(|| tool.display().to_string())?;
-    if !output.status.success() {
-        bail!("tests/tools/{name}: {}", String::from_utf8_lossy(&output.stderr));
-    }
+    let output = Command::new(&tool).args(arguments).stderr(Stdio::inherit()).output().await;
+    let output = output.with_context(|| tool.display().to_string())?;
+    ensure!(output.status.success(), "tests/tools/{name} failed ({}); it said why", output.status);
     let text = String::from_utf8(output.stdout)?;
     Ok(PathBuf::from(text.lines().last().unwrap_or_default()))
 }
