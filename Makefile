@@ -52,6 +52,15 @@ bench: setup ## The numbers, each beside its yardstick in one run
 manifests: ## Write what is applied to a cluster (deploy/) from the code that it belongs to
 	$(CARGO) run --locked -p deploy --bin manifests -- deploy
 
+.PHONY: cluster
+cluster: ## A Kubernetes 1.35 control plane that stays; prints its KUBECONFIG for the shell
+	@$(CARGO) run --quiet --locked -p cluster -- up
+
+.PHONY: cluster-down
+cluster-down: ## End it, and remove what it stored
+	@$(CARGO) run --quiet --locked -p cluster -- down
+
 .PHONY: clean
 clean: ## Remove target/ and the cache
+	@if [ -e $(STILLPOINT_CACHE)/cluster/processes ]; then echo 'a cluster keeps its data in the cache: run `make cluster-down` first'; exit 1; fi
 	rm -rf target $(STILLPOINT_CACHE)

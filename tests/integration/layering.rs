@@ -7,6 +7,7 @@ use serde_json::Value;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("certs", &[]),
+    ("cluster", &["fixtures"]),
     ("fixtures", &[]),
     ("freeze", &["api"]),
     ("apiserver", &["api", "certs", "freeze"]),
