@@ -31,13 +31,14 @@ use crate::{
     objects::Objects,
     openapi,
     query::Query,
-    resources::Resource,
+    resources::Served,
     target::{Document, Target, target},
 };
 
 /// Everything that a request may need. One per server.
 #[derive(Debug)]
 pub struct App {
+    pub served: Served,
     pub authenticator: Arc<dyn Authenticator>,
     pub authorizer: Arc<dyn Authorizer>,
     pub objects: Objects,
@@ -64,7 +65,7 @@ impl App {
         let (mut parts, body) = request.into_parts();
         let query = Query::parse(parts.uri.query());
         let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
-        let label = label(asked.as_ref().ok());
+        let label = label(self.served, asked.as_ref().ok());
         let deadline = if label.subresource == "quiesce" { QUIESCE_DEADLINE } else { DEADLINE };
         let span = info_span!("request", method = %parts.method, path = parts.uri.path(), audit_id = %id);
         // On loopback it would cost both ends more than it saves.
@@ -114,9 +115,9 @@ impl App {
             Target::Health(path) => Ok(self.health(path)),
             Target::Metrics => self.metrics(),
             Target::Version => json_answer(&version()),
-            Target::Discovery(document) => discover(&document, &parts),
-            Target::OpenApiV2 => openapi_v2(accept),
-            Target::OpenApiV3(wanted) => openapi_v3(wanted.as_ref(), &parts),
+            Target::Discovery(document) => discover(self.served, &document, &parts),
+            Target::OpenApiV2 => openapi_v2(self.served, accept),
+            Target::OpenApiV3(wanted) => openapi_v3(self.served, wanted.as_ref(), &parts),
             Target::Resource(resource) => {
                 let bytes = read(body).await?;
                 self.objects.serve(&user, resource, &parts, bytes, now, &self.stopping).await
@@ -126,7 +127,12 @@ impl App {
 
     /// Readiness ends at once when shutdown begins, and begins when it is known whom to trust; liveness is neither's affair.
     fn health(&self, path: &str) -> Answer {
-        let failed = failing(path, self.stopping.is_cancelled(), self.authenticator.ready());
+        let failed = failing(
+            path,
+            self.stopping.is_cancelled(),
+            self.objects.verbs.recovered.is_cancelled(),
+            self.authenticator.ready(),
+        );
         let (code, text) = match failed {
             Some(check) => (
                 StatusCode::INTERNAL_SERVER_ERROR,
@@ -147,10 +153,11 @@ impl App {
 }
 
 /// The check that fails, if one does.
-fn failing(path: &str, stopping: bool, authentication: Result<(), String>) -> Option<&'static str> {
+fn failing(path: &str, stopping: bool, recovered: bool, authentication: Result<(), String>) -> Option<&'static str> {
     match authentication {
         _ if path != "readyz" => None,
         _ if stopping => Some("shutdown"),
+        _ if !recovered => Some("storage"),
         Ok(()) => None,
         Err(why) => {
             debug!(why, "not ready: it is not known yet whom to trust");
@@ -171,14 +178,14 @@ async fn read(body: Incoming) -> Result<Bytes, ApiError> {
     }
 }
 
-fn discover(document: &Document, parts: &Parts<'_>) -> Result<Answer, ApiError> {
+fn discover(served: Served, document: &Document, parts: &Parts<'_>) -> Result<Answer, ApiError> {
     let aggregated = match (document, parts.form) {
-        (Document::Groups, Form::AggregatedDiscovery) => Some(discovery::aggregated(false)),
-        (Document::CoreVersions, Form::AggregatedDiscovery) => Some(discovery::aggregated(true)),
+        (Document::Groups, Form::AggregatedDiscovery) => Some(discovery::aggregated(served, false)),
+        (Document::CoreVersions, Form::AggregatedDiscovery) => Some(discovery::aggregated(served, true)),
         _ => None,
     };
     let Some(value) = aggregated else {
-        return json_answer(&discovery::document(document)?);
+        return json_answer(&discovery::document(served, document)?);
     };
     let bytes = Bytes::from(value.to_string());
     Ok(tagged(parts, discovery::AGGREGATED, &discovery::etag(&bytes), bytes.clone()))
@@ -197,16 +204,16 @@ fn tagged(parts: &Parts<'_>, content_type: &'static str, etag: &str, bytes: Byte
 }
 
 /// JSON only: whoever asks for protobuf falls back (kubectl does).
-fn openapi_v2(accept: Option<&str>) -> Result<Answer, ApiError> {
+fn openapi_v2(served: Served, accept: Option<&str>) -> Result<Answer, ApiError> {
     negotiate::form(accept)?;
-    Ok(text_answer(StatusCode::OK, "application/json", openapi::v2().clone()))
+    Ok(text_answer(StatusCode::OK, "application/json", openapi::v2(served).clone()))
 }
 
-fn openapi_v3(wanted: Option<&(String, String)>, parts: &Parts<'_>) -> Result<Answer, ApiError> {
+fn openapi_v3(served: Served, wanted: Option<&(String, String)>, parts: &Parts<'_>) -> Result<Answer, ApiError> {
     let Some((group, version)) = wanted else {
-        return json_answer(&openapi::index());
+        return json_answer(&openapi::index(served));
     };
-    let document = openapi::v3().iter().find(|document| document.group == group && document.version == version);
+    let document = openapi::v3(served).iter().find(|document| document.group == group && document.version == version);
     let document = document.ok_or_else(ApiError::no_such_path)?;
     let mut headers = vec![(header::ETAG, format!("\"{}\"", document.hash)), (header::VARY, "Accept".to_owned())];
     if parts.query.get("hash") == Some(document.hash.as_str()) {
@@ -284,12 +291,12 @@ fn compress(bytes: &[u8]) -> Option<Bytes> {
 }
 
 /// What a request was for, in words that come from our own tables only.
-fn label(target: Option<&Target>) -> metrics::Request {
+fn label(served: Served, target: Option<&Target>) -> metrics::Request {
     let none = metrics::Request { verb: "", group: "", resource: "", subresource: "" };
     let Some(Target::Resource(target)) = target else {
         return none;
     };
-    let Some(resource) = Resource::find(&target.group, &target.version, &target.resource) else {
+    let Some(resource) = served.find(&target.group, &target.version, &target.resource) else {
         return none;
     };
     let wanted = target.subresource.as_deref();
@@ -310,14 +317,15 @@ mod tests {
     fn readiness_waits_for_authentication_and_ends_with_shutdown_and_liveness_heeds_neither() {
         let unknown = || Err("the ConfigMap was not read yet".to_owned());
         let cases = [
-            ("readyz", false, Ok(()), None),
-            ("readyz", false, unknown(), Some("authentication")),
-            ("readyz", true, Ok(()), Some("shutdown")),
-            ("livez", true, unknown(), None),
-            ("healthz", true, unknown(), None),
+            ("readyz", false, true, Ok(()), None),
+            ("readyz", false, true, unknown(), Some("authentication")),
+            ("readyz", false, false, Ok(()), Some("storage")),
+            ("readyz", true, false, Ok(()), Some("shutdown")),
+            ("livez", true, false, unknown(), None),
+            ("healthz", true, false, unknown(), None),
         ];
-        for (path, stopping, authentication, wanted) in cases {
-            assert_eq!(failing(path, stopping, authentication), wanted, "{path} {stopping}");
+        for (path, stopping, recovered, authentication, wanted) in cases {
+            assert_eq!(failing(path, stopping, recovered, authentication), wanted, "{path} {stopping} {recovered}");
         }
     }
 }

@@ -5,7 +5,7 @@ use sha2::{Digest, Sha512};
 
 use crate::{
     error::ApiError,
-    resources::{ALL, Resource},
+    resources::{Resource, Served},
     target::{Document, Verb},
 };
 
@@ -13,36 +13,40 @@ use crate::{
 pub const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 
 /// A legacy document.
-pub fn document(document: &Document) -> Result<Value, ApiError> {
+pub fn document(served: Served, document: &Document) -> Result<Value, ApiError> {
     match document {
-        Document::Root => Ok(json!({"paths": paths()})),
+        Document::Root => Ok(json!({"paths": paths(served)})),
+        Document::CoreVersions if served.groups().iter().all(|(group, _)| !group.is_empty()) => {
+            Err(ApiError::no_such_path())
+        }
         Document::CoreVersions => Ok(json!({
             "kind": "APIVersions", "apiVersion": "v1", "versions": ["v1"], "serverAddressByClientCIDRs": [],
         })),
         Document::Groups => {
-            let groups: Vec<Value> = groups().iter().filter(|(group, _)| !group.is_empty()).map(group).collect();
+            let groups: Vec<Value> = served.groups().iter().filter(|(group, _)| !group.is_empty()).map(group).collect();
             Ok(json!({"kind": "APIGroupList", "apiVersion": "v1", "groups": groups}))
         }
         Document::Group(name) => {
-            let found = groups().into_iter().find(|(group, _)| group == name && !group.is_empty());
+            let found = served.groups().into_iter().find(|(group, _)| group == name && !group.is_empty());
             let mut value = group(&found.ok_or_else(ApiError::no_such_path)?);
             value["kind"] = "APIGroup".into();
             value["apiVersion"] = "v1".into();
             Ok(value)
         }
-        Document::Resources { group, version } => resources(group, version),
+        Document::Resources { group, version } => resources(served, group, version),
     }
 }
 
 /// `APIGroupDiscoveryList` of `/api` (core) or `/apis` (the rest).
-pub fn aggregated(core: bool) -> Value {
-    let items: Vec<Value> = groups()
+pub fn aggregated(served: Served, core: bool) -> Value {
+    let items: Vec<Value> = served
+        .groups()
         .into_iter()
         .filter(|(group, _)| group.is_empty() == core)
         .map(|(group, version)| {
-            let served: Vec<Value> = of(group, version).map(aggregated_resource).collect();
+            let resources: Vec<Value> = served.of(group, version).map(aggregated_resource).collect();
             let metadata = if core { json!({"creationTimestamp": null}) } else { json!({"name": group, "creationTimestamp": null}) };
-            json!({"metadata": metadata, "versions": [{"version": version, "freshness": "Current", "resources": served}]})
+            json!({"metadata": metadata, "versions": [{"version": version, "freshness": "Current", "resources": resources}]})
         })
         .collect();
     json!({"kind": "APIGroupDiscoveryList", "apiVersion": "apidiscovery.k8s.io/v2", "metadata": {}, "items": items})
@@ -54,21 +58,13 @@ pub fn etag(bytes: &[u8]) -> String {
     format!("\"{hex}\"")
 }
 
-/// Groups with their one version, in the order of the table.
-pub fn groups() -> Vec<(&'static str, &'static str)> {
-    let mut groups: Vec<_> = ALL.iter().map(|resource| (resource.group, resource.version)).collect();
-    groups.dedup();
-    groups
-}
-
-/// The resources of a group and version.
-pub fn of(group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
-    ALL.iter().copied().filter(move |resource| resource.group == group && resource.version == version)
-}
-
-fn paths() -> Vec<String> {
-    let mut paths = vec!["/api".to_owned(), "/api/v1".to_owned(), "/apis".to_owned()];
-    for (group, version) in groups().into_iter().filter(|(group, _)| !group.is_empty()) {
+fn paths(served: Served) -> Vec<String> {
+    let mut paths = vec!["/apis".to_owned()];
+    for (group, version) in served.groups() {
+        if group.is_empty() {
+            paths.extend(["/api".to_owned(), format!("/api/{version}")]);
+            continue;
+        }
         paths.push(format!("/apis/{group}"));
         paths.push(format!("/apis/{group}/{version}"));
     }
@@ -83,26 +79,26 @@ fn group((group, version): &(&str, &str)) -> Value {
     json!({"name": group, "versions": [version], "preferredVersion": version})
 }
 
-fn resources(group: &str, version: &str) -> Result<Value, ApiError> {
-    let mut served = Vec::new();
-    for resource in of(group, version) {
-        served.push(json!({
+fn resources(served: Served, group: &str, version: &str) -> Result<Value, ApiError> {
+    let mut documents = Vec::new();
+    for resource in served.of(group, version) {
+        documents.push(json!({
             "name": resource.plural, "singularName": resource.singular, "namespaced": resource.namespaced,
             "kind": resource.kind, "verbs": words(resource.verbs), "shortNames": resource.short_names,
             "categories": resource.categories,
         }));
-        served.extend(resource.subresources.iter().map(|subresource| {
+        documents.extend(resource.subresources.iter().map(|subresource| {
             json!({
                 "name": format!("{}/{}", resource.plural, subresource.name), "singularName": "",
                 "namespaced": resource.namespaced, "kind": subresource.kind, "verbs": words(subresource.verbs),
             })
         }));
     }
-    if served.is_empty() {
+    if documents.is_empty() {
         return Err(ApiError::no_such_path());
     }
     let group_version = if group.is_empty() { version.to_owned() } else { format!("{group}/{version}") };
-    Ok(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": served}))
+    Ok(json!({"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group_version, "resources": documents}))
 }
 
 fn aggregated_resource(resource: &Resource) -> Value {
@@ -130,22 +126,25 @@ mod tests {
 
     #[test]
     fn both_documents_tell_the_same() {
-        for (group, version) in groups() {
-            let legacy = resources(group, version).unwrap();
-            let legacy = legacy["resources"].as_array().unwrap();
-            for resource in legacy {
-                assert!(resource["kind"].as_str().is_some_and(|kind| !kind.is_empty()));
-                assert!(resource["verbs"].as_array().is_some_and(|verbs| !verbs.is_empty()));
+        for served in [Served::Standalone, Served::Aggregated] {
+            for (group, version) in served.groups() {
+                let legacy = resources(served, group, version).unwrap();
+                let legacy = legacy["resources"].as_array().unwrap();
+                for resource in legacy {
+                    assert!(resource["kind"].as_str().is_some_and(|kind| !kind.is_empty()));
+                    assert!(resource["verbs"].as_array().is_some_and(|verbs| !verbs.is_empty()));
+                }
+                let new = aggregated(served, group.is_empty());
+                let item = new["items"]
+                    .as_array()
+                    .unwrap()
+                    .iter()
+                    .find(|item| item["metadata"]["name"].as_str().unwrap_or("") == group);
+                let new = item.unwrap()["versions"][0]["resources"].as_array().unwrap();
+                let count: usize =
+                    new.iter().map(|resource| 1 + resource["subresources"].as_array().unwrap().len()).sum();
+                assert_eq!(count, legacy.len(), "{group}");
             }
-            let new = aggregated(group.is_empty());
-            let item = new["items"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .find(|item| item["metadata"]["name"].as_str().unwrap_or("") == group);
-            let new = item.unwrap()["versions"][0]["resources"].as_array().unwrap();
-            let count: usize = new.iter().map(|resource| 1 + resource["subresources"].as_array().unwrap().len()).sum();
-            assert_eq!(count, legacy.len(), "{group}");
         }
     }
 }

@@ -8,6 +8,7 @@
 //! ARCHITECTURE.md walks through a request.
 
 mod admission;
+mod aggregated;
 mod answer;
 mod app;
 mod args;
@@ -32,6 +33,8 @@ mod recovery;
 mod registry;
 mod resources;
 mod selector;
+mod server;
+mod standalone;
 mod store;
 mod table;
 mod target;
@@ -39,4 +42,6 @@ mod targets;
 mod verbs;
 mod watching;
 
-pub use args::{Args, Server};
+pub use args::Args;
+pub use server::Server;
+pub use standalone::bind;

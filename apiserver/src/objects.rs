@@ -22,7 +22,7 @@ use crate::{
     negotiate::Form,
     patch::Patch,
     registry::{DeleteOptions, Deleted, Page, Registry, value},
-    resources::{self, FREEZES, NAMESPACES, Resource, Storage},
+    resources::{self, FREEZES, NAMESPACES, Resource, Served, Storage},
     store::{Key, Stored},
     table,
     target::{ResourceTarget, Verb},
@@ -33,7 +33,9 @@ use crate::{
 /// Serves every resource of the table.
 #[derive(Debug)]
 pub struct Objects {
-    pub registry: Registry,
+    pub served: Served,
+    /// What is kept here, if anything is.
+    pub registry: Option<Registry>,
     pub verbs: Verbs,
     pub authorizer: Arc<dyn Authorizer>,
 }
@@ -49,23 +51,26 @@ impl Objects {
         stopping: &CancellationToken,
     ) -> Result<Answer, ApiError> {
         let resource =
-            Resource::find(&target.group, &target.version, &target.resource).ok_or_else(ApiError::no_such_path)?;
+            self.served.find(&target.group, &target.version, &target.resource).ok_or_else(ApiError::no_such_path)?;
         served(resource, &target)?;
         let asked = Asked { user, resource, target: &target, parts, now };
         if let Some(verb) = target.subresource.as_deref().filter(|name| *name != "status") {
             return self.verb(&asked, verb, &bytes).await;
         }
-        match (&resource.storage, target.verb) {
-            (Storage::Live, Verb::Get) => self.get_live(&asked).await,
-            (Storage::Live, _) => self.list_live(&asked),
-            (Storage::Kept(_), Verb::Get) => self.get(&asked),
-            (Storage::Kept(_), Verb::List) => self.list(&asked),
-            (Storage::Kept(_), Verb::Watch) => watching::watch(&self.registry, &asked, stopping.clone()),
-            (Storage::Kept(_), Verb::Create) => self.create(&asked, &bytes).await,
-            (Storage::Kept(_), Verb::Update) => self.update(&asked, &bytes).await,
-            (Storage::Kept(_), Verb::Patch) => self.patch(&asked, &bytes).await,
-            (Storage::Kept(_), Verb::Delete) => self.delete(&asked, &bytes).await,
-            (Storage::Kept(_), Verb::DeleteCollection) => self.delete_collection(&asked, &bytes).await,
+        let kept = match (&resource.storage, target.verb) {
+            (Storage::Live, Verb::Get) => return self.get_live(&asked).await,
+            (Storage::Live, _) => return self.list_live(&asked),
+            (Storage::Kept(_), _) => self.registry.as_ref().ok_or_else(ApiError::no_such_path)?,
+        };
+        match target.verb {
+            Verb::Get => Self::get(kept, &asked),
+            Verb::List => Self::list(kept, &asked),
+            Verb::Watch => watching::watch(kept, &asked, stopping.clone()),
+            Verb::Create => self.create(kept, &asked, &bytes).await,
+            Verb::Update => self.update(kept, &asked, &bytes).await,
+            Verb::Patch => self.patch(kept, &asked, &bytes).await,
+            Verb::Delete => Self::delete(kept, &asked, &bytes).await,
+            Verb::DeleteCollection => Self::delete_collection(kept, &asked, &bytes).await,
         }
     }
 
@@ -118,8 +123,8 @@ impl Objects {
 
     // --- stored objects ---
 
-    fn get(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
-        let stored = self.registry.get(asked.resource, asked.target.namespace.as_deref(), asked.name())?;
+    fn get(kept: &Registry, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+        let stored = kept.get(asked.resource, asked.target.namespace.as_deref(), asked.name())?;
         match asked.parts.form {
             Form::Object | Form::AggregatedDiscovery => {
                 Ok(Answer::Json { code: StatusCode::OK, bytes: stored.bytes, warnings: Vec::new() })
@@ -128,15 +133,15 @@ impl Objects {
         }
     }
 
-    fn list(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+    fn list(kept: &Registry, asked: &Asked<'_>) -> Result<Answer, ApiError> {
         let query = &asked.parts.query;
         let token = query.get("continue").map(Continue::decode).transpose()?;
-        check_list_version(asked, self.registry.revision(), token.is_some())?;
+        check_list_version(asked, kept.revision(), token.is_some())?;
         let selection = asked.selection()?;
         let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok());
         let after = token.as_ref().map(|token| token.after(asked.resource));
         let namespace = asked.target.namespace.as_deref();
-        let page_of = |limit| self.registry.list(asked.resource, namespace, &selection, limit, after.as_ref());
+        let page_of = |limit| kept.list(asked.resource, namespace, &selection, limit, after.as_ref());
         let whole = asked.parts.form == Form::Table && limit.is_some_and(|limit| limit >= KUBECTL_CHUNK);
         let page = match whole.then(|| page_of(None)).transpose()? {
             Some(page) if page.items.len() <= MOST_ROWS => page,
@@ -170,7 +175,7 @@ impl Objects {
         }
     }
 
-    async fn create(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+    async fn create(&self, kept: &Registry, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         let mut body = body::decode(asked.content_type(), bytes)?;
         if body.value.is_null() {
             return Err(ApiError::bad_request(format!("the body must be a {} object", asked.resource.kind)));
@@ -181,32 +186,30 @@ impl Objects {
         let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked };
         let write = asked.write(&author)?;
         let namespace = asked.target.namespace.as_deref();
-        let written = self.registry.create(asked.resource, namespace, body, write, asked.now).await?;
+        let written = kept.create(asked.resource, namespace, body, write, asked.now).await?;
         asked.written(&written.object, StatusCode::CREATED, written.warnings)
     }
 
-    async fn update(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+    async fn update(&self, kept: &Registry, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         let body = body::decode(asked.content_type(), bytes)?;
         let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked };
         let write = asked.write(&author)?;
         let namespace = asked.target.namespace.as_deref();
-        let written =
-            self.registry.update(asked.resource, namespace, asked.name(), asked.status(), body, write).await?;
+        let written = kept.update(asked.resource, namespace, asked.name(), asked.status(), body, write).await?;
         asked.written(&written.object, StatusCode::OK, written.warnings)
     }
 
-    async fn patch(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+    async fn patch(&self, kept: &Registry, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         let strategic = asked.resource.strategy().is_some_and(|strategy| strategy.strategic_as_merge);
         let patch = Patch::decode(asked.content_type(), bytes, strategic)?;
         let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked };
         let write = asked.write(&author)?;
         let namespace = asked.target.namespace.as_deref();
-        let written =
-            self.registry.patch(asked.resource, namespace, asked.name(), asked.status(), &patch, write).await?;
+        let written = kept.patch(asked.resource, namespace, asked.name(), asked.status(), &patch, write).await?;
         asked.written(&written.object, StatusCode::OK, written.warnings)
     }
 
-    async fn delete(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+    async fn delete(kept: &Registry, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         let options = delete_options(asked, bytes)?;
         let name = asked.name();
         if asked.resource.kind == NAMESPACES.kind && name == "default" {
@@ -216,7 +219,7 @@ impl Objects {
             ));
         }
         let namespace = asked.target.namespace.as_deref();
-        match self.registry.delete(asked.resource, namespace, name, &options, asked.now).await? {
+        match kept.delete(asked.resource, namespace, name, &options, asked.now).await? {
             Deleted::Gone(object) => json_answer(&json!({
                 "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success",
                 "details": {"name": name, "group": asked.resource.group, "kind": asked.resource.plural, "uid": object["metadata"]["uid"]},
@@ -225,15 +228,15 @@ impl Objects {
         }
     }
 
-    async fn delete_collection(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+    async fn delete_collection(kept: &Registry, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         if asked.resource.namespaced && asked.target.namespace.is_none() {
             return Err(ApiError::method_not_allowed("delete", asked.resource.about("")));
         }
         let options = delete_options(asked, bytes)?;
         let namespace = asked.target.namespace.as_deref();
-        let page = self.registry.list(asked.resource, namespace, &asked.selection()?, None, None)?;
+        let page = kept.list(asked.resource, namespace, &asked.selection()?, None, None)?;
         for (key, _) in &page.items {
-            match self.registry.delete(asked.resource, namespace, &key.name, &options, asked.now).await {
+            match kept.delete(asked.resource, namespace, &key.name, &options, asked.now).await {
                 Err(error) if error.code == 404 => {}
                 other => drop(other?),
             }

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 
 use crate::{
     discovery,
-    resources::{Resource, Subresource},
+    resources::{Resource, Served, Subresource},
     target::Verb,
 };
 
@@ -23,13 +23,13 @@ pub struct Document {
 }
 
 /// The version 3 documents, one per group and version.
-pub fn v3() -> &'static [Document] {
-    static DOCUMENTS: OnceLock<Vec<Document>> = OnceLock::new();
-    DOCUMENTS.get_or_init(|| {
-        let groups = discovery::groups().into_iter();
+pub fn v3(served: Served) -> &'static [Document] {
+    static DOCUMENTS: [OnceLock<Vec<Document>>; 2] = [const { OnceLock::new() }; 2];
+    DOCUMENTS[served as usize].get_or_init(|| {
+        let groups = served.groups().into_iter();
         groups
             .map(|(group, version)| {
-                let bytes = Bytes::from(document(group, version).to_string());
+                let bytes = Bytes::from(document(served, group, version).to_string());
                 let hash = discovery::etag(&bytes).trim_matches('"').to_owned();
                 Document { group, version, bytes, hash }
             })
@@ -38,8 +38,8 @@ pub fn v3() -> &'static [Document] {
 }
 
 /// The list of version 3 documents.
-pub fn index() -> Value {
-    let paths: Map<String, Value> = v3()
+pub fn index(served: Served) -> Value {
+    let paths: Map<String, Value> = v3(served)
         .iter()
         .map(|document| {
             let path = path_of(document.group, document.version);
@@ -51,12 +51,12 @@ pub fn index() -> Value {
 }
 
 /// The version 2 document.
-pub fn v2() -> &'static Bytes {
-    static DOCUMENT: OnceLock<Bytes> = OnceLock::new();
-    DOCUMENT.get_or_init(|| {
+pub fn v2(served: Served) -> &'static Bytes {
+    static DOCUMENTS: [OnceLock<Bytes>; 2] = [const { OnceLock::new() }; 2];
+    DOCUMENTS[served as usize].get_or_init(|| {
         let (mut paths, mut definitions) = (Map::new(), Map::new());
-        for (group, version) in discovery::groups() {
-            let mut document = document(group, version);
+        for (group, version) in served.groups() {
+            let mut document = document(served, group, version);
             if let Value::Object(schemas) = document["components"]["schemas"].take() {
                 definitions.extend(schemas.into_iter().map(|(name, schema)| (name, downgrade(schema))));
             }
@@ -79,10 +79,10 @@ fn path_of(group: &str, version: &str) -> String {
     if group.is_empty() { format!("api/{version}") } else { format!("apis/{group}/{version}") }
 }
 
-fn document(group: &str, version: &str) -> Value {
+fn document(served: Served, group: &str, version: &str) -> Value {
     let mut generator = SchemaSettings::openapi3().into_generator();
     let (mut paths, mut schemas) = (Map::new(), Map::new());
-    for resource in discovery::of(group, version) {
+    for resource in served.of(group, version) {
         let mut schema = (resource.schema)(&mut generator).to_value();
         // core/v1 types are definitions of their own already.
         if let Some(name) = schema["$ref"].as_str().and_then(|reference| reference.rsplit('/').next()) {
@@ -332,11 +332,11 @@ mod tests {
 
     #[test]
     fn every_reference_of_every_document_resolves() {
-        for document in v3() {
+        for document in v3(Served::Standalone) {
             let document: Value = serde_json::from_slice(&document.bytes).unwrap();
             check(&document, &document["components"]["schemas"], "#/components/schemas/");
         }
-        let document: Value = serde_json::from_slice(v2()).unwrap();
+        let document: Value = serde_json::from_slice(v2(Served::Standalone)).unwrap();
         check(&document, &document["definitions"], "#/definitions/");
         for (path, item) in document["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters") {

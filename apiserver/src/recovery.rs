@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use api::{Freeze, FreezeStatus, Phase};
-use freeze::{FreezeName, Freezer, Remains};
+use freeze::{FreezeName, Remains};
 use tracing::info;
 
-use crate::records::Records;
+use crate::verbs::Verbs;
 
 /// What a stored Freeze is to the next freezer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +19,9 @@ enum Left {
     Remains,
 }
 
-/// Call it before anything is frozen.
-pub fn recover(records: &dyn Records, freezer: &Freezer) {
+/// Call it once everything that is stored can be read; before, nothing is frozen.
+pub fn recover(verbs: &Verbs) {
+    let Verbs { records, freezer, .. } = verbs;
     let mut remains = Vec::new();
     for (freeze, status) in oldest_first(&records.freezes()) {
         match left(&status) {
@@ -33,6 +34,7 @@ pub fn recover(records: &dyn Records, freezer: &Freezer) {
         info!(count = remains.len(), "taking care of freezes that a dead server left");
     }
     freezer.recover(remains);
+    verbs.recovered.cancel();
 }
 
 /// A claim that is repeated under one uid is answered by its newest freeze.

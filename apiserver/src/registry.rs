@@ -368,7 +368,8 @@ impl Registry {
 
     /// What a namespace has: resource and name.
     pub fn contents(&self, namespace: &str) -> Vec<(&'static Resource, String)> {
-        let namespaced = crate::resources::ALL.iter().copied().filter(|resource| resource.namespaced);
+        let namespaced =
+            crate::resources::Served::Standalone.resources().iter().copied().filter(|resource| resource.namespaced);
         let kept = namespaced.filter_map(|resource| Some((resource, resource.strategy()?.key)));
         kept.flat_map(|(resource, key)| {
             let (items, _) = self.store.list(key, Some(namespace), None);

@@ -14,7 +14,7 @@ use freeze::{Claimant, Ending, FreezeName, Freezer, Granted, Refused, Request};
 use futures::future::{join_all, try_join_all};
 use http::StatusCode;
 use tokio::{sync::Notify, time::Instant};
-use tokio_util::task::TaskTracker;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     auth::{self, Authorizer, User},
@@ -39,11 +39,16 @@ pub struct Verbs {
     pub directory: Directory,
     pub authorizer: Arc<dyn Authorizer>,
     pub tasks: TaskTracker,
+    /// Cancelled once what dead servers left is known and taken care of: before, nothing may be frozen.
+    pub recovered: CancellationToken,
 }
 
 impl Verbs {
     /// Runs a verb of `databases`.
     pub async fn run(&self, verb: &str, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
+        if !self.recovered.is_cancelled() {
+            return Err(ApiError::unavailable("starting: what is frozen is not known yet; try again in a moment"));
+        }
         match verb {
             "quiesce" => self.quiesce(call, body).await,
             "unquiesce" => self.unquiesce(call, body).await,

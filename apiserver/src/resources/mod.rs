@@ -86,8 +86,15 @@ pub struct Column {
     pub cell: fn(&Value, Timestamp) -> Value,
 }
 
+/// Which resources a server serves: behind a kube-apiserver, what is stored is the cluster's to serve.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Served {
+    Standalone,
+    Aggregated,
+}
+
 /// All of them, in the order of discovery.
-pub static ALL: &[&Resource] = &[&NAMESPACES, &SECRETS, &EVENTS, &DATABASES, &FREEZES, &live::DATABASES];
+static ALL: &[&Resource] = &[&NAMESPACES, &SECRETS, &EVENTS, &DATABASES, &FREEZES, &live::DATABASES];
 
 pub use self::core::{EVENTS, NAMESPACES, SECRETS};
 pub use stillpoint::{DATABASES, FREEZES};
@@ -104,12 +111,37 @@ pub(crate) const EVERY_VERB: &[Verb] = &[
     Verb::Watch,
 ];
 
-impl Resource {
-    /// The resource of a path.
-    pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Self> {
-        ALL.iter().copied().find(|r| r.group == group && r.version == version && r.plural == plural)
+/// Those of a server that stands behind a kube-apiserver.
+static LIVE: &[&Resource] = &[&live::DATABASES];
+
+impl Served {
+    /// In the order of discovery.
+    pub fn resources(self) -> &'static [&'static Resource] {
+        match self {
+            Self::Standalone => ALL,
+            Self::Aggregated => LIVE,
+        }
     }
 
+    /// Groups with their one version, in the order of the table.
+    pub fn groups(self) -> Vec<(&'static str, &'static str)> {
+        let mut groups: Vec<_> = self.resources().iter().map(|r| (r.group, r.version)).collect();
+        groups.dedup();
+        groups
+    }
+
+    /// The resources of a group and version.
+    pub fn of(self, group: &str, version: &str) -> impl Iterator<Item = &'static Resource> {
+        self.resources().iter().copied().filter(move |r| r.group == group && r.version == version)
+    }
+
+    /// The resource of a path.
+    pub fn find(self, group: &str, version: &str, plural: &str) -> Option<&'static Resource> {
+        self.of(group, version).find(|r| r.plural == plural)
+    }
+}
+
+impl Resource {
     /// `v1`, `stillpoint.dev/v1alpha1`.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.to_owned() } else { format!("{}/{}", self.group, self.version) }
