@@ -52,6 +52,11 @@ bench: setup ## The numbers, each beside its yardstick in one run
 manifests: ## Write what is applied to a cluster (deploy/) from the code that it belongs to
 	$(CARGO) run --locked -p deploy --bin manifests -- deploy
 
+.PHONY: test-cluster
+test-cluster: setup ## Stillpoint behind a real kube-apiserver, which is built first
+	$(CARGO) build --locked -p apiserver -p cli
+	$(CARGO) test --locked -p tests --features cluster --test aggregated
+
 .PHONY: cluster
 cluster: ## A Kubernetes 1.35 control plane that stays; prints its KUBECONFIG for the shell
 	@$(CARGO) run --quiet --locked -p cluster -- up

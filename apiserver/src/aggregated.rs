@@ -41,7 +41,9 @@ pub struct Place {
 /// Listens, and begins to learn what the cluster says. It answers discovery at once; it is ready, and freezes, when it knows
 /// whom to trust and what is stored.
 pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Result<Server> {
-    let config = config(place.kubeconfig.as_deref()).await?;
+    let mut config = config(place.kubeconfig.as_deref()).await?;
+    // A freeze that cannot be written down within a second is let go: nobody may try again behind its back for minutes.
+    config.default_retry = false;
     let client = Client::try_from(config.clone()).context("a client of the cluster")?;
     let bound = Bound::bind(place.listen).await?;
     let address = bound.address().context("the address that we listen on")?;

@@ -1,10 +1,13 @@
 //! What an operator applies, as files, generated from the code that they belong to. The files are in the repository, so that
 //! nobody needs Rust to install; a test says when they are not what the code says.
 
+mod rights;
+
 use std::{fs, io, path::Path};
 
 use anyhow::Context;
 use serde::Serialize;
+use serde_json::{Value, json};
 
 /// One file, by its path below `deploy/`.
 #[derive(Debug)]
@@ -13,15 +16,39 @@ pub struct Manifest {
     pub text: String,
 }
 
+/// Where Stillpoint is installed, and as whom its API server runs.
+pub const NAMESPACE: &str = "stillpoint";
+pub const ACCOUNT: &str = "stillpoint-apiserver";
+
 /// The first line of each.
 const GENERATED: &str = "# Generated from the Rust types by `make manifests`; do not edit.\n";
 
 /// All that is generated.
 pub fn manifests() -> anyhow::Result<Vec<Manifest>> {
-    api::crds::all()
+    let mut manifests: Vec<Manifest> = api::crds::all()
         .iter()
-        .map(|crd| Ok(Manifest { path: format!("crds/{}.yaml", crd.spec.names.plural), text: yaml(crd)? }))
-        .collect()
+        .map(|crd| Ok(Manifest { path: format!("crds/{}.yaml", crd.spec.names.plural), text: yaml(&[crd])? }))
+        .collect::<anyhow::Result<_>>()?;
+    manifests.push(Manifest { path: "apiserver/rights.yaml".to_owned(), text: yaml(&rights::rights())? });
+    manifests.push(Manifest { path: "apiserver/api.yaml".to_owned(), text: yaml(&[api()])? });
+    Ok(manifests)
+}
+
+/// Our group at kube-apiserver. Low priority: plain names mean the stored kinds. The `caBundle` is the server's to keep.
+fn api() -> Value {
+    json!({
+        "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
+        "metadata": {"name": format!("{}.{}", api::VERSION, api::LIVE_GROUP), "labels": labels()},
+        "spec": {
+            "group": api::LIVE_GROUP, "version": api::VERSION, "groupPriorityMinimum": 100, "versionPriority": 100,
+            "service": {"namespace": NAMESPACE, "name": ACCOUNT, "port": 443},
+        },
+    })
+}
+
+/// On everything that is ours.
+fn labels() -> Value {
+    json!({"app.kubernetes.io/name": "stillpoint", "app.kubernetes.io/component": "apiserver"})
 }
 
 /// Writes all of them below `directory`.
@@ -50,8 +77,10 @@ pub fn stale(directory: &Path) -> anyhow::Result<Vec<String>> {
     Ok(stale)
 }
 
-fn yaml(object: &impl Serialize) -> anyhow::Result<String> {
-    Ok(format!("{GENERATED}{}", serde_saphyr::to_string(object)?))
+fn yaml(objects: &[impl Serialize]) -> anyhow::Result<String> {
+    let documents = objects.iter().map(|object| Ok(serde_saphyr::to_string(object)?));
+    let documents: Vec<String> = documents.collect::<anyhow::Result<_>>()?;
+    Ok(format!("{GENERATED}{}", documents.join("---\n")))
 }
 
 #[cfg(test)]

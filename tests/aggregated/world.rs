@@ -1,0 +1,181 @@
+//! One control plane for all tests, and Stillpoint behind it, installed from deploy/. Each test has a namespace of its own.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+    time::Duration,
+};
+
+use anyhow::{Context, Result, ensure};
+use cluster::{Cluster, Identity, Options, ServicePort, until};
+use fixtures::{Engine, PASSWORD, Port, Server, USER};
+use serde_json::{Value, json};
+use tokio::sync::OnceCell;
+
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+const SERVICE: &str = "stillpoint-apiserver";
+const NAMESPACE: &str = "stillpoint";
+
+/// What every test stands on.
+pub(crate) struct World {
+    pub(crate) cluster: Cluster,
+    _replica: Replica,
+}
+
+/// One `stillpoint-apiserver`, as a process of this host. Killed when it is dropped.
+pub(crate) struct Replica {
+    child: Child,
+    _port: Port,
+}
+
+/// A namespace of one test's.
+pub(crate) struct Space {
+    pub(crate) world: &'static World,
+    pub(crate) name: String,
+}
+
+impl World {
+    /// Started by whoever is first.
+    pub(crate) async fn get() -> &'static Self {
+        static WORLD: OnceCell<World> = OnceCell::const_new();
+        WORLD.get_or_init(|| async { Self::start().await.expect("a cluster with Stillpoint") }).await
+    }
+
+    async fn start() -> Result<Self> {
+        let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
+        cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
+        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
+        let files = ["crds/databases.yaml", "crds/freezes.yaml", "apiserver/rights.yaml", "apiserver/api.yaml"];
+        for file in files {
+            cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
+        }
+        let port = Port::reserve()?;
+        cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&[port.number])]).await?;
+        let account = Identity::ServiceAccount { namespace: NAMESPACE.to_owned(), name: SERVICE.to_owned() };
+        let replica = Replica::start(&cluster, &cluster.kubeconfig_of(&account).await?, port).await?;
+        let name = format!("{}.{}", api::VERSION, api::LIVE_GROUP);
+        let wait = ["wait", "--for=condition=Available", "--timeout=60s", "apiservice", &name];
+        cluster.kubectl(&wait).await?.ok().context("the APIService is available")?;
+        Ok(Self { cluster, _replica: replica })
+    }
+
+    /// A namespace in which Stillpoint may read Secrets.
+    pub(crate) async fn space(&'static self, prefix: &str) -> Result<Space> {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let name = format!("{prefix}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+        self.cluster.kubectl(&["create", "namespace", &name]).await?.ok()?;
+        let space = Space { world: self, name };
+        let subject = format!("--serviceaccount={NAMESPACE}:{SERVICE}");
+        space
+            .kubectl(&["create", "rolebinding", "credentials", "--clusterrole=stillpoint:credentials", &subject])
+            .await?;
+        Ok(space)
+    }
+}
+
+impl Replica {
+    async fn start(cluster: &Cluster, kubeconfig: &Path, port: Port) -> Result<Self> {
+        let log = File::create(cluster.root().join("stillpoint-apiserver.log"))?;
+        let mut child = Command::new("setpriv")
+            .arg("--pdeathsig=KILL")
+            .arg(tests::binary("stillpoint-apiserver")?)
+            .args(["--listen", &format!("0.0.0.0:{}", port.number), "--kubeconfig"])
+            .arg(kubeconfig)
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()?;
+        let stdout = child.stdout.take().context("no stdout")?;
+        let line = tokio::task::spawn_blocking(move || {
+            let mut line = String::new();
+            BufReader::new(stdout).read_line(&mut line).map(|_| line)
+        });
+        let line = tokio::time::timeout(SOON, line).await.context("no line")???;
+        ensure!(line.starts_with("listening:"), "it did not start; see its log");
+        Ok(Self { child, _port: port })
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+impl Space {
+    /// As the administrator; a failure is an error.
+    pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
+        let all: Vec<&str> = ["--namespace", &self.name].into_iter().chain(arguments.iter().copied()).collect();
+        self.world.cluster.kubectl(&all).await?.ok()
+    }
+
+    /// As somebody else; a refusal is an answer.
+    pub(crate) async fn kubectl_as(&self, who: &Identity, arguments: &[&str]) -> Result<cluster::Output> {
+        let all: Vec<&str> = ["--namespace", &self.name].into_iter().chain(arguments.iter().copied()).collect();
+        self.world.cluster.kubectl_as(who, &all).await
+    }
+
+    pub(crate) async fn apply(&self, mut object: Value) -> Result<String> {
+        object["metadata"]["namespace"] = self.name.as_str().into();
+        self.world.cluster.apply(&object.to_string()).await
+    }
+
+    /// A Database with the administrator's account in a Secret, and waits until it is ready.
+    pub(crate) async fn register(&self, name: &str, server: &Server) -> Result<()> {
+        let account = format!("{name}-account");
+        self.apply(json!({
+            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": account},
+            "stringData": {"username": USER, "password": PASSWORD},
+        }))
+        .await?;
+        let engine = match server.kind.engine {
+            Engine::PostgreSQL => "PostgreSQL",
+            Engine::MariaDB => "MariaDB",
+        };
+        self.apply(json!({
+            "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": name},
+            "spec": {
+                "engine": engine, "endpoint": {"host": "127.0.0.1", "port": server.port},
+                "credentials": {"secretRef": {"name": account}},
+            },
+        }))
+        .await?;
+        let wait = ["wait", "--for=condition=Ready", "--timeout=60s", "databases.stillpoint.dev", name];
+        self.kubectl(&wait).await.map(drop)
+    }
+
+    /// The path of a Database's verb, for `kubectl create --raw`.
+    pub(crate) fn verb(&self, database: &str, verb: &str) -> String {
+        format!("/apis/{}/{}/namespaces/{}/databases/{database}/{verb}", api::LIVE_GROUP, api::VERSION, self.name)
+    }
+
+    /// A verb as the administrator; the status of the answer.
+    pub(crate) async fn run(&self, database: &str, verb: &str) -> Result<Value> {
+        let answer = self.kubectl(&["create", "--raw", &self.verb(database, verb), "-f", "/dev/null"]).await?;
+        Ok(serde_json::from_str::<Value>(&answer)?["status"].take())
+    }
+
+    /// A file with this in it, for kubectl.
+    pub(crate) fn file(&self, name: &str, body: &Value) -> Result<String> {
+        let path = self.world.cluster.root().join(format!("{}-{name}.json", self.name));
+        std::fs::write(&path, body.to_string())?;
+        Ok(path.display().to_string())
+    }
+
+    pub(crate) async fn until_json(
+        &self,
+        what: &str,
+        arguments: &[&str],
+        is_so: impl Fn(&Value) -> bool,
+    ) -> Result<Value> {
+        until(what, SOON, || async {
+            let object: Value = serde_json::from_str(&self.kubectl(arguments).await?)?;
+            ensure!(is_so(&object), "{object}");
+            Ok(object)
+        })
+        .await
+    }
+}
