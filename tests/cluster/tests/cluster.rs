@@ -19,6 +19,7 @@ use cluster::{Cluster, Component, Identity, Options, ServicePort, group_members,
 use http::{HeaderMap, Response};
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 /// Long enough for two control planes that start on a busy machine at the same time.
@@ -114,6 +115,10 @@ async fn an_aggregated_api_is_reached(cluster: &Cluster) {
     cluster.register_service("tiny", "server", &[ServicePort::https(&[])]).await.unwrap();
     let slices = ["get", "endpointslices", "-n", "tiny", "-o", "name"];
     assert_eq!(cluster.kubectl(&slices).await.unwrap().ok().unwrap(), "");
+    let request = http::Request::get("/apis/tiny.example/v1").body(Vec::new()).unwrap();
+    let answer = timeout(LIMIT, cluster.client().await.unwrap().request_text(request)).await;
+    let refused = answer.expect("the first answer is the last").unwrap_err();
+    assert!(matches!(&refused, kube::Error::Api(status) if status.code == 503), "{refused}");
     cluster.kubectl(&["delete", "apiservice", "v1.tiny.example"]).await.unwrap().ok().unwrap();
 }
 
