@@ -9,6 +9,7 @@
 //!                                databases/{quiesce,unquiesce,renew}   verbs: POST a typed body, get it back answered
 //! ```
 
+pub mod cases;
 pub mod conditions;
 pub mod crds;
 mod database;

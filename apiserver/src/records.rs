@@ -57,6 +57,10 @@ pub trait Records: fmt::Debug + Send + Sync {
         name: &str,
         change: Change<'_, DatabaseStatus>,
     ) -> Result<(), ApiError>;
+    /// Keeps a declared Freeze that is about to hold something from going away before it is let go.
+    async fn keep(&self, name: &FreezeName) -> Result<(), ApiError>;
+    /// Who declared it, as far as storage itself knows: what an author can write says nothing.
+    fn author(&self, freeze: &Freeze) -> Option<String>;
     /// Lets a Freeze go that is being deleted.
     async fn let_go(&self, name: &FreezeName) -> Result<(), ApiError>;
     async fn delete_freeze(&self, name: &FreezeName) -> Result<(), ApiError>;

@@ -6,6 +6,7 @@ use std::{
     path::Path,
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -13,7 +14,7 @@ use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, Identity, Options, ServicePort, until};
 use fixtures::{Engine, PASSWORD, Port, Server, USER};
 use serde_json::{Value, json};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, oneshot};
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 const SERVICE: &str = "stillpoint-apiserver";
@@ -79,14 +80,15 @@ impl World {
 impl Replica {
     async fn start(cluster: &Cluster, kubeconfig: &Path, port: Port) -> Result<Self> {
         let log = File::create(cluster.root().join("stillpoint-apiserver.log"))?;
-        let mut child = Command::new("setpriv")
+        let mut command = Command::new("setpriv");
+        command
             .arg("--pdeathsig=KILL")
             .arg(tests::binary("stillpoint-apiserver")?)
             .args(["--listen", &format!("0.0.0.0:{}", port.number), "--kubeconfig"])
             .arg(kubeconfig)
             .stdout(Stdio::piped())
-            .stderr(log)
-            .spawn()?;
+            .stderr(log);
+        let mut child = spawn_for_good(command).await?;
         let stdout = child.stdout.take().context("no stdout")?;
         let line = tokio::task::spawn_blocking(move || {
             let mut line = String::new();
@@ -96,6 +98,19 @@ impl Replica {
         ensure!(line.starts_with("listening:"), "it did not start; see its log");
         Ok(Self { child, _port: port })
     }
+}
+
+/// From a thread that never ends: the kernel kills a child when the thread that spawned it is gone, and a test's threads go
+/// with the test.
+async fn spawn_for_good(mut command: Command) -> Result<Child> {
+    let (sender, spawned) = oneshot::channel();
+    thread::spawn(move || {
+        sender.send(command.spawn()).ok();
+        loop {
+            thread::park();
+        }
+    });
+    Ok(spawned.await??)
 }
 
 impl Drop for Replica {

@@ -51,8 +51,21 @@ pub fn plan(freeze: &Freeze) -> Step {
 pub async fn run(verbs: Verbs) {
     let mut freezes = verbs.records.follow_freezes();
     while let Some(seen) = freezes.next().await {
-        if let Seen::There(freeze) = seen {
-            act(&verbs, &freeze).await;
+        match seen {
+            Seen::There(freeze) => act(&verbs, &freeze).await,
+            // Somebody took our finalizer off: whatever it holds is let go all the same.
+            Seen::Gone(freeze) => gone(&verbs, &freeze).await,
+        }
+    }
+}
+
+async fn gone(verbs: &Verbs, freeze: &Freeze) {
+    let (namespace, name) = (freeze.metadata.namespace.as_deref(), freeze.metadata.name.as_deref());
+    for target in &freeze.spec.targets {
+        let namespace = namespace.unwrap_or_default();
+        let view = verbs.freezer.view(namespace, &target.database);
+        if view.is_some_and(|view| Some(view.freeze.name.as_str()) == name) {
+            verbs.freezer.end(namespace, &target.database, Ending::Withdrawn { why: "its Freeze was deleted" }).await;
         }
     }
 }
@@ -79,18 +92,21 @@ async fn act(verbs: &Verbs, freeze: &Arc<Freeze>) {
 
 /// Its own task: a freeze waits for its servers, others do not wait for it.
 async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
-    let user = freeze.metadata.annotations.as_ref().and_then(|annotations| annotations.get(CREATED_BY)).cloned();
     let claimant = Claimant {
         kind: ClaimKind::Freeze,
         name: name.name.clone(),
         uid: freeze.metadata.uid.clone().unwrap_or_default(),
         chosen: true,
-        user: user.unwrap_or_default(),
+        user: verbs.records.author(&freeze).unwrap_or_default(),
     };
     let request = match verbs.request(name.clone(), &freeze.spec, true, claimant).await {
         Ok((request, _)) => request,
         Err(error) => return fail(verbs, &name, error.reason, &error.message).await,
     };
+    if let Err(error) = verbs.records.keep(&name).await {
+        warn!(freeze = %name, message = %error.message, "a Freeze could not be kept, and is not begun");
+        return;
+    }
     // Said before it is begun, and only by one: the event that brought us here may be old.
     let ours = AtomicBool::new(false);
     let change = |status: FreezeStatus| {

@@ -67,10 +67,6 @@ impl Cluster {
         tokio::join!(self.databases.complete(), self.freezes.complete());
     }
 
-    pub fn is_complete(&self) -> bool {
-        self.databases.is_complete() && self.freezes.is_complete()
-    }
-
     fn of<K>(&self, namespace: &str) -> Api<K>
     where
         K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
@@ -182,26 +178,20 @@ impl Records for Cluster {
         changed(&self.of::<Database>(namespace), name, DATABASES.about(name), apply).await
     }
 
+    async fn keep(&self, name: &FreezeName) -> Result<(), ApiError> {
+        let add = |finalizers: &mut Vec<String>| finalizers.push(api::FINALIZER_THAW.to_owned());
+        finalized(&self.freezes_of(name), &name.name, add).await
+    }
+
+    fn author(&self, _freeze: &Freeze) -> Option<String> {
+        None
+    }
+
     async fn let_go(&self, name: &FreezeName) -> Result<(), ApiError> {
-        let (api, about) = (self.freezes_of(name), FREEZES.about(&name.name));
-        for _ in 0..TRIES {
-            let Some(freeze) = api.get_opt(&name.name).await.map_err(|error| told(&error, about))? else {
-                return Ok(());
-            };
-            let mut finalizers = freeze.metadata.finalizers.unwrap_or_default();
-            finalizers.retain(|finalizer| finalizer != api::FINALIZER_THAW);
-            let patch = json!({"metadata": {
-                "resourceVersion": freeze.metadata.resource_version, "finalizers": finalizers,
-            }});
-            let patched = api.patch(&name.name, &PatchParams::default(), &Patch::Merge::<Value>(patch)).await;
-            match patched.map_err(|error| told(&error, about)) {
-                Ok(_) => return Ok(()),
-                Err(error) if error.code == StatusCode::NOT_FOUND => return Ok(()),
-                Err(error) if error.code == StatusCode::CONFLICT => {}
-                Err(error) => return Err(error),
-            }
+        match finalized(&self.freezes_of(name), &name.name, |_| ()).await {
+            Err(error) if error.code == StatusCode::NOT_FOUND => Ok(()),
+            other => other,
         }
-        Err(ApiError::modified(about))
     }
 
     async fn delete_freeze(&self, name: &FreezeName) -> Result<(), ApiError> {
@@ -236,6 +226,28 @@ where
         }
         let written = api.replace_status(name, &PostParams::default(), &object).await;
         match written.map_err(|error| told(&error, about)) {
+            Ok(_) => return Ok(()),
+            Err(error) if error.code == StatusCode::CONFLICT => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(ApiError::modified(about))
+}
+
+/// Writes the finalizers of a Freeze, ours as `ours` says, and of the others none is lost.
+async fn finalized(api: &Api<Freeze>, name: &str, ours: impl Fn(&mut Vec<String>)) -> Result<(), ApiError> {
+    let about = FREEZES.about(name);
+    for _ in 0..TRIES {
+        let freeze = api.get(name).await.map_err(|error| told(&error, about))?;
+        let old = freeze.metadata.finalizers.unwrap_or_default();
+        let mut new: Vec<String> = old.iter().filter(|other| *other != api::FINALIZER_THAW).cloned().collect();
+        ours(&mut new);
+        if new == old {
+            return Ok(());
+        }
+        let patch = json!({"metadata": {"resourceVersion": freeze.metadata.resource_version, "finalizers": new}});
+        let patched = api.patch(name, &PatchParams::default(), &Patch::Merge::<Value>(patch)).await;
+        match patched.map_err(|error| told(&error, about)) {
             Ok(_) => return Ok(()),
             Err(error) if error.code == StatusCode::CONFLICT => {}
             Err(error) => return Err(error),

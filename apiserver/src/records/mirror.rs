@@ -71,10 +71,6 @@ where
         self.0.complete.subscribe().wait_for(|complete| *complete).await.ok();
     }
 
-    pub(super) fn is_complete(&self) -> bool {
-        *self.0.complete.borrow()
-    }
-
     pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.read().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
@@ -240,7 +236,7 @@ mod tests {
         ] {
             mirror.take(event);
         }
-        assert!(!mirror.is_complete());
+        assert!(!*mirror.0.complete.borrow());
         mirror.take(watcher::Event::InitDone);
         mirror.complete().await;
         let mut following = mirror.follow();

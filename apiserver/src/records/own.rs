@@ -14,7 +14,7 @@ use tracing::debug;
 
 use super::{Change, Following, Records, Seen};
 use crate::{
-    controllers::Observed,
+    controllers::{Observed, freeze::CREATED_BY},
     error::ApiError,
     registry::{DeleteOptions, Registry},
     resources::{DATABASES, EVENTS, FREEZES, Resource, SECRETS},
@@ -77,6 +77,15 @@ impl Records for Registry {
         change: Change<'_, DatabaseStatus>,
     ) -> Result<(), ApiError> {
         changed(self, &DATABASES, namespace, name, change).await
+    }
+
+    /// The registry does that when it is made.
+    async fn keep(&self, _name: &FreezeName) -> Result<(), ApiError> {
+        Ok(())
+    }
+
+    fn author(&self, freeze: &Freeze) -> Option<String> {
+        freeze.metadata.annotations.as_ref()?.get(CREATED_BY).cloned()
     }
 
     async fn let_go(&self, name: &FreezeName) -> Result<(), ApiError> {

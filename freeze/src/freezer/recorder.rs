@@ -19,6 +19,8 @@ use crate::journal::{FreezeName, Journal, JournalError, UndoLog};
 
 /// How long a write of the journal may take before it counts as failed (design section 2).
 const WRITE: Duration = Duration::from_secs(1);
+/// How long making the object may take: nobody is blocked yet, and a cluster's API server may be slow.
+const OPEN: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Recorder {
@@ -107,7 +109,7 @@ impl Opening<'_> {
             }
         });
         let unheard = || JournalError::Unavailable("it was not told of the freeze".to_owned());
-        bounded(async { opened.await.unwrap_or_else(|_| Err(unheard())) }).await
+        within(OPEN, async { opened.await.unwrap_or_else(|_| Err(unheard())) }).await
     }
 }
 
@@ -144,7 +146,10 @@ impl UndoLog for TargetUndo {
 }
 
 async fn bounded(write: impl Future<Output = Result<(), JournalError>>) -> Result<(), JournalError> {
-    timeout(WRITE, write)
-        .await
-        .unwrap_or_else(|_| Err(JournalError::Unavailable(format!("not written within {} s", WRITE.as_secs()))))
+    within(WRITE, write).await
+}
+
+async fn within(limit: Duration, write: impl Future<Output = Result<(), JournalError>>) -> Result<(), JournalError> {
+    let late = || JournalError::Unavailable(format!("not written within {} s", limit.as_secs()));
+    timeout(limit, write).await.unwrap_or_else(|_| Err(late()))
 }

@@ -225,11 +225,11 @@ async fn an_end_that_could_not_be_written_is_written_later() {
 async fn an_object_that_comes_to_be_after_its_freeze_has_failed_says_that_it_failed() {
     let (freezer, book) = freezer();
     let server = MemoryServer::default();
-    book.delay_ms.store(1_500, Ordering::SeqCst);
+    book.delay_ms.store(7_000, Ordering::SeqCst);
     let asked = freezer.quiesce(request("f", "a", vec![target("db", &server, Level::Durable, Copy::Atomic)], TTL));
     assert!(matches!(asked.await, Err(Refused::NotHeld { .. })), "a journal that is not told in time does not hold");
     book.delay_ms.store(0, Ordering::SeqCst);
-    sleep(Duration::from_secs(2)).await;
+    sleep(Duration::from_secs(3)).await;
     assert_eq!(*book.phases.lock().unwrap(), [Phase::Preparing, Phase::Failed]);
     assert_eq!(book.status(&name("f")).phase, Phase::Failed);
 }

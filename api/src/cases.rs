@@ -1,0 +1,130 @@
+//! Objects that are right, and objects that are wrong, and where: what [`crate::validate`] says of them, and whether the CRDs
+//! say so too. One table, so that the two cannot drift apart.
+
+use serde_json::{Value, json};
+
+/// An object, or the change of one.
+#[derive(Debug)]
+pub struct Case {
+    pub name: &'static str,
+    pub kind: &'static str,
+    pub old: Option<Value>,
+    pub spec: Value,
+    pub verdict: Verdict,
+}
+
+/// What is to be said of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    Right,
+    /// By both.
+    Wrong,
+    /// By `validate` alone: a CRD cannot say it, and who writes past us is told when it is frozen.
+    WrongForUs,
+}
+
+use Verdict::{Right, Wrong, WrongForUs};
+
+/// All of them.
+pub fn all() -> Vec<Case> {
+    databases().into_iter().chain(freezes()).collect()
+}
+
+fn databases() -> Vec<Case> {
+    let case = |name, old: Option<Value>, spec, verdict| Case { name, kind: "Database", old, spec, verdict };
+    let pg = |more: Value| merged(json!({"engine": "PostgreSQL", "endpoint": {"host": "db"}}), more);
+    let changed = Some(pg(json!({})));
+    vec![
+        case("the least", None, pg(json!({})), Right),
+        case("a socket", None, json!({"engine": "MariaDB", "endpoint": {"socket": "/run/mysqld.sock"}}), Right),
+        case("all of a policy", None, pg(json!({"freeze": {"level": "WriteBlocked", "maxFrozenSeconds": 10}})), Right),
+        case("no endpoint", None, json!({"engine": "PostgreSQL"}), Wrong),
+        case("an empty endpoint", None, json!({"engine": "PostgreSQL", "endpoint": {}}), Wrong),
+        case("host and socket", None, pg(json!({"endpoint": {"host": "db", "socket": "/run/s"}})), Wrong),
+        case("a relative socket", None, json!({"engine": "MariaDB", "endpoint": {"socket": "run/s"}}), WrongForUs),
+        case("an engine that nobody serves", None, pg(json!({"engine": "Oracle"})), Wrong),
+        case("port 0", None, pg(json!({"endpoint": {"host": "db", "port": 0}})), Wrong),
+        case("a port too high", None, pg(json!({"endpoint": {"host": "db", "port": 70_000}})), Wrong),
+        case("an acquire timeout too long", None, pg(json!({"freeze": {"acquireTimeoutSeconds": 16}})), Wrong),
+        case("a prepare timeout of nothing", None, pg(json!({"freeze": {"prepareTimeoutSeconds": 0}})), Wrong),
+        case("a level that is none", None, pg(json!({"freeze": {"level": "Perfect"}})), Wrong),
+        case("a database twice", None, pg(json!({"databases": ["a", "a"]})), WrongForUs),
+        case("verified without a CA", None, pg(json!({"tls": {"mode": "VerifyFull"}})), WrongForUs),
+        case("another host", changed.clone(), pg(json!({"endpoint": {"host": "other"}})), Right),
+        case("another engine", changed, pg(json!({"engine": "MariaDB"})), Wrong),
+    ]
+}
+
+fn freezes() -> Vec<Case> {
+    let case = |name, old: Option<Value>, spec, verdict| Case { name, kind: "Freeze", old, spec, verdict };
+    let of = |more: Value| merged(json!({"targets": [{"database": "orders"}]}), more);
+    let group = |names: &[&str]| {
+        let targets: Vec<_> = names.iter().map(|name| json!({"database": name})).collect();
+        json!({"targets": targets})
+    };
+    let many: Vec<String> = (0..17).map(|n| format!("d{n}")).collect();
+    let many: Vec<&str> = many.iter().map(String::as_str).collect();
+    let held = Some(of(json!({"level": "Durable", "ttlSeconds": 30})));
+    let thawed = Some(of(json!({"desired": "Thawed"})));
+    vec![
+        case("the least", None, of(json!({})), Right),
+        case("a group", None, group(&["orders", "billing"]), Right),
+        case("as many as may be", None, group(&many[..16]), Right),
+        case("one too many", None, group(&many), Wrong),
+        case("nothing to hold", None, json!({"targets": []}), Wrong),
+        case("a Database without a name", None, group(&[""]), Wrong),
+        case("a Database twice", None, group(&["orders", "orders"]), Wrong),
+        case("no time at all", None, of(json!({"ttlSeconds": 0})), Wrong),
+        case("longer than may be", None, of(json!({"ttlSeconds": 21_601})), Wrong),
+        case("a copy that is none", None, of(json!({"copy": "Whole"})), Wrong),
+        case("a long reason", None, of(json!({"reason": "x".repeat(257)})), Wrong),
+        case("thawed", held.clone(), of(json!({"level": "Durable", "ttlSeconds": 30, "desired": "Thawed"})), Right),
+        case("another level", held.clone(), of(json!({"level": "WriteBlocked", "ttlSeconds": 30})), Wrong),
+        case("no level any more", held.clone(), of(json!({"ttlSeconds": 30})), Wrong),
+        case("more time", held.clone(), of(json!({"level": "Durable", "ttlSeconds": 60})), Wrong),
+        case(
+            "another target",
+            held,
+            json!({"targets": [{"database": "billing"}], "level": "Durable", "ttlSeconds": 30}),
+            Wrong,
+        ),
+        case("taken again", thawed, of(json!({"desired": "Frozen"})), Wrong),
+    ]
+}
+
+fn merged(mut object: Value, more: Value) -> Value {
+    if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
+        object.extend(more);
+    }
+    object
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::validate;
+
+    #[test]
+    fn validate_says_of_each_what_is_to_be_said() {
+        for case in all() {
+            let right = match case.kind {
+                "Database" => judge(&case, validate::database, validate::database_update),
+                _ => judge(&case, validate::freeze, validate::freeze_update),
+            };
+            assert_eq!(right, case.verdict == Right, "{}: {}", case.kind, case.name);
+        }
+    }
+
+    fn judge<S: serde::de::DeserializeOwned>(
+        case: &Case,
+        new: fn(&S) -> Vec<validate::Cause>,
+        update: fn(&S, &S) -> Vec<validate::Cause>,
+    ) -> bool {
+        let read = |spec: &Value| serde_json::from_value::<S>(spec.clone()).ok();
+        let Some(spec) = read(&case.spec) else { return false };
+        match &case.old {
+            Some(old) => update(&spec, &read(old).unwrap()).is_empty(),
+            None => new(&spec).is_empty(),
+        }
+    }
+}
