@@ -1,13 +1,18 @@
 //! What an operator applies, as files, generated from the code that they belong to. The files are in the repository, so that
 //! nobody needs Rust to install; a test says when they are not what the code says.
 
+mod policies;
 mod rights;
+mod settings;
 
 use std::{fs, io, path::Path};
 
 use anyhow::Context;
+use api::install::ACCOUNT;
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use settings::NAMESPACE;
 
 /// One file, by its path below `deploy/`.
 #[derive(Debug)]
@@ -15,10 +20,6 @@ pub struct Manifest {
     pub path: String,
     pub text: String,
 }
-
-/// Where Stillpoint is installed, and as whom its API server runs.
-pub const NAMESPACE: &str = "stillpoint";
-pub const ACCOUNT: &str = "stillpoint-apiserver";
 
 /// The first line of each.
 const GENERATED: &str = "# Generated from the Rust types by `make manifests`; do not edit.\n";
@@ -29,8 +30,10 @@ pub fn manifests() -> anyhow::Result<Vec<Manifest>> {
         .iter()
         .map(|crd| Ok(Manifest { path: format!("crds/{}.yaml", crd.spec.names.plural), text: yaml(&[crd])? }))
         .collect::<anyhow::Result<_>>()?;
-    manifests.push(Manifest { path: "apiserver/rights.yaml".to_owned(), text: yaml(&rights::rights())? });
-    manifests.push(Manifest { path: "apiserver/api.yaml".to_owned(), text: yaml(&[api()])? });
+    for (name, objects) in [("rights", rights::rights()), ("policies", policies::policies()), ("api", vec![api()])] {
+        let objects: Vec<Value> = objects.iter().map(settings::plain).collect();
+        manifests.push(Manifest { path: format!("apiserver/{name}.yaml"), text: yaml(&objects)? });
+    }
     Ok(manifests)
 }
 

@@ -4,5 +4,6 @@
 
 mod crds;
 mod freezes;
+mod policies;
 mod rights;
 mod world;

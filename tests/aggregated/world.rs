@@ -20,6 +20,15 @@ pub(crate) const SOON: Duration = Duration::from_secs(30);
 const SERVICE: &str = "stillpoint-apiserver";
 const NAMESPACE: &str = "stillpoint";
 
+/// What is applied of deploy/: all but the server itself, which is a process of this host.
+const INSTALLED: [&str; 5] = [
+    "crds/databases.yaml",
+    "crds/freezes.yaml",
+    "apiserver/rights.yaml",
+    "apiserver/policies.yaml",
+    "apiserver/api.yaml",
+];
+
 /// What every test stands on.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
@@ -49,8 +58,7 @@ impl World {
         let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
         cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-        let files = ["crds/databases.yaml", "crds/freezes.yaml", "apiserver/rights.yaml", "apiserver/api.yaml"];
-        for file in files {
+        for file in INSTALLED {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
         }
         let port = Port::reserve()?;
