@@ -2,7 +2,9 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod chaos;
 mod crds;
 mod freezes;
+mod replicas;
 mod rights;
 mod world;
