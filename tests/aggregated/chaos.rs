@@ -46,7 +46,7 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
             if over.load(Ordering::Relaxed) {
                 return;
             }
-            let (old, new) = (format!("r{}", number), format!("r{}", number + 2));
+            let (old, new) = (format!("r{number}"), format!("r{}", number + 2));
             let old = if number < 2 { ["one", "two"][number].to_owned() } else { old };
             world.add_replica(&new).await.unwrap();
             world.kill(&old).await.unwrap();
@@ -77,20 +77,25 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
 async fn client(space: &Space<'_>, number: usize, calls: &AtomicUsize, held: &AtomicUsize) {
     let client = space.world.cluster.client().await.unwrap();
     let mut random = StdRng::seed_from_u64(number as u64);
-    while calls.fetch_add(1, Ordering::Relaxed) < CALLS {
-        let database = DATABASES[random.random_range(0..DATABASES.len())];
-        let uid = format!("client-{number}-{}", random.random_range(0..2));
+    // What it claimed last, and where.
+    let (mut uid, mut claimed) = (String::new(), DATABASES[0]);
+    loop {
+        let call = calls.fetch_add(1, Ordering::Relaxed);
+        if call >= CALLS {
+            return;
+        }
         let (verb, spec) = match random.random_range(0..10) {
             0..5 => {
                 let other = DATABASES[random.random_range(0..DATABASES.len())];
-                let with = if random.random_bool(0.3) && other != database { vec![other] } else { Vec::new() };
+                (uid, claimed) = (format!("call-{call}"), DATABASES[random.random_range(0..DATABASES.len())]);
+                let with = if random.random_bool(0.3) && other != claimed { vec![other] } else { Vec::new() };
                 let level = if random.random_bool(0.5) { "WriteBlocked" } else { "Durable" };
-                ("quiesce", json!({"level": level, "with": with, "ttlSeconds": random.random_range(1..4)}))
+                ("quiesce", json!({"uid": uid, "level": level, "with": with, "ttlSeconds": random.random_range(1..4)}))
             }
             5..9 => ("unquiesce", json!({"uid": uid})),
             _ => ("renew", json!({"uid": uid})),
         };
-        let request = http::Request::post(space.verb(database, verb))
+        let request = http::Request::post(space.verb(claimed, verb))
             .header("content-type", "application/json")
             .body(json!({"spec": spec}).to_string().into_bytes())
             .unwrap();

@@ -131,8 +131,7 @@ pub(super) fn taken(spec: LeaseSpec, identity: &str, now: Timestamp) -> LeaseSpe
 /// Of names that a Lease cannot have, and that may be too long.
 pub(super) fn member_name(member: &Member) -> String {
     let digest = Sha256::digest(format!("{}/{}", member.0, member.1));
-    let hex: String = digest.iter().take(20).map(|byte| format!("{byte:02x}")).collect();
-    format!("member-{hex}")
+    digest.iter().take(20).fold("member-".to_owned(), |name, byte| format!("{name}{byte:02x}"))
 }
 
 pub(super) fn replica_name(identity: &str) -> String {
