@@ -15,10 +15,7 @@ mod peers;
 
 use std::{
     collections::BTreeSet,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -36,7 +33,7 @@ use crate::{
     error::ApiError,
     records::{Mirror, Records},
 };
-use lease::{Alive, Member};
+use lease::{Alive, FENCE, Member};
 pub(crate) use members::Owned;
 use members::{Members, Taken, unreachable};
 use peers::Peers;
@@ -59,8 +56,9 @@ struct Inner {
     peers: Peers,
     records: Arc<dyn Records>,
     freezer: Freezer,
-    /// We could not say for too long that we live: nothing is frozen here.
-    fenced: AtomicBool,
+    /// When we last said that we live. Too long ago, and nothing is frozen here: looked at by the clock, not by who was in time to
+    /// raise a flag, for a process may have been stopped.
+    renewed: Mutex<Option<Instant>>,
 }
 
 /// Where a verb is to be executed.
@@ -100,7 +98,7 @@ impl Replicas {
             peers: Peers::new(&us.authority, format!("{name}.{namespace}.svc"))?,
             records: us.records,
             freezer: us.freezer,
-            fenced: AtomicBool::new(true),
+            renewed: Mutex::default(),
         })))
     }
 
@@ -165,7 +163,7 @@ impl Replicas {
 
 impl Inner {
     fn not_fenced(&self) -> Result<(), ApiError> {
-        if self.fenced.load(Ordering::Relaxed) {
+        if self.is_fenced() {
             return Err(ApiError::unavailable(
                 "this replica could not tell the cluster's API server that it lives, and freezes nothing; try again",
             ));
@@ -218,6 +216,15 @@ impl Inner {
             }
         }
         Ok(self.is_alive(identity))
+    }
+
+    fn is_fenced(&self) -> bool {
+        let renewed = *self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        renewed.is_none_or(|renewed| renewed.elapsed() > FENCE)
+    }
+
+    fn set_renewed(&self, at: Option<Instant>) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 
     fn holds(&self, (namespace, database): &Member) -> bool {

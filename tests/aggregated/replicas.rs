@@ -111,3 +111,40 @@ async fn a_replica_that_is_killed_leaves_every_database_writable_and_every_freez
         assert_eq!(space.run(name, "unquiesce").await.unwrap()["phase"], "Thawed");
     }
 }
+
+/// Stopped while it holds, for longer than the others wait; then it goes on, and must know that nothing is its any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_was_stopped_and_goes_on_holds_nothing_and_freezes_again() {
+    let world = World::start().await.unwrap();
+    let space = world.space("stopped").await.unwrap();
+    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await.unwrap();
+    server.execute("postgres", "CREATE TABLE t (n int)").await.unwrap();
+    space.register("orders", &server).await.unwrap();
+    let long = space.file("long", &json!({"spec": {"level": "Durable", "ttlSeconds": 60, "uid": "first"}})).unwrap();
+    let held = space.kubectl(&["create", "--raw", &space.verb("orders", "quiesce"), "-f", &long]).await.unwrap();
+    let held: Value = serde_json::from_str(&held).unwrap();
+    let freeze = held["status"]["freeze"].as_str().unwrap().to_owned();
+    let by = space.kubectl(&["get", "freeze", &freeze, "-o", "jsonpath={.status.freezer}"]).await.unwrap();
+    let victim = if by.starts_with("one") { "one" } else { "two" };
+    world.signal(victim, "-STOP").await.unwrap();
+    let lost = |object: &Value| object["status"]["phase"] == "Lost";
+    space.until_json("the other finishes it", &["get", "freeze", &freeze, "-o", "json"], lost).await.unwrap();
+    cluster::until("the other freezes", SOON, || async {
+        let held = space.run("orders", "quiesce").await?;
+        anyhow::ensure!(held["phase"] == "Frozen", "{held}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    world.signal(victim, "-CONT").await.unwrap();
+    // Whichever is asked: one freeze, and it is the other's.
+    for _ in 0..10 {
+        let live = space.kubectl(&["get", "databases.live.stillpoint.dev", "orders", "-o", "json"]).await.unwrap();
+        let live: Value = serde_json::from_str(&live).unwrap();
+        assert_ne!(live["status"]["freeze"], freeze.as_str(), "{live}");
+    }
+    assert_eq!(space.run("orders", "unquiesce").await.unwrap()["phase"], "Thawed");
+    let object: Value =
+        serde_json::from_str(&space.kubectl(&["get", "freeze", &freeze, "-o", "json"]).await.unwrap()).unwrap();
+    assert_eq!(object["status"]["phase"], "Lost", "a finished phase never changes");
+}

@@ -36,6 +36,7 @@ pub(crate) struct Replica {
     name: String,
     child: Child,
     port: Port,
+    stopped: bool,
 }
 
 /// A namespace of one test's.
@@ -86,8 +87,20 @@ impl World {
         self.route().await
     }
 
+    /// Stopped, it keeps its connections and answers nothing; the Service leads to it until it fails its probes, which here is at
+    /// once.
+    pub(crate) async fn signal(&self, name: &str, signal: &str) -> Result<()> {
+        let stops = signal == "-STOP";
+        for replica in self.running().iter_mut().filter(|replica| replica.name == name) {
+            replica.stopped = stops;
+            Command::new("kill").args([signal, &replica.child.id().to_string()]).status()?;
+        }
+        self.route().await
+    }
+
     async fn route(&self) -> Result<()> {
-        let ports: Vec<u16> = self.running().iter().map(|replica| replica.port.number).collect();
+        let running = |replica: &&Replica| !replica.stopped;
+        let ports: Vec<u16> = self.running().iter().filter(running).map(|replica| replica.port.number).collect();
         self.cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&ports)]).await.map(drop)
     }
 
@@ -129,7 +142,7 @@ impl Replica {
         });
         let line = tokio::time::timeout(SOON, line).await.context("no line")???;
         ensure!(line.starts_with("listening:"), "it did not start; see its log");
-        Ok(Self { name: name.to_owned(), child, port })
+        Ok(Self { name: name.to_owned(), child, port, stopped: false })
     }
 }
 

@@ -1,7 +1,7 @@
 //! What goes on all the time: we say that we live, we look who else does, we give back what we do not need, and we take care of
 //! what the dead left.
 
-use std::{collections::BTreeSet, sync::atomic::Ordering, time::Duration};
+use std::{collections::BTreeSet, time::Duration};
 
 use freeze::Ending;
 use futures::{FutureExt, StreamExt, future::join_all};
@@ -40,7 +40,7 @@ impl Replicas {
     /// When nothing is held any more: the others need not wait until we are believed dead.
     pub(crate) async fn leave(&self) {
         let inner = &self.0;
-        inner.fenced.store(true, Ordering::Relaxed);
+        inner.set_renewed(None);
         inner.members.give_back(&inner.leases, |_| false, true).await;
         let name = lease::replica_name(&inner.identity);
         if let Err(error) = inner.leases.delete(&name, &DeleteParams::default()).await {
@@ -73,26 +73,29 @@ impl Replicas {
 
     async fn renew(self) {
         let inner = &self.0;
-        let mut last: Option<Instant> = None;
         let mut current: Option<Lease> = None;
+        let mut may_freeze = false;
         let mut tick = interval(RENEW);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
+            // Also when this process was stopped meanwhile: what it had is not its any more.
+            if may_freeze && inner.is_fenced() {
+                may_freeze = false;
+                self.let_go_of_everything().await;
+            }
             let began = Instant::now();
             match timeout(WRITE, self.write(current.take())).await {
                 Ok(Ok(lease)) => {
                     current = Some(lease);
-                    last = Some(began);
-                    if inner.fenced.swap(false, Ordering::Relaxed) {
+                    inner.set_renewed(Some(began));
+                    if !may_freeze {
                         info!(identity = inner.identity, "this replica may freeze");
                     }
+                    may_freeze = true;
                 }
                 Ok(Err(error)) => warn!(%error, "our Lease was not renewed"),
                 Err(_) => warn!("our Lease was not renewed in time"),
-            }
-            if last.is_none_or(|last| last.elapsed() > FENCE) && !inner.fenced.swap(true, Ordering::Relaxed) {
-                self.let_go_of_everything().await;
             }
         }
     }
@@ -141,7 +144,7 @@ impl Replicas {
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
-            if inner.fenced.load(Ordering::Relaxed) {
+            if inner.is_fenced() {
                 continue;
             }
             inner.members.give_back(&inner.leases, |member| inner.holds(member), false).await;
