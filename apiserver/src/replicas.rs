@@ -153,6 +153,11 @@ impl Replicas {
         }
     }
 
+    /// Whether this replica does what only one has to do.
+    pub(crate) fn leads(&self) -> bool {
+        !self.0.is_fenced() && self.0.members.has(&lease::leader())
+    }
+
     pub(crate) async fn send(&self, to: &str, errand: Errand<'_>, limit: Duration) -> Result<Answer, ApiError> {
         let address = self.0.alive().address(to).map(str::to_owned);
         let address =
@@ -227,8 +232,8 @@ impl Inner {
         *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = at;
     }
 
-    fn holds(&self, (namespace, database): &Member) -> bool {
-        self.freezer.view(namespace, database).is_some()
+    fn holds(&self, member: &Member) -> bool {
+        *member == lease::leader() || self.freezer.view(&member.0, &member.1).is_some()
     }
 
     fn known(&self, member: &Member) -> Option<Lease> {

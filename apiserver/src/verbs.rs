@@ -62,6 +62,11 @@ impl Verbs {
         }
     }
 
+    /// Whether what only one process has to do is done here.
+    pub fn leads(&self) -> bool {
+        self.replicas.get().is_none_or(Replicas::leads)
+    }
+
     /// Where a verb is to be executed: only one replica freezes a member.
     pub(crate) async fn place(&self, verb: &str, call: &Call<'_>, body: &Body, hops: u32) -> Result<Place, ApiError> {
         let Some(replicas) = self.replicas.get() else { return Ok(Place::Here(None)) };

@@ -148,8 +148,13 @@ impl Replicas {
                 continue;
             }
             inner.members.give_back(&inner.leases, |member| inner.holds(member), false).await;
+            if !inner.members.has(&lease::leader()) && matches!(inner.take(&lease::leader()).await, Ok(Taken::Ours)) {
+                info!("this replica leads");
+            }
             self.take_over().await;
-            self.bury().await;
+            if self.leads() {
+                self.bury().await;
+            }
             if !verbs.recovered.is_cancelled() && verbs.stored.is_cancelled() {
                 // What is alive was seen; what the dead left is taken over as their Leases grow old.
                 verbs.recovered.cancel();

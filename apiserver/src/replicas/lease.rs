@@ -35,6 +35,11 @@ const ADDRESS: &str = "stillpoint.dev/address";
 /// Whose Lease it is, for people.
 const MEMBER: &str = "stillpoint.dev/member";
 
+/// What the leader has claimed: no Database has such a name.
+pub(super) fn leader() -> Member {
+    (String::new(), "leader".to_owned())
+}
+
 /// When a renewal of each replica was last seen.
 #[derive(Debug, Default)]
 pub(super) struct Alive(HashMap<String, Seen>);
