@@ -31,6 +31,7 @@ mod query;
 mod records;
 mod recovery;
 mod registry;
+mod replicas;
 mod resources;
 mod selector;
 mod server;

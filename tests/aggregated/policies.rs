@@ -9,7 +9,7 @@ use crate::world::{SOON, Space, World};
 
 /// What somebody tries, in words of kubectl.
 struct Attempt<'a> {
-    space: &'a Space,
+    space: &'a Space<'a>,
     who: Identity,
     arguments: Vec<String>,
 }
@@ -162,7 +162,7 @@ impl Attempt<'_> {
     }
 }
 
-fn create<'a>(space: &'a Space, who: &Identity, object: &Value) -> Attempt<'a> {
+fn create<'a>(space: &'a Space<'a>, who: &Identity, object: &Value) -> Attempt<'a> {
     let mut object = object.clone();
     object["metadata"]["namespace"] = space.name.as_str().into();
     let name = format!("{}-{}", object["kind"].as_str().unwrap(), object["metadata"]["name"].as_str().unwrap());
@@ -170,21 +170,21 @@ fn create<'a>(space: &'a Space, who: &Identity, object: &Value) -> Attempt<'a> {
     attempt(space, who, &["create", "--dry-run=server", "-f", &file])
 }
 
-fn patch<'a>(space: &'a Space, who: &Identity, freeze: &str, patch: &str) -> Attempt<'a> {
+fn patch<'a>(space: &'a Space<'a>, who: &Identity, freeze: &str, patch: &str) -> Attempt<'a> {
     attempt(space, who, &["patch", "--dry-run=server", "freeze", freeze, "--type=merge", "-p", patch])
 }
 
-fn patch_database<'a>(space: &'a Space, who: &Identity, name: &str, patch: &str) -> Attempt<'a> {
+fn patch_database<'a>(space: &'a Space<'a>, who: &Identity, name: &str, patch: &str) -> Attempt<'a> {
     let resource = format!("databases.{}", api::GROUP);
     attempt(space, who, &["patch", "--dry-run=server", &resource, name, "--type=merge", "-p", patch])
 }
 
-fn attempt<'a>(space: &'a Space, who: &Identity, arguments: &[&str]) -> Attempt<'a> {
+fn attempt<'a>(space: &'a Space<'a>, who: &Identity, arguments: &[&str]) -> Attempt<'a> {
     Attempt { space, who: who.clone(), arguments: arguments.iter().map(|&argument| argument.to_owned()).collect() }
 }
 
 /// Somebody who may in the namespace what these rules of a Role say.
-async fn user(space: &Space, name: &str, rules: &[&Value]) -> Identity {
+async fn user(space: &Space<'_>, name: &str, rules: &[&Value]) -> Identity {
     let user = format!("{name}@{}", space.name);
     let role = json!({
         "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "Role", "metadata": {"name": name}, "rules": rules,

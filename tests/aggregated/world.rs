@@ -3,9 +3,12 @@
 use std::{
     fs::File,
     io::{BufRead, BufReader},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     thread,
     time::Duration,
 };
@@ -32,18 +35,22 @@ const INSTALLED: [&str; 5] = [
 /// What every test stands on.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
-    _replica: Replica,
+    /// Those that run.
+    pub(crate) replicas: Mutex<Vec<Replica>>,
+    account: PathBuf,
 }
 
 /// One `stillpoint-apiserver`, as a process of this host. Killed when it is dropped.
 pub(crate) struct Replica {
+    name: String,
     child: Child,
-    _port: Port,
+    port: Port,
+    stopped: bool,
 }
 
 /// A namespace of one test's.
-pub(crate) struct Space {
-    pub(crate) world: &'static World,
+pub(crate) struct Space<'w> {
+    pub(crate) world: &'w World,
     pub(crate) name: String,
 }
 
@@ -54,25 +61,63 @@ impl World {
         WORLD.get_or_init(|| async { Self::start().await.expect("a cluster with Stillpoint") }).await
     }
 
-    async fn start() -> Result<Self> {
+    /// One for a test that kills replicas.
+    pub(crate) async fn start() -> Result<Self> {
         let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
         cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         for file in INSTALLED {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
         }
-        let port = Port::reserve()?;
-        cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&[port.number])]).await?;
         let account = Identity::ServiceAccount { namespace: NAMESPACE.to_owned(), name: SERVICE.to_owned() };
-        let replica = Replica::start(&cluster, &cluster.kubeconfig_of(&account).await?, port).await?;
+        let account = cluster.kubeconfig_of(&account).await?;
+        let world = Self { cluster, replicas: Mutex::default(), account };
+        for name in ["one", "two"] {
+            world.add_replica(name).await?;
+        }
+        let cluster = &world.cluster;
         let name = format!("{}.{}", api::VERSION, api::LIVE_GROUP);
         let wait = ["wait", "--for=condition=Available", "--timeout=60s", "apiservice", &name];
         cluster.kubectl(&wait).await?.ok().context("the APIService is available")?;
-        Ok(Self { cluster, _replica: replica })
+        Ok(world)
+    }
+
+    /// Starts one more, and has the Service lead to all that run.
+    pub(crate) async fn add_replica(&self, name: &str) -> Result<()> {
+        let replica = Replica::start(&self.cluster, &self.account, name).await?;
+        self.running().push(replica);
+        self.route().await
+    }
+
+    /// Kills one as a crash would, and has the Service lead to those that are left, as a node's controller does.
+    pub(crate) async fn kill(&self, name: &str) -> Result<()> {
+        self.running().retain(|replica| replica.name != name);
+        self.route().await
+    }
+
+    /// Stopped, it keeps its connections and answers nothing; the Service leads to it until it fails its probes, which here is at
+    /// once.
+    pub(crate) async fn signal(&self, name: &str, signal: &str) -> Result<()> {
+        let stops = signal == "-STOP";
+        for replica in self.running().iter_mut().filter(|replica| replica.name == name) {
+            replica.stopped = stops;
+            Command::new("kill").args([signal, &replica.child.id().to_string()]).status()?;
+        }
+        self.route().await
+    }
+
+    async fn route(&self) -> Result<()> {
+        let running = |replica: &&Replica| !replica.stopped;
+        let ports: Vec<u16> = self.running().iter().filter(running).map(|replica| replica.port.number).collect();
+        self.cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&ports)]).await.map(drop)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Vec<Replica>> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A namespace in which Stillpoint may read Secrets.
-    pub(crate) async fn space(&'static self, prefix: &str) -> Result<Space> {
+    pub(crate) async fn space<'w>(&'w self, prefix: &str) -> Result<Space<'w>> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("{prefix}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         self.cluster.kubectl(&["create", "namespace", &name]).await?.ok()?;
@@ -86,13 +131,14 @@ impl World {
 }
 
 impl Replica {
-    async fn start(cluster: &Cluster, kubeconfig: &Path, port: Port) -> Result<Self> {
-        let log = File::create(cluster.root().join("stillpoint-apiserver.log"))?;
+    async fn start(cluster: &Cluster, kubeconfig: &Path, name: &str) -> Result<Self> {
+        let port = Port::reserve()?;
+        let log = File::create(cluster.root().join(format!("{name}.log")))?;
         let mut command = Command::new("setpriv");
         command
             .arg("--pdeathsig=KILL")
             .arg(tests::binary("stillpoint-apiserver")?)
-            .args(["--listen", &format!("0.0.0.0:{}", port.number), "--kubeconfig"])
+            .args(["--listen", &format!("0.0.0.0:{}", port.number), "--identity", name, "--kubeconfig"])
             .arg(kubeconfig)
             .stdout(Stdio::piped())
             .stderr(log);
@@ -104,7 +150,7 @@ impl Replica {
         });
         let line = tokio::time::timeout(SOON, line).await.context("no line")???;
         ensure!(line.starts_with("listening:"), "it did not start; see its log");
-        Ok(Self { child, _port: port })
+        Ok(Self { name: name.to_owned(), child, port, stopped: false })
     }
 }
 
@@ -128,7 +174,7 @@ impl Drop for Replica {
     }
 }
 
-impl Space {
+impl Space<'_> {
     /// As the administrator; a failure is an error.
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let all: Vec<&str> = ["--namespace", &self.name].into_iter().chain(arguments.iter().copied()).collect();
@@ -148,6 +194,11 @@ impl Space {
 
     /// A Database with the administrator's account in a Secret, and waits until it is ready.
     pub(crate) async fn register(&self, name: &str, server: &Server) -> Result<()> {
+        self.register_databases(name, server, &[]).await
+    }
+
+    /// Covering only these databases of the server.
+    pub(crate) async fn register_databases(&self, name: &str, server: &Server, databases: &[&str]) -> Result<()> {
         let account = format!("{name}-account");
         self.apply(json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": account},
@@ -162,7 +213,7 @@ impl Space {
             "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": name},
             "spec": {
                 "engine": engine, "endpoint": {"host": "127.0.0.1", "port": server.port},
-                "credentials": {"secretRef": {"name": account}},
+                "credentials": {"secretRef": {"name": account}}, "databases": databases,
             },
         }))
         .await?;
