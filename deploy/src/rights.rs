@@ -27,6 +27,13 @@ pub(crate) fn rights() -> Vec<Value> {
     ]
 }
 
+/// Lets our account read the Secrets of a namespace; `kubectl still enable` makes the same.
+pub(crate) fn credentials(namespace: &str) -> Value {
+    let mut binding = binding(CREDENTIALS, namespace, CREDENTIALS);
+    binding["roleRef"]["kind"] = "ClusterRole".into();
+    binding
+}
+
 const VIEW: [Rule; 2] = [rule(STORED, "databases,freezes", "get,list,watch"), rule(LIVE, "databases", "get,list")];
 /// No Freeze: whoever may make one may stop the writers of every Database of the namespace.
 const EDIT: [Rule; 1] = [rule(STORED, "databases", "create,delete,deletecollection,patch,update")];
