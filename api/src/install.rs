@@ -6,6 +6,15 @@ pub const NAMESPACE: &str = "stillpoint";
 pub const ACCOUNT: &str = "stillpoint-apiserver";
 /// The ClusterRole that lets the account read Secrets, and the RoleBinding that grants it in one namespace.
 pub const CREDENTIALS: &str = "stillpoint:credentials";
+/// On everything that is ours.
+pub const LABELS: [(&str, &str); 2] =
+    [("app.kubernetes.io/name", "stillpoint"), ("app.kubernetes.io/component", "apiserver")];
+/// On Leases: `replica`, whose holder lives while it renews it, or `member`, of a Database.
+pub const LEASE: &str = "stillpoint.dev/lease";
+/// The APIService of our group.
+pub fn api_service() -> String {
+    format!("{}.{}", crate::VERSION, crate::LIVE_GROUP)
+}
 /// The name that our account is known to a cluster by.
 pub fn account_user(namespace: &str) -> String {
     format!("system:serviceaccount:{namespace}:{ACCOUNT}")

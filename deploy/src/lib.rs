@@ -160,7 +160,7 @@ fn templates(objects: &[Object]) -> anyhow::Result<String> {
 fn api() -> Value {
     json!({
         "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-        "metadata": {"name": format!("{}.{}", api::VERSION, api::LIVE_GROUP), "labels": labels()},
+        "metadata": {"name": api::install::api_service(), "labels": labels()},
         "spec": {
             "group": api::LIVE_GROUP, "version": api::VERSION, "groupPriorityMinimum": 100, "versionPriority": 100,
             "service": {"namespace": NAMESPACE, "name": ACCOUNT, "port": 443},
@@ -168,9 +168,8 @@ fn api() -> Value {
     })
 }
 
-/// On everything that is ours.
 fn labels() -> Value {
-    json!({"app.kubernetes.io/name": "stillpoint", "app.kubernetes.io/component": "apiserver"})
+    api::install::LABELS.into_iter().collect()
 }
 
 /// Writes all of them below `directory`.
