@@ -4,7 +4,10 @@
 
 mod chaos;
 mod crds;
+mod doctor;
 mod freezes;
+mod install;
+mod installation;
 mod policies;
 mod replicas;
 mod rights;

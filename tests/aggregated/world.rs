@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -20,13 +20,14 @@ use serde_json::{Value, json};
 use tokio::sync::{OnceCell, oneshot};
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
-const SERVICE: &str = "stillpoint-apiserver";
-const NAMESPACE: &str = "stillpoint";
+pub(crate) const SERVICE: &str = api::install::ACCOUNT;
+pub(crate) const NAMESPACE: &str = api::install::NAMESPACE;
 
 /// What is applied of deploy/: all but the server itself, which is a process of this host.
-const INSTALLED: [&str; 5] = [
+const INSTALLED: [&str; 6] = [
     "crds/databases.yaml",
     "crds/freezes.yaml",
+    "apiserver/namespace.yaml",
     "apiserver/rights.yaml",
     "apiserver/policies.yaml",
     "apiserver/api.yaml",
@@ -37,7 +38,7 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     /// Those that run.
     pub(crate) replicas: Mutex<Vec<Replica>>,
-    account: PathBuf,
+    pub(crate) account: PathBuf,
 }
 
 /// One `stillpoint-apiserver`, as a process of this host. Killed when it is dropped.
@@ -64,7 +65,6 @@ impl World {
     /// One for a test that kills replicas.
     pub(crate) async fn start() -> Result<Self> {
         let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
-        cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         for file in INSTALLED {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
@@ -132,14 +132,20 @@ impl World {
 
 impl Replica {
     async fn start(cluster: &Cluster, kubeconfig: &Path, name: &str) -> Result<Self> {
+        Self::start_with(cluster, kubeconfig, name, &["--identity".to_owned(), name.to_owned()]).await
+    }
+
+    /// With these arguments, beside where it listens.
+    pub(crate) async fn start_with(cluster: &Cluster, kubeconfig: &Path, name: &str, more: &[String]) -> Result<Self> {
         let port = Port::reserve()?;
         let log = File::create(cluster.root().join(format!("{name}.log")))?;
         let mut command = Command::new("setpriv");
         command
             .arg("--pdeathsig=KILL")
             .arg(tests::binary("stillpoint-apiserver")?)
-            .args(["--listen", &format!("0.0.0.0:{}", port.number), "--identity", name, "--kubeconfig"])
+            .args(["--listen", &format!("0.0.0.0:{}", port.number), "--kubeconfig"])
             .arg(kubeconfig)
+            .args(more)
             .stdout(Stdio::piped())
             .stderr(log);
         let mut child = spawn_for_good(command).await?;
@@ -151,6 +157,21 @@ impl Replica {
         let line = tokio::time::timeout(SOON, line).await.context("no line")???;
         ensure!(line.starts_with("listening:"), "it did not start; see its log");
         Ok(Self { name: name.to_owned(), child, port, stopped: false })
+    }
+}
+
+impl Replica {
+    pub(crate) fn port(&self) -> u16 {
+        self.port.number
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it ended with, if it did.
+    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
+        Ok(self.child.try_wait()?)
     }
 }
 
