@@ -61,8 +61,9 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
 
     // Another run of the same pod is another replica.
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
-    let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-    let cluster = Cluster::begin(client.clone(), &tasks, &stopping);
+    let (tasks, stopping, over) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+    // While it drains it goes on to see what is wanted.
+    let cluster = Cluster::begin(client.clone(), &tasks, &over);
     let trust = Arc::new(Trust::default());
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);
     let core = Core::new(Parts {
@@ -78,6 +79,7 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
         authorizer: Arc::new(SubjectAccessReviews::new(reviews)),
         tasks,
         stopping,
+        over,
     });
     core.tasks.spawn({
         let (verbs, stopping) = (core.verbs.clone(), core.stopping.clone());

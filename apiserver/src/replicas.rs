@@ -112,6 +112,14 @@ impl Replicas {
         if wanted.iter().any(|member| inner.holds(member) && inner.members.has(member)) {
             return Ok(Place::Here(None));
         }
+        // It begins nothing more; who still asks here is answered by another.
+        if inner.freezer.is_draining()
+            && hops < MOST_HOPS
+            && let Some(other) = inner.another()
+        {
+            inner.members.yield_up(&inner.leases, &wanted, |member| inner.holds(member)).await;
+            return Ok(Place::At(other));
+        }
         if let Some(owned) = inner.members.hold(&wanted) {
             return Ok(Place::Here(Some(owned)));
         }
@@ -119,7 +127,7 @@ impl Replicas {
             if inner.members.has(member) {
                 continue;
             }
-            match inner.take(member).await? {
+            match inner.take(member, hops > 0).await? {
                 Taken::Ours => inner.lay_to_rest_at(member),
                 Taken::Theirs(holder) if hops < MOST_HOPS => {
                     // It may need them for the same group.
@@ -176,9 +184,15 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes one member, if nobody who is alive has it.
-    async fn take(&self, member: &Member) -> Result<Taken, ApiError> {
-        let (name, mut known) = (lease::member_name(member), self.known(member));
+    /// Takes one member, if nobody who is alive has it. `sent`: whoever sent us here may have given it back a moment ago, which
+    /// the mirror does not know yet.
+    async fn take(&self, member: &Member, sent: bool) -> Result<Taken, ApiError> {
+        let name = lease::member_name(member);
+        let mut known = if sent {
+            self.leases.get_opt(&name).await.map_err(|error| unreachable(&error))?
+        } else {
+            self.known(member)
+        };
         for _ in 0..TRIES {
             let holder = known.as_ref().and_then(lease::holder).filter(|holder| *holder != self.identity);
             if let Some(holder) = holder.map(str::to_owned)
@@ -233,12 +247,17 @@ impl Inner {
     }
 
     fn holds(&self, member: &Member) -> bool {
-        *member == lease::leader() || self.freezer.view(&member.0, &member.1).is_some()
+        (*member == lease::leader() && !self.freezer.is_draining()) || self.freezer.view(&member.0, &member.1).is_some()
     }
 
     fn known(&self, member: &Member) -> Option<Lease> {
         let namespace = self.leases.namespace()?;
         self.mirror.get(namespace, &lease::member_name(member)).map(Arc::unwrap_or_clone)
+    }
+
+    /// A replica that lives, and is not this one.
+    fn another(&self) -> Option<String> {
+        self.alive().another(&self.identity, Instant::now())
     }
 
     fn is_alive(&self, identity: &str) -> bool {

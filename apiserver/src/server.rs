@@ -47,6 +47,8 @@ pub(crate) struct Core {
     pub(crate) verbs: Verbs,
     told: tokio::sync::mpsc::Receiver<Told>,
     pub(crate) stopping: CancellationToken,
+    /// Nothing is held any more: what follows the records may end.
+    over: CancellationToken,
     /// The store's writer, and whatever the verbs set going.
     pub(crate) tasks: TaskTracker,
 }
@@ -62,6 +64,7 @@ pub(crate) struct Parts {
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stopping: CancellationToken,
+    pub(crate) over: CancellationToken,
 }
 
 /// How long tasks may take to end when nothing is held any more.
@@ -70,7 +73,8 @@ const LAST: Duration = Duration::from_secs(5);
 impl Core {
     /// Nothing is frozen until `Verbs::recovered` says that what a dead server left is known.
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { served, identity, records, registry, drivers, authenticator, authorizer, tasks, stopping } = parts;
+        let Parts { served, identity, records, registry, drivers, authenticator, authorizer, tasks, stopping, over } =
+            parts;
         let metrics = Arc::new(Metrics::new());
         let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics));
         let directory = Directory { records: Arc::clone(&records), drivers };
@@ -94,7 +98,7 @@ impl Core {
             metrics,
             stopping: stopping.clone(),
         });
-        Self { app, freezer, verbs, told, stopping, tasks }
+        Self { app, freezer, verbs, told, stopping, over, tasks }
     }
 }
 
@@ -111,7 +115,7 @@ impl Server {
     /// Serves until `stopping`; then no new freezes, those that hold may end, the rest is thawed.
     pub async fn run(self) -> anyhow::Result<()> {
         let Self { bound, tls, address, core, loops: more, drain } = self;
-        let Core { app, freezer, verbs, told, stopping, tasks } = core;
+        let Core { app, freezer, verbs, told, stopping, over, tasks } = core;
         let (records, replicas) = (Arc::clone(&verbs.records), Arc::clone(&verbs.replicas));
         let serving = CancellationToken::new();
         // No loop that is cut off: when nothing is held any more it writes what it was told, as the store does.
@@ -131,6 +135,7 @@ impl Server {
         let server = tokio::spawn(bound.serve(tls, service, Limits::default(), serving.clone()));
         info!(%address, "serving");
         let died = tokio::select! {
+            biased;
             () = stopping.cancelled() => false,
             ended = loops.join_next() => {
                 warn!(?ended, "a loop that must not end has ended");
@@ -151,6 +156,7 @@ impl Server {
         serving.cancel();
         server.await?;
         loops.shutdown().await;
+        over.cancel();
         // The store's writer ends with its last user.
         drop((app, freezer));
         tasks.close();

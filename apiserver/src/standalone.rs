@@ -54,6 +54,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Dri
         authorizer: Arc::new(Roles),
         tasks,
         stopping,
+        over: CancellationToken::new(),
     });
     recovery::recover(&core.verbs);
     let loops = vec![

@@ -81,6 +81,67 @@ async fn a_pod_without_time_to_drain_ends_what_it_holds() {
     drop(old);
 }
 
+/// What is declared while a pod is going is still its to follow, and what is declared anew is somebody else's to begin.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_going_lets_go_of_a_freeze_that_is_deleted_and_spoils_no_new_one() {
+    let mut here = Installation::begin().await.unwrap();
+    here.documented("plain-install").await.unwrap();
+    // One, so that it is the one that holds.
+    here.start_pod().await.unwrap();
+    here.until_available().await.unwrap();
+    let server = shop(&here).await.unwrap();
+    declare(&here, "first").await.unwrap();
+    assert!(server.execute("postgres", WRITE).await.is_err(), "it holds");
+    here.start_pod().await.unwrap();
+    let _going = here.end_pod(0).await.unwrap();
+    // Far sooner than the end of its lease, or of its time to drain.
+    here.run("kubectl delete -n shop freezes.stillpoint.dev first --timeout=5s").await.unwrap();
+    server.execute("postgres", WRITE).await.unwrap();
+    declare(&here, "second").await.unwrap();
+}
+
+/// A kube-apiserver that dials ClusterIPs stays with the connection that it has, also to a pod that is going.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pod_that_is_going_and_still_asked_sends_what_is_new_to_another() {
+    let mut here = Installation::begin().await.unwrap();
+    here.documented("plain-install").await.unwrap();
+    here.start_pod().await.unwrap();
+    here.until_available().await.unwrap();
+    let mut servers = vec![shop(&here).await.unwrap()];
+    for name in ["billing", "stock"] {
+        let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await.unwrap();
+        here.register(name, &server).await.unwrap();
+        servers.push(server);
+    }
+    let held = here.verb("orders", "quiesce").await.unwrap();
+    here.start_pod().await.unwrap();
+    here.terminate(here.replicas[0].pid()).await.unwrap();
+    for _ in 0..8 {
+        for name in ["billing", "stock"] {
+            let frozen = here.verb(name, "quiesce").await.unwrap();
+            assert_eq!(frozen["phase"], "Frozen", "{frozen}");
+            assert_eq!(here.verb(name, "unquiesce").await.unwrap()["phase"], "Thawed");
+        }
+    }
+    assert_eq!(here.phase(held["freeze"].as_str().unwrap()).await.unwrap(), "Frozen", "it goes on meanwhile");
+    assert_eq!(here.verb("orders", "unquiesce").await.unwrap()["proof"]["held"], true);
+}
+
+const WRITE: &str = "SET statement_timeout = 500; INSERT INTO t VALUES (1)";
+
+/// A Freeze as an object, which holds.
+async fn declare(here: &Installation, name: &str) -> Result<()> {
+    let declared = json!({
+        "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"name": name, "namespace": SHOP},
+        "spec": {"targets": [{"database": "orders"}], "level": "WriteBlocked", "ttlSeconds": 15},
+    });
+    here.cluster.apply(&declared.to_string()).await?;
+    let frozen = format!(
+        "kubectl wait -n shop --for=jsonpath={{.status.phase}}=Frozen --timeout=30s freezes.stillpoint.dev {name}"
+    );
+    here.run(&frozen).await.map(drop)
+}
+
 /// Two pods, and the API is there.
 async fn stands(here: &mut Installation) -> Result<()> {
     for _ in 0..2 {
@@ -169,15 +230,8 @@ async fn roll(here: &mut Installation, held: &Value) -> Result<()> {
 
 /// By the documented lines, with a freeze held at the time.
 async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<()> {
-    let write = "SET statement_timeout = 500; INSERT INTO t VALUES (1)";
-    let declared = json!({
-        "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"name": "held", "namespace": SHOP},
-        "spec": {"targets": [{"database": "orders"}], "level": "WriteBlocked"},
-    });
-    here.cluster.apply(&declared.to_string()).await?;
-    let frozen = "kubectl wait -n shop --for=jsonpath={.status.phase}=Frozen --timeout=30s freezes.stillpoint.dev held";
-    here.run(frozen).await?;
-    ensure!(server.execute("postgres", write).await.is_err(), "it holds");
+    declare(here, "held").await?;
+    ensure!(server.execute("postgres", WRITE).await.is_err(), "it holds");
     let before = here.ours().await?;
     for kind in ["leases", "secrets", "clusterroles", "rolebindings", "apiservices", "freezes"] {
         ensure!(before.iter().any(|object| object.starts_with(kind)), "the list would show {kind}: {before:?}");
@@ -188,7 +242,7 @@ async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<
     for at in (0..here.replicas.len()).rev() {
         drop(here.replicas.remove(at));
     }
-    server.execute("postgres", write).await?;
+    server.execute("postgres", WRITE).await?;
     let stored = here.object(&format!("get databases.stillpoint.dev -n {SHOP}")).await?;
     ensure!(
         stored["items"].as_array().is_some_and(|items| items.len() == 1),

@@ -113,8 +113,12 @@ impl Installation {
     pub(crate) async fn end_pod(&mut self, at: usize) -> Result<Replica> {
         let replica = self.replicas.remove(at);
         self.route().await?;
-        self.run(&format!("kill -TERM {}", replica.pid())).await?;
+        self.terminate(replica.pid()).await?;
         Ok(replica)
+    }
+
+    pub(crate) async fn terminate(&self, pid: u32) -> Result<()> {
+        self.run(&format!("kill -TERM {pid}")).await.map(drop)
     }
 
     /// EndpointSlices beside those of the cluster's controller, which knows of pods only.

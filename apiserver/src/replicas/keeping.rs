@@ -148,7 +148,8 @@ impl Replicas {
                 continue;
             }
             inner.members.give_back(&inner.leases, |member| inner.holds(member), false).await;
-            if !inner.members.has(&lease::leader()) && matches!(inner.take(&lease::leader()).await, Ok(Taken::Ours)) {
+            let may_lead = !inner.freezer.is_draining() && !inner.members.has(&lease::leader());
+            if may_lead && matches!(inner.take(&lease::leader(), false).await, Ok(Taken::Ours)) {
                 info!("this replica leads");
             }
             self.take_over().await;
@@ -186,7 +187,7 @@ impl Replicas {
         }
         for member in dead {
             if !inner.members.has(&member) {
-                match inner.take(&member).await {
+                match inner.take(&member, false).await {
                     Ok(Taken::Ours) => {}
                     Ok(Taken::Theirs(holder)) => {
                         debug!(?member, holder, "another takes care of it");

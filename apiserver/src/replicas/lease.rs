@@ -47,6 +47,8 @@ pub(super) struct Alive(HashMap<String, Seen>);
 #[derive(Debug)]
 struct Seen {
     renewed: Option<Timestamp>,
+    /// When it was seen for the first time.
+    first: Instant,
     at: Instant,
     address: String,
 }
@@ -60,7 +62,10 @@ impl Alive {
         match self.0.get_mut(identity) {
             // The same renewal, seen again: it is no younger for that.
             Some(seen) if seen.renewed == renewed => {}
-            _ => drop(self.0.insert(identity.to_owned(), Seen { renewed, at: now, address })),
+            seen => {
+                let first = seen.map_or(now, |seen| seen.first);
+                self.0.insert(identity.to_owned(), Seen { renewed, first, at: now, address });
+            }
         }
     }
 
@@ -72,6 +77,12 @@ impl Alive {
 
     pub(super) fn is_alive(&self, identity: &str, now: Instant) -> bool {
         self.0.get(identity).is_some_and(|seen| now.duration_since(seen.at) < LIFE)
+    }
+
+    /// Of those that live, but for this one, whoever was there last: it is the least likely to be going itself.
+    pub(super) fn another(&self, than: &str, now: Instant) -> Option<String> {
+        let others = self.0.keys().filter(|identity| *identity != than && self.is_alive(identity, now));
+        others.max_by_key(|identity| self.0.get(*identity).map(|seen| seen.first)).cloned()
     }
 
     /// Those that are dead for so long.
@@ -172,6 +183,23 @@ mod tests {
         alive.note(&of_replica("a", "10.0.0.1:6443", at(0)), begin + LIFE / 2);
         assert!(alive.is_alive("a", begin + LIFE));
         assert_eq!(alive.address("a"), Some("10.0.0.1:6443"));
+    }
+
+    #[test]
+    fn another_is_one_that_lives_and_the_youngest_of_them() {
+        let (mut alive, begin) = (Alive::default(), Instant::now());
+        let note = |alive: &mut Alive, name: &str, second: i64, after: u32| {
+            let lease = of_replica(name, "", Timestamp::from_second(second).unwrap());
+            alive.note(&lease, begin + LIFE / 10 * after);
+        };
+        note(&mut alive, "us", 1, 0);
+        assert_eq!(alive.another("us", begin), None);
+        note(&mut alive, "old", 1, 0);
+        note(&mut alive, "young", 1, 1);
+        note(&mut alive, "old", 2, 2);
+        assert_eq!(alive.another("us", begin + LIFE / 2).as_deref(), Some("young"));
+        note(&mut alive, "old", 3, 11);
+        assert_eq!(alive.another("us", begin + LIFE / 10 * 12).as_deref(), Some("old"), "the other is dead");
     }
 
     #[test]
