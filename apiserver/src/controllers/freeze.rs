@@ -23,6 +23,10 @@ pub const CREATED_BY: &str = "stillpoint.dev/created-by";
 /// How often everything is looked at again: one that another replica was to begin, and did not.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// Reasons and messages of those that never held.
+const WITHDRAWN: (&str, &str) = (conditions::reasons::RELEASED, "it was withdrawn before it was begun");
+const LEFT: (&str, &str) = (conditions::reasons::FREEZER_DIED, "its freezer died before it began");
+
 /// What a Freeze needs now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
@@ -31,20 +35,35 @@ pub enum Step {
     Begin,
     /// It is not wanted any more.
     End(&'static str),
-    /// It will never hold: it was withdrawn before it was begun.
-    Fail,
+    /// It will never hold.
+    Fail((&'static str, &'static str)),
     /// It holds nothing and is to be deleted.
     Let,
 }
 
+/// How long a verb may take until its Freeze, which is made in one write, has a status, which is another.
+const OPENING: Duration = Duration::from_secs(120);
+
+/// Made by a verb, and by no author: for whom it is, and whether it holds, its own freezer says. Others are not let to make one
+/// that has both (`api::install::policies::JOURNAL`).
+fn is_a_verbs(freeze: &Freeze) -> bool {
+    let labels = freeze.metadata.labels.as_ref();
+    let finalizers = freeze.metadata.finalizers.iter().flatten();
+    labels.is_some_and(|labels| labels.contains_key(api::LABEL_DATABASE))
+        && finalizers.into_iter().any(|finalizer| finalizer == api::FINALIZER_THAW)
+}
+
 /// Decides; pure.
-pub fn plan(freeze: &Freeze) -> Step {
+pub fn plan(freeze: &Freeze, now: Timestamp) -> Step {
+    let made = freeze.metadata.creation_timestamp.as_ref().map_or(now, |made| made.0);
     let phase = freeze.status.as_ref().map_or(Phase::Pending, |status| status.phase);
     let deleted = freeze.metadata.deletion_timestamp.is_some();
     let thawed = freeze.spec.desired == Desired::Thawed;
     match phase {
         Phase::Pending if deleted => Step::Let,
-        Phase::Pending if thawed => Step::Fail,
+        Phase::Pending if thawed => Step::Fail(WITHDRAWN),
+        Phase::Pending if is_a_verbs(freeze) && now.duration_since(made).unsigned_abs() < OPENING => Step::Nothing,
+        Phase::Pending if is_a_verbs(freeze) => Step::Fail(LEFT),
         Phase::Pending => Step::Begin,
         phase if phase.is_finished() && deleted => Step::Let,
         phase if phase.is_finished() => Step::Nothing,
@@ -68,7 +87,7 @@ pub async fn run(verbs: Verbs) {
             },
             _ = tick.tick() => {
                 for freeze in verbs.records.freezes() {
-                    if plan(&freeze) != Step::Nothing {
+                    if plan(&freeze, Timestamp::now()) != Step::Nothing {
                         act(&verbs, &freeze).await;
                     }
                 }
@@ -104,15 +123,13 @@ async fn act(verbs: &Verbs, freeze: &Arc<Freeze>) {
         return;
     }
     let freeze_name = FreezeName { namespace: namespace.clone(), name: name.clone() };
-    match plan(freeze) {
+    match plan(freeze, Timestamp::now()) {
         Step::Nothing => {}
         // Another replica begins it, or the next run of this one.
         Step::Begin if verbs.freezer.is_draining() => {}
         Step::Begin => begin(verbs, freeze_name, Arc::clone(freeze)).await,
         Step::End(why) => end(verbs, freeze_name, freeze, why),
-        Step::Fail => {
-            fail(verbs, &freeze_name, conditions::reasons::RELEASED, "it was withdrawn before it was begun").await;
-        }
+        Step::Fail((reason, message)) => fail(verbs, &freeze_name, reason, message).await,
         Step::Let => {
             if let Err(error) = verbs.records.let_go(&freeze_name).await {
                 warn!(freeze = %freeze_name, message = %error.message, "a finished Freeze could not be let go");
@@ -333,7 +350,7 @@ mod tests {
     fn every_state_has_one_step() {
         let cases = [
             (freeze(None, "Frozen", false), Step::Begin),
-            (freeze(None, "Thawed", false), Step::Fail),
+            (freeze(None, "Thawed", false), Step::Fail(WITHDRAWN)),
             (freeze(None, "Frozen", true), Step::Let),
             (freeze(Some("Preparing"), "Frozen", false), Step::Nothing),
             (freeze(Some("Frozen"), "Frozen", false), Step::Nothing),
@@ -343,7 +360,23 @@ mod tests {
             (freeze(Some("Lost"), "Frozen", true), Step::Let),
         ];
         for (freeze, step) in cases {
-            assert_eq!(plan(&freeze), step, "{:?}", freeze.status);
+            assert_eq!(plan(&freeze, Timestamp::now()), step, "{:?}", freeze.status);
         }
+    }
+
+    /// Between its two writes it looks like a declared one, and must not be begun a second time, for nobody.
+    #[test]
+    fn a_freeze_that_a_verb_made_is_its_freezers_to_begin() {
+        let made = Timestamp::from_second(1_000).unwrap();
+        let at = |after: Duration| made + jiff::SignedDuration::try_from(after).unwrap();
+        let mut by_verb = freeze(None, "Frozen", false);
+        by_verb.metadata.creation_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(made));
+        by_verb.metadata.labels = Some([(api::LABEL_DATABASE.to_owned(), "orders".to_owned())].into());
+        assert_eq!(plan(&by_verb, at(OPENING / 2)), Step::Begin, "a label is anybody's to set");
+        by_verb.metadata.finalizers = Some(vec![api::FINALIZER_THAW.to_owned()]);
+        assert_eq!(plan(&by_verb, at(OPENING / 2)), Step::Nothing);
+        assert_eq!(plan(&by_verb, at(OPENING * 2)), Step::Fail(LEFT));
+        by_verb.metadata.labels = None;
+        assert_eq!(plan(&by_verb, at(OPENING * 2)), Step::Begin, "it was declared, and whoever kept it died");
     }
 }
