@@ -7,7 +7,6 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::Context;
@@ -28,7 +27,7 @@ use crate::{
     recovery,
     replicas::{Replicas, Us, WithPeers},
     resources::Served,
-    server::{Core, Parts, Server},
+    server::{Core, Ending, Parts, Server},
 };
 pub use trust::Service;
 
@@ -48,7 +47,7 @@ pub struct Place {
 
 /// Listens, and begins to learn what the cluster says. It answers discovery at once; it is ready, and freezes, when it knows
 /// whom to trust and what is stored.
-pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Result<Server> {
+pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Result<Server> {
     let mut config = config(place.kubeconfig.as_deref()).await?;
     // A freeze that cannot be written down within a second is let go: nobody may try again behind its back for minutes.
     config.default_retry = false;
@@ -61,8 +60,8 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
 
     // Another run of the same pod is another replica.
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
-    let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-    let cluster = Cluster::begin(client.clone(), &tasks, &stopping);
+    let (tasks, stopping, over) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+    let cluster = Cluster::begin(client.clone(), &tasks, &over);
     let trust = Arc::new(Trust::default());
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);
     let core = Core::new(Parts {
@@ -78,6 +77,7 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
         authorizer: Arc::new(SubjectAccessReviews::new(reviews)),
         tasks,
         stopping,
+        over,
     });
     core.tasks.spawn({
         let (verbs, stopping) = (core.verbs.clone(), core.stopping.clone());
@@ -104,7 +104,7 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
     ];
     loops.extend(replicas.loops(&core.verbs));
     core.verbs.replicas.set(replicas).ok();
-    Ok(Server { bound, tls, address, core, loops, drain })
+    Ok(Server { bound, tls, address, core, loops, ending })
 }
 
 async fn config(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Config> {

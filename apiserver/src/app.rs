@@ -232,6 +232,7 @@ fn version() -> Value {
 }
 
 fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> {
+    let retry_after = answer.as_ref().err().and_then(ApiError::retry_after);
     let answer = answer.unwrap_or_else(|error| {
         if error.code.is_server_error() {
             error!(code = error.code.as_u16(), message = %error.message, internal = error.internal, "request failed");
@@ -252,6 +253,9 @@ fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> 
     let map = response.headers_mut();
     map.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if let Some(seconds) = retry_after {
+        map.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     if encoded {
         map.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }

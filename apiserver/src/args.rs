@@ -14,6 +14,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     aggregated::{self, Service},
+    server::Ending,
     standalone,
 };
 
@@ -50,7 +51,11 @@ pub struct Args {
     /// In a cluster: where the other replicas reach this one; the pod's address.
     #[arg(long, value_name = "ADDRESS", env = "POD_IP", conflicts_with = "standalone", default_value = "127.0.0.1")]
     advertise: IpAddr,
-    /// After SIGTERM: how long freezes that hold may go on before they are thawed, in seconds.
+    /// In a cluster, after SIGTERM: how long requests are answered as before while the cluster learns that this replica goes,
+    /// in seconds. New freezes go to another replica at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "standalone")]
+    shutdown_delay_seconds: u64,
+    /// After SIGTERM, and that delay: how long freezes that hold may go on before they are thawed, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     drain_seconds: u64,
     /// How log lines look.
@@ -74,11 +79,14 @@ impl Args {
     /// Runs until a signal, or until something that must not end has ended.
     pub async fn run(self) -> anyhow::Result<()> {
         start_logging(self.log_format, &self.log)?;
-        let drain = Duration::from_secs(self.drain_seconds);
+        let ending = Ending {
+            delay: Duration::from_secs(self.shutdown_delay_seconds),
+            drain: Duration::from_secs(self.drain_seconds),
+        };
         let server = match self.data_dir {
             Some(data_dir) => {
                 let listen = self.listen.unwrap_or(LOOPBACK);
-                let server = standalone::bind(&data_dir, listen, drain, Drivers::real()).await?;
+                let server = standalone::bind(&data_dir, listen, ending, Drivers::real()).await?;
                 let kubeconfig = data_dir.join("admin.kubeconfig");
                 // The one line on stdout: whoever starts us waits for it.
                 println!("ready: https://{} KUBECONFIG={}", server.address(), kubeconfig.display());
@@ -92,7 +100,7 @@ impl Args {
                     advertise: self.advertise,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),
                 };
-                let server = aggregated::bind(place, drain, Drivers::real()).await?;
+                let server = aggregated::bind(place, ending, Drivers::real()).await?;
                 println!("listening: https://{}", server.address());
                 server
             }

@@ -27,6 +27,7 @@ mod negotiate;
 mod objects;
 mod openapi;
 mod patch;
+mod placing;
 mod query;
 mod records;
 mod recovery;

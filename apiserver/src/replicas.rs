@@ -26,6 +26,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, api::PostParams};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     aggregated::Service,
@@ -59,6 +60,8 @@ struct Inner {
     /// When we last said that we live. Too long ago, and nothing is frozen here: looked at by the clock, not by who was in time to
     /// raise a flag, for a process may have been stopped.
     renewed: Mutex<Option<Instant>>,
+    /// Cancelled when this replica goes down: what is new is done by another.
+    leaving: CancellationToken,
 }
 
 /// Where a verb is to be executed.
@@ -99,6 +102,7 @@ impl Replicas {
             records: us.records,
             freezer: us.freezer,
             renewed: Mutex::default(),
+            leaving: CancellationToken::new(),
         })))
     }
 
@@ -111,6 +115,14 @@ impl Replicas {
         // Whatever is held here already decides: it is joined, or it is why the answer is no.
         if wanted.iter().any(|member| inner.holds(member) && inner.members.has(member)) {
             return Ok(Place::Here(None));
+        }
+        // What another replica sends here is sent because it is ours.
+        if hops == 0
+            && inner.leaving.is_cancelled()
+            && let Some(successor) = inner.successor()
+        {
+            inner.members.yield_up(&inner.leases, &wanted, |member| inner.holds(member)).await;
+            return Ok(Place::At(successor));
         }
         if let Some(owned) = inner.members.hold(&wanted) {
             return Ok(Place::Here(Some(owned)));
@@ -127,7 +139,7 @@ impl Replicas {
                     return Ok(Place::At(holder));
                 }
                 Taken::Theirs(_) => {
-                    return Err(ApiError::unavailable(
+                    return Err(ApiError::in_motion(
                         "the Databases of this group are with several replicas just now; try again in a moment",
                     ));
                 }
@@ -138,7 +150,7 @@ impl Replicas {
             .members
             .hold(&wanted)
             .map(|owned| Place::Here(Some(owned)))
-            .ok_or_else(|| ApiError::unavailable("another replica was faster; try again"))
+            .ok_or_else(|| ApiError::in_motion("another replica was faster; try again"))
     }
 
     /// Where the freeze of a Database is, for a verb that begins none.
@@ -155,13 +167,18 @@ impl Replicas {
 
     /// Whether this replica does what only one has to do.
     pub(crate) fn leads(&self) -> bool {
-        !self.0.is_fenced() && self.0.members.has(&lease::leader())
+        !self.0.is_fenced() && !self.0.leaving.is_cancelled() && self.0.members.has(&lease::leader())
+    }
+
+    /// What is new is done by another from now on, if there is another.
+    pub(crate) fn begin_to_leave(&self) {
+        self.0.leaving.cancel();
     }
 
     pub(crate) async fn send(&self, to: &str, errand: Errand<'_>, limit: Duration) -> Result<Answer, ApiError> {
         let address = self.0.alive().address(to).map(str::to_owned);
         let address =
-            address.ok_or_else(|| ApiError::unavailable("the replica that has this Database is gone; try again"))?;
+            address.ok_or_else(|| ApiError::in_motion("the replica that has this Database is gone; try again"))?;
         self.0.peers.send(&address, errand, limit).await
     }
 }
@@ -208,7 +225,7 @@ impl Inner {
                 Err(error) => return Err(unreachable(&error)),
             }
         }
-        Err(ApiError::unavailable(format!("Database {}: too many take it at once; try again", member.1)))
+        Err(ApiError::in_motion(format!("Database {}: too many take it at once; try again", member.1)))
     }
 
     /// Whether a replica is alive. One that was never seen is asked for: its Lease may be younger than what we know.
@@ -233,12 +250,17 @@ impl Inner {
     }
 
     fn holds(&self, member: &Member) -> bool {
-        *member == lease::leader() || self.freezer.view(&member.0, &member.1).is_some()
+        (*member == lease::leader() && !self.leaving.is_cancelled())
+            || self.freezer.view(&member.0, &member.1).is_some()
     }
 
     fn known(&self, member: &Member) -> Option<Lease> {
         let namespace = self.leases.namespace()?;
         self.mirror.get(namespace, &lease::member_name(member)).map(Arc::unwrap_or_clone)
+    }
+
+    fn successor(&self) -> Option<String> {
+        self.alive().successor(&self.identity, Instant::now()).map(str::to_owned)
     }
 
     fn is_alive(&self, identity: &str) -> bool {

@@ -19,7 +19,7 @@ use crate::{
     recovery,
     registry::Registry,
     resources::{self, NAMESPACES, Served},
-    server::{Core, Parts, Server},
+    server::{Core, Ending, Parts, Server},
     store::Store,
 };
 
@@ -27,7 +27,7 @@ use crate::{
 const RENEW_EVERY: Duration = Duration::from_secs(LEAF_LIFE.as_secs() * 2 / 3);
 
 /// Opens the data directory, listens, and takes care of what a dead server left. `drivers`: tests bring their own.
-pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Drivers) -> anyhow::Result<Server> {
+pub async fn bind(path: &Path, listen: SocketAddr, ending: Ending, drivers: Drivers) -> anyhow::Result<Server> {
     if !listen.ip().is_loopback() {
         bail!("--listen {listen} is not a loopback address: a standalone server is for this machine only");
     }
@@ -54,6 +54,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Dri
         authorizer: Arc::new(Roles),
         tasks,
         stopping,
+        over: CancellationToken::new(),
     });
     recovery::recover(&core.verbs);
     let loops = vec![
@@ -61,7 +62,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Dri
         ("events", controllers::housekeeping::events(registry).boxed()),
         ("serving certificate", renew_leaf(data_dir, leaf, address).boxed()),
     ];
-    Ok(Server { bound, tls, address, core, loops, drain })
+    Ok(Server { bound, tls, address, core, loops, ending })
 }
 
 async fn ensure_default_namespace(registry: &Registry) -> anyhow::Result<()> {

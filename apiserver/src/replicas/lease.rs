@@ -32,6 +32,8 @@ pub(super) const FENCE: Duration = Duration::from_secs(8);
 pub(super) const LABEL: &str = "stillpoint.dev/lease";
 /// Where a replica is reached by the others.
 const ADDRESS: &str = "stillpoint.dev/address";
+/// Of a replica that is going down: it begins nothing new.
+const LEAVES: &str = "stillpoint.dev/leaving";
 /// Whose Lease it is, for people.
 const MEMBER: &str = "stillpoint.dev/member";
 
@@ -49,18 +51,19 @@ struct Seen {
     renewed: Option<Timestamp>,
     at: Instant,
     address: String,
+    leaves: bool,
 }
 
 impl Alive {
     pub(super) fn note(&mut self, lease: &Lease, now: Instant) {
         let Some(identity) = holder(lease) else { return };
         let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref()).map(|at| at.0);
-        let annotation = lease.metadata.annotations.as_ref().and_then(|all| all.get(ADDRESS));
-        let address = annotation.cloned().unwrap_or_default();
+        let annotation = |name| lease.metadata.annotations.as_ref().and_then(|all| all.get(name));
+        let (address, leaves) = (annotation(ADDRESS).cloned().unwrap_or_default(), annotation(LEAVES).is_some());
         match self.0.get_mut(identity) {
             // The same renewal, seen again: it is no younger for that.
             Some(seen) if seen.renewed == renewed => {}
-            _ => drop(self.0.insert(identity.to_owned(), Seen { renewed, at: now, address })),
+            _ => drop(self.0.insert(identity.to_owned(), Seen { renewed, at: now, address, leaves })),
         }
     }
 
@@ -72,6 +75,13 @@ impl Alive {
 
     pub(super) fn is_alive(&self, identity: &str, now: Instant) -> bool {
         self.0.get(identity).is_some_and(|seen| now.duration_since(seen.at) < LIFE)
+    }
+
+    /// Somebody else who is alive and stays: who does what `identity` does no more.
+    pub(super) fn successor(&self, identity: &str, now: Instant) -> Option<&str> {
+        let stays =
+            |(other, seen): &(&String, &Seen)| *other != identity && !seen.leaves && now.duration_since(seen.at) < LIFE;
+        self.0.iter().filter(stays).max_by_key(|(_, seen)| seen.at).map(|(other, _)| other.as_str())
     }
 
     /// Those that are dead for so long.
@@ -114,6 +124,12 @@ pub(super) fn of_replica(identity: &str, address: &str, now: Timestamp) -> Lease
         ..LeaseSpec::default()
     };
     lease(replica_name(identity), "replica", (ADDRESS, address.to_owned()), spec)
+}
+
+/// The same Lease, of one that leaves.
+pub(super) fn leaving(mut lease: Lease) -> Lease {
+    lease.metadata.annotations.get_or_insert_default().insert(LEAVES.to_owned(), "true".to_owned());
+    lease
 }
 
 /// A member's, for one that never had one.
@@ -172,6 +188,19 @@ mod tests {
         alive.note(&of_replica("a", "10.0.0.1:6443", at(0)), begin + LIFE / 2);
         assert!(alive.is_alive("a", begin + LIFE));
         assert_eq!(alive.address("a"), Some("10.0.0.1:6443"));
+    }
+
+    #[test]
+    fn what_a_replica_does_no_more_is_done_by_one_that_lives_and_stays() {
+        let (mut alive, begin) = (Alive::default(), Instant::now());
+        let of = |identity: &str| of_replica(identity, "10.0.0.1:6443", Timestamp::UNIX_EPOCH);
+        alive.note(&of("us"), begin);
+        assert_eq!(alive.successor("us", begin), None, "nobody else is there");
+        alive.note(&leaving(of("goes")), begin);
+        assert_eq!(alive.successor("us", begin), None, "it goes too");
+        alive.note(&of("stays"), begin);
+        assert_eq!(alive.successor("us", begin), Some("stays"));
+        assert_eq!(alive.successor("us", begin + LIFE), None, "it is dead");
     }
 
     #[test]

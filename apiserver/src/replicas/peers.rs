@@ -79,7 +79,7 @@ impl Peers {
     pub(super) async fn send(&self, address: &str, errand: Errand<'_>, limit: Duration) -> Result<Answer, ApiError> {
         let away = |why: String| ApiError {
             internal: Some(format!("{address}: {why}")),
-            ..ApiError::unavailable("the replica that has this Database cannot be reached; try again in a moment")
+            ..ApiError::in_motion("the replica that has this Database cannot be reached; try again in a moment")
         };
         let client = self.client(address).map_err(|error| away(error.to_string()))?;
         let request = errand.request().map_err(|error| away(error.to_string()))?;
