@@ -42,6 +42,11 @@ impl Query {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// Whether it is there, with a value or without.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     pub fn is_true(&self, name: &str) -> bool {
         matches!(self.0.get(name).map(String::as_str), Some("true" | "1"))
     }

@@ -2,7 +2,12 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
+mod conformance;
 mod crds;
+mod doors;
 mod freezes;
+mod keys;
+mod replica;
 mod rights;
+mod wire;
 mod world;

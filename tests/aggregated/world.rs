@@ -1,12 +1,8 @@
 //! One control plane for all tests, and Stillpoint behind it, installed from deploy/. Each test has a namespace of its own.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader},
-    path::Path,
-    process::{Child, Command, Stdio},
+    path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
-    thread,
     time::Duration,
 };
 
@@ -14,22 +10,21 @@ use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, Identity, Options, ServicePort, until};
 use fixtures::{Engine, PASSWORD, Port, Server, USER};
 use serde_json::{Value, json};
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, OnceCell};
+
+use crate::replica::Replica;
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
-const SERVICE: &str = "stillpoint-apiserver";
-const NAMESPACE: &str = "stillpoint";
+pub(crate) const SERVICE: &str = "stillpoint-apiserver";
+pub(crate) const NAMESPACE: &str = "stillpoint";
 
 /// What every test stands on.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
-    _replica: Replica,
-}
-
-/// One `stillpoint-apiserver`, as a process of this host. Killed when it is dropped.
-pub(crate) struct Replica {
-    child: Child,
-    _port: Port,
+    pub(crate) replica: Replica,
+    /// The replica's.
+    kubeconfig: PathBuf,
+    port: Port,
 }
 
 /// A namespace of one test's.
@@ -45,6 +40,16 @@ impl World {
         WORLD.get_or_init(|| async { Self::start().await.expect("a cluster with Stillpoint") }).await
     }
 
+    /// Another one, for one test at a time: what floods or stops a server would be in the way of all others.
+    pub(crate) async fn alone() -> MappedMutexGuard<'static, Self> {
+        static WORLD: Mutex<Option<World>> = Mutex::const_new(None);
+        let mut guard = WORLD.lock().await;
+        if guard.is_none() {
+            *guard = Some(Self::start().await.expect("a second cluster with Stillpoint"));
+        }
+        MutexGuard::map(guard, |world| world.as_mut().expect("it was just started"))
+    }
+
     async fn start() -> Result<Self> {
         let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
         cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
@@ -55,12 +60,26 @@ impl World {
         }
         let port = Port::reserve()?;
         cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&[port.number])]).await?;
-        let account = Identity::ServiceAccount { namespace: NAMESPACE.to_owned(), name: SERVICE.to_owned() };
-        let replica = Replica::start(&cluster, &cluster.kubeconfig_of(&account).await?, port).await?;
+        let account = Identity::service_account(NAMESPACE, SERVICE);
+        let kubeconfig = cluster.kubeconfig_of(&account).await?;
+        let replica = Replica::start(&cluster, &kubeconfig, &port).await?;
+        let world = Self { cluster, replica, kubeconfig, port };
+        world.available().await?;
+        Ok(world)
+    }
+
+    /// Waits until kube-apiserver sends us what is ours.
+    pub(crate) async fn available(&self) -> Result<()> {
         let name = format!("{}.{}", api::VERSION, api::LIVE_GROUP);
         let wait = ["wait", "--for=condition=Available", "--timeout=60s", "apiservice", &name];
-        cluster.kubectl(&wait).await?.ok().context("the APIService is available")?;
-        Ok(Self { cluster, _replica: replica })
+        self.cluster.kubectl(&wait).await?.ok().context("the APIService is available").map(drop)
+    }
+
+    /// Starts the replica again, whatever became of it.
+    pub(crate) async fn start_replica_again(&mut self) -> Result<()> {
+        self.replica.kill();
+        self.replica = Replica::start(&self.cluster, &self.kubeconfig, &self.port).await?;
+        self.available().await
     }
 
     /// A namespace in which Stillpoint may read Secrets.
@@ -74,49 +93,6 @@ impl World {
             .kubectl(&["create", "rolebinding", "credentials", "--clusterrole=stillpoint:credentials", &subject])
             .await?;
         Ok(space)
-    }
-}
-
-impl Replica {
-    async fn start(cluster: &Cluster, kubeconfig: &Path, port: Port) -> Result<Self> {
-        let log = File::create(cluster.root().join("stillpoint-apiserver.log"))?;
-        let mut command = Command::new("setpriv");
-        command
-            .arg("--pdeathsig=KILL")
-            .arg(tests::binary("stillpoint-apiserver")?)
-            .args(["--listen", &format!("0.0.0.0:{}", port.number), "--kubeconfig"])
-            .arg(kubeconfig)
-            .stdout(Stdio::piped())
-            .stderr(log);
-        let mut child = spawn_for_good(command).await?;
-        let stdout = child.stdout.take().context("no stdout")?;
-        let line = tokio::task::spawn_blocking(move || {
-            let mut line = String::new();
-            BufReader::new(stdout).read_line(&mut line).map(|_| line)
-        });
-        let line = tokio::time::timeout(SOON, line).await.context("no line")???;
-        ensure!(line.starts_with("listening:"), "it did not start; see its log");
-        Ok(Self { child, _port: port })
-    }
-}
-
-/// From a thread that never ends: the kernel kills a child when the thread that spawned it is gone, and a test's threads go
-/// with the test.
-async fn spawn_for_good(mut command: Command) -> Result<Child> {
-    let (sender, spawned) = oneshot::channel();
-    thread::spawn(move || {
-        sender.send(command.spawn()).ok();
-        loop {
-            thread::park();
-        }
-    });
-    Ok(spawned.await??)
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 
