@@ -3,7 +3,12 @@
 
 mod trust;
 
-use std::{net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::Context;
 use certs::{Bound, Leaf};
@@ -21,6 +26,7 @@ use crate::{
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
     records::{Cluster, Records},
     recovery,
+    replicas::{Replicas, Us, WithPeers},
     resources::Served,
     server::{Core, Parts, Server},
 };
@@ -36,6 +42,8 @@ pub struct Place {
     pub kubeconfig: Option<PathBuf>,
     /// This replica, for people and in leases.
     pub identity: String,
+    /// Where the other replicas reach us; our port is the one that we listen on.
+    pub advertise: IpAddr,
 }
 
 /// Listens, and begins to learn what the cluster says. It answers discovery at once; it is ready, and freezes, when it knows
@@ -51,17 +59,22 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
     let leaf = Leaf::new(&trust::leaf(&authority, &place.service, address, Timestamp::now())?)?;
     let tls = certs::server_config(Arc::clone(&leaf))?;
 
+    // Another run of the same pod is another replica.
+    let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
     let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
     let cluster = Cluster::begin(client.clone(), &tasks, &stopping);
     let trust = Arc::new(Trust::default());
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);
     let core = Core::new(Parts {
         served: Served::Aggregated,
-        identity: place.identity,
+        identity: identity.clone(),
         records: Arc::new(cluster.clone()) as Arc<dyn Records>,
         registry: None,
         drivers,
-        authenticator: Arc::new(Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, Vec::new(), true)),
+        authenticator: Arc::new(WithPeers::new(
+            Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, Vec::new(), true),
+            &authority,
+        )?),
         authorizer: Arc::new(SubjectAccessReviews::new(reviews)),
         tasks,
         stopping,
@@ -71,14 +84,26 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
         async move {
             if stopping.run_until_cancelled(cluster.complete()).await.is_some() {
                 info!("what is stored is known");
-                recovery::recover(&verbs);
+                recovery::remember(&verbs);
+                verbs.stored.cancel();
             }
         }
     });
-    let loops = vec![
+    let replicas = Replicas::new(Us {
+        client: client.clone(),
+        service: place.service.clone(),
+        identity,
+        address: SocketAddr::new(place.advertise, address.port()).to_string(),
+        authority: Arc::clone(&authority),
+        records: Arc::clone(&core.verbs.records),
+        freezer: core.freezer.clone(),
+    })?;
+    let mut loops = vec![
         ("whom to trust", trust.follow(client.clone()).boxed()),
         ("our certificates", trust::keep(client, authority, leaf, place.service, address).boxed()),
     ];
+    loops.extend(replicas.loops(&core.verbs));
+    core.verbs.replicas.set(replicas).ok();
     Ok(Server { bound, tls, address, core, loops, drain })
 }
 

@@ -47,6 +47,9 @@ pub struct Args {
     /// In a cluster: this replica's name; the pod's.
     #[arg(long, value_name = "NAME", env = "POD_NAME", conflicts_with = "standalone")]
     identity: Option<String>,
+    /// In a cluster: where the other replicas reach this one; the pod's address.
+    #[arg(long, value_name = "ADDRESS", env = "POD_IP", conflicts_with = "standalone", default_value = "127.0.0.1")]
+    advertise: IpAddr,
     /// After SIGTERM: how long freezes that hold may go on before they are thawed, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     drain_seconds: u64,
@@ -86,6 +89,7 @@ impl Args {
                     listen: self.listen.unwrap_or(EVERYWHERE),
                     service: self.service,
                     kubeconfig: self.kubeconfig,
+                    advertise: self.advertise,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),
                 };
                 let server = aggregated::bind(place, drain, Drivers::real()).await?;

@@ -33,6 +33,7 @@ mod query;
 mod records;
 mod recovery;
 mod registry;
+mod replicas;
 mod resources;
 mod selector;
 mod server;

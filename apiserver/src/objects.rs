@@ -1,10 +1,11 @@
 //! Requests for resources: from a permitted target to the registry or the verbs, and back to bytes.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use api::Database;
+use api::{Database, Freeze};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
+use freeze::FreezeView;
 use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -22,6 +23,7 @@ use crate::{
     negotiate::Form,
     patch::Patch,
     registry::{DeleteOptions, Deleted, Page, Registry, value},
+    replicas::{Errand, HOPS, Place},
     resources::{self, FREEZES, NAMESPACES, Resource, Served, Storage},
     store::{Key, Stored},
     table,
@@ -29,6 +31,11 @@ use crate::{
     verbs::{Call, Verbs},
     watching,
 };
+
+/// How long another replica may take: a little less than the verb itself may (`app.rs`).
+const FORWARD: Duration = Duration::from_secs(620);
+/// A Database, in its namespace.
+type Member = (String, String);
 
 /// Serves every resource of the table.
 #[derive(Debug)]
@@ -85,8 +92,37 @@ impl Objects {
             dry_run: asked.parts.query.dry_run()?,
             validation: asked.parts.query.field_validation()?,
         };
+        let hops = asked.parts.headers.get(HOPS).and_then(|hops| hops.to_str().ok()?.parse().ok()).unwrap_or(0);
+        // While it is executed here, its members stay ours.
+        let _owned = match self.verbs.place(verb, &call, &body, hops).await? {
+            Place::Here(owned) => owned,
+            Place::At(replica) => return self.send(asked, verb, bytes, &replica, hops).await,
+        };
         let answered = self.verbs.run(verb, call, body).await?;
         coded(answered.code, &answered.body, answered.warnings)
+    }
+
+    /// To the replica that has the Database; its answer is ours.
+    async fn send(
+        &self,
+        asked: &Asked<'_>,
+        verb: &str,
+        bytes: &[u8],
+        replica: &str,
+        hops: u32,
+    ) -> Result<Answer, ApiError> {
+        let Some(replicas) = self.verbs.replicas.get() else { return Err(ApiError::no_such_path()) };
+        let namespace = asked.target.namespace.as_deref().unwrap_or_default();
+        let path = format!("/apis/{}/namespaces/{namespace}/databases/{}/{verb}", api::LIVE_API_VERSION, asked.name());
+        let query = asked.parts.query.encoded(&["dryRun", "fieldValidation"]);
+        let errand = Errand {
+            user: asked.user,
+            path: format!("{path}{query}"),
+            content_type: asked.content_type(),
+            body: Bytes::copy_from_slice(bytes),
+            hops,
+        };
+        replicas.send(replica, errand, FORWARD).await
     }
 
     async fn get_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
@@ -94,13 +130,15 @@ impl Objects {
         let database = self.verbs.records.database(namespace, asked.name()).await.map_err(|error| {
             if error.code == 404 { ApiError::not_found(asked.resource.about(asked.name())) } else { error }
         })?;
-        asked.one(&self.live(&database)?)
+        asked.one(&self.live(&database, &self.elsewhere(Some(namespace)))?)
     }
 
     fn list_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
         let databases = self.verbs.records.databases(asked.target.namespace.as_deref());
         let selection = asked.selection()?;
-        let objects = databases.iter().map(|database| self.live(database)).collect::<Result<Vec<_>, _>>()?;
+        let elsewhere = self.elsewhere(asked.target.namespace.as_deref());
+        let objects =
+            databases.iter().map(|database| self.live(database, &elsewhere)).collect::<Result<Vec<_>, _>>()?;
         let objects: Vec<Value> =
             objects.into_iter().filter(|object| crate::registry::selected(&selection, object)).collect();
         let list = json!({"resourceVersion": self.verbs.records.revision()});
@@ -115,10 +153,27 @@ impl Objects {
         }
     }
 
-    fn live(&self, database: &Database) -> Result<Value, ApiError> {
+    fn live(&self, database: &Database, elsewhere: &HashMap<Member, FreezeView>) -> Result<Value, ApiError> {
         let namespace = database.metadata.namespace.clone().unwrap_or_default();
-        let view = self.verbs.freezer.view(&namespace, database.metadata.name.as_deref().unwrap_or_default());
+        let name = database.metadata.name.clone().unwrap_or_default();
+        let view = self.verbs.freezer.view(&namespace, &name);
+        let view = view.or_else(|| elsewhere.get(&(namespace, name)).cloned());
         serde_json::to_value(resources::live::show(database, view)).map_err(ApiError::internal)
+    }
+
+    /// What other replicas hold, as their journals say.
+    fn elsewhere(&self, namespace: Option<&str>) -> HashMap<Member, FreezeView> {
+        if self.verbs.replicas.get().is_none() {
+            return HashMap::new();
+        }
+        let freezes = self.verbs.records.freezes();
+        let inside =
+            |freeze: &Arc<Freeze>| namespace.is_none_or(|wanted| freeze.metadata.namespace.as_deref() == Some(wanted));
+        freezes
+            .iter()
+            .filter(|freeze| inside(freeze))
+            .flat_map(|freeze| resources::live::views(freeze, Timestamp::now()))
+            .collect()
     }
 
     // --- stored objects ---

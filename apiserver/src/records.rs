@@ -19,6 +19,7 @@ use futures::{future::BoxFuture, stream::BoxStream};
 use k8s_openapi::api::core::v1::{Event, Secret};
 
 pub use cluster::Cluster;
+pub(crate) use mirror::Mirror;
 
 use crate::error::ApiError;
 

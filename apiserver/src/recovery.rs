@@ -48,6 +48,15 @@ fn oldest_first(freezes: &[Arc<Freeze>]) -> Vec<(FreezeName, FreezeStatus)> {
     begun
 }
 
+/// The claims of finished freezes, so that their uids stay finished.
+pub fn remember(verbs: &Verbs) {
+    for (freeze, status) in oldest_first(&verbs.records.freezes()) {
+        if left(&status) == Left::Memory {
+            verbs.freezer.remember(&freeze, &status);
+        }
+    }
+}
+
 fn left(status: &FreezeStatus) -> Left {
     let to_undo = status.targets.iter().any(|target| !target.undo.is_empty());
     match status.phase {

@@ -83,6 +83,8 @@ impl Core {
             authorizer: Arc::clone(&authorizer),
             tasks: tasks.clone(),
             recovered: CancellationToken::new(),
+            stored: CancellationToken::new(),
+            replicas: Arc::default(),
         };
         let app = Arc::new(App {
             served,
@@ -110,7 +112,7 @@ impl Server {
     pub async fn run(self) -> anyhow::Result<()> {
         let Self { bound, tls, address, core, loops: more, drain } = self;
         let Core { app, freezer, verbs, told, stopping, tasks } = core;
-        let records = Arc::clone(&verbs.records);
+        let (records, replicas) = (Arc::clone(&verbs.records), Arc::clone(&verbs.replicas));
         let serving = CancellationToken::new();
         // No loop that is cut off: when nothing is held any more it writes what it was told, as the store does.
         let mut telling = tasks.spawn(controllers::events::run(Arc::clone(&records), told, serving.clone()));
@@ -143,6 +145,9 @@ impl Server {
         info!("stopping: no new freezes; those that hold have {} s", drain.as_secs());
         // While it drains, claims can still be ended: the listener is closed last.
         freezer.drain(drain).await;
+        if let Some(replicas) = replicas.get() {
+            replicas.leave().await;
+        }
         serving.cancel();
         server.await?;
         loops.shutdown().await;

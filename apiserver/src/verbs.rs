@@ -4,7 +4,7 @@ mod bodies;
 mod call;
 mod refusals;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use api::{
     Check, ClaimKind, Copy, Database, FreezeSpec, FreezeTarget, Phase, Quiesce, QuiesceSpec, QuiesceStatus, Renew,
@@ -23,6 +23,7 @@ use crate::{
     error::ApiError,
     meta,
     records::Records,
+    replicas::{Place, Replicas},
     resources::live,
     target::{ResourceTarget, Verb},
     targets::{self, Ingredients, Wanted},
@@ -41,6 +42,10 @@ pub struct Verbs {
     pub tasks: TaskTracker,
     /// Cancelled once what dead servers left is known and taken care of: before, nothing may be frozen.
     pub recovered: CancellationToken,
+    /// Cancelled once everything that is stored was read.
+    pub stored: CancellationToken,
+    /// The others, where there are others.
+    pub(crate) replicas: Arc<OnceLock<Replicas>>,
 }
 
 impl Verbs {
@@ -54,6 +59,26 @@ impl Verbs {
             "unquiesce" => self.unquiesce(call, body).await,
             "renew" => self.renew(call, body).await,
             _ => Err(ApiError::no_such_path()),
+        }
+    }
+
+    /// Whether what only one process has to do is done here.
+    pub fn leads(&self) -> bool {
+        self.replicas.get().is_none_or(Replicas::leads)
+    }
+
+    /// Where a verb is to be executed: only one replica freezes a member.
+    pub(crate) async fn place(&self, verb: &str, call: &Call<'_>, body: &Body, hops: u32) -> Result<Place, ApiError> {
+        let Some(replicas) = self.replicas.get() else { return Ok(Place::Here(None)) };
+        match verb {
+            "quiesce" if call.dry_run => Ok(Place::Here(None)),
+            "quiesce" => {
+                let with = body.value["spec"]["with"].as_array().map(Vec::as_slice).unwrap_or_default();
+                let with = with.iter().filter_map(|name| name.as_str()).take(api::validate::MOST_TARGETS);
+                let databases: Vec<&str> = std::iter::once(call.name).chain(with).collect();
+                replicas.place(call.namespace, &databases, hops).await
+            }
+            _ => Ok(replicas.holder(call.namespace, call.name)),
         }
     }
 

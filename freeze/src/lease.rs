@@ -13,7 +13,7 @@ use tokio::time::Instant;
 /// How often a hold is checked and the server's idle timeout renewed.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 /// The longest that a server keeps a session of ours which says nothing: five missed heartbeats.
-pub(crate) const LONGEST_SERVER_TTL: Duration = Duration::from_secs(5);
+pub const LONGEST_SERVER_TTL: Duration = Duration::from_secs(5);
 /// The shortest idle timeout that every engine can express (MariaDB's `wait_timeout` is in whole seconds).
 pub(crate) const SHORTEST_SERVER_TTL: Duration = Duration::from_secs(1);
 

@@ -38,3 +38,4 @@ pub use freezer::{
     CannotJoin, Claimant, Ended, Ending, FreezeView, Freezer, Granted, Refused, Remains, Request, Target,
 };
 pub use journal::{FreezeName, Journal, JournalError, UndoLog};
+pub use lease::LONGEST_SERVER_TTL;

@@ -38,7 +38,7 @@ async fn an_undo_item_of_another_version_is_kept_as_it_is() {
     assert_eq!(object["status"]["targets"][0]["undo"][0], undo);
 }
 
-async fn write(space: &Space, kind: &str, name: &str, spec: &Value) -> anyhow::Result<String> {
+async fn write(space: &Space<'_>, kind: &str, name: &str, spec: &Value) -> anyhow::Result<String> {
     // A paused Database and one that does not exist are not frozen.
     space.apply(json!({"apiVersion": api::API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})).await
 }

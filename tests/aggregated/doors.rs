@@ -108,7 +108,7 @@ impl World {
     pub(crate) fn server(&self, way: Way) -> Result<Server> {
         match way {
             Way::Through => keys::kube(&self.cluster),
-            Way::Direct => Ok(self.replica.server.clone()),
+            Way::Direct => self.first(|replica| replica.server.clone()),
         }
     }
 

@@ -22,13 +22,27 @@ use crate::{
 
 /// Killed when it is dropped.
 pub(crate) struct Replica {
-    child: Child,
+    pub(crate) name: String,
     pub(crate) server: Server,
+    child: Child,
+    port: Port,
+    stopped: bool,
 }
 
 impl Replica {
-    pub(crate) async fn start(cluster: &Cluster, kubeconfig: &Path, port: &Port) -> Result<Self> {
-        let child = spawn(&cluster.root().join("stillpoint-apiserver.log"), kubeconfig, port).await?;
+    pub(crate) async fn start(cluster: &Cluster, kubeconfig: &Path, name: &str) -> Result<Self> {
+        Self::at(Port::reserve()?, cluster, kubeconfig, name).await
+    }
+
+    /// Another run of it, at the same address.
+    pub(crate) async fn again(mut self, cluster: &Cluster, kubeconfig: &Path) -> Result<Self> {
+        self.kill();
+        let port = std::mem::replace(&mut self.port, Port::reserve()?);
+        Self::at(port, cluster, kubeconfig, &self.name).await
+    }
+
+    async fn at(port: Port, cluster: &Cluster, kubeconfig: &Path, name: &str) -> Result<Self> {
+        let child = spawn(&cluster.root().join(format!("{name}.log")), kubeconfig, &port, name).await?;
         let bundle =
             ["get", "secret", "stillpoint-apiserver-ca", "--namespace", NAMESPACE, "-o", "jsonpath={.data.ca\\.crt}"];
         let authority = STANDARD.decode(cluster.kubectl(&bundle).await?.ok()?.trim())?;
@@ -37,14 +51,23 @@ impl Replica {
             name: format!("{SERVICE}.{NAMESPACE}.svc"),
             authority: String::from_utf8(authority)?,
         };
-        Ok(Self { child, server })
+        Ok(Self { name: name.to_owned(), server, child, port, stopped: false })
     }
 
-    /// `TERM` asks it to stop, as a kubelet would; `STOP` lets it hang, and `CONT` go on.
-    pub(crate) fn signal(&self, name: &str) -> Result<()> {
-        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status()?;
+    /// `-TERM` asks it to stop, as a kubelet would; `-STOP` lets it hang, and `-CONT` go on.
+    pub(crate) fn signal(&mut self, signal: &str) -> Result<()> {
+        let status = Command::new("kill").args([signal, &self.child.id().to_string()]).status()?;
         ensure!(status.success(), "kill: {status}");
+        self.stopped = match signal {
+            "-STOP" => true,
+            "-CONT" => false,
+            _ => self.stopped,
+        };
         Ok(())
+    }
+
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.stopped
     }
 
     /// How it ended, if it has.
@@ -73,13 +96,13 @@ impl Drop for Replica {
 }
 
 /// Starts one, and waits until it listens.
-async fn spawn(log: &Path, kubeconfig: &Path, port: &Port) -> Result<Child> {
+async fn spawn(log: &Path, kubeconfig: &Path, port: &Port, name: &str) -> Result<Child> {
     let log: File = OpenOptions::new().create(true).append(true).open(log)?;
     let mut command = Command::new("setpriv");
     command
         .arg("--pdeathsig=KILL")
         .arg(tests::binary("stillpoint-apiserver")?)
-        .args(["--listen", &format!("0.0.0.0:{}", port.number), "--kubeconfig"])
+        .args(["--listen", &format!("0.0.0.0:{}", port.number), "--identity", name, "--kubeconfig"])
         .arg(kubeconfig)
         .stdout(Stdio::piped())
         .stderr(log);

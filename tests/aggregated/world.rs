@@ -2,34 +2,39 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, Identity, Options, ServicePort, until};
-use fixtures::{Engine, PASSWORD, Port, Server, USER};
+use fixtures::{Engine, PASSWORD, Server, USER};
 use serde_json::{Value, json};
-use tokio::sync::{MappedMutexGuard, Mutex, MutexGuard, OnceCell};
+use tokio::sync::{self, MappedMutexGuard, OnceCell};
 
 use crate::replica::Replica;
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 pub(crate) const SERVICE: &str = "stillpoint-apiserver";
 pub(crate) const NAMESPACE: &str = "stillpoint";
+/// Our APIService.
+pub(crate) const APISERVICE: &str = "v1alpha1.live.stillpoint.dev";
 
 /// What every test stands on.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
-    pub(crate) replica: Replica,
-    /// The replica's.
-    kubeconfig: PathBuf,
-    port: Port,
+    /// Those that run.
+    replicas: Mutex<Vec<Replica>>,
+    /// The replicas' kubeconfig.
+    account: PathBuf,
 }
 
 /// A namespace of one test's.
-pub(crate) struct Space {
-    pub(crate) world: &'static World,
+pub(crate) struct Space<'w> {
+    pub(crate) world: &'w World,
     pub(crate) name: String,
 }
 
@@ -40,17 +45,23 @@ impl World {
         WORLD.get_or_init(|| async { Self::start().await.expect("a cluster with Stillpoint") }).await
     }
 
-    /// Another one, for one test at a time: what floods or stops a server would be in the way of all others.
+    /// Another one, of one replica, for one test at a time: what floods or stops a server would be in the way of all others.
+    /// Whoever had it leaves it as it was.
     pub(crate) async fn alone() -> MappedMutexGuard<'static, Self> {
-        static WORLD: Mutex<Option<World>> = Mutex::const_new(None);
+        static WORLD: sync::Mutex<Option<World>> = sync::Mutex::const_new(None);
         let mut guard = WORLD.lock().await;
         if guard.is_none() {
-            *guard = Some(Self::start().await.expect("a second cluster with Stillpoint"));
+            *guard = Some(Self::of(&["one"]).await.expect("a second cluster with Stillpoint"));
         }
-        MutexGuard::map(guard, |world| world.as_mut().expect("it was just started"))
+        sync::MutexGuard::map(guard, |world| world.as_mut().expect("it was just started"))
     }
 
-    async fn start() -> Result<Self> {
+    /// One for a test that kills replicas.
+    pub(crate) async fn start() -> Result<Self> {
+        Self::of(&["one", "two"]).await
+    }
+
+    async fn of(replicas: &[&str]) -> Result<Self> {
         let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
         cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
@@ -58,32 +69,70 @@ impl World {
         for file in files {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
         }
-        let port = Port::reserve()?;
-        cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&[port.number])]).await?;
-        let account = Identity::service_account(NAMESPACE, SERVICE);
-        let kubeconfig = cluster.kubeconfig_of(&account).await?;
-        let replica = Replica::start(&cluster, &kubeconfig, &port).await?;
-        let world = Self { cluster, replica, kubeconfig, port };
-        world.available().await?;
+        let account = cluster.kubeconfig_of(&Identity::service_account(NAMESPACE, SERVICE)).await?;
+        let world = Self { cluster, replicas: Mutex::default(), account };
+        for name in replicas {
+            world.add_replica(name).await?;
+        }
+        world.available(Duration::from_secs(60)).await?;
         Ok(world)
     }
 
     /// Waits until kube-apiserver sends us what is ours.
-    pub(crate) async fn available(&self) -> Result<()> {
-        let name = format!("{}.{}", api::VERSION, api::LIVE_GROUP);
-        let wait = ["wait", "--for=condition=Available", "--timeout=60s", "apiservice", &name];
+    pub(crate) async fn available(&self, within: Duration) -> Result<()> {
+        let timeout = format!("--timeout={}s", within.as_secs());
+        let wait = ["wait", "--for=condition=Available", &timeout, "apiservice", APISERVICE];
         self.cluster.kubectl(&wait).await?.ok().context("the APIService is available").map(drop)
     }
 
-    /// Starts the replica again, whatever became of it.
-    pub(crate) async fn start_replica_again(&mut self) -> Result<()> {
-        self.replica.kill();
-        self.replica = Replica::start(&self.cluster, &self.kubeconfig, &self.port).await?;
-        self.available().await
+    /// Starts one more, and has the Service lead to all that run.
+    pub(crate) async fn add_replica(&self, name: &str) -> Result<()> {
+        let replica = Replica::start(&self.cluster, &self.account, name).await?;
+        self.running().push(replica);
+        self.route().await
+    }
+
+    /// Kills one as a crash would, and has the Service lead to those that are left, as a node's controller does.
+    pub(crate) async fn kill(&self, name: &str) -> Result<()> {
+        self.running().retain(|replica| replica.name != name);
+        self.route().await
+    }
+
+    /// Stopped, it keeps its connections and answers nothing; the Service leads to it until it fails its probes, which here is at
+    /// once.
+    pub(crate) async fn signal(&self, name: &str, signal: &str) -> Result<()> {
+        for replica in self.running().iter_mut().filter(|replica| replica.name == name) {
+            replica.signal(signal)?;
+        }
+        self.route().await
+    }
+
+    /// The first of those that run. What is done to it here the Service does not hear of.
+    pub(crate) fn first<T>(&self, with: impl FnOnce(&mut Replica) -> T) -> Result<T> {
+        Ok(with(self.running().first_mut().context("no replica runs")?))
+    }
+
+    /// Starts the first replica again at its address, whatever became of it.
+    pub(crate) async fn start_again(&self) -> Result<()> {
+        let old = self.running().remove(0);
+        let new = old.again(&self.cluster, &self.account).await?;
+        self.running().insert(0, new);
+        Ok(())
+    }
+
+    async fn route(&self) -> Result<()> {
+        let running = |replica: &&Replica| !replica.is_stopped();
+        let ports: Vec<u16> =
+            self.running().iter().filter(running).map(|replica| replica.server.address.port()).collect();
+        self.cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&ports)]).await.map(drop)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Vec<Replica>> {
+        self.replicas.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A namespace in which Stillpoint may read Secrets.
-    pub(crate) async fn space(&'static self, prefix: &str) -> Result<Space> {
+    pub(crate) async fn space<'w>(&'w self, prefix: &str) -> Result<Space<'w>> {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("{prefix}-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
         self.cluster.kubectl(&["create", "namespace", &name]).await?.ok()?;
@@ -96,7 +145,7 @@ impl World {
     }
 }
 
-impl Space {
+impl Space<'_> {
     /// As the administrator; a failure is an error.
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let all: Vec<&str> = ["--namespace", &self.name].into_iter().chain(arguments.iter().copied()).collect();
@@ -116,6 +165,11 @@ impl Space {
 
     /// A Database with the administrator's account in a Secret, and waits until it is ready.
     pub(crate) async fn register(&self, name: &str, server: &Server) -> Result<()> {
+        self.register_databases(name, server, &[]).await
+    }
+
+    /// Covering only these databases of the server.
+    pub(crate) async fn register_databases(&self, name: &str, server: &Server, databases: &[&str]) -> Result<()> {
         let account = format!("{name}-account");
         self.apply(json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": account},
@@ -130,7 +184,7 @@ impl Space {
             "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": name},
             "spec": {
                 "engine": engine, "endpoint": {"host": "127.0.0.1", "port": server.port},
-                "credentials": {"secretRef": {"name": account}},
+                "credentials": {"secretRef": {"name": account}}, "databases": databases,
             },
         }))
         .await?;

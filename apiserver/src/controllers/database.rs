@@ -12,7 +12,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::{
     sync::Semaphore,
-    time::{Instant, interval_at},
+    time::{Instant, interval},
 };
 
 use crate::{
@@ -23,6 +23,8 @@ use crate::{
 
 /// How often a Database is looked at when nothing changes.
 const EVERY: Duration = Duration::from_secs(60);
+/// How often it is looked who leads.
+const LEADING: Duration = Duration::from_secs(2);
 /// Servers that are asked at once.
 const AT_ONCE: usize = 16;
 /// How long one look may last.
@@ -41,7 +43,9 @@ pub async fn run(verbs: Verbs) {
     let room = Arc::new(Semaphore::new(AT_ONCE));
     let mut looked: HashMap<String, i64> = HashMap::new();
     let mut databases = verbs.records.follow_databases();
-    let mut tick = interval_at(Instant::now() + EVERY, EVERY);
+    let mut tick = interval(LEADING);
+    // The first look at each comes with its first event, where we lead from the beginning.
+    let (mut led, mut next_round) = (verbs.replicas.get().is_none(), Instant::now() + EVERY);
     loop {
         tokio::select! {
             next = databases.next() => {
@@ -49,8 +53,15 @@ pub async fn run(verbs: Verbs) {
                 changed(&verbs, &room, &mut looked, seen).await;
             }
             _ = tick.tick() => {
-                for database in verbs.records.databases(None) {
-                    spawn(&verbs, &room, &database);
+                // Whoever leads anew has looked at none.
+                let leads = verbs.leads();
+                let all = leads && (!led || Instant::now() >= next_round);
+                led = leads;
+                if all {
+                    next_round = Instant::now() + EVERY;
+                    for database in verbs.records.databases(None) {
+                        spawn(&verbs, &room, &database);
+                    }
                 }
             }
         }
@@ -72,6 +83,10 @@ async fn changed(verbs: &Verbs, room: &Arc<Semaphore>, looked: &mut HashMap<Stri
         end(verbs, database, "its Database is paused").await;
     }
     let generation = database.metadata.generation.unwrap_or_default();
+    // Whoever leads later looks at all of them.
+    if !verbs.leads() {
+        return;
+    }
     if looked.insert(uid, generation) != Some(generation) {
         spawn(verbs, room, database);
     }

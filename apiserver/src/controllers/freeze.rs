@@ -1,20 +1,27 @@
 //! Declared freezes: what somebody wants (`kubectl apply` of a `Freeze`), and what has to be done about it.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
 };
 
 use api::{ClaimKind, Desired, Freeze, FreezeStatus, Phase, conditions};
 use freeze::{Claimant, Ending, FreezeName, Granted, Refused};
 use futures::StreamExt;
 use jiff::Timestamp;
+use tokio::time::interval;
 use tracing::{info, warn};
 
-use crate::{error::ApiError, records::Seen, verbs::Verbs};
+use crate::{error::ApiError, records::Seen, replicas::Place, verbs::Verbs};
 
 /// Who declared a Freeze; set by the registry, never by the author.
 pub const CREATED_BY: &str = "stillpoint.dev/created-by";
+
+/// How often everything is looked at again: one that another replica was to begin, and did not.
+const AGAIN: Duration = Duration::from_secs(5);
 
 /// What a Freeze needs now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,13 +57,32 @@ pub fn plan(freeze: &Freeze) -> Step {
 /// Follows all Freezes.
 pub async fn run(verbs: Verbs) {
     let mut freezes = verbs.records.follow_freezes();
-    while let Some(seen) = freezes.next().await {
-        match seen {
-            Seen::There(freeze) => act(&verbs, &freeze).await,
-            // Somebody took our finalizer off: whatever it holds is let go all the same.
-            Seen::Gone(freeze) => gone(&verbs, &freeze).await,
+    let mut tick = interval(AGAIN);
+    loop {
+        tokio::select! {
+            seen = freezes.next() => match seen {
+                Some(Seen::There(freeze)) => act(&verbs, &freeze).await,
+                // Somebody took our finalizer off: whatever it holds is let go all the same.
+                Some(Seen::Gone(freeze)) => gone(&verbs, &freeze).await,
+                None => return,
+            },
+            _ = tick.tick() => {
+                for freeze in verbs.records.freezes() {
+                    if plan(&freeze) != Step::Nothing {
+                        act(&verbs, &freeze).await;
+                    }
+                }
+            }
         }
     }
+}
+
+/// Whether another replica, that lives, has its Databases: then what is to be done is done there.
+fn is_elsewhere(verbs: &Verbs, freeze: &Freeze) -> bool {
+    let Some(replicas) = verbs.replicas.get() else { return false };
+    let namespace = freeze.metadata.namespace.as_deref().unwrap_or_default();
+    let mut targets = freeze.spec.targets.iter();
+    targets.any(|target| matches!(replicas.holder(namespace, &target.database), Place::At(_)))
 }
 
 async fn gone(verbs: &Verbs, freeze: &Freeze) {
@@ -74,6 +100,9 @@ async fn act(verbs: &Verbs, freeze: &Arc<Freeze>) {
     let (Some(namespace), Some(name)) = (freeze.metadata.namespace.clone(), freeze.metadata.name.clone()) else {
         return;
     };
+    if !verbs.recovered.is_cancelled() || is_elsewhere(verbs, freeze) {
+        return;
+    }
     let freeze_name = FreezeName { namespace: namespace.clone(), name: name.clone() };
     match plan(freeze) {
         Step::Nothing => {}
@@ -98,6 +127,17 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
         uid: freeze.metadata.uid.clone().unwrap_or_default(),
         chosen: true,
         user: verbs.records.author(&freeze).unwrap_or_default(),
+    };
+    let owned = match verbs.replicas.get() {
+        None => None,
+        Some(replicas) => {
+            let databases: Vec<&str> = freeze.spec.targets.iter().map(|target| target.database.as_str()).collect();
+            match replicas.place(&name.namespace, &databases, u32::MAX).await {
+                Ok(Place::Here(owned)) => owned,
+                // Whoever has them begins it, or it is tried again.
+                Ok(Place::At(_)) | Err(_) => return,
+            }
+        }
     };
     let request = match verbs.request(name.clone(), &freeze.spec, true, claimant).await {
         Ok((request, _)) => request,
@@ -124,6 +164,7 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
     }
     let task = verbs.clone();
     verbs.tasks.spawn(async move {
+        let _owned = owned;
         match task.freezer.quiesce(request).await {
             // It joined a freeze that another object stands for.
             Ok(granted) if granted.freeze != name => follow(&task, &name, &freeze, granted).await,

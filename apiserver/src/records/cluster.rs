@@ -1,8 +1,11 @@
 //! A cluster's API server as [`Records`]: custom resources, mirrored in memory.
 
-use std::sync::Arc;
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
 
-use api::{Database, DatabaseStatus, Freeze, FreezeStatus};
+use api::{Database, DatabaseStatus, Freeze, FreezeStatus, Phase};
 use async_trait::async_trait;
 use freeze::FreezeName;
 use futures::{FutureExt, StreamExt, future::BoxFuture, stream};
@@ -32,6 +35,8 @@ pub struct Cluster {
     client: Client,
     databases: Mirror<Database>,
     freezes: Mirror<Freeze>,
+    /// The version of each Freeze that we wrote last, until it is finished.
+    seen: Arc<Mutex<HashMap<FreezeName, String>>>,
     /// A mirror has ended.
     lost: CancellationToken,
 }
@@ -47,6 +52,7 @@ impl Cluster {
         let cluster = Self {
             databases: Mirror::empty(),
             freezes: Mirror::empty(),
+            seen: Arc::default(),
             lost: CancellationToken::new(),
             client: client.clone(),
         };
@@ -76,6 +82,17 @@ impl Cluster {
 
     fn freezes_of(&self, name: &FreezeName) -> Api<Freeze> {
         self.of(&name.namespace)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, HashMap<FreezeName, String>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn note(&self, name: &FreezeName, version: Option<String>, phase: Phase) {
+        match version {
+            Some(version) if !phase.is_finished() => drop(self.seen().insert(name.clone(), version)),
+            _ => drop(self.seen().remove(name)),
+        }
     }
 }
 
@@ -135,20 +152,44 @@ impl Records for Cluster {
             name: freeze.metadata.name.clone().unwrap_or_default(),
         };
         let made = self.freezes_of(&name).create(&PostParams::default(), freeze).await;
-        made.map_err(|error| told(&error, FREEZES.about(&name.name)))?;
+        let made = made.map_err(|error| told(&error, FREEZES.about(&name.name)))?;
+        self.note(&name, made.metadata.resource_version, Phase::Pending);
         match &freeze.status {
             Some(status) => self.write_status(&name, status).await,
             None => Ok(()),
         }
     }
 
-    /// One request, without reading first: the status of a Freeze has one writer.
+    /// One request, without reading first, while nobody else has written: the status of a Freeze has one writer, and one that was
+    /// believed dead, and whose Freeze was finished by another, must not write it anew.
     async fn write_status(&self, name: &FreezeName, status: &FreezeStatus) -> Result<(), ApiError> {
-        let patch = serde_json::from_value(json!([{"op": "add", "path": "/status", "value": status}]));
-        let patch: json_patch::Patch = patch.map_err(ApiError::internal)?;
-        let written =
-            self.freezes_of(name).patch_status(&name.name, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
-        written.map(drop).map_err(|error| told(&error, FREEZES.about(&name.name)))
+        let (api, about) = (self.freezes_of(name), FREEZES.about(&name.name));
+        for _ in 0..TRIES {
+            let seen = self.seen().get(name).cloned();
+            let mut patch = vec![json!({"op": "add", "path": "/status", "value": status})];
+            if let Some(version) = &seen {
+                patch.insert(0, json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}));
+            }
+            let patch: json_patch::Patch = serde_json::from_value(Value::Array(patch)).map_err(ApiError::internal)?;
+            let written = api.patch_status(&name.name, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
+            match written {
+                Ok(freeze) => {
+                    self.note(name, freeze.metadata.resource_version, status.phase);
+                    return Ok(());
+                }
+                // A test that fails is 422; what is there now says whether we may go on.
+                Err(kube::Error::Api(answer)) if seen.is_some() && matches!(answer.code, 409 | 422) => {
+                    let now = api.get(&name.name).await.map_err(|error| told(&error, about))?;
+                    let phase = now.status.as_ref().map(|status| status.phase).unwrap_or_default();
+                    if phase.is_finished() && phase != status.phase {
+                        return Err(ApiError::conflict(about, format!("it is {phase}: another replica finished it")));
+                    }
+                    self.note(name, now.metadata.resource_version, phase);
+                }
+                Err(error) => return Err(told(&error, about)),
+            }
+        }
+        Err(ApiError::modified(about))
     }
 
     async fn change_freeze(&self, name: &FreezeName, change: Change<'_, FreezeStatus>) -> Result<(), ApiError> {

@@ -19,7 +19,7 @@ use tracing::warn;
 use super::{Following, Seen};
 
 /// The copy in memory. Cheap to clone.
-pub(super) struct Mirror<K>(Arc<Shared<K>>);
+pub(crate) struct Mirror<K>(Arc<Shared<K>>);
 
 struct Shared<K> {
     state: RwLock<State<K>>,
@@ -45,7 +45,7 @@ impl<K> Mirror<K>
 where
     K: Resource<DynamicType = ()> + Clone + fmt::Debug + DeserializeOwned + Send + Sync + 'static,
 {
-    pub(super) fn empty() -> Self {
+    pub(crate) fn empty() -> Self {
         let state = State { objects: BTreeMap::new(), listed: None, revision: "1".to_owned() };
         Self(Arc::new(Shared {
             state: RwLock::new(state),
@@ -55,7 +55,7 @@ where
     }
 
     /// Follows the API server for ever; a watch that breaks is begun again, with pauses that grow.
-    pub(super) async fn run(self, api: Api<K>) {
+    pub(crate) async fn run(self, api: Api<K>) {
         let events = watcher(api, watcher::Config::default()).default_backoff();
         pin_mut!(events);
         while let Some(event) = events.next().await {
@@ -67,25 +67,25 @@ where
     }
 
     /// Returns once everything was seen.
-    pub(super) async fn complete(&self) {
+    pub(crate) async fn complete(&self) {
         self.0.complete.subscribe().wait_for(|complete| *complete).await.ok();
     }
 
-    pub(super) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+    pub(crate) fn get(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
         self.read().objects.get(&(namespace.to_owned(), name.to_owned())).cloned()
     }
 
-    pub(super) fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>> {
+    pub(crate) fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>> {
         let state = self.read();
         let wanted = |((of, _), _): &(&Key, &Arc<K>)| namespace.is_none_or(|namespace| namespace == of);
         state.objects.iter().filter(wanted).map(|(_, object)| Arc::clone(object)).collect()
     }
 
-    pub(super) fn revision(&self) -> String {
+    pub(crate) fn revision(&self) -> String {
         self.read().revision.clone()
     }
 
-    pub(super) fn follow(&self) -> Following<K> {
+    pub(crate) fn follow(&self) -> Following<K> {
         let mirror = Self(Arc::clone(&self.0));
         let begun: (VecDeque<Seen<Arc<K>>>, Option<broadcast::Receiver<_>>) = (VecDeque::new(), None);
         stream::unfold((mirror, begun), |(mirror, (mut listed, mut changes))| async move {

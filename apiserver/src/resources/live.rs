@@ -1,8 +1,11 @@
 //! `databases` of `live.stillpoint.dev/v1alpha1`: the same names as the stored Databases, and what is true of them now.
 //! Never stored; read from the freezer's memory, without dialling any server.
 
-use api::{Database, LiveDatabase, LiveDatabaseStatus, Quiesce, Renew, Unquiesce};
-use freeze::FreezeView;
+use std::sync::Arc;
+
+use api::{Database, Freeze, LiveDatabase, LiveDatabaseStatus, Quiesce, Renew, Unquiesce};
+use freeze::{FreezeName, FreezeView};
+use jiff::Timestamp;
 use schemars::{JsonSchema, json_schema};
 
 use super::{
@@ -99,6 +102,29 @@ pub static DATABASES: Resource = Resource {
         })
     },
 };
+
+/// What a stored Freeze says of the Databases that it holds now, for whoever does not hold them himself.
+pub fn views(freeze: &Freeze, now: Timestamp) -> Vec<((String, String), FreezeView)> {
+    let (Some(status), Some(namespace), Some(name)) =
+        (&freeze.status, &freeze.metadata.namespace, &freeze.metadata.name)
+    else {
+        return Vec::new();
+    };
+    if status.phase.is_finished() || status.freezer.is_none() {
+        return Vec::new();
+    }
+    let left = status.expires_at.as_ref().map(|end| end.0.duration_since(now));
+    let view = FreezeView {
+        freeze: FreezeName { namespace: namespace.clone(), name: name.clone() },
+        status: Arc::new(status.clone()),
+        copy: freeze.spec.copy,
+        remaining: left.map(|left| left.try_into().unwrap_or_default()),
+        stalled_sessions: None,
+        claimants: status.claims.iter().map(|claim| (claim.uid.clone(), claim.user.clone())).collect(),
+    };
+    let of = |target: &api::TargetStatus| ((namespace.clone(), target.database.clone()), view.clone());
+    status.targets.iter().map(of).collect()
+}
 
 /// What is true of a Database now.
 pub fn show(database: &Database, view: Option<FreezeView>) -> LiveDatabase {

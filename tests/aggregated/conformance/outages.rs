@@ -13,7 +13,8 @@ use super::stage::Stage;
 use crate::{
     doors::{Ask, Way, Who},
     keys,
-    world::{NAMESPACE, SERVICE, SOON, World},
+    replica::Replica,
+    world::{APISERVICE, NAMESPACE, SERVICE, SOON, World},
 };
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -129,7 +130,7 @@ async fn without_kube_apiserver(check: impl for<'a> FnOnce(&'a World) -> BoxFutu
     world.cluster.stop(Component::Apiserver)?;
     let checked = check(&world).await;
     world.cluster.start_again(Component::Apiserver).await?;
-    let again = world.available().await;
+    let again = world.available(SOON).await;
     checked.and(again)
 }
 
@@ -149,12 +150,12 @@ pub(super) fn same_etag(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
 
 pub(super) fn goes_down(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
     async {
-        let mut world = World::alone().await;
-        world.replica.signal("TERM")?;
+        let world = World::alone().await;
+        world.first(|replica| replica.signal("-TERM"))??;
         let told = Instant::now();
         let unready = |world: &World| {
-            let server = world.replica.server.clone();
-            async move { server.get("/readyz").await }
+            let server = world.server(Way::Direct);
+            async move { server?.get("/readyz").await }
         };
         until("it is not ready", Duration::from_millis(500), || async {
             let answer = unready(&world).await?;
@@ -170,14 +171,14 @@ pub(super) fn goes_down(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
         }
         let ended = async {
             loop {
-                if let Some(status) = world.replica.ended()? {
+                if let Some(status) = world.first(Replica::ended)?? {
                     return Ok::<_, anyhow::Error>(status);
                 }
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
         };
         let status = tokio::time::timeout(SOON, ended).await.context("it does not end")??;
-        world.start_replica_again().await?;
+        world.start_again().await?;
         ensure!(status.success(), "{status}");
         Ok(())
     }
@@ -187,8 +188,8 @@ pub(super) fn goes_down(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
 /// Namespaces, quota and kubectl must do without it, and find it again.
 pub(super) fn is_gone(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
     async {
-        let mut world = World::alone().await;
-        world.replica.kill();
+        let world = World::alone().await;
+        world.first(Replica::kill)?;
         let unavailable = ["wait", "--for=condition=Available=false", "--timeout=60s", "apiservice", APISERVICE];
         world.cluster.kubectl(&unavailable).await?.ok()?;
         let pods = world.cluster.kubectl(&["get", "pods"]).await?;
@@ -203,7 +204,7 @@ pub(super) fn is_gone(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
         let through = world.send(Way::Through, "default", &Ask::get("{here}/orders").by(alice())).await?;
         ensure!(matches!(through.code, 403 | 503), "{}", through.brief());
         quota_is_kept(world.deref()).await?;
-        world.start_replica_again().await?;
+        world.start_again().await?;
         let found = world.send(Way::Through, "default", &Ask::get("{group}")).await?;
         ensure!(found.code == 200, "{}", found.brief());
         Ok(())
@@ -214,16 +215,14 @@ pub(super) fn is_gone(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
 pub(super) fn hangs(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
     async {
         let world = World::alone().await;
-        world.replica.signal("STOP")?;
+        world.first(|replica| replica.signal("-STOP"))??;
         let kept = quota_is_kept(&world).await;
-        world.replica.signal("CONT")?;
-        let again = world.available().await;
+        world.first(|replica| replica.signal("-CONT"))??;
+        let again = world.available(SOON).await;
         kept.and(again)
     }
     .boxed()
 }
-
-const APISERVICE: &str = "v1alpha1.live.stillpoint.dev";
 
 fn cache(world: &World) -> String {
     world.cluster.root().join("empty-cache").display().to_string()

@@ -11,7 +11,7 @@ use crate::{
 };
 
 pub(super) struct Stage {
-    pub(super) space: Space,
+    pub(super) space: Space<'static>,
     /// Of the service accounts `backup`, who may what alice may, and `scraper`, who may see the metrics.
     pub(super) backup: String,
     pub(super) scraper: String,
@@ -97,13 +97,13 @@ pub(super) fn paused(name: &str, labels: Value) -> Value {
 }
 
 /// A fresh token of a service account of the namespace.
-pub(super) async fn token(space: &Space, account: &str, arguments: &[&str]) -> Result<String> {
+pub(super) async fn token(space: &Space<'_>, account: &str, arguments: &[&str]) -> Result<String> {
     let all: Vec<&str> = ["create", "token", account].into_iter().chain(arguments.iter().copied()).collect();
     Ok(space.kubectl(&all).await?.trim().to_owned())
 }
 
 async fn grant(
-    space: &Space,
+    space: &Space<'_>,
     number: usize,
     (kind, name): (&str, &str),
     (resources, verbs, names): (&[&str], &[&str], &[&str]),

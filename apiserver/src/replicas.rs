@@ -1,0 +1,291 @@
+//! Several replicas, one freezer per member. A member is claimed by a Lease before anything of it is frozen; a verb that comes to
+//! another replica than the member's is sent on; what a dead replica left is undone by another, and never taken again.
+//!
+//! ```text
+//! verb ─► place ─► ours, or free: claimed, and executed here
+//!             └──► another's, who lives: sent there
+//! own Lease not renewed for 8 s ─► everything here is let go        (the others wait 15 s, by their own clocks)
+//! another's Lease not renewed for 15 s ─► its members are claimed, and what its Freezes list is undone
+//! ```
+
+mod keeping;
+mod lease;
+mod members;
+mod peers;
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use api::Freeze;
+use certs::Authority;
+use freeze::{FreezeName, Freezer, Remains};
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::{Api, Client, api::PostParams};
+use tokio::time::Instant;
+
+use crate::{
+    aggregated::Service,
+    answer::Answer,
+    error::ApiError,
+    records::{Mirror, Records},
+};
+use lease::{Alive, FENCE, Member};
+pub(crate) use members::Owned;
+use members::{Members, Taken, unreachable};
+use peers::Peers;
+pub(crate) use peers::{Errand, HOPS, WithPeers};
+
+/// This replica among the others. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Replicas(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// This process; another run of it is another.
+    identity: String,
+    /// Where the others reach us.
+    address: String,
+    leases: Api<Lease>,
+    mirror: Mirror<Lease>,
+    alive: Mutex<Alive>,
+    members: Arc<Members>,
+    peers: Peers,
+    records: Arc<dyn Records>,
+    freezer: Freezer,
+    /// When we last said that we live. Too long ago, and nothing is frozen here: looked at by the clock, not by who was in time to
+    /// raise a flag, for a process may have been stopped.
+    renewed: Mutex<Option<Instant>>,
+}
+
+/// Where a verb is to be executed.
+pub(crate) enum Place {
+    Here(Option<Owned>),
+    /// At the replica of this identity.
+    At(String),
+}
+
+/// How often a race for a Lease is run again.
+const TRIES: usize = 8;
+/// How often a verb may be sent on: once, and once more when a member went from one to the other meanwhile.
+const MOST_HOPS: u32 = 2;
+
+/// What a replica is made of.
+pub(crate) struct Us {
+    pub(crate) client: Client,
+    /// Our certificates are for it, and the Leases in its namespace.
+    pub(crate) service: Service,
+    pub(crate) identity: String,
+    pub(crate) address: String,
+    pub(crate) authority: Arc<Authority>,
+    pub(crate) records: Arc<dyn Records>,
+    pub(crate) freezer: Freezer,
+}
+
+impl Replicas {
+    pub(crate) fn new(us: Us) -> anyhow::Result<Self> {
+        let Service { namespace, name } = &us.service;
+        Ok(Self(Arc::new(Inner {
+            identity: us.identity,
+            address: us.address,
+            leases: Api::namespaced(us.client, namespace),
+            mirror: Mirror::empty(),
+            alive: Mutex::default(),
+            members: Arc::default(),
+            peers: Peers::new(&us.authority, format!("{name}.{namespace}.svc"))?,
+            records: us.records,
+            freezer: us.freezer,
+            renewed: Mutex::default(),
+        })))
+    }
+
+    /// Where a verb that would freeze is to be executed; if here, the members stay ours for as long as the answer lives.
+    pub(crate) async fn place(&self, namespace: &str, databases: &[&str], hops: u32) -> Result<Place, ApiError> {
+        let inner = &self.0;
+        let wanted: BTreeSet<Member> =
+            databases.iter().map(|name| (namespace.to_owned(), (*name).to_owned())).collect();
+        inner.not_fenced()?;
+        // Whatever is held here already decides: it is joined, or it is why the answer is no.
+        if wanted.iter().any(|member| inner.holds(member) && inner.members.has(member)) {
+            return Ok(Place::Here(None));
+        }
+        if let Some(owned) = inner.members.hold(&wanted) {
+            return Ok(Place::Here(Some(owned)));
+        }
+        for member in &wanted {
+            if inner.members.has(member) {
+                continue;
+            }
+            match inner.take(member).await? {
+                Taken::Ours => inner.lay_to_rest_at(member),
+                Taken::Theirs(holder) if hops < MOST_HOPS => {
+                    // It may need them for the same group.
+                    inner.members.yield_up(&inner.leases, &wanted, |member| inner.holds(member)).await;
+                    return Ok(Place::At(holder));
+                }
+                Taken::Theirs(_) => {
+                    return Err(ApiError::unavailable(
+                        "the Databases of this group are with several replicas just now; try again in a moment",
+                    ));
+                }
+            }
+        }
+        // One may have been lost again meanwhile.
+        inner
+            .members
+            .hold(&wanted)
+            .map(|owned| Place::Here(Some(owned)))
+            .ok_or_else(|| ApiError::unavailable("another replica was faster; try again"))
+    }
+
+    /// Where the freeze of a Database is, for a verb that begins none.
+    pub(crate) fn holder(&self, namespace: &str, database: &str) -> Place {
+        let member = (namespace.to_owned(), database.to_owned());
+        if self.0.members.has(&member) {
+            return Place::Here(None);
+        }
+        match self.0.known(&member).as_ref().and_then(lease::holder) {
+            Some(holder) if holder != self.0.identity && self.0.is_alive(holder) => Place::At(holder.to_owned()),
+            _ => Place::Here(None),
+        }
+    }
+
+    /// Whether this replica does what only one has to do.
+    pub(crate) fn leads(&self) -> bool {
+        !self.0.is_fenced() && self.0.members.has(&lease::leader())
+    }
+
+    pub(crate) async fn send(&self, to: &str, errand: Errand<'_>, limit: Duration) -> Result<Answer, ApiError> {
+        let address = self.0.alive().address(to).map(str::to_owned);
+        let address =
+            address.ok_or_else(|| ApiError::unavailable("the replica that has this Database is gone; try again"))?;
+        self.0.peers.send(&address, errand, limit).await
+    }
+}
+
+impl Inner {
+    fn not_fenced(&self) -> Result<(), ApiError> {
+        if self.is_fenced() {
+            return Err(ApiError::unavailable(
+                "this replica could not tell the cluster's API server that it lives, and freezes nothing; try again",
+            ));
+        }
+        Ok(())
+    }
+
+    /// Takes one member, if nobody who is alive has it.
+    async fn take(&self, member: &Member) -> Result<Taken, ApiError> {
+        let (name, mut known) = (lease::member_name(member), self.known(member));
+        for _ in 0..TRIES {
+            let holder = known.as_ref().and_then(lease::holder).filter(|holder| *holder != self.identity);
+            if let Some(holder) = holder.map(str::to_owned)
+                && self.lives(&holder).await?
+            {
+                return Ok(Taken::Theirs(holder));
+            }
+            let written = match known {
+                None => {
+                    let new = lease::of_member(member, &self.identity, Timestamp::now());
+                    self.leases.create(&PostParams::default(), &new).await
+                }
+                Some(found) => {
+                    let spec = lease::taken(found.spec.clone().unwrap_or_default(), &self.identity, Timestamp::now());
+                    self.leases.replace(&name, &PostParams::default(), &Lease { spec: Some(spec), ..found }).await
+                }
+            };
+            match written {
+                Ok(lease) => {
+                    self.members.insert(member, lease);
+                    return Ok(Taken::Ours);
+                }
+                // Somebody was faster, or what we knew is old.
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {
+                    known = self.leases.get_opt(&name).await.map_err(|error| unreachable(&error))?;
+                }
+                Err(error) => return Err(unreachable(&error)),
+            }
+        }
+        Err(ApiError::unavailable(format!("Database {}: too many take it at once; try again", member.1)))
+    }
+
+    /// Whether a replica is alive. One that was never seen is asked for: its Lease may be younger than what we know.
+    async fn lives(&self, identity: &str) -> Result<bool, ApiError> {
+        if self.alive().address(identity).is_none() {
+            let found =
+                self.leases.get_opt(&lease::replica_name(identity)).await.map_err(|error| unreachable(&error))?;
+            if let Some(lease) = found {
+                self.alive().note(&lease, Instant::now());
+            }
+        }
+        Ok(self.is_alive(identity))
+    }
+
+    fn is_fenced(&self) -> bool {
+        let renewed = *self.renewed.lock().unwrap_or_else(PoisonError::into_inner);
+        renewed.is_none_or(|renewed| renewed.elapsed() > FENCE)
+    }
+
+    fn set_renewed(&self, at: Option<Instant>) {
+        *self.renewed.lock().unwrap_or_else(PoisonError::into_inner) = at;
+    }
+
+    fn holds(&self, member: &Member) -> bool {
+        *member == lease::leader() || self.freezer.view(&member.0, &member.1).is_some()
+    }
+
+    fn known(&self, member: &Member) -> Option<Lease> {
+        let namespace = self.leases.namespace()?;
+        self.mirror.get(namespace, &lease::member_name(member)).map(Arc::unwrap_or_clone)
+    }
+
+    fn is_alive(&self, identity: &str) -> bool {
+        self.alive().is_alive(identity, Instant::now())
+    }
+
+    fn alive(&self) -> MutexGuard<'_, Alive> {
+        self.alive.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What dead freezers left at a member that is ours now: nothing else is frozen there before it is undone.
+    fn lay_to_rest_at(&self, member: &Member) {
+        self.lay_to_rest(|freeze| {
+            of(freeze, member) && freezer_of(freeze).is_some_and(|by| by != self.identity && !self.is_alive(by))
+        });
+    }
+
+    /// Hands what dead freezers left to ours, which undoes it. Only what is not finished, or has something to undo.
+    fn lay_to_rest(&self, chosen: impl Fn(&Freeze) -> bool) {
+        let remains = self.records.freezes().into_iter().filter(|freeze| is_left(freeze) && chosen(freeze));
+        let remains = remains.filter_map(|freeze| {
+            let (namespace, name) = (freeze.metadata.namespace.clone()?, freeze.metadata.name.clone()?);
+            Some(Remains { freeze: FreezeName { namespace, name }, status: freeze.status.clone()? })
+        });
+        let known: BTreeSet<FreezeName> = self.freezer.views().into_iter().map(|view| view.freeze).collect();
+        let remains: Vec<Remains> = remains.filter(|remains| !known.contains(&remains.freeze)).collect();
+        if !remains.is_empty() {
+            tracing::info!(count = remains.len(), "taking care of what a dead replica left");
+            self.freezer.recover(remains);
+        }
+    }
+}
+
+/// The process that executes it.
+fn freezer_of(freeze: &Freeze) -> Option<&str> {
+    freeze.status.as_ref()?.freezer.as_deref()
+}
+
+fn of(freeze: &Freeze, (namespace, database): &Member) -> bool {
+    freeze.metadata.namespace.as_ref() == Some(namespace)
+        && freeze.spec.targets.iter().any(|target| target.database == *database)
+}
+
+/// Somebody has begun it, and it is not over, or not all of it is undone.
+fn is_left(freeze: &Freeze) -> bool {
+    freeze.status.as_ref().is_some_and(|status| {
+        status.freezer.is_some()
+            && (!status.phase.is_finished() || status.targets.iter().any(|target| !target.undo.is_empty()))
+    })
+}

@@ -1,0 +1,204 @@
+//! What goes on all the time: we say that we live, we look who else does, we give back what we do not need, and we take care of
+//! what the dead left.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use freeze::Ending;
+use futures::{FutureExt, StreamExt, future::join_all};
+use jiff::Timestamp;
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
+use kube::api::{DeleteParams, PostParams};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tracing::{debug, error, info, warn};
+
+use super::{
+    Replicas, freezer_of, is_left,
+    lease::{self, FENCE, Member, RENEW},
+    members::Taken,
+};
+use crate::{records::Seen, server::Loop, verbs::Verbs};
+
+/// How often what is ours is looked through, and what the dead left.
+const LOOK: Duration = Duration::from_secs(1);
+/// A Lease of a replica that is dead for so long is nobody's business any more.
+const BURY: Duration = Duration::from_secs(600);
+/// One write's share of the time between two renewals.
+const WRITE: Duration = Duration::from_secs(2);
+
+impl Replicas {
+    /// Its loops; they end with the server.
+    pub(crate) fn loops(&self, verbs: &Verbs) -> Vec<Loop> {
+        let (mirror, leases) = (self.0.mirror.clone(), self.0.leases.clone());
+        vec![
+            ("leases", mirror.run(leases).boxed()),
+            ("who lives", self.clone().look().boxed()),
+            ("our lease", self.clone().renew().boxed()),
+            ("members", self.clone().tidy(verbs.clone()).boxed()),
+        ]
+    }
+
+    /// When nothing is held any more: the others need not wait until we are believed dead.
+    pub(crate) async fn leave(&self) {
+        let inner = &self.0;
+        inner.set_renewed(None);
+        inner.members.give_back(&inner.leases, |_| false, true).await;
+        let name = lease::replica_name(&inner.identity);
+        if let Err(error) = inner.leases.delete(&name, &DeleteParams::default()).await {
+            warn!(%error, "our Lease could not be deleted; the others wait until it is old");
+        }
+    }
+
+    async fn look(self) {
+        let mut following = self.0.mirror.follow();
+        while let Some(seen) = following.next().await {
+            match seen {
+                Seen::There(lease) if lease::is_replica(&lease) => self.0.alive().note(&lease, Instant::now()),
+                Seen::Gone(lease) if lease::is_replica(&lease) => self.0.alive().forget(&lease),
+                Seen::There(lease) | Seen::Gone(lease) => self.taken(&lease).await,
+            }
+        }
+    }
+
+    /// A member's Lease changed: one that somebody else has is not ours, whatever we thought.
+    async fn taken(&self, lease: &Lease) {
+        let inner = &self.0;
+        let Some(member) = lease::member_of(lease) else { return };
+        let theirs = lease::holder(lease).is_some_and(|holder| holder != inner.identity);
+        if theirs && inner.members.has(&member) && inner.members.lose(&member) {
+            let (namespace, database) = &member;
+            let why = "another replica took its member over";
+            inner.freezer.end(namespace, database, Ending::Withdrawn { why }).await;
+        }
+    }
+
+    async fn renew(self) {
+        let inner = &self.0;
+        let mut current: Option<Lease> = None;
+        let mut may_freeze = false;
+        let mut tick = interval(RENEW);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            // Also when this process was stopped meanwhile: what it had is not its any more.
+            if may_freeze && inner.is_fenced() {
+                may_freeze = false;
+                self.let_go_of_everything().await;
+            }
+            let began = Instant::now();
+            match timeout(WRITE, self.write(current.take())).await {
+                Ok(Ok(lease)) => {
+                    current = Some(lease);
+                    inner.set_renewed(Some(began));
+                    if !may_freeze {
+                        info!(identity = inner.identity, "this replica may freeze");
+                    }
+                    may_freeze = true;
+                }
+                Ok(Err(error)) => warn!(%error, "our Lease was not renewed"),
+                Err(_) => warn!("our Lease was not renewed in time"),
+            }
+        }
+    }
+
+    /// Creates or renews; what it was is read again when it is not known.
+    async fn write(&self, current: Option<Lease>) -> Result<Lease, kube::Error> {
+        let inner = &self.0;
+        let name = lease::replica_name(&inner.identity);
+        let current = match current {
+            Some(current) => Some(current),
+            None => inner.leases.get_opt(&name).await?,
+        };
+        let now = Timestamp::now();
+        match current {
+            None => {
+                let new = lease::of_replica(&inner.identity, &inner.address, now);
+                inner.leases.create(&PostParams::default(), &new).await
+            }
+            Some(mut lease) => {
+                if let Some(spec) = &mut lease.spec {
+                    spec.renew_time = Some(MicroTime(now));
+                }
+                inner.leases.replace(&name, &PostParams::default(), &lease).await
+            }
+        }
+    }
+
+    /// Before the others believe us dead.
+    async fn let_go_of_everything(&self) {
+        let inner = &self.0;
+        error!("our Lease was not renewed for {} s: everything is let go", FENCE.as_secs());
+        let views = inner.freezer.views();
+        let why = "its replica could not renew its Lease";
+        let ends = views.iter().filter_map(|view| {
+            let database = &view.status.targets.first()?.database;
+            Some(inner.freezer.end(&view.freeze.namespace, database, Ending::Withdrawn { why }))
+        });
+        join_all(ends).await;
+        inner.members.lose_all();
+    }
+
+    async fn tidy(self, verbs: Verbs) {
+        let inner = &self.0;
+        inner.mirror.complete().await;
+        let mut tick = interval(LOOK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if inner.is_fenced() {
+                continue;
+            }
+            inner.members.give_back(&inner.leases, |member| inner.holds(member), false).await;
+            if !inner.members.has(&lease::leader()) && matches!(inner.take(&lease::leader()).await, Ok(Taken::Ours)) {
+                info!("this replica leads");
+            }
+            self.take_over().await;
+            if self.leads() {
+                self.bury().await;
+            }
+            if !verbs.recovered.is_cancelled() && verbs.stored.is_cancelled() {
+                // What is alive was seen; what the dead left is taken over as their Leases grow old.
+                verbs.recovered.cancel();
+            }
+        }
+    }
+
+    /// Leases of replicas that are long gone.
+    async fn bury(&self) {
+        let inner = &self.0;
+        let gone = inner.alive().silent_for(BURY, Instant::now());
+        for identity in gone {
+            debug!(identity, "its Lease is removed");
+            inner.leases.delete(&lease::replica_name(&identity), &DeleteParams::default()).await.ok();
+            inner.alive().bury(&identity);
+        }
+    }
+
+    /// Claims the members of freezes whose freezer is dead, and undoes what these left.
+    async fn take_over(&self) {
+        let inner = &self.0;
+        let mut dead: BTreeSet<Member> = BTreeSet::new();
+        for freeze in inner.records.freezes() {
+            let Some(by) = freezer_of(&freeze).filter(|by| *by != inner.identity && is_left(&freeze)) else { continue };
+            if inner.lives(by).await.is_ok_and(|lives| !lives) {
+                let namespace = freeze.metadata.namespace.clone().unwrap_or_default();
+                dead.extend(freeze.spec.targets.iter().map(|target| (namespace.clone(), target.database.clone())));
+            }
+        }
+        for member in dead {
+            if !inner.members.has(&member) {
+                match inner.take(&member).await {
+                    Ok(Taken::Ours) => {}
+                    Ok(Taken::Theirs(holder)) => {
+                        debug!(?member, holder, "another takes care of it");
+                        continue;
+                    }
+                    Err(error) => {
+                        warn!(?member, message = %error.message, "could not be taken over; trying again");
+                        continue;
+                    }
+                }
+            }
+            inner.lay_to_rest_at(&member);
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Many clients at once, on Databases that overlap, while replicas are killed: never two freezers of one member, and in the end
+//! nothing is frozen and every Freeze is finished.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use fixtures::{Options, PASSWORD, Server, ServerKind, USER};
+use futures::future::join_all;
+use rand::{Rng, SeedableRng, rngs::StdRng};
+use serde_json::{Value, json};
+use sqlx::Row;
+use tokio::time::sleep;
+
+use crate::world::{Space, World};
+
+const CLIENTS: usize = 16;
+const CALLS: usize = 500;
+const DATABASES: [&str; 3] = ["a", "b", "c"];
+/// A replica lives so long.
+const LIFE: Duration = Duration::from_secs(6);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
+    let world = World::start().await.unwrap();
+    let space = world.space("chaos").await.unwrap();
+    let options = Options::default().set("max_connections", "400").set("autovacuum", "off");
+    let server = Server::start(ServerKind::POSTGRESQL_15, options).await.unwrap();
+    for name in DATABASES {
+        server.execute("postgres", &format!("CREATE DATABASE {name}")).await.unwrap();
+        server.execute(name, "CREATE TABLE t (n int)").await.unwrap();
+        space.register_databases(name, &server, &[name]).await.unwrap();
+    }
+    let over = Arc::new(AtomicBool::new(false));
+    let (calls, held) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let clients = (0..CLIENTS).map(|number| client(&space, number, &calls, &held));
+    let watching = join_all(DATABASES.map(|name| never_two(&server, name, &over)));
+    let killing = async {
+        for number in 0.. {
+            sleep(LIFE).await;
+            if over.load(Ordering::Relaxed) {
+                return;
+            }
+            let (old, new) = (format!("r{number}"), format!("r{}", number + 2));
+            let old = if number < 2 { ["one", "two"][number].to_owned() } else { old };
+            world.add_replica(&new).await.unwrap();
+            world.kill(&old).await.unwrap();
+        }
+    };
+    let all = async {
+        join_all(clients).await;
+        over.store(true, Ordering::Relaxed);
+    };
+    let ((), watched, ()) = tokio::join!(all, watching, killing);
+    for looks in watched {
+        assert!(looks > 50, "it was hardly looked at: {looks}");
+    }
+    println!("{} of {} calls found it frozen", held.load(Ordering::Relaxed), calls.load(Ordering::Relaxed));
+    assert!(held.load(Ordering::Relaxed) > CALLS / 20, "hardly anything was frozen");
+    for name in DATABASES {
+        server.execute(name, "INSERT INTO t VALUES (1)").await.unwrap();
+    }
+    let finished = |list: &Value| {
+        let freezes = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+        let phase = |freeze: &Value| freeze["status"]["phase"].as_str().unwrap_or_default().to_owned();
+        freezes.iter().all(|freeze| ["Thawed", "Failed", "Expired", "Lost"].contains(&phase(freeze).as_str()))
+    };
+    space.until_json("every Freeze is finished", &["get", "freezes", "-o", "json"], finished).await.unwrap();
+}
+
+/// Random verbs, until all calls are used up. Any refusal will do; what must not happen is seen in the database.
+async fn client(space: &Space<'_>, number: usize, calls: &AtomicUsize, held: &AtomicUsize) {
+    let client = space.world.cluster.client().await.unwrap();
+    let mut random = StdRng::seed_from_u64(number as u64);
+    // What it claimed last, and where.
+    let (mut uid, mut claimed) = (String::new(), DATABASES[0]);
+    loop {
+        let call = calls.fetch_add(1, Ordering::Relaxed);
+        if call >= CALLS {
+            return;
+        }
+        let (verb, spec) = match random.random_range(0..10) {
+            0..5 => {
+                let other = DATABASES[random.random_range(0..DATABASES.len())];
+                (uid, claimed) = (format!("call-{call}"), DATABASES[random.random_range(0..DATABASES.len())]);
+                let with = if random.random_bool(0.3) && other != claimed { vec![other] } else { Vec::new() };
+                let level = if random.random_bool(0.5) { "WriteBlocked" } else { "Durable" };
+                ("quiesce", json!({"uid": uid, "level": level, "with": with, "ttlSeconds": random.random_range(1..4)}))
+            }
+            5..9 => ("unquiesce", json!({"uid": uid})),
+            _ => ("renew", json!({"uid": uid})),
+        };
+        let request = http::Request::post(space.verb(claimed, verb))
+            .header("content-type", "application/json")
+            .body(json!({"spec": spec}).to_string().into_bytes())
+            .unwrap();
+        let answered = client.request::<Value>(request).await;
+        if verb == "quiesce" && answered.is_ok_and(|answer| answer["status"]["phase"] == "Frozen") {
+            held.fetch_add(1, Ordering::Relaxed);
+        }
+        sleep(Duration::from_millis(random.random_range(0..200))).await;
+    }
+}
+
+/// Looks who has locked the table, as often as it can. Two freezes would both have: their locks do not conflict.
+async fn never_two(server: &Server, database: &str, over: &AtomicBool) -> usize {
+    let mut session = server.postgres(database, USER, PASSWORD).await.unwrap();
+    let sql = "SELECT count(DISTINCT a.application_name) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+               WHERE l.relation = 't'::regclass AND l.mode = 'ShareLock' AND l.granted";
+    let mut looks = 0;
+    while !over.load(Ordering::Relaxed) {
+        let freezers: i64 = sqlx::query(sql).fetch_one(&mut session).await.unwrap().get(0);
+        assert!(freezers <= 1, "{database}: {freezers} freezes at once");
+        looks += 1;
+        sleep(Duration::from_millis(10)).await;
+    }
+    looks
+}
+
+/// The control: what the look would see if there were two.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_freezers_would_be_seen() -> Result<()> {
+    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await?;
+    server.execute("postgres", "CREATE TABLE t (n int)").await?;
+    let mut sessions = Vec::new();
+    for name in ["stillpoint/one", "stillpoint/two"] {
+        let mut session = server.postgres("postgres", USER, PASSWORD).await?;
+        let lock = format!("SET application_name = '{name}'; BEGIN; LOCK TABLE t IN SHARE MODE");
+        sqlx::raw_sql(sqlx::AssertSqlSafe(lock)).execute(&mut session).await?;
+        sessions.push(session);
+    }
+    let looking = tokio::spawn(async move { never_two(&server, "postgres", &AtomicBool::new(false)).await });
+    ensure!(looking.await.is_err_and(|error| error.is_panic()));
+    Ok(())
+}
