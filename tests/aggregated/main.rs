@@ -3,8 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod chaos;
+mod conformance;
 mod crds;
+mod doors;
 mod freezes;
+mod keys;
+mod replica;
 mod replicas;
 mod rights;
+mod wire;
 mod world;

@@ -1,42 +1,35 @@
 //! One control plane for all tests, and Stillpoint behind it, installed from deploy/. Each test has a namespace of its own.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, Identity, Options, ServicePort, until};
-use fixtures::{Engine, PASSWORD, Port, Server, USER};
+use fixtures::{Engine, PASSWORD, Server, USER};
 use serde_json::{Value, json};
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{self, MappedMutexGuard, OnceCell};
+
+use crate::replica::Replica;
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
-const SERVICE: &str = "stillpoint-apiserver";
-const NAMESPACE: &str = "stillpoint";
+pub(crate) const SERVICE: &str = "stillpoint-apiserver";
+pub(crate) const NAMESPACE: &str = "stillpoint";
+/// Our APIService.
+pub(crate) const APISERVICE: &str = "v1alpha1.live.stillpoint.dev";
 
 /// What every test stands on.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     /// Those that run.
-    pub(crate) replicas: Mutex<Vec<Replica>>,
+    replicas: Mutex<Vec<Replica>>,
+    /// The replicas' kubeconfig.
     account: PathBuf,
-}
-
-/// One `stillpoint-apiserver`, as a process of this host. Killed when it is dropped.
-pub(crate) struct Replica {
-    name: String,
-    child: Child,
-    port: Port,
-    stopped: bool,
 }
 
 /// A namespace of one test's.
@@ -52,8 +45,23 @@ impl World {
         WORLD.get_or_init(|| async { Self::start().await.expect("a cluster with Stillpoint") }).await
     }
 
+    /// Another one, of one replica, for one test at a time: what floods or stops a server would be in the way of all others.
+    /// Whoever had it leaves it as it was.
+    pub(crate) async fn alone() -> MappedMutexGuard<'static, Self> {
+        static WORLD: sync::Mutex<Option<World>> = sync::Mutex::const_new(None);
+        let mut guard = WORLD.lock().await;
+        if guard.is_none() {
+            *guard = Some(Self::of(&["one"]).await.expect("a second cluster with Stillpoint"));
+        }
+        sync::MutexGuard::map(guard, |world| world.as_mut().expect("it was just started"))
+    }
+
     /// One for a test that kills replicas.
     pub(crate) async fn start() -> Result<Self> {
+        Self::of(&["one", "two"]).await
+    }
+
+    async fn of(replicas: &[&str]) -> Result<Self> {
         let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
         cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
@@ -61,17 +69,20 @@ impl World {
         for file in files {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
         }
-        let account = Identity::ServiceAccount { namespace: NAMESPACE.to_owned(), name: SERVICE.to_owned() };
-        let account = cluster.kubeconfig_of(&account).await?;
+        let account = cluster.kubeconfig_of(&Identity::service_account(NAMESPACE, SERVICE)).await?;
         let world = Self { cluster, replicas: Mutex::default(), account };
-        for name in ["one", "two"] {
+        for name in replicas {
             world.add_replica(name).await?;
         }
-        let cluster = &world.cluster;
-        let name = format!("{}.{}", api::VERSION, api::LIVE_GROUP);
-        let wait = ["wait", "--for=condition=Available", "--timeout=60s", "apiservice", &name];
-        cluster.kubectl(&wait).await?.ok().context("the APIService is available")?;
+        world.available(Duration::from_secs(60)).await?;
         Ok(world)
+    }
+
+    /// Waits until kube-apiserver sends us what is ours.
+    pub(crate) async fn available(&self, within: Duration) -> Result<()> {
+        let timeout = format!("--timeout={}s", within.as_secs());
+        let wait = ["wait", "--for=condition=Available", &timeout, "apiservice", APISERVICE];
+        self.cluster.kubectl(&wait).await?.ok().context("the APIService is available").map(drop)
     }
 
     /// Starts one more, and has the Service lead to all that run.
@@ -90,17 +101,29 @@ impl World {
     /// Stopped, it keeps its connections and answers nothing; the Service leads to it until it fails its probes, which here is at
     /// once.
     pub(crate) async fn signal(&self, name: &str, signal: &str) -> Result<()> {
-        let stops = signal == "-STOP";
         for replica in self.running().iter_mut().filter(|replica| replica.name == name) {
-            replica.stopped = stops;
-            Command::new("kill").args([signal, &replica.child.id().to_string()]).status()?;
+            replica.signal(signal)?;
         }
         self.route().await
     }
 
+    /// The first of those that run. What is done to it here the Service does not hear of.
+    pub(crate) fn first<T>(&self, with: impl FnOnce(&mut Replica) -> T) -> Result<T> {
+        Ok(with(self.running().first_mut().context("no replica runs")?))
+    }
+
+    /// Starts the first replica again at its address, whatever became of it.
+    pub(crate) async fn start_again(&self) -> Result<()> {
+        let old = self.running().remove(0);
+        let new = old.again(&self.cluster, &self.account).await?;
+        self.running().insert(0, new);
+        Ok(())
+    }
+
     async fn route(&self) -> Result<()> {
-        let running = |replica: &&Replica| !replica.stopped;
-        let ports: Vec<u16> = self.running().iter().filter(running).map(|replica| replica.port.number).collect();
+        let running = |replica: &&Replica| !replica.is_stopped();
+        let ports: Vec<u16> =
+            self.running().iter().filter(running).map(|replica| replica.server.address.port()).collect();
         self.cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&ports)]).await.map(drop)
     }
 
@@ -119,50 +142,6 @@ impl World {
             .kubectl(&["create", "rolebinding", "credentials", "--clusterrole=stillpoint:credentials", &subject])
             .await?;
         Ok(space)
-    }
-}
-
-impl Replica {
-    async fn start(cluster: &Cluster, kubeconfig: &Path, name: &str) -> Result<Self> {
-        let port = Port::reserve()?;
-        let log = File::create(cluster.root().join(format!("{name}.log")))?;
-        let mut command = Command::new("setpriv");
-        command
-            .arg("--pdeathsig=KILL")
-            .arg(tests::binary("stillpoint-apiserver")?)
-            .args(["--listen", &format!("0.0.0.0:{}", port.number), "--identity", name, "--kubeconfig"])
-            .arg(kubeconfig)
-            .stdout(Stdio::piped())
-            .stderr(log);
-        let mut child = spawn_for_good(command).await?;
-        let stdout = child.stdout.take().context("no stdout")?;
-        let line = tokio::task::spawn_blocking(move || {
-            let mut line = String::new();
-            BufReader::new(stdout).read_line(&mut line).map(|_| line)
-        });
-        let line = tokio::time::timeout(SOON, line).await.context("no line")???;
-        ensure!(line.starts_with("listening:"), "it did not start; see its log");
-        Ok(Self { name: name.to_owned(), child, port, stopped: false })
-    }
-}
-
-/// From a thread that never ends: the kernel kills a child when the thread that spawned it is gone, and a test's threads go
-/// with the test.
-async fn spawn_for_good(mut command: Command) -> Result<Child> {
-    let (sender, spawned) = oneshot::channel();
-    thread::spawn(move || {
-        sender.send(command.spawn()).ok();
-        loop {
-            thread::park();
-        }
-    });
-    Ok(spawned.await??)
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 
