@@ -1,6 +1,7 @@
 //! Behind a kube-apiserver: what is stored is the cluster's, who asks and what they may is the cluster's to say, and we are
 //! trusted by an authority that lies in a Secret and in the APIService.
 
+mod keyring;
 mod trust;
 
 use std::{
@@ -10,7 +11,7 @@ use std::{
 };
 
 use anyhow::Context;
-use certs::{Bound, Leaf};
+use certs::Bound;
 use freeze::Drivers;
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -29,7 +30,10 @@ use crate::{
     resources::Served,
     server::{Core, Ending, Parts, Server},
 };
-pub use trust::Service;
+pub(crate) use keyring::{Keyring, Ring};
+use trust::Certificates;
+pub(crate) use trust::REPLICAS;
+pub use trust::{Service, Serving};
 
 /// How a server is reached, and reaches its cluster.
 #[derive(Clone, Debug)]
@@ -37,6 +41,7 @@ pub struct Place {
     pub listen: SocketAddr,
     /// What the APIService names.
     pub service: Service,
+    pub serving: Serving,
     /// `None`: the ServiceAccount of the pod that we are.
     pub kubeconfig: Option<PathBuf>,
     /// This replica, for people and in leases.
@@ -54,9 +59,8 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     let client = Client::try_from(config.clone()).context("a client of the cluster")?;
     let bound = Bound::bind(place.listen).await?;
     let address = bound.address().context("the address that we listen on")?;
-    let authority = trust::authority(&client, &place.service).await?;
-    let leaf = Leaf::new(&trust::leaf(&authority, &place.service, address, Timestamp::now())?)?;
-    let tls = certs::server_config(Arc::clone(&leaf))?;
+    let certificates = Certificates::begin(&client, &place.service, place.serving, address).await?;
+    let (tls, keyring) = (certificates.tls()?, Arc::clone(&certificates.keyring));
 
     // Another run of the same pod is another replica.
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
@@ -72,8 +76,8 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         drivers,
         authenticator: Arc::new(WithPeers::new(
             Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, Vec::new(), true),
-            &authority,
-        )?),
+            Arc::clone(&keyring),
+        )),
         authorizer: Arc::new(SubjectAccessReviews::new(reviews)),
         tasks,
         stopping,
@@ -91,16 +95,16 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     });
     let replicas = Replicas::new(Us {
         client: client.clone(),
-        service: place.service.clone(),
+        service: place.service,
         identity,
         address: SocketAddr::new(place.advertise, address.port()).to_string(),
-        authority: Arc::clone(&authority),
+        keyring,
         records: Arc::clone(&core.verbs.records),
         freezer: core.freezer.clone(),
-    })?;
+    });
     let mut loops = vec![
         ("whom to trust", trust.follow(client.clone()).boxed()),
-        ("our certificates", trust::keep(client, authority, leaf, place.service, address).boxed()),
+        ("our certificates", certificates.keep(client, core.verbs.clone()).boxed()),
     ];
     loops.extend(replicas.loops(&core.verbs));
     core.verbs.replicas.set(replicas).ok();

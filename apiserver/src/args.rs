@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    aggregated::{self, Service},
+    aggregated::{self, Service, Serving},
     server::Ending,
     standalone,
 };
@@ -42,6 +42,17 @@ pub struct Args {
         conflicts_with = "standalone"
     )]
     service: Service,
+    /// In a cluster: the certificate that the kube-apiserver sees, when it is not of our own authority; read again when it
+    /// changes. Whoever made it keeps the APIService's caBundle, too (cert-manager.io/inject-ca-from does).
+    #[arg(long, value_name = "FILE", requires = "tls_private_key_file", conflicts_with = "standalone")]
+    tls_cert_file: Option<PathBuf>,
+    /// In a cluster: the key of --tls-cert-file.
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file", conflicts_with = "standalone")]
+    tls_private_key_file: Option<PathBuf>,
+    /// In a cluster: how long an old and a new authority of ours are both trusted when one is exchanged for the other, in
+    /// seconds. It is exchanged when it is old, or when its Secret is annotated with stillpoint.dev/rotate.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, conflicts_with = "standalone")]
+    ca_overlap_seconds: u64,
     /// In a cluster: how to reach it, when not as the pod that we are.
     #[arg(long, value_name = "FILE", conflicts_with = "standalone")]
     kubeconfig: Option<PathBuf>,
@@ -96,6 +107,10 @@ impl Args {
                 let place = aggregated::Place {
                     listen: self.listen.unwrap_or(EVERYWHERE),
                     service: self.service,
+                    serving: match (self.tls_cert_file, self.tls_private_key_file) {
+                        (Some(certificate), Some(key)) => Serving::Files { certificate, key },
+                        _ => Serving::Own { overlap: Duration::from_secs(self.ca_overlap_seconds) },
+                    },
                     kubeconfig: self.kubeconfig,
                     advertise: self.advertise,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),

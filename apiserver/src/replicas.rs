@@ -20,7 +20,6 @@ use std::{
 };
 
 use api::Freeze;
-use certs::Authority;
 use freeze::{FreezeName, Freezer, Remains};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
@@ -29,7 +28,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    aggregated::Service,
+    aggregated::{Keyring, Service},
     answer::Answer,
     error::ApiError,
     records::{Mirror, Records},
@@ -79,31 +78,30 @@ const MOST_HOPS: u32 = 2;
 /// What a replica is made of.
 pub(crate) struct Us {
     pub(crate) client: Client,
-    /// Our certificates are for it, and the Leases in its namespace.
+    /// The Leases are in its namespace.
     pub(crate) service: Service,
     pub(crate) identity: String,
     pub(crate) address: String,
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) keyring: Arc<Keyring>,
     pub(crate) records: Arc<dyn Records>,
     pub(crate) freezer: Freezer,
 }
 
 impl Replicas {
-    pub(crate) fn new(us: Us) -> anyhow::Result<Self> {
-        let Service { namespace, name } = &us.service;
-        Ok(Self(Arc::new(Inner {
+    pub(crate) fn new(us: Us) -> Self {
+        Self(Arc::new(Inner {
             identity: us.identity,
             address: us.address,
-            leases: Api::namespaced(us.client, namespace),
+            leases: Api::namespaced(us.client, &us.service.namespace),
             mirror: Mirror::empty(),
             alive: Mutex::default(),
             members: Arc::default(),
-            peers: Peers::new(&us.authority, format!("{name}.{namespace}.svc"))?,
+            peers: Peers::new(us.keyring),
             records: us.records,
             freezer: us.freezer,
             renewed: Mutex::default(),
             leaving: CancellationToken::new(),
-        })))
+        }))
     }
 
     /// Where a verb that would freeze is to be executed; if here, the members stay ours for as long as the answer lives.

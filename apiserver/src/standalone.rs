@@ -38,7 +38,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, ending: Ending, drivers: Driv
     let bound = Bound::bind(listen).await?;
     let address = bound.address().context("the address that we listen on")?;
     let leaf = Leaf::new(&DataDir::leaf(&authority, address, now)?)?;
-    let tls = certs::server_config(Arc::clone(&leaf))?;
+    let tls = certs::server_config(Arc::clone(&leaf) as _)?;
     data_dir.write_kubeconfigs(address, &authority, &tokens)?;
     let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
     let store = Store::open(&data_dir.objects(), &resources::stored(), &tasks)?;
