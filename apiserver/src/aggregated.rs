@@ -2,6 +2,7 @@
 //! trusted by an authority that lies in a Secret and in the APIService.
 
 mod keyring;
+mod skew;
 mod trust;
 
 use std::{
@@ -24,6 +25,7 @@ use tracing::info;
 
 use crate::{
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
+    health::Condition,
     records::{Cluster, Records},
     recovery,
     replicas::{Replicas, Us, WithPeers},
@@ -66,7 +68,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
     let (tasks, stopping, over) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
     let cluster = Cluster::begin(client.clone(), &tasks, &over);
-    let trust = Arc::new(Trust::default());
+    let (trust, schema) = (Arc::new(Trust::default()), Arc::new(Condition::new("crds")));
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);
     let core = Core::new(Parts {
         served: Served::Aggregated,
@@ -79,6 +81,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
             Arc::clone(&keyring),
         )),
         authorizer: Arc::new(SubjectAccessReviews::new(reviews)),
+        conditions: vec![Arc::clone(&schema)],
         tasks,
         stopping,
         over,
@@ -104,7 +107,9 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     });
     let mut loops = vec![
         ("whom to trust", trust.follow(client.clone()).boxed()),
-        ("our certificates", certificates.keep(client, core.verbs.clone()).boxed()),
+        ("our certificates", certificates.keep(client.clone(), core.verbs.clone()).boxed()),
+        ("the CRDs' version", skew::look(client, schema).boxed()),
+        ("what others finished", recovery::follow(core.verbs.clone()).boxed()),
     ];
     loops.extend(replicas.loops(&core.verbs));
     core.verbs.replicas.set(replicas).ok();

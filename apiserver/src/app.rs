@@ -26,7 +26,7 @@ use crate::{
     auth::{Authenticator, Authorizer, authorize},
     documents,
     error::ApiError,
-    health::{self, Check},
+    health::{self, Check, Condition},
     metrics::{self, Metrics},
     negotiate::{self, Form},
     objects::Objects,
@@ -43,6 +43,8 @@ pub struct App {
     pub authorizer: Arc<dyn Authorizer>,
     pub objects: Objects,
     pub metrics: Arc<Metrics>,
+    /// What else has to be so before it is ready.
+    pub(crate) conditions: Vec<Arc<Condition>>,
     /// Set when shutdown begins: no longer ready, watches end.
     pub stopping: CancellationToken,
 }
@@ -127,12 +129,14 @@ impl App {
 
     /// Readiness ends at once when shutdown begins, and begins when it is known whom to trust; liveness is neither's affair.
     fn checks(&self, probe: &str) -> Vec<Check> {
-        checks(
+        let conditions = self.conditions.iter().filter(|_| probe == "readyz").map(|condition| condition.check());
+        let ready = checks(
             probe,
             self.stopping.is_cancelled(),
             self.objects.verbs.recovered.is_cancelled(),
             self.authenticator.ready(),
-        )
+        );
+        ready.into_iter().chain(conditions).collect()
     }
 
     fn metrics(&self) -> Result<Answer, ApiError> {

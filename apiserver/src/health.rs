@@ -1,9 +1,47 @@
-//! `/healthz`, `/livez`, `/readyz`, in upstream's words (apiserver `pkg/server/healthz`). Pure.
+//! `/healthz`, `/livez`, `/readyz`, in upstream's words (apiserver `pkg/server/healthz`).
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use http::StatusCode;
+use tracing::{error, info};
 
 use crate::{answer::Answer, error::ApiError, query::Query, target::Health};
+
+/// Something without which a server is not ready; why it is not met goes into the log.
+#[derive(Debug)]
+pub(crate) struct Condition {
+    name: &'static str,
+    unmet: Mutex<Option<String>>,
+}
+
+impl Condition {
+    pub(crate) fn new(name: &'static str) -> Self {
+        Self { name, unmet: Mutex::new(Some("it was not looked at yet".to_owned())) }
+    }
+
+    pub(crate) fn is_met(&self) {
+        if self.unmet().take().is_some() {
+            info!("{}: as it should be", self.name);
+        }
+    }
+
+    pub(crate) fn is_not_met(&self, why: String) {
+        let mut unmet = self.unmet();
+        if unmet.as_ref() != Some(&why) {
+            error!("not ready: {why}");
+        }
+        *unmet = Some(why);
+    }
+
+    pub(crate) fn check(&self) -> Check {
+        (self.name, self.unmet().is_none())
+    }
+
+    fn unmet(&self) -> MutexGuard<'_, Option<String>> {
+        self.unmet.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// A check by its name; why it fails is for the log.
 pub(crate) type Check = (&'static str, bool);

@@ -17,6 +17,7 @@ use crate::{
     auth::{Authenticator, Authorizer},
     controllers,
     directory::Directory,
+    health::Condition,
     journal::{RecordsJournal, Told},
     metrics::Metrics,
     objects::Objects,
@@ -71,6 +72,7 @@ pub(crate) struct Parts {
     pub(crate) drivers: Drivers,
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) conditions: Vec<Arc<Condition>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stopping: CancellationToken,
     pub(crate) over: CancellationToken,
@@ -82,8 +84,19 @@ const LAST: Duration = Duration::from_secs(5);
 impl Core {
     /// Nothing is frozen until `Verbs::recovered` says that what a dead server left is known.
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { served, identity, records, registry, drivers, authenticator, authorizer, tasks, stopping, over } =
-            parts;
+        let Parts {
+            served,
+            identity,
+            records,
+            registry,
+            drivers,
+            authenticator,
+            authorizer,
+            conditions,
+            tasks,
+            stopping,
+            over,
+        } = parts;
         let metrics = Arc::new(Metrics::new());
         let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics));
         let directory = Directory { records: Arc::clone(&records), drivers };
@@ -105,6 +118,7 @@ impl Core {
             authorizer: Arc::clone(&authorizer),
             objects: Objects { served, registry, verbs: verbs.clone(), authorizer },
             metrics,
+            conditions,
             stopping: stopping.clone(),
         });
         Self { app, freezer, verbs, told, stopping, over, tasks }

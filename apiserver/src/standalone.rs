@@ -52,6 +52,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, ending: Ending, drivers: Driv
         drivers,
         authenticator: Arc::new(Known::new(authority.certificate().into(), tokens)),
         authorizer: Arc::new(Roles),
+        conditions: Vec::new(),
         tasks,
         stopping,
         over: CancellationToken::new(),
