@@ -109,18 +109,20 @@ impl Replicas {
         let inner = &self.0;
         let wanted: BTreeSet<Member> =
             databases.iter().map(|name| (namespace.to_owned(), (*name).to_owned())).collect();
-        inner.not_fenced()?;
-        // Whatever is held here already decides: it is joined, or it is why the answer is no.
-        if wanted.iter().any(|member| inner.holds(member) && inner.members.has(member)) {
-            return Ok(Place::Here(None));
-        }
+        let held = wanted.iter().any(|member| inner.holds(member) && inner.members.has(member));
         // What another replica sends here is sent because it is ours.
-        if hops == 0
+        if !held
+            && hops == 0
             && inner.leaving.is_cancelled()
             && let Some(successor) = inner.successor()
         {
             inner.members.yield_up(&inner.leases, &wanted, |member| inner.holds(member)).await;
             return Ok(Place::At(successor));
+        }
+        inner.not_fenced()?;
+        // Whatever is held here already decides: it is joined, or it is why the answer is no.
+        if held {
+            return Ok(Place::Here(None));
         }
         if let Some(owned) = inner.members.hold(&wanted) {
             return Ok(Place::Here(Some(owned)));
@@ -184,7 +186,7 @@ impl Replicas {
 impl Inner {
     fn not_fenced(&self) -> Result<(), ApiError> {
         if self.is_fenced() {
-            return Err(ApiError::unavailable(
+            return Err(ApiError::in_motion(
                 "this replica could not tell the cluster's API server that it lives, and freezes nothing; try again",
             ));
         }

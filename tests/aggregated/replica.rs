@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
-use cluster::Cluster;
+use cluster::{Cluster, until};
 use fixtures::Port;
 use tokio::sync::oneshot;
 
@@ -30,19 +30,19 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    pub(crate) async fn start(cluster: &Cluster, kubeconfig: &Path, name: &str) -> Result<Self> {
-        Self::at(Port::reserve()?, cluster, kubeconfig, name).await
+    pub(crate) async fn start(cluster: &Cluster, kubeconfig: &Path, name: &str, arguments: &[String]) -> Result<Self> {
+        Self::at(Port::reserve()?, cluster, kubeconfig, name, arguments).await
     }
 
     /// Another run of it, at the same address.
-    pub(crate) async fn again(mut self, cluster: &Cluster, kubeconfig: &Path) -> Result<Self> {
+    pub(crate) async fn again(mut self, cluster: &Cluster, kubeconfig: &Path, arguments: &[String]) -> Result<Self> {
         self.kill();
         let port = std::mem::replace(&mut self.port, Port::reserve()?);
-        Self::at(port, cluster, kubeconfig, &self.name).await
+        Self::at(port, cluster, kubeconfig, &self.name, arguments).await
     }
 
-    async fn at(port: Port, cluster: &Cluster, kubeconfig: &Path, name: &str) -> Result<Self> {
-        let child = spawn(&cluster.root().join(format!("{name}.log")), kubeconfig, &port, name).await?;
+    async fn at(port: Port, cluster: &Cluster, kubeconfig: &Path, name: &str, arguments: &[String]) -> Result<Self> {
+        let child = spawn(&cluster.root().join(format!("{name}.log")), kubeconfig, &port, name, arguments).await?;
         let bundle =
             ["get", "secret", "stillpoint-apiserver-ca", "--namespace", NAMESPACE, "-o", "jsonpath={.data.ca\\.crt}"];
         let authority = STANDARD.decode(cluster.kubectl(&bundle).await?.ok()?.trim())?;
@@ -52,6 +52,16 @@ impl Replica {
             authority: String::from_utf8(authority)?,
         };
         Ok(Self { name: name.to_owned(), server, child, port, stopped: false })
+    }
+
+    /// Returns when its probe would say so.
+    pub(crate) async fn ready(&self) -> Result<()> {
+        until("it is ready", SOON, async || {
+            let answer = self.server.get("/readyz?verbose").await?;
+            ensure!(answer.code == 200, "{}", String::from_utf8_lossy(&answer.body));
+            Ok(())
+        })
+        .await
     }
 
     /// `-TERM` asks it to stop, as a kubelet would; `-STOP` lets it hang, and `-CONT` go on.
@@ -96,7 +106,7 @@ impl Drop for Replica {
 }
 
 /// Starts one, and waits until it listens.
-async fn spawn(log: &Path, kubeconfig: &Path, port: &Port, name: &str) -> Result<Child> {
+async fn spawn(log: &Path, kubeconfig: &Path, port: &Port, name: &str, arguments: &[String]) -> Result<Child> {
     let log: File = OpenOptions::new().create(true).append(true).open(log)?;
     let mut command = Command::new("setpriv");
     command
@@ -104,6 +114,7 @@ async fn spawn(log: &Path, kubeconfig: &Path, port: &Port, name: &str) -> Result
         .arg(tests::binary("stillpoint-apiserver")?)
         .args(["--listen", &format!("0.0.0.0:{}", port.number), "--identity", name, "--kubeconfig"])
         .arg(kubeconfig)
+        .args(arguments)
         .stdout(Stdio::piped())
         .stderr(log);
     let mut child = spawn_for_good(command).await?;

@@ -1,7 +1,9 @@
 //! One control plane for all tests, and Stillpoint behind it, installed from deploy/. Each test has a namespace of its own.
 
 use std::{
+    net::SocketAddr,
     path::{Path, PathBuf},
+    process::ExitStatus,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -10,12 +12,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cluster::{Cluster, Identity, Options, ServicePort, until};
 use fixtures::{Engine, PASSWORD, Server, USER};
 use serde_json::{Value, json};
 use tokio::sync::{self, MappedMutexGuard, OnceCell};
 
-use crate::replica::Replica;
+use crate::{forwarder::Forwarder, replica::Replica};
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 pub(crate) const SERVICE: &str = "stillpoint-apiserver";
@@ -30,6 +33,24 @@ pub(crate) struct World {
     replicas: Mutex<Vec<Replica>>,
     /// The replicas' kubeconfig.
     account: PathBuf,
+    /// What replicas are started with, beside what all are.
+    arguments: Vec<String>,
+    /// Stands where the Service is, when kube-apiserver is told to go there.
+    proxy: Option<Forwarder>,
+}
+
+/// How a world of a test's own is.
+pub(crate) struct Setup {
+    pub(crate) replicas: Vec<&'static str>,
+    /// Whether kube-apiserver goes to the endpoints itself.
+    pub(crate) aggregator_routing: bool,
+    pub(crate) arguments: Vec<String>,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self { replicas: vec!["one", "two"], aggregator_routing: true, arguments: Vec::new() }
+    }
 }
 
 /// A namespace of one test's.
@@ -51,18 +72,23 @@ impl World {
         static WORLD: sync::Mutex<Option<World>> = sync::Mutex::const_new(None);
         let mut guard = WORLD.lock().await;
         if guard.is_none() {
-            *guard = Some(Self::of(&["one"]).await.expect("a second cluster with Stillpoint"));
+            *guard = Some(
+                Self::of(Setup { replicas: vec!["one"], ..Setup::default() })
+                    .await
+                    .expect("a second cluster with Stillpoint"),
+            );
         }
         sync::MutexGuard::map(guard, |world| world.as_mut().expect("it was just started"))
     }
 
     /// One for a test that kills replicas.
     pub(crate) async fn start() -> Result<Self> {
-        Self::of(&["one", "two"]).await
+        Self::of(Setup::default()).await
     }
 
-    async fn of(replicas: &[&str]) -> Result<Self> {
-        let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
+    pub(crate) async fn of(setup: Setup) -> Result<Self> {
+        let Setup { replicas, aggregator_routing, arguments } = setup;
+        let cluster = Cluster::start(Options { aggregator_routing, fsync: false }).await?;
         cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         let files = ["crds/databases.yaml", "crds/freezes.yaml", "apiserver/rights.yaml", "apiserver/api.yaml"];
@@ -70,7 +96,14 @@ impl World {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
         }
         let account = cluster.kubeconfig_of(&Identity::service_account(NAMESPACE, SERVICE)).await?;
-        let world = Self { cluster, replicas: Mutex::default(), account };
+        let proxy = match aggregator_routing {
+            true => None,
+            false => {
+                let service = cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&[])]).await?;
+                Some(Forwarder::start((service, 443).into(), Vec::new()).await.context("at the Service's address")?)
+            }
+        };
+        let world = Self { cluster, replicas: Mutex::default(), account, arguments, proxy };
         for name in replicas {
             world.add_replica(name).await?;
         }
@@ -82,14 +115,54 @@ impl World {
     pub(crate) async fn available(&self, within: Duration) -> Result<()> {
         let timeout = format!("--timeout={}s", within.as_secs());
         let wait = ["wait", "--for=condition=Available", &timeout, "apiservice", APISERVICE];
-        self.cluster.kubectl(&wait).await?.ok().context("the APIService is available").map(drop)
+        self.cluster.kubectl(&wait).await?.ok().context("the APIService is available")?;
+        // Whoever passes requests on learns our authority a little later than whoever looks whether we are there.
+        let group = format!("/apis/{}", api::LIVE_API_VERSION);
+        until("requests are passed on", within, async || self.cluster.kubectl(&["get", "--raw", &group]).await?.ok())
+            .await
+            .map(drop)
     }
 
-    /// Starts one more, and has the Service lead to all that run.
+    /// Starts one more, and has the Service lead to all that run once it is ready.
     pub(crate) async fn add_replica(&self, name: &str) -> Result<()> {
-        let replica = Replica::start(&self.cluster, &self.account, name).await?;
+        let replica = Replica::start(&self.cluster, &self.account, name, &self.arguments).await?;
+        replica.ready().await?;
         self.running().push(replica);
         self.route().await
+    }
+
+    /// Ends one as a kubelet does; a while later the Service leads there no more. How it ended.
+    pub(crate) async fn end(&self, name: &str, propagation: Duration) -> Result<ExitStatus> {
+        for replica in self.running().iter_mut().filter(|replica| replica.name == name) {
+            replica.signal("-TERM")?;
+        }
+        tokio::time::sleep(propagation).await;
+        let (left, ended): (Vec<_>, Vec<_>) = self.running().drain(..).partition(|replica| replica.name != name);
+        self.running().extend(left);
+        self.route().await?;
+        let mut ended = ended.into_iter().next().context("no such replica")?;
+        until("it ends", SOON, || {
+            let ended = ended.ended();
+            async { ended?.context("it goes on") }
+        })
+        .await
+    }
+
+    /// What signs our certificates now, PEM.
+    pub(crate) async fn authority(&self) -> Result<String> {
+        let secret = ["--namespace", NAMESPACE, "get", "secret", "stillpoint-apiserver-ca"];
+        self.decoded(&secret, "{.data.ca\\.crt}").await
+    }
+
+    /// What kube-apiserver trusts us by.
+    pub(crate) async fn trusted(&self) -> Result<String> {
+        self.decoded(&["get", "apiservice", APISERVICE], "{.spec.caBundle}").await
+    }
+
+    async fn decoded(&self, what: &[&str], path: &str) -> Result<String> {
+        let path = format!("jsonpath={path}");
+        let all: Vec<&str> = what.iter().copied().chain(["-o", &path]).collect();
+        Ok(String::from_utf8(STANDARD.decode(self.cluster.kubectl(&all).await?.ok()?.trim())?)?)
     }
 
     /// Kills one as a crash would, and has the Service lead to those that are left, as a node's controller does.
@@ -115,15 +188,19 @@ impl World {
     /// Starts the first replica again at its address, whatever became of it.
     pub(crate) async fn start_again(&self) -> Result<()> {
         let old = self.running().remove(0);
-        let new = old.again(&self.cluster, &self.account).await?;
+        let new = old.again(&self.cluster, &self.account, &self.arguments).await?;
         self.running().insert(0, new);
         Ok(())
     }
 
     async fn route(&self) -> Result<()> {
         let running = |replica: &&Replica| !replica.is_stopped();
-        let ports: Vec<u16> =
-            self.running().iter().filter(running).map(|replica| replica.server.address.port()).collect();
+        let addresses: Vec<SocketAddr> =
+            self.running().iter().filter(running).map(|replica| replica.server.address).collect();
+        if let Some(proxy) = &self.proxy {
+            proxy.lead_to(addresses.clone());
+        }
+        let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
         self.cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&ports)]).await.map(drop)
     }
 
