@@ -1,6 +1,7 @@
 //! One control plane for all tests, and Stillpoint behind it, installed from deploy/. Each test has a namespace of its own.
 
 use std::{
+    collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::ExitStatus,
@@ -35,6 +36,9 @@ pub(crate) struct World {
     account: PathBuf,
     /// What replicas are started with, beside what all are.
     arguments: Vec<String>,
+    /// Between each replica and kube-apiserver, where a test may cut it.
+    networks: Mutex<HashMap<String, Forwarder>>,
+    can_be_cut: bool,
     /// Stands where the Service is, when kube-apiserver is told to go there.
     proxy: Option<Forwarder>,
 }
@@ -45,11 +49,13 @@ pub(crate) struct Setup {
     /// Whether kube-apiserver goes to the endpoints itself.
     pub(crate) aggregator_routing: bool,
     pub(crate) arguments: Vec<String>,
+    /// Whether replicas can be cut off from kube-apiserver.
+    pub(crate) can_be_cut: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { replicas: vec!["one", "two"], aggregator_routing: true, arguments: Vec::new() }
+        Self { replicas: vec!["one", "two"], aggregator_routing: true, arguments: Vec::new(), can_be_cut: false }
     }
 }
 
@@ -87,7 +93,7 @@ impl World {
     }
 
     pub(crate) async fn of(setup: Setup) -> Result<Self> {
-        let Setup { replicas, aggregator_routing, arguments } = setup;
+        let Setup { replicas, aggregator_routing, arguments, can_be_cut } = setup;
         let cluster = Cluster::start(Options { aggregator_routing, fsync: false }).await?;
         cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
@@ -103,7 +109,8 @@ impl World {
                 Some(Forwarder::start((service, 443).into(), Vec::new()).await.context("at the Service's address")?)
             }
         };
-        let world = Self { cluster, replicas: Mutex::default(), account, arguments, proxy };
+        let networks = Mutex::default();
+        let world = Self { cluster, replicas: Mutex::default(), account, arguments, networks, can_be_cut, proxy };
         for name in replicas {
             world.add_replica(name).await?;
         }
@@ -125,10 +132,32 @@ impl World {
 
     /// Starts one more, and has the Service lead to all that run once it is ready.
     pub(crate) async fn add_replica(&self, name: &str) -> Result<()> {
-        let replica = Replica::start(&self.cluster, &self.account, name, &self.arguments).await?;
+        let account = if self.can_be_cut { &self.network(name).await? } else { &self.account };
+        let replica = Replica::start(&self.cluster, account, name, &self.arguments).await?;
         replica.ready().await?;
         self.running().push(replica);
         self.route().await
+    }
+
+    /// A way to kube-apiserver of its own for one replica: its kubeconfig.
+    async fn network(&self, name: &str) -> Result<PathBuf> {
+        let mut kubeconfig: Value = serde_json::from_str(&std::fs::read_to_string(&self.account)?)?;
+        let server = &mut kubeconfig["clusters"][0]["cluster"]["server"];
+        let target =
+            server.as_str().and_then(|server| server.strip_prefix("https://")).context("no server")?.parse()?;
+        let network = Forwarder::start(([127, 0, 0, 1], 0).into(), vec![target]).await?;
+        *server = format!("https://{}", network.address).into();
+        let path = self.cluster.root().join(format!("{name}.kubeconfig"));
+        std::fs::write(&path, kubeconfig.to_string())?;
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), network);
+        Ok(path)
+    }
+
+    /// Between a replica and kube-apiserver nothing comes through from now on, or again.
+    pub(crate) fn cut(&self, name: &str, cut: bool) {
+        if let Some(network) = self.networks.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+            network.cut(cut);
+        }
     }
 
     /// Ends one as a kubelet does; a while later the Service leads there no more. How it ended.
