@@ -170,6 +170,11 @@ impl Replicas {
         !self.0.is_fenced() && !self.0.leaving.is_cancelled() && self.0.members.has(&lease::leader())
     }
 
+    /// Whether the others still believe us alive, by our own clock.
+    pub(crate) fn may_freeze(&self) -> bool {
+        !self.0.is_fenced()
+    }
+
     /// What is new is done by another from now on, if there is another.
     pub(crate) fn begin_to_leave(&self) {
         self.0.leaving.cancel();

@@ -98,7 +98,8 @@ impl Core {
             over,
         } = parts;
         let metrics = Arc::new(Metrics::new());
-        let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics));
+        let replicas = Arc::default();
+        let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics), Arc::clone(&replicas));
         let directory = Directory { records: Arc::clone(&records), drivers };
         let epoch = Timestamp::now().as_microsecond();
         let freezer = Freezer::new(identity, epoch, journal, Arc::new(directory.clone()));
@@ -110,7 +111,7 @@ impl Core {
             tasks: tasks.clone(),
             recovered: CancellationToken::new(),
             stored: CancellationToken::new(),
-            replicas: Arc::default(),
+            replicas,
         };
         let app = Arc::new(App {
             served,

@@ -9,6 +9,7 @@ mod doors;
 mod forwarder;
 mod freezes;
 mod keys;
+mod numbers;
 mod replica;
 mod replicas;
 mod restarts;

@@ -7,6 +7,7 @@ use std::{
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
+    time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
@@ -89,6 +90,14 @@ impl Replica {
     pub(crate) fn kill(&mut self) {
         self.child.kill().ok();
         self.child.wait().ok();
+    }
+
+    /// What processor time it has had (proc(5), `/proc/pid/stat`, in ticks of 10 ms).
+    pub(crate) fn processor_time(&self) -> Result<Duration> {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", self.child.id()))?;
+        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |at: usize| fields.get(at).context("no such field")?.parse::<u64>().context("no number");
+        Ok(Duration::from_millis(10 * (ticks(11)? + ticks(12)?)))
     }
 
     /// What it has in memory, in KiB.

@@ -49,13 +49,21 @@ pub(crate) struct Setup {
     /// Whether kube-apiserver goes to the endpoints itself.
     pub(crate) aggregator_routing: bool,
     pub(crate) arguments: Vec<String>,
+    /// Whether what is stored is on disk before it is answered.
+    pub(crate) fsync: bool,
     /// Whether replicas can be cut off from kube-apiserver.
     pub(crate) can_be_cut: bool,
 }
 
 impl Default for Setup {
     fn default() -> Self {
-        Self { replicas: vec!["one", "two"], aggregator_routing: true, arguments: Vec::new(), can_be_cut: false }
+        Self {
+            replicas: vec!["one", "two"],
+            aggregator_routing: true,
+            arguments: Vec::new(),
+            fsync: false,
+            can_be_cut: false,
+        }
     }
 }
 
@@ -93,8 +101,8 @@ impl World {
     }
 
     pub(crate) async fn of(setup: Setup) -> Result<Self> {
-        let Setup { replicas, aggregator_routing, arguments, can_be_cut } = setup;
-        let cluster = Cluster::start(Options { aggregator_routing, fsync: false }).await?;
+        let Setup { replicas, aggregator_routing, arguments, fsync, can_be_cut } = setup;
+        let cluster = Cluster::start(Options { aggregator_routing, fsync }).await?;
         cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         let files = ["crds/databases.yaml", "crds/freezes.yaml", "apiserver/rights.yaml", "apiserver/api.yaml"];
