@@ -131,7 +131,7 @@ impl Replicas {
             if inner.members.has(member) {
                 continue;
             }
-            match inner.take(member).await? {
+            match inner.take(member, hops > 0).await? {
                 Taken::Ours => inner.lay_to_rest_at(member),
                 Taken::Theirs(holder) if hops < MOST_HOPS => {
                     // It may need them for the same group.
@@ -198,9 +198,15 @@ impl Inner {
         Ok(())
     }
 
-    /// Takes one member, if nobody who is alive has it.
-    async fn take(&self, member: &Member) -> Result<Taken, ApiError> {
-        let (name, mut known) = (lease::member_name(member), self.known(member));
+    /// Takes one member, if nobody who is alive has it. `sent`: whoever sent us here may have given it back a moment ago, which
+    /// the mirror does not know yet.
+    async fn take(&self, member: &Member, sent: bool) -> Result<Taken, ApiError> {
+        let name = lease::member_name(member);
+        let mut known = if sent {
+            self.leases.get_opt(&name).await.map_err(|error| unreachable(&error))?
+        } else {
+            self.known(member)
+        };
         for _ in 0..TRIES {
             let holder = known.as_ref().and_then(lease::holder).filter(|holder| *holder != self.identity);
             if let Some(holder) = holder.map(str::to_owned)

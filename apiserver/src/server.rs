@@ -158,6 +158,7 @@ impl Server {
         let server = tokio::spawn(bound.serve(tls, service, Limits::default(), over.clone()));
         info!(%address, "serving");
         let died = tokio::select! {
+            biased;
             () = stopping.cancelled() => false,
             ended = loops.join_next() => {
                 warn!(?ended, "a loop that must not end has ended");
@@ -187,6 +188,7 @@ impl Server {
         over.cancel();
         server.await?;
         loops.shutdown().await;
+        over.cancel();
         // The store's writer ends with its last user.
         drop((app, freezer));
         tasks.close();

@@ -44,6 +44,12 @@ enum Command {
     Renew(commands::unquiesce::RenewCommand),
     /// End your claim, and get the proof.
     Unquiesce(commands::unquiesce::Command),
+    /// In a cluster: check what is installed, whom it may read Secrets of, and every Database. Exits with 1 when a check fails.
+    Doctor(commands::doctor::Command),
+    /// In a cluster: let Stillpoint read the Secrets that a namespace's Databases name.
+    Enable(commands::enable::Command),
+    /// In a cluster: take that back.
+    Disable(commands::enable::DisableCommand),
     /// Break-glass: end every claim, whoever holds it.
     Thaw(commands::thaw::Command),
     #[command(name = supervise::SUPERVISE, hide = true)]
@@ -66,6 +72,9 @@ impl Args {
             Command::Status(command) => command.run(connection, output).await,
             Command::Renew(command) => command.run(connection, output).await,
             Command::Unquiesce(command) => command.run(connection, output).await,
+            Command::Doctor(command) => command.run(connection, output).await,
+            Command::Enable(command) => command.run(connection, output).await,
+            Command::Disable(command) => command.run(connection, output).await,
             Command::Thaw(command) => command.run(connection, output).await,
             Command::Supervise { parent, command } => Ok(supervise::supervise(parent, &command).await),
         }

@@ -36,6 +36,20 @@ pub struct Api {
 
 impl Connection {
     pub async fn connect(self) -> Result<Api, Failure> {
+        self.connect_with(true).await
+    }
+
+    /// A refusal for the moment (429, 503, 504) is an answer, and not tried again.
+    pub async fn connect_for_one_try(self) -> Result<Api, Failure> {
+        self.connect_with(false).await
+    }
+
+    /// The namespace, if one was named.
+    pub fn namespace(&self) -> Option<&str> {
+        self.namespace.as_deref()
+    }
+
+    async fn connect_with(self, tries_again: bool) -> Result<Api, Failure> {
         let options = KubeConfigOptions { context: self.context, ..KubeConfigOptions::default() };
         let config = match &self.kubeconfig {
             Some(path) => {
@@ -57,6 +71,7 @@ impl Connection {
                 }
             },
         };
+        config.default_retry = tries_again;
         // Taking hold may wait for the database; the server bounds it.
         config.read_timeout = Some(std::time::Duration::from_secs(120));
         let namespace = self.namespace.unwrap_or_else(|| config.default_namespace.clone());

@@ -1,13 +1,20 @@
 //! What an operator applies, as files, generated from the code that they belong to. The files are in the repository, so that
 //! nobody needs Rust to install; a test says when they are not what the code says.
 
+mod monitoring;
+mod policies;
 mod rights;
+mod server;
+mod settings;
 
 use std::{fs, io, path::Path};
 
 use anyhow::Context;
+use api::install::ACCOUNT;
 use serde::Serialize;
 use serde_json::{Value, json};
+
+use settings::NAMESPACE;
 
 /// One file, by its path below `deploy/`.
 #[derive(Debug)]
@@ -16,29 +23,144 @@ pub struct Manifest {
     pub text: String,
 }
 
-/// Where Stillpoint is installed, and as whom its API server runs.
-pub const NAMESPACE: &str = "stillpoint";
-pub const ACCOUNT: &str = "stillpoint-apiserver";
-
 /// The first line of each.
 const GENERATED: &str = "# Generated from the Rust types by `make manifests`; do not edit.\n";
 
-/// All that is generated.
+/// Objects that belong together.
+struct Part {
+    name: &'static str,
+    objects: Vec<Object>,
+}
+
+/// One object, and where it is applied.
+struct Object {
+    value: Value,
+    /// In the chart: only if this holds.
+    when: Option<&'static str>,
+    /// In the chart: once for each of these; `.` is the one.
+    each: Option<&'static str>,
+    plain: bool,
+    chart: bool,
+}
+
+impl From<Value> for Object {
+    fn from(value: Value) -> Self {
+        Self { value, when: None, each: None, plain: true, chart: true }
+    }
+}
+
+fn only_if(when: &'static str, value: Value) -> Object {
+    Object { when: Some(when), ..value.into() }
+}
+
+fn only_in_chart(when: &'static str, value: Value) -> Object {
+    Object { plain: false, ..only_if(when, value) }
+}
+
+/// All but the CRDs, in the order in which they are applied. The API comes last: it is of use when somebody answers.
+fn parts() -> Vec<Part> {
+    let each = |each, value: Value| Object { each: Some(each), plain: false, ..value.into() };
+    let all = |objects: Vec<Value>| objects.into_iter().map(Object::from).collect();
+    let enabled = rights::credentials(&settings::computed("null", "."));
+    let server = vec![
+        server::service().into(),
+        server::deployment().into(),
+        only_if("gt (int $.Values.replicas) 1", server::budget()),
+        only_if("$.Values.networkPolicy.enabled", server::network()),
+        only_if("$.Values.flowSchema.enabled", server::flow()),
+        only_in_chart("$.Values.serviceMonitor.enabled", monitoring::monitor()),
+        only_in_chart("$.Values.alerts.enabled", monitoring::alerts()),
+    ];
+    vec![
+        Part { name: "namespace", objects: vec![Object { chart: false, ..server::namespace().into() }] },
+        Part { name: "rights", objects: all(rights::rights()) },
+        Part { name: "enabled", objects: vec![each("$.Values.namespaces", enabled)] },
+        Part { name: "policies", objects: all(policies::policies()) },
+        Part { name: "server", objects: server },
+        Part { name: "api", objects: vec![api().into()] },
+    ]
+}
+
+/// All that is generated: plain YAML by parts and as one file, and the chart.
 pub fn manifests() -> anyhow::Result<Vec<Manifest>> {
-    let mut manifests: Vec<Manifest> = api::crds::all()
-        .iter()
-        .map(|crd| Ok(Manifest { path: format!("crds/{}.yaml", crd.spec.names.plural), text: yaml(&[crd])? }))
-        .collect::<anyhow::Result<_>>()?;
-    manifests.push(Manifest { path: "apiserver/rights.yaml".to_owned(), text: yaml(&rights::rights())? });
-    manifests.push(Manifest { path: "apiserver/api.yaml".to_owned(), text: yaml(&[api()])? });
+    let mut manifests = Vec::new();
+    let mut everything = Vec::new();
+    for crd in api::crds::all() {
+        let crd = serde_json::to_value(crd)?;
+        let name = crd["spec"]["names"]["plural"].as_str().unwrap_or_default();
+        manifests.push(Manifest { path: format!("crds/{name}.yaml"), text: yaml(&[&crd])? });
+        everything.push(crd);
+    }
+    let crds = everything.iter().map(|crd| only_if("$.Values.crds.enabled", kept(crd.clone()))).collect();
+    let parts = parts();
+    for part in &parts {
+        let objects = part.objects.iter().filter(|object| object.plain);
+        let objects: Vec<Value> =
+            objects.map(|object| settings::plain(&object.value)).collect::<anyhow::Result<_>>()?;
+        if !objects.is_empty() {
+            manifests.push(Manifest { path: format!("apiserver/{}.yaml", part.name), text: yaml(&objects)? });
+        }
+        everything.extend(objects);
+    }
+    // The namespace first: what is in it comes after it.
+    everything.sort_by_key(|object| object["kind"] != "Namespace");
+    manifests.push(Manifest { path: "stillpoint.yaml".to_owned(), text: yaml(&everything)? });
+    for part in [Part { name: "crds", objects: crds }].iter().chain(&parts) {
+        let text = templates(&part.objects)?;
+        if !text.is_empty() {
+            let path = format!("chart/templates/{}.yaml", part.name);
+            manifests.push(Manifest { path, text: format!("{GENERATED}{text}") });
+        }
+    }
+    let chart = yaml(&[json!({
+        "apiVersion": "v2", "name": "stillpoint", "type": "application",
+        "description": "Application-consistent copies of databases: a freeze, and the proof that it held",
+        "version": env!("CARGO_PKG_VERSION"), "appVersion": env!("CARGO_PKG_VERSION"), "kubeVersion": ">=1.33.0-0",
+    })])?;
+    for (name, text) in [
+        ("Chart.yaml", chart),
+        ("values.yaml", format!("{GENERATED}{}", settings::values())),
+        ("values.schema.json", settings::schema()?),
+        ("templates/NOTES.txt", NOTES.to_owned()),
+    ] {
+        manifests.push(Manifest { path: format!("chart/{name}"), text });
+    }
     Ok(manifests)
+}
+
+/// What Helm says after an installation.
+const NOTES: &str = "\
+kubectl still doctor                what stands, and what is missing
+kubectl still enable NAMESPACE      lets Stillpoint read the Secrets that a namespace's Databases name
+
+Before `helm uninstall`, end what is held: kubectl delete freezes.stillpoint.dev --all --all-namespaces
+CRDs and what is stored outlive the release. deploy/README.md says how to remove them.
+";
+
+/// An uninstallation leaves what is stored.
+fn kept(mut crd: Value) -> Value {
+    crd["metadata"]["annotations"]["helm.sh/resource-policy"] = "keep".into();
+    crd
+}
+
+fn templates(objects: &[Object]) -> anyhow::Result<String> {
+    let mut text = String::new();
+    for object in objects.iter().filter(|object| object.chart) {
+        let (begin, end) = match (object.when, object.each) {
+            (Some(when), _) => (format!("{{{{- if {when} }}}}\n"), "{{- end }}\n"),
+            (None, Some(each)) => (format!("{{{{- range {each} }}}}\n"), "{{- end }}\n"),
+            (None, None) => (String::new(), ""),
+        };
+        text += &format!("{begin}---\n{}{end}", settings::template(&object.value)?);
+    }
+    Ok(text)
 }
 
 /// Our group at kube-apiserver. Low priority: plain names mean the stored kinds. The `caBundle` is the server's to keep.
 fn api() -> Value {
     json!({
         "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-        "metadata": {"name": format!("{}.{}", api::VERSION, api::LIVE_GROUP), "labels": labels()},
+        "metadata": {"name": api::install::api_service(), "labels": labels()},
         "spec": {
             "group": api::LIVE_GROUP, "version": api::VERSION, "groupPriorityMinimum": 100, "versionPriority": 100,
             "service": {"namespace": NAMESPACE, "name": ACCOUNT, "port": 443},
@@ -46,9 +168,8 @@ fn api() -> Value {
     })
 }
 
-/// On everything that is ours.
 fn labels() -> Value {
-    json!({"app.kubernetes.io/name": "stillpoint", "app.kubernetes.io/component": "apiserver"})
+    api::install::LABELS.into_iter().collect()
 }
 
 /// Writes all of them below `directory`.
@@ -99,8 +220,8 @@ mod tests {
         write(directory.path()).unwrap();
         assert_eq!(stale(directory.path()).unwrap(), [""; 0]);
         fs::write(directory.path().join("crds/databases.yaml"), "edited").unwrap();
-        fs::remove_file(directory.path().join("crds/freezes.yaml")).unwrap();
-        assert_eq!(stale(directory.path()).unwrap(), ["crds/databases.yaml", "crds/freezes.yaml"]);
+        fs::remove_file(directory.path().join("chart/values.yaml")).unwrap();
+        assert_eq!(stale(directory.path()).unwrap(), ["crds/databases.yaml", "chart/values.yaml"]);
     }
 
     #[test]
@@ -108,6 +229,25 @@ mod tests {
         for (manifest, crd) in manifests().unwrap().iter().zip(api::crds::all()) {
             let read = serde_saphyr::from_str(&manifest.text).unwrap();
             assert_eq!(crd, read, "{}", manifest.path);
+        }
+    }
+
+    #[test]
+    fn the_one_file_has_all_of_the_parts_and_no_mark_is_left() {
+        let manifests = manifests().unwrap();
+        let one = manifests.iter().find(|manifest| manifest.path == "stillpoint.yaml").unwrap();
+        let documents = |text: &str| text.trim_start_matches(GENERATED).split("---\n").map(str::to_owned).collect();
+        let whole: Vec<String> = documents(&one.text);
+        let is_part = |path: &str| path.starts_with("crds/") || path.starts_with("apiserver/");
+        let parts = manifests.iter().filter(|manifest| is_part(&manifest.path));
+        let mut parts: Vec<String> = parts.flat_map(|part| -> Vec<String> { documents(&part.text) }).collect();
+        assert!(whole[0].contains("kind: Namespace"), "{}", whole[0]);
+        let mut sorted = whole.clone();
+        sorted.sort();
+        parts.sort();
+        assert_eq!(sorted, parts);
+        for manifest in &manifests {
+            assert!(!manifest.text.contains(['⟦', '⟧']), "{}", manifest.path);
         }
     }
 }

@@ -1,21 +1,25 @@
 //! What Stillpoint may do in a cluster, and what people may do with it. Reading Secrets is granted namespace by namespace
 //! (`stillpoint:credentials` by a RoleBinding), never to all.
 
+use api::{
+    GROUP as STORED, LIVE_GROUP as LIVE,
+    install::{ACCOUNT, AT_HOME, CREDENTIALS, EVERYWHERE, Rule, rule},
+};
 use serde_json::{Value, json};
 
-use crate::{ACCOUNT, NAMESPACE, labels};
+use crate::{labels, settings::NAMESPACE};
 
 /// Roles and bindings, in the order in which they are applied.
 pub(crate) fn rights() -> Vec<Value> {
     vec![
         account(),
-        cluster_role("stillpoint:apiserver", &json!({}), &APISERVER),
+        cluster_role("stillpoint:apiserver", &json!({}), &EVERYWHERE),
         cluster_binding("stillpoint:apiserver", "stillpoint:apiserver"),
         cluster_binding("stillpoint:apiserver:reviews", "system:auth-delegator"),
         binding("stillpoint:apiserver:authentication", "kube-system", "extension-apiserver-authentication-reader"),
-        role("stillpoint:apiserver:own", NAMESPACE, &OWN),
+        role("stillpoint:apiserver:own", NAMESPACE, &AT_HOME),
         binding("stillpoint:apiserver:own", NAMESPACE, "stillpoint:apiserver:own"),
-        cluster_role("stillpoint:credentials", &json!({}), &[("", "secrets", "get")]),
+        cluster_role(CREDENTIALS, &json!({}), &[rule("", "secrets", "get")]),
         cluster_role("stillpoint:view", &aggregated("view"), &VIEW),
         cluster_role("stillpoint:edit", &aggregated("edit"), &EDIT),
         cluster_role("stillpoint:admin", &aggregated("admin"), &ADMIN),
@@ -23,33 +27,24 @@ pub(crate) fn rights() -> Vec<Value> {
     ]
 }
 
-/// Group, resources, verbs; each a list with commas.
-type Rule = (&'static str, &'static str, &'static str);
+/// Lets our account read the Secrets of a namespace; `kubectl still enable` makes the same.
+pub(crate) fn credentials(namespace: &str) -> Value {
+    let mut binding = binding(CREDENTIALS, namespace, CREDENTIALS);
+    binding["roleRef"]["kind"] = "ClusterRole".into();
+    binding
+}
 
-const STORED: &str = "stillpoint.dev";
-const LIVE: &str = "live.stillpoint.dev";
-
-const APISERVER: [Rule; 6] = [
-    (STORED, "databases", "get,list,watch"),
-    (STORED, "databases/status,freezes/status", "get,patch,update"),
-    (STORED, "freezes", "create,delete,get,list,patch,update,watch"),
-    ("", "events", "create,patch"),
-    ("apiregistration.k8s.io", "apiservices", "get,patch"),
-    ("apiextensions.k8s.io", "customresourcedefinitions", "get,list,watch"),
-];
-const OWN: [Rule; 2] =
-    [("", "secrets", "create,get,update"), ("coordination.k8s.io", "leases", "create,delete,get,list,update,watch")];
-const VIEW: [Rule; 2] = [(STORED, "databases,freezes", "get,list,watch"), (LIVE, "databases", "get,list")];
+const VIEW: [Rule; 2] = [rule(STORED, "databases,freezes", "get,list,watch"), rule(LIVE, "databases", "get,list")];
 /// No Freeze: whoever may make one may stop the writers of every Database of the namespace.
-const EDIT: [Rule; 1] = [(STORED, "databases", "create,delete,deletecollection,patch,update")];
+const EDIT: [Rule; 1] = [rule(STORED, "databases", "create,delete,deletecollection,patch,update")];
 const ADMIN: [Rule; 2] = [
-    (STORED, "freezes", "create,delete,deletecollection,patch,update"),
-    (LIVE, "databases/quiesce,databases/renew,databases/thaw,databases/unquiesce", "create"),
+    rule(STORED, "freezes", "create,delete,deletecollection,patch,update"),
+    rule(LIVE, "databases/quiesce,databases/renew,databases/thaw,databases/unquiesce", "create"),
 ];
 const FREEZER: [Rule; 3] = [
-    (STORED, "databases,freezes", "get,list,watch"),
-    (LIVE, "databases", "get,list"),
-    (LIVE, "databases/quiesce,databases/renew,databases/unquiesce", "create"),
+    rule(STORED, "databases,freezes", "get,list,watch"),
+    rule(LIVE, "databases", "get,list"),
+    rule(LIVE, "databases/quiesce,databases/renew,databases/unquiesce", "create"),
 ];
 
 fn account() -> Value {
@@ -64,8 +59,7 @@ fn aggregated(to: &str) -> Value {
 }
 
 fn rules(rules: &[Rule]) -> Vec<Value> {
-    let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-    let rule = |(group, resources, verbs): &Rule| json!({"apiGroups": [group], "resources": list(resources), "verbs": list(verbs)});
+    let rule = |rule: &Rule| json!({"apiGroups": [rule.group], "resources": rule.resources(), "verbs": rule.verbs()});
     rules.iter().map(rule).collect()
 }
 

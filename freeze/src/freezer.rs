@@ -299,6 +299,11 @@ impl Freezer {
         }
     }
 
+    /// Whether it goes down, and begins nothing more.
+    pub fn is_draining(&self) -> bool {
+        self.0.draining.load(Ordering::Relaxed)
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.0.table()
     }

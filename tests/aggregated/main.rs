@@ -5,11 +5,15 @@
 mod chaos;
 mod conformance;
 mod crds;
+mod doctor;
 mod doors;
 mod forwarder;
 mod freezes;
+mod install;
+mod installation;
 mod keys;
 mod numbers;
+mod policies;
 mod replica;
 mod replicas;
 mod restarts;

@@ -35,6 +35,16 @@ impl Replica {
         Self::at(Port::reserve()?, cluster, kubeconfig, name, arguments).await
     }
 
+    /// With the arguments of somebody else, who says who it is.
+    pub(crate) async fn start_with(
+        cluster: &Cluster,
+        kubeconfig: &Path,
+        name: &str,
+        arguments: &[String],
+    ) -> Result<Self> {
+        Self::with(Port::reserve()?, cluster, kubeconfig, name, arguments).await
+    }
+
     /// Another run of it, at the same address.
     pub(crate) async fn again(mut self, cluster: &Cluster, kubeconfig: &Path, arguments: &[String]) -> Result<Self> {
         self.kill();
@@ -43,7 +53,13 @@ impl Replica {
     }
 
     async fn at(port: Port, cluster: &Cluster, kubeconfig: &Path, name: &str, arguments: &[String]) -> Result<Self> {
-        let child = spawn(&cluster.root().join(format!("{name}.log")), kubeconfig, &port, name, arguments).await?;
+        let arguments: Vec<String> =
+            ["--identity", name].map(str::to_owned).into_iter().chain(arguments.iter().cloned()).collect();
+        Self::with(port, cluster, kubeconfig, name, &arguments).await
+    }
+
+    async fn with(port: Port, cluster: &Cluster, kubeconfig: &Path, name: &str, arguments: &[String]) -> Result<Self> {
+        let child = spawn(&cluster.root().join(format!("{name}.log")), kubeconfig, &port, arguments).await?;
         let bundle =
             ["get", "secret", "stillpoint-apiserver-ca", "--namespace", NAMESPACE, "-o", "jsonpath={.data.ca\\.crt}"];
         let authority = STANDARD.decode(cluster.kubectl(&bundle).await?.ok()?.trim())?;
@@ -75,6 +91,14 @@ impl Replica {
             _ => self.stopped,
         };
         Ok(())
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port.number
     }
 
     pub(crate) fn is_stopped(&self) -> bool {
@@ -115,13 +139,13 @@ impl Drop for Replica {
 }
 
 /// Starts one, and waits until it listens.
-async fn spawn(log: &Path, kubeconfig: &Path, port: &Port, name: &str, arguments: &[String]) -> Result<Child> {
+async fn spawn(log: &Path, kubeconfig: &Path, port: &Port, arguments: &[String]) -> Result<Child> {
     let log: File = OpenOptions::new().create(true).append(true).open(log)?;
     let mut command = Command::new("setpriv");
     command
         .arg("--pdeathsig=KILL")
         .arg(tests::binary("stillpoint-apiserver")?)
-        .args(["--listen", &format!("0.0.0.0:{}", port.number), "--identity", name, "--kubeconfig"])
+        .args(["--listen", &format!("0.0.0.0:{}", port.number), "--kubeconfig"])
         .arg(kubeconfig)
         .args(arguments)
         .stdout(Stdio::piped())

@@ -22,8 +22,18 @@ use tokio::sync::{self, MappedMutexGuard, OnceCell};
 use crate::{forwarder::Forwarder, replica::Replica};
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
-pub(crate) const SERVICE: &str = "stillpoint-apiserver";
-pub(crate) const NAMESPACE: &str = "stillpoint";
+pub(crate) const SERVICE: &str = api::install::ACCOUNT;
+pub(crate) const NAMESPACE: &str = api::install::NAMESPACE;
+
+/// What is applied of deploy/: all but the server itself, which is a process of this host.
+const INSTALLED: [&str; 6] = [
+    "crds/databases.yaml",
+    "crds/freezes.yaml",
+    "apiserver/namespace.yaml",
+    "apiserver/rights.yaml",
+    "apiserver/policies.yaml",
+    "apiserver/api.yaml",
+];
 /// Our APIService.
 pub(crate) const APISERVICE: &str = "v1alpha1.live.stillpoint.dev";
 
@@ -33,7 +43,7 @@ pub(crate) struct World {
     /// Those that run.
     replicas: Mutex<Vec<Replica>>,
     /// The replicas' kubeconfig.
-    account: PathBuf,
+    pub(crate) account: PathBuf,
     /// What replicas are started with, beside what all are.
     arguments: Vec<String>,
     /// Between each replica and kube-apiserver, where a test may cut it.
@@ -103,10 +113,8 @@ impl World {
     pub(crate) async fn of(setup: Setup) -> Result<Self> {
         let Setup { replicas, aggregator_routing, arguments, fsync, can_be_cut } = setup;
         let cluster = Cluster::start(Options { aggregator_routing, fsync }).await?;
-        cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-        let files = ["crds/databases.yaml", "crds/freezes.yaml", "apiserver/rights.yaml", "apiserver/api.yaml"];
-        for file in files {
+        for file in INSTALLED {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
         }
         let account = cluster.kubeconfig_of(&Identity::service_account(NAMESPACE, SERVICE)).await?;

@@ -110,13 +110,19 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
         if verbs.freezer.view(&namespace, &name).is_some() {
             return;
         }
-        let Ok(ingredients) = verbs.directory.ingredients(&namespace, &name).await else {
-            return;
+        let (database, look) = match verbs.directory.ingredients(&namespace, &name).await {
+            Ok(ingredients) => {
+                let look = look(&verbs, &ingredients).await;
+                (ingredients.database, look)
+            }
+            Err(error) => {
+                let Ok(database) = verbs.records.database(&namespace, &name).await else { return };
+                (Arc::unwrap_or_clone(database), without_secrets(&error.message))
+            }
         };
-        let look = look(&verbs, &ingredients).await;
-        let old = ingredients.database.status.clone().unwrap_or_default();
-        let status = judge(&ingredients.database, old, &look, Timestamp::now());
-        if ingredients.database.status.as_ref() != Some(&status) {
+        let old = database.status.clone().unwrap_or_default();
+        let status = judge(&database, old, &look, Timestamp::now());
+        if database.status.as_ref() != Some(&status) {
             // A freeze that ended meanwhile has written how: that part is not ours.
             let change = |now: DatabaseStatus| Some(DatabaseStatus { last_freeze: now.last_freeze, ..status.clone() });
             if let Err(error) = verbs.records.change_database(&namespace, &name, &change).await {
@@ -124,6 +130,12 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
             }
         }
     });
+}
+
+/// Its Secrets cannot be read: then nobody knows more of it, and that is what it says.
+fn without_secrets(why: &str) -> Look {
+    let check = Check::fail("resolved", reasons::CREDENTIALS_MISSING, why, "it is looked at again within a minute");
+    Look { server: None, checks: vec![check], levels: Vec::new() }
 }
 
 async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {

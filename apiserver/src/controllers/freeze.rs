@@ -106,6 +106,8 @@ async fn act(verbs: &Verbs, freeze: &Arc<Freeze>) {
     let freeze_name = FreezeName { namespace: namespace.clone(), name: name.clone() };
     match plan(freeze) {
         Step::Nothing => {}
+        // Another replica begins it, or the next run of this one.
+        Step::Begin if verbs.freezer.is_draining() => {}
         Step::Begin => begin(verbs, freeze_name, Arc::clone(freeze)).await,
         Step::End(why) => end(verbs, freeze_name, freeze, why),
         Step::Fail => {

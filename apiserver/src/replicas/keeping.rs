@@ -160,7 +160,9 @@ impl Replicas {
             if inner.leaving.is_cancelled() {
                 continue;
             }
-            if !inner.members.has(&lease::leader()) && matches!(inner.take(&lease::leader()).await, Ok(Taken::Ours)) {
+            if !inner.members.has(&lease::leader())
+                && matches!(inner.take(&lease::leader(), false).await, Ok(Taken::Ours))
+            {
                 info!("this replica leads");
             }
             self.take_over().await;
@@ -198,7 +200,7 @@ impl Replicas {
         }
         for member in dead {
             if !inner.members.has(&member) {
-                match inner.take(&member).await {
+                match inner.take(&member, false).await {
                     Ok(Taken::Ours) => {}
                     Ok(Taken::Theirs(holder)) => {
                         debug!(?member, holder, "another takes care of it");

@@ -29,7 +29,7 @@ pub(super) const RENEW: Duration = Duration::from_secs(2);
 pub(super) const FENCE: Duration = Duration::from_secs(8);
 
 /// What kind of Lease it is: a label, by which ours are told from others.
-pub(super) const LABEL: &str = "stillpoint.dev/lease";
+pub(super) const LABEL: &str = api::install::LEASE;
 /// Where a replica is reached by the others.
 const ADDRESS: &str = "stillpoint.dev/address";
 /// Of a replica that is going down: it begins nothing new.

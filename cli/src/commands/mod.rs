@@ -1,6 +1,8 @@
 //! One file per command.
 
 pub mod database;
+pub mod doctor;
+pub mod enable;
 pub mod grants;
 pub mod preflight;
 pub mod quiesce;

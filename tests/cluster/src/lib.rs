@@ -32,6 +32,7 @@ pub use components::Component;
 pub use daemon::{Up, down, up};
 pub use identity::Identity;
 pub use kubectl::Output;
+pub use own::tool;
 pub use process::group_members;
 pub use service::ServicePort;
 pub use wait::until;

@@ -162,7 +162,7 @@ fn record(root: &Path, component: Component, group: u32) -> Result<()> {
 
 /// Where a tool of `tests/tools` says that something is. It may have to build it first, and then says so on our stderr: that
 /// takes minutes.
-pub(crate) async fn tool(name: &str, arguments: &[&str]) -> Result<PathBuf> {
+pub async fn tool(name: &str, arguments: &[&str]) -> Result<PathBuf> {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools").join(name);
     let output = Command::new(&tool).args(arguments).stderr(Stdio::inherit()).output().await;
     let output = output.with_context(|| tool.display().to_string())?;

@@ -1,0 +1,176 @@
+//! What RBAC cannot say, as ValidatingAdmissionPolicies: they ask the cluster's own authorizer about what an object names.
+//!
+//! kube-apiserver evaluates them itself, so none of ours has to run for them to hold.
+
+use api::install::{ACCOUNT, policies as name};
+use serde_json::{Value, json};
+
+use crate::{labels, settings::NAMESPACE};
+
+/// Of a Freeze; its schema says so.
+const TARGETS: usize = 16;
+/// How many targets one policy can ask two questions about. An answer of the authorizer costs 350,000 (apiserver:
+/// `cel/library/cost.go`) of the 1,000,000 that an expression and the 10,000,000 that a policy may spend (`apis/cel/config.go`):
+/// an expression can ask twice, a policy 28 times.
+const AT_A_TIME: usize = 8;
+
+/// Policies with their bindings, in the order in which they are applied.
+pub(crate) fn policies() -> Vec<Value> {
+    let all = [quiesce(), thaw(name::THAW, 0), thaw(name::THAW_MORE, AT_A_TIME), journal(), secrets()];
+    all.into_iter().flat_map(|policy| [policy.policy(), policy.binding()]).collect()
+}
+
+#[derive(Default)]
+struct Policy {
+    name: &'static str,
+    operations: &'static [&'static str],
+    resources: &'static [&'static str],
+    /// Asked only when all of this holds; a name and an expression.
+    when: Vec<(&'static str, String)>,
+    /// Names for what the validations share.
+    variables: Vec<(&'static str, String)>,
+    validations: Vec<Value>,
+}
+
+impl Policy {
+    fn policy(&self) -> Value {
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy",
+            "metadata": {"name": self.name, "labels": labels()},
+            "spec": {
+                "failurePolicy": "Fail",
+                "matchConstraints": {"resourceRules": [{
+                    "apiGroups": [api::GROUP], "apiVersions": ["*"],
+                    "operations": self.operations, "resources": self.resources,
+                }]},
+                "matchConditions": named(&self.when),
+                "variables": named(&self.variables),
+                "validations": self.validations,
+            },
+        })
+    }
+
+    fn binding(&self) -> Value {
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicyBinding",
+            "metadata": {"name": self.name, "labels": labels()},
+            "spec": {"policyName": self.name, "validationActions": ["Deny"]},
+        })
+    }
+}
+
+/// Declaring a Freeze is quiescing each Database that it names. We make one for a caller of the verb, whom we have asked.
+fn quiesce() -> Policy {
+    let advice = " may not be quiesced by you, so you may not declare a Freeze of it; whoever administers the namespace can let \
+                  you: bind the ClusterRole stillpoint:freezer, or grant create on databases/quiesce (live.stillpoint.dev)";
+    Policy {
+        name: name::QUIESCE,
+        operations: &["CREATE"],
+        resources: &["freezes"],
+        when: vec![by_others()],
+        variables: of_targets(advice, &["quiesce"]),
+        validations: (0..TARGETS).map(|at| of_target(at, &["quiesce"])).collect(),
+    }
+}
+
+/// Saying `desired: Thawed` is unquiescing, or thawing for whoever holds it.
+fn thaw(name: &'static str, first: usize) -> Policy {
+    let advice = " may be neither quiesced nor thawed by you, so you may not end a Freeze of it; whoever administers the \
+                  namespace can let you: grant create on databases/quiesce or databases/thaw (live.stillpoint.dev)";
+    let verbs = ["quiesce", "thaw"];
+    Policy {
+        name,
+        operations: &["UPDATE"],
+        resources: &["freezes"],
+        when: vec![("desired-changes", "object.spec.desired != oldObject.spec.desired".to_owned())],
+        variables: of_targets(advice, &verbs),
+        validations: (first..first + AT_A_TIME).map(|at| of_target(at, &verbs)).collect(),
+    }
+}
+
+/// A journal that others could write would prove nothing; a freeze whose finalizer others could take off would be forgotten
+/// while it holds. Whoever may everything everywhere may this too: somebody must, when we are gone for good.
+fn journal() -> Policy {
+    let finalizer = api::FINALIZER_THAW;
+    let kept = |object| format!("{object}.metadata.?finalizers.orValue([]).exists(name, name == '{finalizer}')");
+    let touched = format!(
+        "request.?subResource.orValue('') == 'status' || {} != (oldObject != null && {})",
+        kept("object"),
+        kept("oldObject")
+    );
+    let message = format!(
+        "the status of Databases and Freezes and the finalizer {finalizer} are Stillpoint's own to write, or they would prove \
+         nothing; to end a freeze: kubectl still thaw, or spec.desired: Thawed. If Stillpoint is gone for good, a cluster \
+         administrator may write them"
+    );
+    Policy {
+        name: name::JOURNAL,
+        operations: &["CREATE", "UPDATE"],
+        resources: &["freezes", "freezes/status", "databases/status"],
+        when: vec![by_others(), ("status-or-our-finalizer", touched)],
+        validations: vec![json!({
+            "expression": "authorizer.group('*').resource('*').check('*').allowed()",
+            "message": message, "reason": "Forbidden",
+        })],
+        ..Policy::default()
+    }
+}
+
+/// We send what is in the Secrets to the endpoint, for whoever wrote both: it must be theirs to read.
+fn secrets() -> Policy {
+    let changed = ["credentials", "tls", "endpoint"]
+        .map(|field| format!("object.spec.?{field}.orValue({{}}) != oldObject.spec.?{field}.orValue({{}})"));
+    let advice = "may not be read by you, and Stillpoint sends what is in it to the endpoint; have somebody who may read it \
+                  write this Database, or have get on it granted to you";
+    let validation = |path: &str| {
+        let name = format!("object.spec.?{}.?name", path.replace('.', ".?"));
+        json!({
+            "expression": format!("!{name}.hasValue() || variables.secrets.name({name}.value()).check('get').allowed()"),
+            "messageExpression": format!("'Secret ' + {name}.orValue('') + ' (spec.{path}) ' + variables.advice"),
+            "reason": "Forbidden",
+        })
+    };
+    Policy {
+        name: name::SECRETS,
+        operations: &["CREATE", "UPDATE"],
+        resources: &["databases"],
+        when: vec![("other-secrets-or-elsewhere", format!("oldObject == null || {}", changed.join(" || ")))],
+        variables: vec![
+            ("secrets", "authorizer.group('').resource('secrets').namespace(request.namespace)".to_owned()),
+            ("advice", format!("'{advice}'")),
+        ],
+        validations: ["credentials.secretRef", "tls.caSecretRef", "tls.certSecretRef"].map(validation).into(),
+    }
+}
+
+/// We are excepted only where it is our own work.
+fn by_others() -> (&'static str, String) {
+    let us = format!("system:serviceaccount:{NAMESPACE}:{ACCOUNT}");
+    ("by-others-than-stillpoint", format!("request.userInfo.username != '{us}'"))
+}
+
+/// What [`of_target`] is put in: the targets, a question for each verb, and what is said about one that is refused.
+fn of_targets(advice: &str, verbs: &[&'static str]) -> Vec<(&'static str, String)> {
+    let question = |verb: &&'static str| {
+        let resource = format!("authorizer.group('{}').resource('databases')", api::LIVE_GROUP);
+        (*verb, format!("{resource}.subresource('{verb}').namespace(request.namespace)"))
+    };
+    let targets = [("targets", "object.spec.targets".to_owned()), ("advice", format!("'{advice}'"))];
+    targets.into_iter().chain(verbs.iter().map(question)).collect()
+}
+
+/// A target, if there are so many, is one that who asks may do one of `verbs` with.
+fn of_target(at: usize, verbs: &[&str]) -> Value {
+    let database = format!("variables.targets[{at}].database");
+    let may = |verb: &&str| format!("variables.{verb}.name({database}).check('create').allowed()");
+    let any: Vec<_> = [format!("variables.targets.size() <= {at}")].into_iter().chain(verbs.iter().map(may)).collect();
+    json!({
+        "expression": any.join(" || "),
+        "messageExpression": format!("'Database ' + {database} + variables.advice"),
+        "reason": "Forbidden",
+    })
+}
+
+fn named(expressions: &[(&str, String)]) -> Vec<Value> {
+    expressions.iter().map(|(name, expression)| json!({"name": name, "expression": expression})).collect()
+}

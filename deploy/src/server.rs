@@ -1,0 +1,165 @@
+//! The server itself: pods, how they are found, and how they may be disturbed.
+
+use api::install::ACCOUNT;
+use serde_json::{Value, json};
+
+use crate::{
+    labels,
+    settings::{NAMESPACE, computed, set},
+};
+
+/// As `deploy/Containerfile` has it; a number, for kubelet checks that it is not root's.
+pub(crate) const USER: u32 = 65532;
+/// Before SIGTERM, on which the listener may close: until then those who dial learn that this pod is going.
+const GOING: u32 = 10;
+
+/// In the plain YAML, where no default namespace is.
+pub(crate) fn namespace() -> Value {
+    let mut all = labels();
+    for mode in ["enforce", "audit", "warn"] {
+        all[format!("pod-security.kubernetes.io/{mode}")] = "restricted".into();
+    }
+    json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": all}})
+}
+
+pub(crate) fn service() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Service",
+        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
+        "spec": {
+            "selector": labels(),
+            "ports": [{"name": "https", "port": 443, "targetPort": "https", "protocol": "TCP"}],
+        },
+    })
+}
+
+pub(crate) fn deployment() -> Value {
+    json!({
+        "apiVersion": "apps/v1", "kind": "Deployment",
+        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
+        "spec": {
+            "replicas": set("replicas"),
+            "selector": {"matchLabels": labels()},
+            // The next pod goes only when the new one has answered for a while.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
+            "minReadySeconds": 10,
+            "template": {
+                "metadata": {"labels": labels(), "annotations": set("podAnnotations")},
+                "spec": pod(),
+            },
+        },
+    })
+}
+
+fn pod() -> Value {
+    json!({
+        "serviceAccountName": ACCOUNT,
+        "automountServiceAccountToken": true,
+        "priorityClassName": set("priorityClassName"),
+        "terminationGracePeriodSeconds": computed("90", "add $.Values.drainSeconds 30"),
+        "imagePullSecrets": set("image.pullSecrets"),
+        "nodeSelector": set("nodeSelector"),
+        "tolerations": set("tolerations"),
+        "securityContext": {
+            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
+            "weight": 100,
+            "podAffinityTerm": {"labelSelector": {"matchLabels": labels()}, "topologyKey": "kubernetes.io/hostname"},
+        }]}},
+        "topologySpreadConstraints": [{
+            "maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway",
+            "labelSelector": {"matchLabels": labels()},
+        }],
+        "containers": [container()],
+    })
+}
+
+fn container() -> Value {
+    let image = computed(
+        &format!("\"stillpoint:{}\"", env!("CARGO_PKG_VERSION")),
+        r#"$.Values.image.digest | empty | ternary (printf "%s:%s" $.Values.image.repository ($.Values.image.tag | default $.Chart.AppVersion)) (printf "%s@%s" $.Values.image.repository $.Values.image.digest)"#,
+    );
+    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
+    let probe = |path: &str, every: u32, failures: u32| {
+        json!({
+            "httpGet": {"path": path, "port": "https", "scheme": "HTTPS"},
+            "periodSeconds": every, "timeoutSeconds": 5, "failureThreshold": failures,
+        })
+    };
+    json!({
+        "name": "apiserver",
+        "image": image,
+        "imagePullPolicy": set("image.pullPolicy"),
+        "args": [
+            format!("--listen={}:{}", set("listenAddress"), set("port")),
+            format!("--service={NAMESPACE}/{ACCOUNT}"),
+            "--identity=$(POD_NAME)",
+            "--advertise=$(POD_IP)",
+            format!("--drain-seconds={}", set("drainSeconds")),
+            format!("--log={}", set("log.filter")),
+            format!("--log-format={}", set("log.format")),
+        ],
+        "env": [field("POD_NAME", "metadata.name"), field("POD_IP", "status.podIP")],
+        "ports": [{"name": "https", "containerPort": set("port"), "protocol": "TCP"}],
+        // It is ready when it knows whom to trust and what is stored; that may take long in a large cluster.
+        "startupProbe": probe("/livez", 1, 60),
+        "readinessProbe": probe("/readyz", 2, 2),
+        "livenessProbe": probe("/livez", 10, 3),
+        "lifecycle": {"preStop": {"sleep": {"seconds": GOING}}},
+        "resources": set("resources"),
+        "securityContext": {
+            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
+        },
+    })
+}
+
+/// A node that is drained leaves one to answer.
+pub(crate) fn budget() -> Value {
+    json!({
+        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
+        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
+        "spec": {"minAvailable": 1, "selector": {"matchLabels": labels()}},
+    })
+}
+
+/// kube-apiserver comes from outside of every pod network, so that nobody can be named; what goes out goes to databases, which
+/// are anywhere.
+pub(crate) fn network() -> Value {
+    json!({
+        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
+        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
+        "spec": {
+            "podSelector": {"matchLabels": labels()}, "policyTypes": ["Ingress"],
+            "ingress": [{"ports": [{"port": "https", "protocol": "TCP"}]}],
+        },
+    })
+}
+
+/// A Lease that waits behind everybody's requests for 8 s ends every freeze of its replica, and a Freeze that is not written
+/// within 1 s is let go.
+pub(crate) fn flow() -> Value {
+    let verbs = ["create", "delete", "get", "patch", "update"];
+    json!({
+        "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema",
+        "metadata": {"name": ACCOUNT, "labels": labels()},
+        "spec": {
+            "matchingPrecedence": 200,
+            "priorityLevelConfiguration": {"name": "leader-election"},
+            "distinguisherMethod": {"type": "ByUser"},
+            "rules": [{
+                "subjects": [{"kind": "ServiceAccount", "serviceAccount": {"name": ACCOUNT, "namespace": NAMESPACE}}],
+                "resourceRules": [
+                    {
+                        "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "namespaces": [NAMESPACE],
+                        "verbs": verbs,
+                    },
+                    {
+                        "apiGroups": [api::GROUP], "resources": ["freezes", "freezes/status"], "namespaces": ["*"],
+                        "verbs": verbs,
+                    },
+                ],
+            }],
+        },
+    })
+}
