@@ -57,6 +57,11 @@ test-cluster: setup ## Stillpoint behind a real kube-apiserver, which is built f
 	$(CARGO) build --locked -p apiserver -p cli
 	$(CARGO) test --locked -p tests --features cluster --test aggregated
 
+.PHONY: bench-cluster
+bench-cluster: setup ## The numbers of replicas behind a real kube-apiserver, beside a standalone server's
+	$(CARGO) build --release --locked -p apiserver -p cli
+	$(CARGO) test --release --locked -p tests --features cluster --test aggregated -- numbers --ignored --nocapture --test-threads 1
+
 .PHONY: cluster
 cluster: ## A Kubernetes 1.35 control plane that stays; prints its KUBECONFIG for the shell
 	@$(CARGO) run --quiet --locked -p cluster -- up

@@ -1,17 +1,18 @@
 //! Behind a kube-apiserver: what is stored is the cluster's, who asks and what they may is the cluster's to say, and we are
 //! trusted by an authority that lies in a Secret and in the APIService.
 
+mod keyring;
+mod skew;
 mod trust;
 
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::Context;
-use certs::{Bound, Leaf};
+use certs::Bound;
 use freeze::Drivers;
 use futures::FutureExt;
 use jiff::Timestamp;
@@ -24,13 +25,17 @@ use tracing::info;
 
 use crate::{
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
+    health::Condition,
     records::{Cluster, Records},
     recovery,
     replicas::{Replicas, Us, WithPeers},
     resources::Served,
-    server::{Core, Parts, Server},
+    server::{Core, Ending, Parts, Server},
 };
-pub use trust::Service;
+pub(crate) use keyring::{Keyring, Ring};
+use trust::Certificates;
+pub(crate) use trust::REPLICAS;
+pub use trust::{Service, Serving};
 
 /// How a server is reached, and reaches its cluster.
 #[derive(Clone, Debug)]
@@ -38,6 +43,7 @@ pub struct Place {
     pub listen: SocketAddr,
     /// What the APIService names.
     pub service: Service,
+    pub serving: Serving,
     /// `None`: the ServiceAccount of the pod that we are.
     pub kubeconfig: Option<PathBuf>,
     /// This replica, for people and in leases.
@@ -48,23 +54,21 @@ pub struct Place {
 
 /// Listens, and begins to learn what the cluster says. It answers discovery at once; it is ready, and freezes, when it knows
 /// whom to trust and what is stored.
-pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Result<Server> {
+pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Result<Server> {
     let mut config = config(place.kubeconfig.as_deref()).await?;
     // A freeze that cannot be written down within a second is let go: nobody may try again behind its back for minutes.
     config.default_retry = false;
     let client = Client::try_from(config.clone()).context("a client of the cluster")?;
     let bound = Bound::bind(place.listen).await?;
     let address = bound.address().context("the address that we listen on")?;
-    let authority = trust::authority(&client, &place.service).await?;
-    let leaf = Leaf::new(&trust::leaf(&authority, &place.service, address, Timestamp::now())?)?;
-    let tls = certs::server_config(Arc::clone(&leaf))?;
+    let certificates = Certificates::begin(&client, &place.service, place.serving, address).await?;
+    let (tls, keyring) = (certificates.tls()?, Arc::clone(&certificates.keyring));
 
     // Another run of the same pod is another replica.
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
     let (tasks, stopping, over) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
-    // While it drains it goes on to see what is wanted.
     let cluster = Cluster::begin(client.clone(), &tasks, &over);
-    let trust = Arc::new(Trust::default());
+    let (trust, schema) = (Arc::new(Trust::default()), Arc::new(Condition::new("crds")));
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);
     let core = Core::new(Parts {
         served: Served::Aggregated,
@@ -74,9 +78,10 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
         drivers,
         authenticator: Arc::new(WithPeers::new(
             Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, Vec::new(), true),
-            &authority,
-        )?),
+            Arc::clone(&keyring),
+        )),
         authorizer: Arc::new(SubjectAccessReviews::new(reviews)),
+        conditions: vec![Arc::clone(&schema)],
         tasks,
         stopping,
         over,
@@ -93,20 +98,22 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
     });
     let replicas = Replicas::new(Us {
         client: client.clone(),
-        service: place.service.clone(),
+        service: place.service,
         identity,
         address: SocketAddr::new(place.advertise, address.port()).to_string(),
-        authority: Arc::clone(&authority),
+        keyring,
         records: Arc::clone(&core.verbs.records),
         freezer: core.freezer.clone(),
-    })?;
+    });
     let mut loops = vec![
         ("whom to trust", trust.follow(client.clone()).boxed()),
-        ("our certificates", trust::keep(client, authority, leaf, place.service, address).boxed()),
+        ("our certificates", certificates.keep(client.clone(), core.verbs.clone()).boxed()),
+        ("the CRDs' version", skew::look(client, schema).boxed()),
+        ("what others finished", recovery::follow(core.verbs.clone()).boxed()),
     ];
     loops.extend(replicas.loops(&core.verbs));
     core.verbs.replicas.set(replicas).ok();
-    Ok(Server { bound, tls, address, core, loops, drain })
+    Ok(Server { bound, tls, address, core, loops, ending })
 }
 
 async fn config(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Config> {

@@ -24,15 +24,15 @@ use tracing::{Instrument, debug, error, info_span};
 use crate::{
     answer::{Answer, AnswerBody, Parts, json_answer},
     auth::{Authenticator, Authorizer, authorize},
-    discovery,
+    documents,
     error::ApiError,
+    health::{self, Check, Condition},
     metrics::{self, Metrics},
     negotiate::{self, Form},
     objects::Objects,
-    openapi,
     query::Query,
     resources::Served,
-    target::{Document, Target, target},
+    target::{Target, target},
 };
 
 /// Everything that a request may need. One per server.
@@ -43,6 +43,8 @@ pub struct App {
     pub authorizer: Arc<dyn Authorizer>,
     pub objects: Objects,
     pub metrics: Arc<Metrics>,
+    /// What else has to be so before it is ready.
+    pub(crate) conditions: Vec<Arc<Condition>>,
     /// Set when shutdown begins: no longer ready, watches end.
     pub stopping: CancellationToken,
 }
@@ -99,8 +101,8 @@ impl App {
     ) -> Result<Answer, ApiError> {
         let target = asked?;
         let now = Timestamp::now();
-        if let Target::Health(path) = target {
-            return Ok(self.health(path));
+        if let Target::Health(health) = &target {
+            return health::answer(health, &self.checks(health.probe), &query);
         }
         let user = self.authenticator.authenticate(peer, &mut parts.headers, now).await?;
         let target = authorize(self.authorizer.as_ref(), &user, target, &parts.method, &query).await?.into_inner();
@@ -112,12 +114,12 @@ impl App {
         };
         let parts = Parts { headers: &parts.headers, query, form };
         match target {
-            Target::Health(path) => Ok(self.health(path)),
+            Target::Health(health) => health::answer(&health, &self.checks(health.probe), &parts.query),
             Target::Metrics => self.metrics(),
             Target::Version => json_answer(&version()),
-            Target::Discovery(document) => discover(self.served, &document, &parts),
-            Target::OpenApiV2 => openapi_v2(self.served, accept),
-            Target::OpenApiV3(wanted) => openapi_v3(self.served, wanted.as_ref(), &parts),
+            Target::Discovery(document) => documents::discover(self.served, &document, &parts),
+            Target::OpenApiV2 => documents::openapi_v2(self.served, accept, parts.headers),
+            Target::OpenApiV3(wanted) => documents::openapi_v3(self.served, wanted.as_ref(), &parts, now),
             Target::Resource(resource) => {
                 let bytes = read(body).await?;
                 self.objects.serve(&user, resource, &parts, bytes, now, &self.stopping).await
@@ -126,21 +128,15 @@ impl App {
     }
 
     /// Readiness ends at once when shutdown begins, and begins when it is known whom to trust; liveness is neither's affair.
-    fn health(&self, path: &str) -> Answer {
-        let failed = failing(
-            path,
+    fn checks(&self, probe: &str) -> Vec<Check> {
+        let conditions = self.conditions.iter().filter(|_| probe == "readyz").map(|condition| condition.check());
+        let ready = checks(
+            probe,
             self.stopping.is_cancelled(),
             self.objects.verbs.recovered.is_cancelled(),
             self.authenticator.ready(),
         );
-        let (code, text) = match failed {
-            Some(check) => (
-                StatusCode::INTERNAL_SERVER_ERROR,
-                format!("[-]{check} failed: reason withheld\nreadyz check failed\n"),
-            ),
-            None => (StatusCode::OK, "ok".to_owned()),
-        };
-        text_answer(code, "text/plain; charset=utf-8", text)
+        ready.into_iter().chain(conditions).collect()
     }
 
     fn metrics(&self) -> Result<Answer, ApiError> {
@@ -152,18 +148,14 @@ impl App {
     }
 }
 
-/// The check that fails, if one does.
-fn failing(path: &str, stopping: bool, recovered: bool, authentication: Result<(), String>) -> Option<&'static str> {
-    match authentication {
-        _ if path != "readyz" => None,
-        _ if stopping => Some("shutdown"),
-        _ if !recovered => Some("storage"),
-        Ok(()) => None,
-        Err(why) => {
-            debug!(why, "not ready: it is not known yet whom to trust");
-            Some("authentication")
-        }
+fn checks(probe: &str, stopping: bool, recovered: bool, authentication: Result<(), String>) -> Vec<Check> {
+    if probe != "readyz" {
+        return vec![health::PING];
     }
+    if let Err(why) = &authentication {
+        debug!(why, "not ready: it is not known yet whom to trust");
+    }
+    vec![health::PING, ("shutdown", !stopping), ("storage", recovered), ("authentication", authentication.is_ok())]
 }
 
 fn text_answer(code: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Answer {
@@ -178,50 +170,6 @@ async fn read(body: Incoming) -> Result<Bytes, ApiError> {
     }
 }
 
-fn discover(served: Served, document: &Document, parts: &Parts<'_>) -> Result<Answer, ApiError> {
-    let aggregated = match (document, parts.form) {
-        (Document::Groups, Form::AggregatedDiscovery) => Some(discovery::aggregated(served, false)),
-        (Document::CoreVersions, Form::AggregatedDiscovery) => Some(discovery::aggregated(served, true)),
-        _ => None,
-    };
-    let Some(value) = aggregated else {
-        return json_answer(&discovery::document(served, document)?);
-    };
-    let bytes = Bytes::from(value.to_string());
-    Ok(tagged(parts, discovery::AGGREGATED, &discovery::etag(&bytes), bytes.clone()))
-}
-
-/// 304 when the client has it already.
-fn tagged(parts: &Parts<'_>, content_type: &'static str, etag: &str, bytes: Bytes) -> Answer {
-    let same = parts.headers.get(header::IF_NONE_MATCH).is_some_and(|wanted| wanted.as_bytes() == etag.as_bytes());
-    let headers = vec![
-        (header::ETAG, etag.to_owned()),
-        (header::VARY, "Accept".to_owned()),
-        (header::CACHE_CONTROL, "public".to_owned()),
-    ];
-    let (code, bytes) = if same { (StatusCode::NOT_MODIFIED, Bytes::new()) } else { (StatusCode::OK, bytes) };
-    Answer::Other { code, content_type, bytes, headers }
-}
-
-/// JSON only: whoever asks for protobuf falls back (kubectl does).
-fn openapi_v2(served: Served, accept: Option<&str>) -> Result<Answer, ApiError> {
-    negotiate::form(accept)?;
-    Ok(text_answer(StatusCode::OK, "application/json", openapi::v2(served).clone()))
-}
-
-fn openapi_v3(served: Served, wanted: Option<&(String, String)>, parts: &Parts<'_>) -> Result<Answer, ApiError> {
-    let Some((group, version)) = wanted else {
-        return json_answer(&openapi::index(served));
-    };
-    let document = openapi::v3(served).iter().find(|document| document.group == group && document.version == version);
-    let document = document.ok_or_else(ApiError::no_such_path)?;
-    let mut headers = vec![(header::ETAG, format!("\"{}\"", document.hash)), (header::VARY, "Accept".to_owned())];
-    if parts.query.get("hash") == Some(document.hash.as_str()) {
-        headers.push((header::CACHE_CONTROL, "public, immutable".to_owned()));
-    }
-    Ok(Answer::Other { code: StatusCode::OK, content_type: "application/json", bytes: document.bytes.clone(), headers })
-}
-
 /// Clients read the minor version to know what they may ask for.
 fn version() -> Value {
     json!({
@@ -232,6 +180,7 @@ fn version() -> Value {
 }
 
 fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> {
+    let retry_after = answer.as_ref().err().and_then(ApiError::retry_after);
     let answer = answer.unwrap_or_else(|error| {
         if error.code.is_server_error() {
             error!(code = error.code.as_u16(), message = %error.message, internal = error.internal, "request failed");
@@ -252,6 +201,9 @@ fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> 
     let map = response.headers_mut();
     map.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    if let Some(seconds) = retry_after {
+        map.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     if encoded {
         map.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     }
@@ -325,7 +277,9 @@ mod tests {
             ("healthz", true, false, unknown(), None),
         ];
         for (path, stopping, recovered, authentication, wanted) in cases {
-            assert_eq!(failing(path, stopping, recovered, authentication), wanted, "{path} {stopping} {recovered}");
+            let checks = checks(path, stopping, recovered, authentication);
+            let failed = checks.iter().find(|(_, well)| !well).map(|(name, _)| *name);
+            assert_eq!(failed, wanted, "{path} {stopping} {recovered}");
         }
     }
 }

@@ -13,7 +13,8 @@ use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    aggregated::{self, Service},
+    aggregated::{self, Service, Serving},
+    server::Ending,
     standalone,
 };
 
@@ -41,6 +42,17 @@ pub struct Args {
         conflicts_with = "standalone"
     )]
     service: Service,
+    /// In a cluster: the certificate that the kube-apiserver sees, when it is not of our own authority; read again when it
+    /// changes. Whoever made it keeps the APIService's caBundle, too (cert-manager.io/inject-ca-from does).
+    #[arg(long, value_name = "FILE", requires = "tls_private_key_file", conflicts_with = "standalone")]
+    tls_cert_file: Option<PathBuf>,
+    /// In a cluster: the key of --tls-cert-file.
+    #[arg(long, value_name = "FILE", requires = "tls_cert_file", conflicts_with = "standalone")]
+    tls_private_key_file: Option<PathBuf>,
+    /// In a cluster: how long an old and a new authority of ours are both trusted when one is exchanged for the other, in
+    /// seconds. It is exchanged when it is old, or when its Secret is annotated with stillpoint.dev/rotate.
+    #[arg(long, value_name = "SECONDS", default_value_t = 600, conflicts_with = "standalone")]
+    ca_overlap_seconds: u64,
     /// In a cluster: how to reach it, when not as the pod that we are.
     #[arg(long, value_name = "FILE", conflicts_with = "standalone")]
     kubeconfig: Option<PathBuf>,
@@ -50,7 +62,11 @@ pub struct Args {
     /// In a cluster: where the other replicas reach this one; the pod's address.
     #[arg(long, value_name = "ADDRESS", env = "POD_IP", conflicts_with = "standalone", default_value = "127.0.0.1")]
     advertise: IpAddr,
-    /// After SIGTERM: how long freezes that hold may go on before they are thawed, in seconds.
+    /// In a cluster, after SIGTERM: how long requests are answered as before while the cluster learns that this replica goes,
+    /// in seconds. New freezes go to another replica at once.
+    #[arg(long, value_name = "SECONDS", default_value_t = 10, conflicts_with = "standalone")]
+    shutdown_delay_seconds: u64,
+    /// After SIGTERM, and that delay: how long freezes that hold may go on before they are thawed, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 20)]
     drain_seconds: u64,
     /// How log lines look.
@@ -74,11 +90,14 @@ impl Args {
     /// Runs until a signal, or until something that must not end has ended.
     pub async fn run(self) -> anyhow::Result<()> {
         start_logging(self.log_format, &self.log)?;
-        let drain = Duration::from_secs(self.drain_seconds);
+        let ending = Ending {
+            delay: Duration::from_secs(self.shutdown_delay_seconds),
+            drain: Duration::from_secs(self.drain_seconds),
+        };
         let server = match self.data_dir {
             Some(data_dir) => {
                 let listen = self.listen.unwrap_or(LOOPBACK);
-                let server = standalone::bind(&data_dir, listen, drain, Drivers::real()).await?;
+                let server = standalone::bind(&data_dir, listen, ending, Drivers::real()).await?;
                 let kubeconfig = data_dir.join("admin.kubeconfig");
                 // The one line on stdout: whoever starts us waits for it.
                 println!("ready: https://{} KUBECONFIG={}", server.address(), kubeconfig.display());
@@ -88,11 +107,15 @@ impl Args {
                 let place = aggregated::Place {
                     listen: self.listen.unwrap_or(EVERYWHERE),
                     service: self.service,
+                    serving: match (self.tls_cert_file, self.tls_private_key_file) {
+                        (Some(certificate), Some(key)) => Serving::Files { certificate, key },
+                        _ => Serving::Own { overlap: Duration::from_secs(self.ca_overlap_seconds) },
+                    },
                     kubeconfig: self.kubeconfig,
                     advertise: self.advertise,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),
                 };
-                let server = aggregated::bind(place, drain, Drivers::real()).await?;
+                let server = aggregated::bind(place, ending, Drivers::real()).await?;
                 println!("listening: https://{}", server.address());
                 server
             }

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use crate::error::ApiError;
 
 /// What a body said, and which of its fields came twice.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Body {
     pub value: Value,
     pub duplicates: Vec<String>,

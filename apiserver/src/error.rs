@@ -25,6 +25,9 @@ pub struct About<'a> {
     pub name: &'a str,
 }
 
+/// Of `details`, in seconds; a header says it too.
+const RETRY: &str = "retryAfterSeconds";
+
 impl ApiError {
     pub fn bad_request(message: impl Into<String>) -> Self {
         Self::new(StatusCode::BAD_REQUEST, "BadRequest", message)
@@ -133,6 +136,20 @@ impl ApiError {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "ServiceUnavailable", message)
     }
 
+    /// Replicas come and go just now: nothing was done, and in a moment it may be. Clients of Kubernetes try again by themselves
+    /// when they are told to (client-go `rest/with_retry.go`).
+    pub fn in_motion(message: impl Into<String>) -> Self {
+        Self { details: json!({RETRY: 1}), ..Self::unavailable(message) }
+    }
+
+    pub fn is_in_motion(&self) -> bool {
+        self.code == StatusCode::SERVICE_UNAVAILABLE && Self::says_in_motion(&self.details)
+    }
+
+    pub fn says_in_motion(details: &Value) -> bool {
+        details[RETRY].is_u64()
+    }
+
     /// Ours to mend: the client learns that, the log why.
     pub fn internal(why: impl std::fmt::Display) -> Self {
         let message = "Internal error occurred: see the server's log";
@@ -166,6 +183,11 @@ impl ApiError {
             status["details"] = self.details.clone();
         }
         status
+    }
+
+    /// What `Retry-After` says.
+    pub fn retry_after(&self) -> Option<u64> {
+        self.details[RETRY].as_u64()
     }
 
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {

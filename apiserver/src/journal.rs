@@ -4,7 +4,7 @@
 use std::{
     collections::HashMap,
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
 };
 
 use api::{Freeze, FreezeSpec, FreezeStatus, LastFreeze, Phase};
@@ -13,13 +13,14 @@ use freeze::{FreezeName, Journal, JournalError};
 use jiff::Timestamp;
 use tokio::sync::mpsc;
 
-use crate::{error::ApiError, metrics::Metrics, records::Records};
+use crate::{error::ApiError, metrics::Metrics, records::Records, replicas::Replicas};
 
 /// Writes freezes down, and tells of each phase once.
 pub struct RecordsJournal {
     records: Arc<dyn Records>,
     metrics: Arc<Metrics>,
     told: mpsc::Sender<Told>,
+    replicas: Arc<OnceLock<Replicas>>,
     /// The phase that was told last, of each freeze: a phase is written again with every claim that comes or goes.
     last: Mutex<HashMap<FreezeName, Phase>>,
 }
@@ -38,9 +39,13 @@ const TOLD: usize = 1024;
 const REMEMBERED: usize = 4096;
 
 impl RecordsJournal {
-    pub fn new(records: Arc<dyn Records>, metrics: Arc<Metrics>) -> (Arc<Self>, mpsc::Receiver<Told>) {
+    pub(crate) fn new(
+        records: Arc<dyn Records>,
+        metrics: Arc<Metrics>,
+        replicas: Arc<OnceLock<Replicas>>,
+    ) -> (Arc<Self>, mpsc::Receiver<Told>) {
         let (told, hear) = mpsc::channel(TOLD);
-        (Arc::new(Self { records, metrics, told, last: Mutex::default() }), hear)
+        (Arc::new(Self { records, metrics, told, replicas, last: Mutex::default() }), hear)
     }
 
     fn tell(&self, freeze: &FreezeName, status: &FreezeStatus) {
@@ -77,6 +82,15 @@ impl Journal for RecordsJournal {
         written.map_err(|error| if error.code == 404 { JournalError::Gone } else { unavailable(error) })?;
         self.tell(freeze, status);
         Ok(())
+    }
+
+    fn may_hold(&self) -> Result<(), JournalError> {
+        if self.replicas.get().is_none_or(Replicas::may_freeze) {
+            return Ok(());
+        }
+        Err(JournalError::Unavailable(
+            "this replica could not renew its Lease; another may have its members".to_owned(),
+        ))
     }
 }
 
@@ -116,7 +130,7 @@ mod tests {
     #[tokio::test]
     async fn a_phase_is_told_once_however_often_it_is_written() {
         let registry = Registry::new(Store::in_memory(&resources::stored(), &TaskTracker::new()));
-        let (journal, mut told) = RecordsJournal::new(Arc::new(registry), Arc::new(Metrics::new()));
+        let (journal, mut told) = RecordsJournal::new(Arc::new(registry), Arc::new(Metrics::new()), Arc::default());
         let freeze = FreezeName { namespace: "ns".into(), name: "f".into() };
         for phase in [Phase::Preparing, Phase::Frozen, Phase::Frozen, Phase::Thawed, Phase::Thawed, Phase::Frozen] {
             journal.tell(&freeze, &FreezeStatus { phase, ..FreezeStatus::default() });

@@ -1,6 +1,6 @@
 //! Requests for resources: from a permitted target to the registry or the verbs, and back to bytes.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use api::{Database, Freeze};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     admission::Author,
-    answer::{Answer, Parts, coded, json_answer},
+    answer::{Answer, Parts, json_answer},
     asked::Asked,
     auth::{Authorizer, User},
     body::{self, Body},
@@ -23,17 +23,14 @@ use crate::{
     negotiate::Form,
     patch::Patch,
     registry::{DeleteOptions, Deleted, Page, Registry, value},
-    replicas::{Errand, HOPS, Place},
     resources::{self, FREEZES, NAMESPACES, Resource, Served, Storage},
     store::{Key, Stored},
     table,
     target::{ResourceTarget, Verb},
-    verbs::{Call, Verbs},
+    verbs::Verbs,
     watching,
 };
 
-/// How long another replica may take: a little less than the verb itself may (`app.rs`).
-const FORWARD: Duration = Duration::from_secs(620);
 /// A Database, in its namespace.
 type Member = (String, String);
 
@@ -81,49 +78,7 @@ impl Objects {
         }
     }
 
-    // --- verbs and live views ---
-
-    async fn verb(&self, asked: &Asked<'_>, verb: &str, bytes: &[u8]) -> Result<Answer, ApiError> {
-        let body = body::decode(asked.content_type(), bytes)?;
-        let call = Call {
-            user: asked.user,
-            namespace: asked.target.namespace.as_deref().unwrap_or_default(),
-            name: asked.name(),
-            dry_run: asked.parts.query.dry_run()?,
-            validation: asked.parts.query.field_validation()?,
-        };
-        let hops = asked.parts.headers.get(HOPS).and_then(|hops| hops.to_str().ok()?.parse().ok()).unwrap_or(0);
-        // While it is executed here, its members stay ours.
-        let _owned = match self.verbs.place(verb, &call, &body, hops).await? {
-            Place::Here(owned) => owned,
-            Place::At(replica) => return self.send(asked, verb, bytes, &replica, hops).await,
-        };
-        let answered = self.verbs.run(verb, call, body).await?;
-        coded(answered.code, &answered.body, answered.warnings)
-    }
-
-    /// To the replica that has the Database; its answer is ours.
-    async fn send(
-        &self,
-        asked: &Asked<'_>,
-        verb: &str,
-        bytes: &[u8],
-        replica: &str,
-        hops: u32,
-    ) -> Result<Answer, ApiError> {
-        let Some(replicas) = self.verbs.replicas.get() else { return Err(ApiError::no_such_path()) };
-        let namespace = asked.target.namespace.as_deref().unwrap_or_default();
-        let path = format!("/apis/{}/namespaces/{namespace}/databases/{}/{verb}", api::LIVE_API_VERSION, asked.name());
-        let query = asked.parts.query.encoded(&["dryRun", "fieldValidation"]);
-        let errand = Errand {
-            user: asked.user,
-            path: format!("{path}{query}"),
-            content_type: asked.content_type(),
-            body: Bytes::copy_from_slice(bytes),
-            hops,
-        };
-        replicas.send(replica, errand, FORWARD).await
-    }
+    // --- live views ---
 
     async fn get_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
         let namespace = asked.target.namespace.as_deref().unwrap_or_default();

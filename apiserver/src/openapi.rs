@@ -50,9 +50,9 @@ pub fn index(served: Served) -> Value {
     json!({"paths": paths})
 }
 
-/// The version 2 document.
-pub fn v2(served: Served) -> &'static Bytes {
-    static DOCUMENTS: [OnceLock<Bytes>; 2] = [const { OnceLock::new() }; 2];
+/// The version 2 document, and its `ETag`.
+pub fn v2(served: Served) -> &'static (Bytes, String) {
+    static DOCUMENTS: [OnceLock<(Bytes, String)>; 2] = [const { OnceLock::new() }; 2];
     DOCUMENTS[served as usize].get_or_init(|| {
         let (mut paths, mut definitions) = (Map::new(), Map::new());
         for (group, version) in served.groups() {
@@ -67,7 +67,9 @@ pub fn v2(served: Served) -> &'static Bytes {
         let document = json!({
             "swagger": "2.0", "info": info(), "paths": paths, "definitions": definitions,
         });
-        Bytes::from(document.to_string())
+        let bytes = Bytes::from(document.to_string());
+        let etag = discovery::etag(&bytes);
+        (bytes, etag)
     })
 }
 
@@ -336,7 +338,7 @@ mod tests {
             let document: Value = serde_json::from_slice(&document.bytes).unwrap();
             check(&document, &document["components"]["schemas"], "#/components/schemas/");
         }
-        let document: Value = serde_json::from_slice(v2(Served::Standalone)).unwrap();
+        let document: Value = serde_json::from_slice(&v2(Served::Standalone).0).unwrap();
         check(&document, &document["definitions"], "#/definitions/");
         for (path, item) in document["paths"].as_object().unwrap() {
             for (method, operation) in item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters") {

@@ -42,6 +42,11 @@ impl Query {
         self.0.get(name).map(String::as_str).filter(|value| !value.is_empty())
     }
 
+    /// Whether it is there, with a value or without.
+    pub fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// Some of it as a query again, for whoever it is sent on to. Words only: nothing has to be escaped.
     pub fn encoded(&self, names: &[&str]) -> String {
         let word = |value: &&str| value.bytes().all(|byte| byte.is_ascii_alphanumeric());

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use api::{Freeze, FreezeStatus, Phase};
 use freeze::{FreezeName, Remains};
+use futures::StreamExt;
 use tracing::info;
 
-use crate::verbs::Verbs;
+use crate::{records::Seen, verbs::Verbs};
 
 /// What a stored Freeze is to the next freezer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +54,19 @@ pub fn remember(verbs: &Verbs) {
     for (freeze, status) in oldest_first(&verbs.records.freezes()) {
         if left(&status) == Left::Memory {
             verbs.freezer.remember(&freeze, &status);
+        }
+    }
+}
+
+/// What other replicas finish, for ever, so that a uid of theirs is finished here, too.
+pub(crate) async fn follow(verbs: Verbs) {
+    let mut following = verbs.records.follow_freezes();
+    while let Some(seen) = following.next().await {
+        let Seen::There(freeze) = seen else { continue };
+        for (freeze, status) in oldest_first(&[freeze]) {
+            if left(&status) == Left::Memory {
+                verbs.freezer.remember(&freeze, &status);
+            }
         }
     }
 }

@@ -20,15 +20,15 @@ use std::{
 };
 
 use api::Freeze;
-use certs::Authority;
 use freeze::{FreezeName, Freezer, Remains};
 use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, api::PostParams};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    aggregated::Service,
+    aggregated::{Keyring, Service},
     answer::Answer,
     error::ApiError,
     records::{Mirror, Records},
@@ -59,6 +59,8 @@ struct Inner {
     /// When we last said that we live. Too long ago, and nothing is frozen here: looked at by the clock, not by who was in time to
     /// raise a flag, for a process may have been stopped.
     renewed: Mutex<Option<Instant>>,
+    /// Cancelled when this replica goes down: what is new is done by another.
+    leaving: CancellationToken,
 }
 
 /// Where a verb is to be executed.
@@ -76,30 +78,30 @@ const MOST_HOPS: u32 = 2;
 /// What a replica is made of.
 pub(crate) struct Us {
     pub(crate) client: Client,
-    /// Our certificates are for it, and the Leases in its namespace.
+    /// The Leases are in its namespace.
     pub(crate) service: Service,
     pub(crate) identity: String,
     pub(crate) address: String,
-    pub(crate) authority: Arc<Authority>,
+    pub(crate) keyring: Arc<Keyring>,
     pub(crate) records: Arc<dyn Records>,
     pub(crate) freezer: Freezer,
 }
 
 impl Replicas {
-    pub(crate) fn new(us: Us) -> anyhow::Result<Self> {
-        let Service { namespace, name } = &us.service;
-        Ok(Self(Arc::new(Inner {
+    pub(crate) fn new(us: Us) -> Self {
+        Self(Arc::new(Inner {
             identity: us.identity,
             address: us.address,
-            leases: Api::namespaced(us.client, namespace),
+            leases: Api::namespaced(us.client, &us.service.namespace),
             mirror: Mirror::empty(),
             alive: Mutex::default(),
             members: Arc::default(),
-            peers: Peers::new(&us.authority, format!("{name}.{namespace}.svc"))?,
+            peers: Peers::new(us.keyring),
             records: us.records,
             freezer: us.freezer,
             renewed: Mutex::default(),
-        })))
+            leaving: CancellationToken::new(),
+        }))
     }
 
     /// Where a verb that would freeze is to be executed; if here, the members stay ours for as long as the answer lives.
@@ -107,18 +109,20 @@ impl Replicas {
         let inner = &self.0;
         let wanted: BTreeSet<Member> =
             databases.iter().map(|name| (namespace.to_owned(), (*name).to_owned())).collect();
-        inner.not_fenced()?;
-        // Whatever is held here already decides: it is joined, or it is why the answer is no.
-        if wanted.iter().any(|member| inner.holds(member) && inner.members.has(member)) {
-            return Ok(Place::Here(None));
-        }
-        // It begins nothing more; who still asks here is answered by another.
-        if inner.freezer.is_draining()
-            && hops < MOST_HOPS
-            && let Some(other) = inner.another()
+        let held = wanted.iter().any(|member| inner.holds(member) && inner.members.has(member));
+        // What another replica sends here is sent because it is ours.
+        if !held
+            && hops == 0
+            && inner.leaving.is_cancelled()
+            && let Some(successor) = inner.successor()
         {
             inner.members.yield_up(&inner.leases, &wanted, |member| inner.holds(member)).await;
-            return Ok(Place::At(other));
+            return Ok(Place::At(successor));
+        }
+        inner.not_fenced()?;
+        // Whatever is held here already decides: it is joined, or it is why the answer is no.
+        if held {
+            return Ok(Place::Here(None));
         }
         if let Some(owned) = inner.members.hold(&wanted) {
             return Ok(Place::Here(Some(owned)));
@@ -135,7 +139,7 @@ impl Replicas {
                     return Ok(Place::At(holder));
                 }
                 Taken::Theirs(_) => {
-                    return Err(ApiError::unavailable(
+                    return Err(ApiError::in_motion(
                         "the Databases of this group are with several replicas just now; try again in a moment",
                     ));
                 }
@@ -146,7 +150,7 @@ impl Replicas {
             .members
             .hold(&wanted)
             .map(|owned| Place::Here(Some(owned)))
-            .ok_or_else(|| ApiError::unavailable("another replica was faster; try again"))
+            .ok_or_else(|| ApiError::in_motion("another replica was faster; try again"))
     }
 
     /// Where the freeze of a Database is, for a verb that begins none.
@@ -163,13 +167,23 @@ impl Replicas {
 
     /// Whether this replica does what only one has to do.
     pub(crate) fn leads(&self) -> bool {
-        !self.0.is_fenced() && self.0.members.has(&lease::leader())
+        !self.0.is_fenced() && !self.0.leaving.is_cancelled() && self.0.members.has(&lease::leader())
+    }
+
+    /// Whether the others still believe us alive, by our own clock.
+    pub(crate) fn may_freeze(&self) -> bool {
+        !self.0.is_fenced()
+    }
+
+    /// What is new is done by another from now on, if there is another.
+    pub(crate) fn begin_to_leave(&self) {
+        self.0.leaving.cancel();
     }
 
     pub(crate) async fn send(&self, to: &str, errand: Errand<'_>, limit: Duration) -> Result<Answer, ApiError> {
         let address = self.0.alive().address(to).map(str::to_owned);
         let address =
-            address.ok_or_else(|| ApiError::unavailable("the replica that has this Database is gone; try again"))?;
+            address.ok_or_else(|| ApiError::in_motion("the replica that has this Database is gone; try again"))?;
         self.0.peers.send(&address, errand, limit).await
     }
 }
@@ -177,7 +191,7 @@ impl Replicas {
 impl Inner {
     fn not_fenced(&self) -> Result<(), ApiError> {
         if self.is_fenced() {
-            return Err(ApiError::unavailable(
+            return Err(ApiError::in_motion(
                 "this replica could not tell the cluster's API server that it lives, and freezes nothing; try again",
             ));
         }
@@ -222,7 +236,7 @@ impl Inner {
                 Err(error) => return Err(unreachable(&error)),
             }
         }
-        Err(ApiError::unavailable(format!("Database {}: too many take it at once; try again", member.1)))
+        Err(ApiError::in_motion(format!("Database {}: too many take it at once; try again", member.1)))
     }
 
     /// Whether a replica is alive. One that was never seen is asked for: its Lease may be younger than what we know.
@@ -247,7 +261,8 @@ impl Inner {
     }
 
     fn holds(&self, member: &Member) -> bool {
-        (*member == lease::leader() && !self.freezer.is_draining()) || self.freezer.view(&member.0, &member.1).is_some()
+        (*member == lease::leader() && !self.leaving.is_cancelled())
+            || self.freezer.view(&member.0, &member.1).is_some()
     }
 
     fn known(&self, member: &Member) -> Option<Lease> {
@@ -255,9 +270,8 @@ impl Inner {
         self.mirror.get(namespace, &lease::member_name(member)).map(Arc::unwrap_or_clone)
     }
 
-    /// A replica that lives, and is not this one.
-    fn another(&self) -> Option<String> {
-        self.alive().another(&self.identity, Instant::now())
+    fn successor(&self) -> Option<String> {
+        self.alive().successor(&self.identity, Instant::now()).map(str::to_owned)
     }
 
     fn is_alive(&self, identity: &str) -> bool {

@@ -17,6 +17,7 @@ use crate::{
     auth::{Authenticator, Authorizer},
     controllers,
     directory::Directory,
+    health::Condition,
     journal::{RecordsJournal, Told},
     metrics::Metrics,
     objects::Objects,
@@ -34,7 +35,16 @@ pub struct Server {
     pub(crate) core: Core,
     /// Loops beside those that every server has. The end of one ends the server.
     pub(crate) loops: Vec<Loop>,
-    pub(crate) drain: Duration,
+    pub(crate) ending: Ending,
+}
+
+/// How a server ends after SIGTERM.
+#[derive(Clone, Copy, Debug)]
+pub struct Ending {
+    /// How long it goes on as it was, but for new freezes: until nobody is sent here any more.
+    pub delay: Duration,
+    /// How long freezes that hold may go on after that.
+    pub drain: Duration,
 }
 
 /// Its name, for the log.
@@ -47,8 +57,8 @@ pub(crate) struct Core {
     pub(crate) verbs: Verbs,
     told: tokio::sync::mpsc::Receiver<Told>,
     pub(crate) stopping: CancellationToken,
-    /// Nothing is held any more: what follows the records may end.
-    over: CancellationToken,
+    /// Cancelled when nothing is held any more, and nobody is answered.
+    pub(crate) over: CancellationToken,
     /// The store's writer, and whatever the verbs set going.
     pub(crate) tasks: TaskTracker,
 }
@@ -62,6 +72,7 @@ pub(crate) struct Parts {
     pub(crate) drivers: Drivers,
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
+    pub(crate) conditions: Vec<Arc<Condition>>,
     pub(crate) tasks: TaskTracker,
     pub(crate) stopping: CancellationToken,
     pub(crate) over: CancellationToken,
@@ -73,10 +84,22 @@ const LAST: Duration = Duration::from_secs(5);
 impl Core {
     /// Nothing is frozen until `Verbs::recovered` says that what a dead server left is known.
     pub(crate) fn new(parts: Parts) -> Self {
-        let Parts { served, identity, records, registry, drivers, authenticator, authorizer, tasks, stopping, over } =
-            parts;
+        let Parts {
+            served,
+            identity,
+            records,
+            registry,
+            drivers,
+            authenticator,
+            authorizer,
+            conditions,
+            tasks,
+            stopping,
+            over,
+        } = parts;
         let metrics = Arc::new(Metrics::new());
-        let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics));
+        let replicas = Arc::default();
+        let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics), Arc::clone(&replicas));
         let directory = Directory { records: Arc::clone(&records), drivers };
         let epoch = Timestamp::now().as_microsecond();
         let freezer = Freezer::new(identity, epoch, journal, Arc::new(directory.clone()));
@@ -88,7 +111,7 @@ impl Core {
             tasks: tasks.clone(),
             recovered: CancellationToken::new(),
             stored: CancellationToken::new(),
-            replicas: Arc::default(),
+            replicas,
         };
         let app = Arc::new(App {
             served,
@@ -96,6 +119,7 @@ impl Core {
             authorizer: Arc::clone(&authorizer),
             objects: Objects { served, registry, verbs: verbs.clone(), authorizer },
             metrics,
+            conditions,
             stopping: stopping.clone(),
         });
         Self { app, freezer, verbs, told, stopping, over, tasks }
@@ -114,12 +138,11 @@ impl Server {
 
     /// Serves until `stopping`; then no new freezes, those that hold may end, the rest is thawed.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { bound, tls, address, core, loops: more, drain } = self;
+        let Self { bound, tls, address, core, loops: more, ending } = self;
         let Core { app, freezer, verbs, told, stopping, over, tasks } = core;
         let (records, replicas) = (Arc::clone(&verbs.records), Arc::clone(&verbs.replicas));
-        let serving = CancellationToken::new();
         // No loop that is cut off: when nothing is held any more it writes what it was told, as the store does.
-        let mut telling = tasks.spawn(controllers::events::run(Arc::clone(&records), told, serving.clone()));
+        let mut telling = tasks.spawn(controllers::events::run(Arc::clone(&records), told, over.clone()));
         let mut loops = spawn(more);
         loops.spawn(controllers::freeze::run(verbs.clone()));
         loops.spawn(controllers::database::run(verbs));
@@ -132,7 +155,7 @@ impl Server {
             let app = Arc::clone(&app);
             move |request, peer| Arc::clone(&app).serve(request, peer)
         };
-        let server = tokio::spawn(bound.serve(tls, service, Limits::default(), serving.clone()));
+        let server = tokio::spawn(bound.serve(tls, service, Limits::default(), over.clone()));
         info!(%address, "serving");
         let died = tokio::select! {
             biased;
@@ -147,13 +170,22 @@ impl Server {
             }
         };
         stopping.cancel();
-        info!("stopping: no new freezes; those that hold have {} s", drain.as_secs());
+        let Ending { delay, drain } = ending;
+        info!(
+            "stopping: new freezes go to other replicas; after {} s those that hold have {} s",
+            delay.as_secs(),
+            drain.as_secs()
+        );
+        if let Some(replicas) = replicas.get().filter(|_| !died) {
+            replicas.begin_to_leave();
+            tokio::time::sleep(delay).await;
+        }
         // While it drains, claims can still be ended: the listener is closed last.
         freezer.drain(drain).await;
         if let Some(replicas) = replicas.get() {
             replicas.leave().await;
         }
-        serving.cancel();
+        over.cancel();
         server.await?;
         loops.shutdown().await;
         over.cancel();

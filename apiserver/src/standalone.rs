@@ -19,7 +19,7 @@ use crate::{
     recovery,
     registry::Registry,
     resources::{self, NAMESPACES, Served},
-    server::{Core, Parts, Server},
+    server::{Core, Ending, Parts, Server},
     store::Store,
 };
 
@@ -27,7 +27,7 @@ use crate::{
 const RENEW_EVERY: Duration = Duration::from_secs(LEAF_LIFE.as_secs() * 2 / 3);
 
 /// Opens the data directory, listens, and takes care of what a dead server left. `drivers`: tests bring their own.
-pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Drivers) -> anyhow::Result<Server> {
+pub async fn bind(path: &Path, listen: SocketAddr, ending: Ending, drivers: Drivers) -> anyhow::Result<Server> {
     if !listen.ip().is_loopback() {
         bail!("--listen {listen} is not a loopback address: a standalone server is for this machine only");
     }
@@ -38,7 +38,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Dri
     let bound = Bound::bind(listen).await?;
     let address = bound.address().context("the address that we listen on")?;
     let leaf = Leaf::new(&DataDir::leaf(&authority, address, now)?)?;
-    let tls = certs::server_config(Arc::clone(&leaf))?;
+    let tls = certs::server_config(Arc::clone(&leaf) as _)?;
     data_dir.write_kubeconfigs(address, &authority, &tokens)?;
     let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
     let store = Store::open(&data_dir.objects(), &resources::stored(), &tasks)?;
@@ -52,6 +52,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Dri
         drivers,
         authenticator: Arc::new(Known::new(authority.certificate().into(), tokens)),
         authorizer: Arc::new(Roles),
+        conditions: Vec::new(),
         tasks,
         stopping,
         over: CancellationToken::new(),
@@ -62,7 +63,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Dri
         ("events", controllers::housekeeping::events(registry).boxed()),
         ("serving certificate", renew_leaf(data_dir, leaf, address).boxed()),
     ];
-    Ok(Server { bound, tls, address, core, loops, drain })
+    Ok(Server { bound, tls, address, core, loops, ending })
 }
 
 async fn ensure_default_namespace(registry: &Registry) -> anyhow::Result<()> {

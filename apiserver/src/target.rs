@@ -7,7 +7,7 @@ use crate::error::ApiError;
 /// What a request is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
-    Health(&'static str),
+    Health(Health),
     Metrics,
     Version,
     /// `/`, `/api`, `/apis`, `/apis/GROUP`, `/api/v1`, `/apis/GROUP/VERSION`.
@@ -16,6 +16,13 @@ pub enum Target {
     /// The list of documents, or the one of a group and version.
     OpenApiV3(Option<(String, String)>),
     Resource(ResourceTarget),
+}
+
+/// `/healthz`, `/livez`, `/readyz`, and one check of theirs, if only one is asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Health {
+    pub probe: &'static str,
+    pub check: Option<String>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,7 +63,7 @@ impl Target {
     /// is permitted by what it is, and has none.
     pub fn path(&self) -> String {
         match self {
-            Self::Health(name) => format!("/{name}"),
+            Self::Health(health) => format!("/{}", health.probe),
             Self::Metrics => "/metrics".to_owned(),
             Self::Version => "/version".to_owned(),
             Self::Discovery(Document::Root) => "/".to_owned(),
@@ -103,9 +110,9 @@ pub fn target(method: &Method, path: &str, watching: bool) -> Result<Target, Api
     let document = |document| Ok(Target::Discovery(document));
     match parts.as_slice() {
         [] => document(Document::Root),
-        ["healthz", ..] => Ok(Target::Health("healthz")),
-        ["livez", ..] => Ok(Target::Health("livez")),
-        ["readyz", ..] => Ok(Target::Health("readyz")),
+        ["healthz", rest @ ..] => health("healthz", rest),
+        ["livez", rest @ ..] => health("livez", rest),
+        ["readyz", rest @ ..] => health("readyz", rest),
         ["metrics"] => Ok(Target::Metrics),
         ["version"] => Ok(Target::Version),
         ["openapi", "v2"] => Ok(Target::OpenApiV2),
@@ -123,6 +130,14 @@ pub fn target(method: &Method, path: &str, watching: bool) -> Result<Target, Api
         }
         ["api", version, rest @ ..] => resource(method, "", version, rest, watching).map(Target::Resource),
         ["apis", group, version, rest @ ..] => resource(method, group, version, rest, watching).map(Target::Resource),
+        _ => Err(ApiError::no_such_path()),
+    }
+}
+
+fn health(probe: &'static str, rest: &[&str]) -> Result<Target, ApiError> {
+    match rest {
+        [] => Ok(Target::Health(Health { probe, check: None })),
+        [check] => Ok(Target::Health(Health { probe, check: Some((*check).to_owned()) })),
         _ => Err(ApiError::no_such_path()),
     }
 }

@@ -52,7 +52,7 @@ impl Verbs {
     /// Runs a verb of `databases`.
     pub async fn run(&self, verb: &str, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
         if !self.recovered.is_cancelled() {
-            return Err(ApiError::unavailable("starting: what is frozen is not known yet; try again in a moment"));
+            return Err(ApiError::in_motion("starting: what is frozen is not known yet; try again in a moment"));
         }
         match verb {
             "quiesce" => self.quiesce(call, body).await,

@@ -62,9 +62,14 @@ const AUTHORITY_LIFE: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 const BACKDATED: Duration = Duration::from_secs(3600);
 
 impl Authority {
-    /// A new authority called `name`.
+    /// A new authority called `name`, for ten years.
     pub fn create(name: &str, now: Timestamp) -> Result<(Self, KeyPairPem), AuthorityError> {
-        let mut params = dated(name, now, AUTHORITY_LIFE);
+        Self::create_for(name, now, AUTHORITY_LIFE)
+    }
+
+    /// A new authority called `name`, for `life`.
+    pub fn create_for(name: &str, now: Timestamp, life: Duration) -> Result<(Self, KeyPairPem), AuthorityError> {
+        let mut params = dated(name, now, life);
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let key = KeyPair::generate()?;

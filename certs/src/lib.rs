@@ -11,8 +11,8 @@ mod verifier;
 
 pub use authority::{Authority, AuthorityError, Identity, KeyPairPem, Names};
 pub use https::{BindError, Bound, Limits, Peer};
-pub use resolver::{Leaf, LeafError};
-pub use verifier::{Authorities, Untrusted, identity, server_config, verify_client};
+pub use resolver::{ByName, Leaf, LeafError};
+pub use verifier::{Authorities, Untrusted, identity, server_config, validity, verify_client};
 
 /// Makes *ring* the process's crypto provider. Call it first in every `main`; calling it again does nothing.
 pub fn use_ring() {

@@ -12,14 +12,14 @@ use rustls::{
     crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, UnixTime, pem::PemObject},
     server::{
-        WebPkiClientVerifier,
+        ResolvesServerCert, WebPkiClientVerifier,
         danger::{ClientCertVerified, ClientCertVerifier},
     },
 };
 use thiserror::Error;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-use crate::{authority::Identity, resolver::Leaf};
+use crate::authority::Identity;
 
 /// Why a client certificate means nothing here.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -32,8 +32,9 @@ pub enum Untrusted {
     Roots(String),
 }
 
-/// A TLS configuration that serves `leaf` over HTTP/2 and HTTP/1.1 and asks clients for a certificate.
-pub fn server_config(leaf: Arc<Leaf>) -> Result<ServerConfig, rustls::Error> {
+/// A TLS configuration that serves `leaf` (a [`Leaf`], or [`ByName`](crate::ByName)) over HTTP/2 and HTTP/1.1 and asks clients
+/// for a certificate.
+pub fn server_config(leaf: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(ring::default_provider());
     let verifier = Arc::new(PossessionOnly(provider.signature_verification_algorithms));
     let mut config = ServerConfig::builder_with_provider(provider)
@@ -75,6 +76,16 @@ impl Authorities {
         let verified = self.0.verify_client_cert(leaf, intermediates, now);
         verified.map(drop).map_err(|error| Untrusted::Chain(error.to_string()))
     }
+}
+
+/// From when to when the first certificate of `pem` is valid.
+pub fn validity(pem: &str) -> Result<(Timestamp, Timestamp), Untrusted> {
+    let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|error| Untrusted::Roots(error.to_string()))?;
+    let (_, certificate) = X509Certificate::from_der(&der).map_err(|error| Untrusted::Roots(error.to_string()))?;
+    let at = |time: x509_parser::time::ASN1Time| {
+        Timestamp::from_second(time.timestamp()).map_err(|error| Untrusted::Roots(error.to_string()))
+    };
+    Ok((at(certificate.validity().not_before)?, at(certificate.validity().not_after)?))
 }
 
 /// Who `chain` says it stands for; whether that is so, [`Authorities::verify`] says. Common name is the user, organizations
@@ -161,6 +172,15 @@ mod tests {
         let serving = ours.serve(&Names::default(), now, DAY).unwrap();
         let shown = chain(&serving.certificate);
         assert!(matches!(verify_client(&shown, ours.certificate(), now), Err(Untrusted::Chain(_))), "not for clients");
+    }
+
+    #[test]
+    fn a_certificate_says_how_long_it_is_valid() {
+        let now = Timestamp::from_second(1_800_000_000).unwrap();
+        let (ours, _) = Authority::create_for("ours", now, DAY).unwrap();
+        let (begin, end) = validity(ours.certificate()).unwrap();
+        assert!(begin <= now && end == now + DAY, "{begin} {end}");
+        assert!(validity("no certificate").is_err());
     }
 
     #[test]

@@ -382,7 +382,12 @@ impl Table {
     }
 
     fn remember(&mut self, freeze: &FreezeName, status: &Arc<FreezeStatus>) {
+        let requested = |status: &FreezeStatus| status.requested_at.as_ref().map(|at| at.0);
         for claim in &status.claims {
+            // A uid that is used again is answered by its newest freeze, in whatever order they are told.
+            if self.finished.get(&claim.uid).is_some_and(|(_, known)| requested(known) > requested(status)) {
+                continue;
+            }
             if self.finished.insert(claim.uid.clone(), (freeze.clone(), Arc::clone(status))).is_none() {
                 self.finished_order.push_back(claim.uid.clone());
             }

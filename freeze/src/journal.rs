@@ -31,6 +31,12 @@ impl fmt::Display for FreezeName {
 pub trait Journal: fmt::Debug + Send + Sync + 'static {
     async fn open(&self, freeze: &FreezeName, spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError>;
     async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError>;
+
+    /// Whether this process may hold anything still, told by its own clock and without waiting. It is asked right before a hold
+    /// is taken: the process may have been stopped since it began, and its members be another's.
+    fn may_hold(&self) -> Result<(), JournalError> {
+        Ok(())
+    }
 }
 
 #[derive(Clone, Debug, Error)]

@@ -2,6 +2,7 @@
 //! nothing is frozen and every Freeze is finished.
 
 use std::{
+    collections::VecDeque,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -17,17 +18,21 @@ use serde_json::{Value, json};
 use sqlx::Row;
 use tokio::time::sleep;
 
-use crate::world::{Space, World};
+use crate::world::{Setup, Space, World};
 
 const CLIENTS: usize = 16;
 const CALLS: usize = 500;
 const DATABASES: [&str; 3] = ["a", "b", "c"];
-/// A replica lives so long.
+/// Something happens to a replica so often.
 const LIFE: Duration = Duration::from_secs(6);
+/// And is cut off so long: until the others believe it dead, and longer.
+const CUT: Duration = Duration::from_secs(18);
+/// The longest that a client asks for.
+const TTL: u32 = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
-    let world = World::start().await.unwrap();
+    let world = World::of(Setup { can_be_cut: true, ..Setup::default() }).await.unwrap();
     let space = world.space("chaos").await.unwrap();
     let options = Options::default().set("max_connections", "400").set("autovacuum", "off");
     let server = Server::start(ServerKind::POSTGRESQL_15, options).await.unwrap();
@@ -41,15 +46,25 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
     let clients = (0..CLIENTS).map(|number| client(&space, number, &calls, &held));
     let watching = join_all(DATABASES.map(|name| never_two(&server, name, &over)));
     let killing = async {
+        let mut names: VecDeque<String> = ["one", "two"].map(str::to_owned).into();
         for number in 0.. {
             sleep(LIFE).await;
             if over.load(Ordering::Relaxed) {
                 return;
             }
-            let (old, new) = (format!("r{number}"), format!("r{}", number + 2));
-            let old = if number < 2 { ["one", "two"][number].to_owned() } else { old };
-            world.add_replica(&new).await.unwrap();
-            world.kill(&old).await.unwrap();
+            let Some(old) = names.pop_front() else { return };
+            if number % 2 == 0 {
+                // Those that it serves go on being sent to it.
+                world.cut(&old, true);
+                sleep(CUT).await;
+                world.cut(&old, false);
+                names.push_back(old);
+            } else {
+                let new = format!("r{number}");
+                world.add_replica(&new).await.unwrap();
+                world.kill(&old).await.unwrap();
+                names.push_back(new);
+            }
         }
     };
     let all = async {
@@ -62,8 +77,9 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
     }
     println!("{} of {} calls found it frozen", held.load(Ordering::Relaxed), calls.load(Ordering::Relaxed));
     assert!(held.load(Ordering::Relaxed) > CALLS / 20, "hardly anything was frozen");
+    let insert = format!("SET lock_timeout = '{}s'; INSERT INTO t VALUES (1)", TTL + 1);
     for name in DATABASES {
-        server.execute(name, "INSERT INTO t VALUES (1)").await.unwrap();
+        server.execute(name, &insert).await.unwrap();
     }
     let finished = |list: &Value| {
         let freezes = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();
@@ -90,7 +106,10 @@ async fn client(space: &Space<'_>, number: usize, calls: &AtomicUsize, held: &At
                 (uid, claimed) = (format!("call-{call}"), DATABASES[random.random_range(0..DATABASES.len())]);
                 let with = if random.random_bool(0.3) && other != claimed { vec![other] } else { Vec::new() };
                 let level = if random.random_bool(0.5) { "WriteBlocked" } else { "Durable" };
-                ("quiesce", json!({"uid": uid, "level": level, "with": with, "ttlSeconds": random.random_range(1..4)}))
+                (
+                    "quiesce",
+                    json!({"uid": uid, "level": level, "with": with, "ttlSeconds": random.random_range(1..=TTL)}),
+                )
             }
             5..9 => ("unquiesce", json!({"uid": uid})),
             _ => ("renew", json!({"uid": uid})),

@@ -16,7 +16,10 @@ use fixtures::{PASSWORD, Server, USER};
 use serde_json::{Value, json};
 use tokio::{process::Command, time::timeout};
 
-use crate::world::{NAMESPACE, Replica, SERVICE, SOON};
+use crate::{
+    replica::Replica,
+    world::{NAMESPACE, SERVICE, SOON},
+};
 
 /// Where a test's Databases are.
 pub(crate) const SHOP: &str = "shop";

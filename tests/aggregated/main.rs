@@ -3,12 +3,20 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod chaos;
+mod conformance;
 mod crds;
 mod doctor;
+mod doors;
+mod forwarder;
 mod freezes;
 mod install;
 mod installation;
+mod keys;
+mod numbers;
 mod policies;
+mod replica;
 mod replicas;
+mod restarts;
 mod rights;
+mod wire;
 mod world;

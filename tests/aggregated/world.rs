@@ -1,23 +1,25 @@
 //! One control plane for all tests, and Stillpoint behind it, installed from deploy/. Each test has a namespace of its own.
 
 use std::{
-    fs::File,
-    io::{BufRead, BufReader},
+    collections::HashMap,
+    net::SocketAddr,
     path::{Path, PathBuf},
-    process::{Child, Command, ExitStatus, Stdio},
+    process::ExitStatus,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
-    thread,
     time::Duration,
 };
 
 use anyhow::{Context, Result, ensure};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cluster::{Cluster, Identity, Options, ServicePort, until};
-use fixtures::{Engine, PASSWORD, Port, Server, USER};
+use fixtures::{Engine, PASSWORD, Server, USER};
 use serde_json::{Value, json};
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{self, MappedMutexGuard, OnceCell};
+
+use crate::{forwarder::Forwarder, replica::Replica};
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 pub(crate) const SERVICE: &str = api::install::ACCOUNT;
@@ -32,21 +34,47 @@ const INSTALLED: [&str; 6] = [
     "apiserver/policies.yaml",
     "apiserver/api.yaml",
 ];
+/// Our APIService.
+pub(crate) const APISERVICE: &str = "v1alpha1.live.stillpoint.dev";
 
 /// What every test stands on.
 pub(crate) struct World {
     pub(crate) cluster: Cluster,
     /// Those that run.
-    pub(crate) replicas: Mutex<Vec<Replica>>,
+    replicas: Mutex<Vec<Replica>>,
+    /// The replicas' kubeconfig.
     pub(crate) account: PathBuf,
+    /// What replicas are started with, beside what all are.
+    arguments: Vec<String>,
+    /// Between each replica and kube-apiserver, where a test may cut it.
+    networks: Mutex<HashMap<String, Forwarder>>,
+    can_be_cut: bool,
+    /// Stands where the Service is, when kube-apiserver is told to go there.
+    proxy: Option<Forwarder>,
 }
 
-/// One `stillpoint-apiserver`, as a process of this host. Killed when it is dropped.
-pub(crate) struct Replica {
-    name: String,
-    child: Child,
-    port: Port,
-    stopped: bool,
+/// How a world of a test's own is.
+pub(crate) struct Setup {
+    pub(crate) replicas: Vec<&'static str>,
+    /// Whether kube-apiserver goes to the endpoints itself.
+    pub(crate) aggregator_routing: bool,
+    pub(crate) arguments: Vec<String>,
+    /// Whether what is stored is on disk before it is answered.
+    pub(crate) fsync: bool,
+    /// Whether replicas can be cut off from kube-apiserver.
+    pub(crate) can_be_cut: bool,
+}
+
+impl Default for Setup {
+    fn default() -> Self {
+        Self {
+            replicas: vec!["one", "two"],
+            aggregator_routing: true,
+            arguments: Vec::new(),
+            fsync: false,
+            can_be_cut: false,
+        }
+    }
 }
 
 /// A namespace of one test's.
@@ -62,31 +90,124 @@ impl World {
         WORLD.get_or_init(|| async { Self::start().await.expect("a cluster with Stillpoint") }).await
     }
 
+    /// Another one, of one replica, for one test at a time: what floods or stops a server would be in the way of all others.
+    /// Whoever had it leaves it as it was.
+    pub(crate) async fn alone() -> MappedMutexGuard<'static, Self> {
+        static WORLD: sync::Mutex<Option<World>> = sync::Mutex::const_new(None);
+        let mut guard = WORLD.lock().await;
+        if guard.is_none() {
+            *guard = Some(
+                Self::of(Setup { replicas: vec!["one"], ..Setup::default() })
+                    .await
+                    .expect("a second cluster with Stillpoint"),
+            );
+        }
+        sync::MutexGuard::map(guard, |world| world.as_mut().expect("it was just started"))
+    }
+
     /// One for a test that kills replicas.
     pub(crate) async fn start() -> Result<Self> {
-        let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
+        Self::of(Setup::default()).await
+    }
+
+    pub(crate) async fn of(setup: Setup) -> Result<Self> {
+        let Setup { replicas, aggregator_routing, arguments, fsync, can_be_cut } = setup;
+        let cluster = Cluster::start(Options { aggregator_routing, fsync }).await?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         for file in INSTALLED {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
         }
-        let account = Identity::ServiceAccount { namespace: NAMESPACE.to_owned(), name: SERVICE.to_owned() };
-        let account = cluster.kubeconfig_of(&account).await?;
-        let world = Self { cluster, replicas: Mutex::default(), account };
-        for name in ["one", "two"] {
+        let account = cluster.kubeconfig_of(&Identity::service_account(NAMESPACE, SERVICE)).await?;
+        let proxy = match aggregator_routing {
+            true => None,
+            false => {
+                let service = cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&[])]).await?;
+                Some(Forwarder::start((service, 443).into(), Vec::new()).await.context("at the Service's address")?)
+            }
+        };
+        let networks = Mutex::default();
+        let world = Self { cluster, replicas: Mutex::default(), account, arguments, networks, can_be_cut, proxy };
+        for name in replicas {
             world.add_replica(name).await?;
         }
-        let cluster = &world.cluster;
-        let name = format!("{}.{}", api::VERSION, api::LIVE_GROUP);
-        let wait = ["wait", "--for=condition=Available", "--timeout=60s", "apiservice", &name];
-        cluster.kubectl(&wait).await?.ok().context("the APIService is available")?;
+        world.available(Duration::from_secs(60)).await?;
         Ok(world)
     }
 
-    /// Starts one more, and has the Service lead to all that run.
+    /// Waits until kube-apiserver sends us what is ours.
+    pub(crate) async fn available(&self, within: Duration) -> Result<()> {
+        let timeout = format!("--timeout={}s", within.as_secs());
+        let wait = ["wait", "--for=condition=Available", &timeout, "apiservice", APISERVICE];
+        self.cluster.kubectl(&wait).await?.ok().context("the APIService is available")?;
+        // Whoever passes requests on learns our authority a little later than whoever looks whether we are there.
+        let group = format!("/apis/{}", api::LIVE_API_VERSION);
+        until("requests are passed on", within, async || self.cluster.kubectl(&["get", "--raw", &group]).await?.ok())
+            .await
+            .map(drop)
+    }
+
+    /// Starts one more, and has the Service lead to all that run once it is ready.
     pub(crate) async fn add_replica(&self, name: &str) -> Result<()> {
-        let replica = Replica::start(&self.cluster, &self.account, name).await?;
+        let account = if self.can_be_cut { &self.network(name).await? } else { &self.account };
+        let replica = Replica::start(&self.cluster, account, name, &self.arguments).await?;
+        replica.ready().await?;
         self.running().push(replica);
         self.route().await
+    }
+
+    /// A way to kube-apiserver of its own for one replica: its kubeconfig.
+    async fn network(&self, name: &str) -> Result<PathBuf> {
+        let mut kubeconfig: Value = serde_json::from_str(&std::fs::read_to_string(&self.account)?)?;
+        let server = &mut kubeconfig["clusters"][0]["cluster"]["server"];
+        let target =
+            server.as_str().and_then(|server| server.strip_prefix("https://")).context("no server")?.parse()?;
+        let network = Forwarder::start(([127, 0, 0, 1], 0).into(), vec![target]).await?;
+        *server = format!("https://{}", network.address).into();
+        let path = self.cluster.root().join(format!("{name}.kubeconfig"));
+        std::fs::write(&path, kubeconfig.to_string())?;
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), network);
+        Ok(path)
+    }
+
+    /// Between a replica and kube-apiserver nothing comes through from now on, or again.
+    pub(crate) fn cut(&self, name: &str, cut: bool) {
+        if let Some(network) = self.networks.lock().unwrap_or_else(PoisonError::into_inner).get(name) {
+            network.cut(cut);
+        }
+    }
+
+    /// Ends one as a kubelet does; a while later the Service leads there no more. How it ended.
+    pub(crate) async fn end(&self, name: &str, propagation: Duration) -> Result<ExitStatus> {
+        for replica in self.running().iter_mut().filter(|replica| replica.name == name) {
+            replica.signal("-TERM")?;
+        }
+        tokio::time::sleep(propagation).await;
+        let (left, ended): (Vec<_>, Vec<_>) = self.running().drain(..).partition(|replica| replica.name != name);
+        self.running().extend(left);
+        self.route().await?;
+        let mut ended = ended.into_iter().next().context("no such replica")?;
+        until("it ends", SOON, || {
+            let ended = ended.ended();
+            async { ended?.context("it goes on") }
+        })
+        .await
+    }
+
+    /// What signs our certificates now, PEM.
+    pub(crate) async fn authority(&self) -> Result<String> {
+        let secret = ["--namespace", NAMESPACE, "get", "secret", "stillpoint-apiserver-ca"];
+        self.decoded(&secret, "{.data.ca\\.crt}").await
+    }
+
+    /// What kube-apiserver trusts us by.
+    pub(crate) async fn trusted(&self) -> Result<String> {
+        self.decoded(&["get", "apiservice", APISERVICE], "{.spec.caBundle}").await
+    }
+
+    async fn decoded(&self, what: &[&str], path: &str) -> Result<String> {
+        let path = format!("jsonpath={path}");
+        let all: Vec<&str> = what.iter().copied().chain(["-o", &path]).collect();
+        Ok(String::from_utf8(STANDARD.decode(self.cluster.kubectl(&all).await?.ok()?.trim())?)?)
     }
 
     /// Kills one as a crash would, and has the Service lead to those that are left, as a node's controller does.
@@ -98,17 +219,33 @@ impl World {
     /// Stopped, it keeps its connections and answers nothing; the Service leads to it until it fails its probes, which here is at
     /// once.
     pub(crate) async fn signal(&self, name: &str, signal: &str) -> Result<()> {
-        let stops = signal == "-STOP";
         for replica in self.running().iter_mut().filter(|replica| replica.name == name) {
-            replica.stopped = stops;
-            Command::new("kill").args([signal, &replica.child.id().to_string()]).status()?;
+            replica.signal(signal)?;
         }
         self.route().await
     }
 
+    /// The first of those that run. What is done to it here the Service does not hear of.
+    pub(crate) fn first<T>(&self, with: impl FnOnce(&mut Replica) -> T) -> Result<T> {
+        Ok(with(self.running().first_mut().context("no replica runs")?))
+    }
+
+    /// Starts the first replica again at its address, whatever became of it.
+    pub(crate) async fn start_again(&self) -> Result<()> {
+        let old = self.running().remove(0);
+        let new = old.again(&self.cluster, &self.account, &self.arguments).await?;
+        self.running().insert(0, new);
+        Ok(())
+    }
+
     async fn route(&self) -> Result<()> {
-        let running = |replica: &&Replica| !replica.stopped;
-        let ports: Vec<u16> = self.running().iter().filter(running).map(|replica| replica.port.number).collect();
+        let running = |replica: &&Replica| !replica.is_stopped();
+        let addresses: Vec<SocketAddr> =
+            self.running().iter().filter(running).map(|replica| replica.server.address).collect();
+        if let Some(proxy) = &self.proxy {
+            proxy.lead_to(addresses.clone());
+        }
+        let ports: Vec<u16> = addresses.iter().map(SocketAddr::port).collect();
         self.cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&ports)]).await.map(drop)
     }
 
@@ -127,71 +264,6 @@ impl World {
             .kubectl(&["create", "rolebinding", "credentials", "--clusterrole=stillpoint:credentials", &subject])
             .await?;
         Ok(space)
-    }
-}
-
-impl Replica {
-    async fn start(cluster: &Cluster, kubeconfig: &Path, name: &str) -> Result<Self> {
-        Self::start_with(cluster, kubeconfig, name, &["--identity".to_owned(), name.to_owned()]).await
-    }
-
-    /// With these arguments, beside where it listens.
-    pub(crate) async fn start_with(cluster: &Cluster, kubeconfig: &Path, name: &str, more: &[String]) -> Result<Self> {
-        let port = Port::reserve()?;
-        let log = File::create(cluster.root().join(format!("{name}.log")))?;
-        let mut command = Command::new("setpriv");
-        command
-            .arg("--pdeathsig=KILL")
-            .arg(tests::binary("stillpoint-apiserver")?)
-            .args(["--listen", &format!("0.0.0.0:{}", port.number), "--kubeconfig"])
-            .arg(kubeconfig)
-            .args(more)
-            .stdout(Stdio::piped())
-            .stderr(log);
-        let mut child = spawn_for_good(command).await?;
-        let stdout = child.stdout.take().context("no stdout")?;
-        let line = tokio::task::spawn_blocking(move || {
-            let mut line = String::new();
-            BufReader::new(stdout).read_line(&mut line).map(|_| line)
-        });
-        let line = tokio::time::timeout(SOON, line).await.context("no line")???;
-        ensure!(line.starts_with("listening:"), "it did not start; see its log");
-        Ok(Self { name: name.to_owned(), child, port, stopped: false })
-    }
-}
-
-impl Replica {
-    pub(crate) fn port(&self) -> u16 {
-        self.port.number
-    }
-
-    pub(crate) fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
-    /// What it ended with, if it did.
-    pub(crate) fn ended(&mut self) -> Result<Option<ExitStatus>> {
-        Ok(self.child.try_wait()?)
-    }
-}
-
-/// From a thread that never ends: the kernel kills a child when the thread that spawned it is gone, and a test's threads go
-/// with the test.
-async fn spawn_for_good(mut command: Command) -> Result<Child> {
-    let (sender, spawned) = oneshot::channel();
-    thread::spawn(move || {
-        sender.send(command.spawn()).ok();
-        loop {
-            thread::park();
-        }
-    });
-    Ok(spawned.await??)
-}
-
-impl Drop for Replica {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 

@@ -18,8 +18,9 @@ use crate::{
 const NAMESPACES_EVERY: Duration = Duration::from_millis(250);
 const SWEEP_EVERY: Duration = Duration::from_secs(60);
 /// Finished Freezes that are kept of each Database, and how long a Freeze is kept at most; younger than the least age
-/// all are kept.
+/// many more are kept.
 const KEEP_FREEZES: usize = 20;
+const KEEP_YOUNG_FREEZES: usize = 200;
 const FREEZE_AGE: (Duration, Duration) = (Duration::from_secs(3600), Duration::from_secs(7 * 24 * 3600));
 /// Upstream's `--event-ttl`.
 const EVENT_AGE: Duration = Duration::from_secs(3600);
@@ -89,7 +90,8 @@ fn over(freezes: &[Arc<Freeze>], now: Timestamp) -> Vec<FreezeName> {
         let count = of_database.entry((freeze.metadata.namespace.as_deref(), database)).or_default();
         *count += 1;
         let age = now.duration_since(created);
-        if (*count > KEEP_FREEZES && age > older(FREEZE_AGE.0)) || age > older(FREEZE_AGE.1) {
+        let many = *count > KEEP_YOUNG_FREEZES || (*count > KEEP_FREEZES && age > older(FREEZE_AGE.0));
+        if many || age > older(FREEZE_AGE.1) {
             let names = freeze.metadata.namespace.clone().zip(freeze.metadata.name.clone());
             over.extend(names.map(|(namespace, name)| FreezeName { namespace, name }));
         }
@@ -129,6 +131,8 @@ mod tests {
         let freezes: Vec<_> = freezes.into_iter().map(Arc::new).collect();
         let gone = over(&freezes, now);
         assert_eq!(gone.len(), 6, "{gone:?}");
+        let young = (0..201).map(|n| Arc::new(freeze(&format!("y{n}"), "2026-06-09T23:59:00Z", "Thawed", false)));
+        assert_eq!(over(&young.collect::<Vec<_>>(), now).len(), 1, "a Database that is frozen all the time");
         assert!(gone.iter().all(|gone| gone.name != "undoing" && gone.name != "held"));
     }
 }

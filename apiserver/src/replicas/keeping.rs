@@ -74,11 +74,15 @@ impl Replicas {
     async fn renew(self) {
         let inner = &self.0;
         let mut current: Option<Lease> = None;
-        let mut may_freeze = false;
+        let (mut may_freeze, mut told) = (false, false);
         let mut tick = interval(RENEW);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
+            tokio::select! {
+                _ = tick.tick() => {}
+                // The others learn at once that we leave.
+                () = inner.leaving.cancelled(), if !told => told = true,
+            }
             // Also when this process was stopped meanwhile: what it had is not its any more.
             if may_freeze && inner.is_fenced() {
                 may_freeze = false;
@@ -111,16 +115,20 @@ impl Replicas {
         let now = Timestamp::now();
         match current {
             None => {
-                let new = lease::of_replica(&inner.identity, &inner.address, now);
+                let new = self.as_it_is(lease::of_replica(&inner.identity, &inner.address, now));
                 inner.leases.create(&PostParams::default(), &new).await
             }
             Some(mut lease) => {
                 if let Some(spec) = &mut lease.spec {
                     spec.renew_time = Some(MicroTime(now));
                 }
-                inner.leases.replace(&name, &PostParams::default(), &lease).await
+                inner.leases.replace(&name, &PostParams::default(), &self.as_it_is(lease)).await
             }
         }
+    }
+
+    fn as_it_is(&self, lease: Lease) -> Lease {
+        if self.0.leaving.is_cancelled() { lease::leaving(lease) } else { lease }
     }
 
     /// Before the others believe us dead.
@@ -148,8 +156,13 @@ impl Replicas {
                 continue;
             }
             inner.members.give_back(&inner.leases, |member| inner.holds(member), false).await;
-            let may_lead = !inner.freezer.is_draining() && !inner.members.has(&lease::leader());
-            if may_lead && matches!(inner.take(&lease::leader(), false).await, Ok(Taken::Ours)) {
+            // What only one does is another's affair then.
+            if inner.leaving.is_cancelled() {
+                continue;
+            }
+            if !inner.members.has(&lease::leader())
+                && matches!(inner.take(&lease::leader(), false).await, Ok(Taken::Ours))
+            {
                 info!("this replica leads");
             }
             self.take_over().await;

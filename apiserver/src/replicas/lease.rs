@@ -32,6 +32,8 @@ pub(super) const FENCE: Duration = Duration::from_secs(8);
 pub(super) const LABEL: &str = api::install::LEASE;
 /// Where a replica is reached by the others.
 const ADDRESS: &str = "stillpoint.dev/address";
+/// Of a replica that is going down: it begins nothing new.
+const LEAVES: &str = "stillpoint.dev/leaving";
 /// Whose Lease it is, for people.
 const MEMBER: &str = "stillpoint.dev/member";
 
@@ -47,25 +49,21 @@ pub(super) struct Alive(HashMap<String, Seen>);
 #[derive(Debug)]
 struct Seen {
     renewed: Option<Timestamp>,
-    /// When it was seen for the first time.
-    first: Instant,
     at: Instant,
     address: String,
+    leaves: bool,
 }
 
 impl Alive {
     pub(super) fn note(&mut self, lease: &Lease, now: Instant) {
         let Some(identity) = holder(lease) else { return };
         let renewed = lease.spec.as_ref().and_then(|spec| spec.renew_time.as_ref()).map(|at| at.0);
-        let annotation = lease.metadata.annotations.as_ref().and_then(|all| all.get(ADDRESS));
-        let address = annotation.cloned().unwrap_or_default();
+        let annotation = |name| lease.metadata.annotations.as_ref().and_then(|all| all.get(name));
+        let (address, leaves) = (annotation(ADDRESS).cloned().unwrap_or_default(), annotation(LEAVES).is_some());
         match self.0.get_mut(identity) {
             // The same renewal, seen again: it is no younger for that.
             Some(seen) if seen.renewed == renewed => {}
-            seen => {
-                let first = seen.map_or(now, |seen| seen.first);
-                self.0.insert(identity.to_owned(), Seen { renewed, first, at: now, address });
-            }
+            _ => drop(self.0.insert(identity.to_owned(), Seen { renewed, at: now, address, leaves })),
         }
     }
 
@@ -79,10 +77,11 @@ impl Alive {
         self.0.get(identity).is_some_and(|seen| now.duration_since(seen.at) < LIFE)
     }
 
-    /// Of those that live, but for this one, whoever was there last: it is the least likely to be going itself.
-    pub(super) fn another(&self, than: &str, now: Instant) -> Option<String> {
-        let others = self.0.keys().filter(|identity| *identity != than && self.is_alive(identity, now));
-        others.max_by_key(|identity| self.0.get(*identity).map(|seen| seen.first)).cloned()
+    /// Somebody else who is alive and stays: who does what `identity` does no more.
+    pub(super) fn successor(&self, identity: &str, now: Instant) -> Option<&str> {
+        let stays =
+            |(other, seen): &(&String, &Seen)| *other != identity && !seen.leaves && now.duration_since(seen.at) < LIFE;
+        self.0.iter().filter(stays).max_by_key(|(_, seen)| seen.at).map(|(other, _)| other.as_str())
     }
 
     /// Those that are dead for so long.
@@ -125,6 +124,12 @@ pub(super) fn of_replica(identity: &str, address: &str, now: Timestamp) -> Lease
         ..LeaseSpec::default()
     };
     lease(replica_name(identity), "replica", (ADDRESS, address.to_owned()), spec)
+}
+
+/// The same Lease, of one that leaves.
+pub(super) fn leaving(mut lease: Lease) -> Lease {
+    lease.metadata.annotations.get_or_insert_default().insert(LEAVES.to_owned(), "true".to_owned());
+    lease
 }
 
 /// A member's, for one that never had one.
@@ -186,20 +191,16 @@ mod tests {
     }
 
     #[test]
-    fn another_is_one_that_lives_and_the_youngest_of_them() {
+    fn what_a_replica_does_no_more_is_done_by_one_that_lives_and_stays() {
         let (mut alive, begin) = (Alive::default(), Instant::now());
-        let note = |alive: &mut Alive, name: &str, second: i64, after: u32| {
-            let lease = of_replica(name, "", Timestamp::from_second(second).unwrap());
-            alive.note(&lease, begin + LIFE / 10 * after);
-        };
-        note(&mut alive, "us", 1, 0);
-        assert_eq!(alive.another("us", begin), None);
-        note(&mut alive, "old", 1, 0);
-        note(&mut alive, "young", 1, 1);
-        note(&mut alive, "old", 2, 2);
-        assert_eq!(alive.another("us", begin + LIFE / 2).as_deref(), Some("young"));
-        note(&mut alive, "old", 3, 11);
-        assert_eq!(alive.another("us", begin + LIFE / 10 * 12).as_deref(), Some("old"), "the other is dead");
+        let of = |identity: &str| of_replica(identity, "10.0.0.1:6443", Timestamp::UNIX_EPOCH);
+        alive.note(&of("us"), begin);
+        assert_eq!(alive.successor("us", begin), None, "nobody else is there");
+        alive.note(&leaving(of("goes")), begin);
+        assert_eq!(alive.successor("us", begin), None, "it goes too");
+        alive.note(&of("stays"), begin);
+        assert_eq!(alive.successor("us", begin), Some("stays"));
+        assert_eq!(alive.successor("us", begin + LIFE), None, "it is dead");
     }
 
     #[test]

@@ -3,14 +3,14 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use async_trait::async_trait;
 use base64::{Engine, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use certs::{Authorities, Authority, Peer};
+use certs::{KeyPairPem, Peer};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, header};
 use http_body_util::BodyExt;
 use jiff::Timestamp;
@@ -19,6 +19,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::timeout;
 
 use crate::{
+    aggregated::{Keyring, REPLICAS, Ring},
     answer::Answer,
     auth::{
         Authenticator, User,
@@ -40,11 +41,16 @@ const MOST: usize = 3 * 1024 * 1024;
 
 /// Clients of the other replicas.
 pub(super) struct Peers {
-    clients: Mutex<HashMap<String, Client>>,
-    ca: Vec<u8>,
-    certificate: String,
-    key: String,
-    server_name: String,
+    keyring: Arc<Keyring>,
+    us: Mutex<Option<Us>>,
+}
+
+/// How the others know us, until our authority is another, or the certificate old.
+struct Us {
+    ring: Arc<Ring>,
+    since: Instant,
+    pair: KeyPairPem,
+    clients: HashMap<String, Client>,
 }
 
 /// A verb to send on.
@@ -60,26 +66,19 @@ pub(crate) struct Errand<'a> {
 #[derive(Debug)]
 pub(crate) struct WithPeers {
     inner: Delegated,
-    peers: FrontProxy,
+    keyring: Arc<Keyring>,
 }
 
 impl Peers {
-    pub(super) fn new(authority: &Authority, server_name: String) -> anyhow::Result<Self> {
-        let pair = authority.client(NAME, GROUP, Timestamp::now(), LIFE)?;
-        Ok(Self {
-            clients: Mutex::default(),
-            ca: authority.certificate().as_bytes().to_vec(),
-            certificate: pair.certificate,
-            key: pair.key,
-            server_name,
-        })
+    pub(super) fn new(keyring: Arc<Keyring>) -> Self {
+        Self { keyring, us: Mutex::default() }
     }
 
     /// The other's answer, as it is. An error is only that it could not be asked.
     pub(super) async fn send(&self, address: &str, errand: Errand<'_>, limit: Duration) -> Result<Answer, ApiError> {
         let away = |why: String| ApiError {
             internal: Some(format!("{address}: {why}")),
-            ..ApiError::unavailable("the replica that has this Database cannot be reached; try again in a moment")
+            ..ApiError::in_motion("the replica that has this Database cannot be reached; try again in a moment")
         };
         let client = self.client(address).map_err(|error| away(error.to_string()))?;
         let request = errand.request().map_err(|error| away(error.to_string()))?;
@@ -94,23 +93,35 @@ impl Peers {
     }
 
     fn client(&self, address: &str) -> anyhow::Result<Client> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = clients.get(address) {
+        let ring = self.keyring.now();
+        let mut us = self.us.lock().unwrap_or_else(PoisonError::into_inner);
+        let young = us.take().filter(|us| us.ring.is(&ring) && us.since.elapsed() < LIFE / 2);
+        let us = us.insert(match young {
+            Some(us) => us,
+            None => Us {
+                pair: ring.signing.client(NAME, GROUP, Timestamp::now(), LIFE)?,
+                since: Instant::now(),
+                clients: HashMap::new(),
+                ring,
+            },
+        });
+        if let Some(client) = us.clients.get(address) {
             return Ok(client.clone());
         }
         let mut config = Config::new(format!("https://{address}").parse()?);
-        let authorities = CertificateDer::pem_slice_iter(&self.ca).map(|one| one.map(|one| one.to_vec()));
+        let authorities =
+            CertificateDer::pem_slice_iter(us.ring.bundle.as_bytes()).map(|one| one.map(|one| one.to_vec()));
         config.root_cert = Some(authorities.collect::<Result<_, _>>()?);
-        config.tls_server_name = Some(self.server_name.clone());
+        config.tls_server_name = Some(REPLICAS.to_owned());
         config.default_retry = false;
         config.connect_timeout = Some(CONNECT);
         config.auth_info = AuthInfo {
-            client_certificate_data: Some(encoded(&self.certificate)),
-            client_key_data: Some(encoded(&self.key).into()),
+            client_certificate_data: Some(encoded(&us.pair.certificate)),
+            client_key_data: Some(encoded(&us.pair.key).into()),
             ..AuthInfo::default()
         };
         let client = Client::try_from(config)?;
-        clients.insert(address.to_owned(), client.clone());
+        us.clients.insert(address.to_owned(), client.clone());
         Ok(client)
     }
 }
@@ -136,16 +147,20 @@ impl Errand<'_> {
 }
 
 impl WithPeers {
-    pub(crate) fn new(inner: Delegated, authority: &Authority) -> anyhow::Result<Self> {
-        let peers = FrontProxy {
-            authorities: Authorities::parse(authority.certificate())?,
+    pub(crate) fn new(inner: Delegated, keyring: Arc<Keyring>) -> Self {
+        Self { inner, keyring }
+    }
+
+    /// Replicas, as a front proxy.
+    fn peers(&self) -> FrontProxy {
+        FrontProxy {
+            authorities: self.keyring.now().authorities.clone(),
             allowed_names: vec![NAME.to_owned()],
             username_headers: vec![HeaderName::from_static("x-remote-user")],
             uid_headers: vec![HeaderName::from_static("x-remote-uid")],
             group_headers: vec![HeaderName::from_static("x-remote-group")],
             extra_prefixes: vec![EXTRA.to_owned()],
-        };
-        Ok(Self { inner, peers })
+        }
     }
 }
 
@@ -153,10 +168,13 @@ impl WithPeers {
 impl Authenticator for WithPeers {
     async fn authenticate(&self, peer: &Peer, headers: &mut HeaderMap, now: Timestamp) -> Result<User, ApiError> {
         // Only a replica has a certificate of our authority; everybody else is the cluster's to know.
-        if !peer.certificates.is_empty() && self.peers.authorities.verify(&peer.certificates, now).is_ok() {
-            let user = self.peers.user(&peer.certificates, headers, now).map_err(ApiError::unauthorized)?;
-            self.peers.strip(headers);
-            return Ok(user);
+        if !peer.certificates.is_empty() {
+            let peers = self.peers();
+            if peers.authorities.verify(&peer.certificates, now).is_ok() {
+                let user = peers.user(&peer.certificates, headers, now).map_err(ApiError::unauthorized)?;
+                peers.strip(headers);
+                return Ok(user);
+            }
         }
         // Nobody else sends anything on.
         headers.remove(HOPS);

@@ -49,6 +49,10 @@ impl Recorder {
         Arc::new(Self { freeze, journal, status: Mutex::new(status), shown })
     }
 
+    pub(super) fn may_hold(&self) -> Result<(), JournalError> {
+        self.journal.may_hold()
+    }
+
     pub(super) fn watch(&self) -> watch::Receiver<Arc<FreezeStatus>> {
         self.shown.subscribe()
     }

@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU32, AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -27,6 +27,8 @@ pub(crate) struct Book {
     pub(crate) fails_after: AtomicU32,
     /// How long a write takes.
     pub(crate) delay_ms: AtomicU64,
+    /// Whether others believe this process dead.
+    pub(crate) fenced: AtomicBool,
 }
 
 #[async_trait]
@@ -40,6 +42,13 @@ impl Journal for Book {
             return Err(JournalError::Gone);
         }
         self.store(freeze, status).await
+    }
+
+    fn may_hold(&self) -> Result<(), JournalError> {
+        match self.fenced.load(Ordering::SeqCst) {
+            true => Err(JournalError::Unavailable("fenced".to_owned())),
+            false => Ok(()),
+        }
     }
 }
 

@@ -208,6 +208,19 @@ async fn what_the_journal_does_not_know_does_not_hold() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn who_may_not_hold_any_more_takes_nothing() {
+    for fenced in [true, false] {
+        let (freezer, book) = freezer();
+        let server = MemoryServer::default();
+        book.fenced.store(fenced, Ordering::SeqCst);
+        let targets = vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)];
+        let held = freezer.quiesce(request("f", "a", targets, TTL)).await;
+        assert_eq!(held.is_err(), fenced);
+        assert_eq!(server.commit(Duration::ZERO).await, fenced, "whether anything is held");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_end_that_could_not_be_written_is_written_later() {
     let (freezer, book) = freezer();
     let server = MemoryServer::default();

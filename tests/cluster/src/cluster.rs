@@ -151,7 +151,7 @@ impl Cluster {
         &self.root
     }
 
-    /// One JSON object a line, at level Metadata. Not of somebody else's cluster, as everything below.
+    /// One JSON object a line, at level Metadata; of SubjectAccessReviews at level Request. Not of somebody else's cluster, as everything below.
     pub fn audit_log(&self) -> Result<PathBuf> {
         Ok(self.own("the audit log")?.layout.file("audit.log"))
     }

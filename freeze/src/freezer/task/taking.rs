@@ -166,10 +166,10 @@ impl Taking {
         };
         let (opened, prepared) = tokio::join!(open, group::prepare(&targets, |at| recorder.undo_of(at)));
         let prepared = prepared?;
+        let first = || targets.first().map(|target| target.database.clone()).unwrap_or_default();
         if let Err(error) = opened {
             group::abandon(prepared).await;
-            let database = targets.first().map(|target| target.database.clone()).unwrap_or_default();
-            return Err(vec![Fault { database, error: error.into() }]);
+            return Err(vec![Fault { database: first(), error: error.into() }]);
         }
         let incarnations: Vec<_> = prepared.iter().map(|prepared| prepared.server().incarnation.clone()).collect();
         let warnings = targets.iter().zip(&prepared).flat_map(|(target, prepared)| {
@@ -185,6 +185,10 @@ impl Taking {
                 }
             })
             .await;
+        if let Err(error) = recorder.may_hold() {
+            group::abandon(prepared).await;
+            return Err(vec![Fault { database: first(), error: error.into() }]);
+        }
         let (mut group, acquired) = group::acquire(&targets, prepared, max_frozen).await?;
         if targets.len() > 1 {
             // One may have waited for the slowest for longer than its server is patient.

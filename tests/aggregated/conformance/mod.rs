@@ -1,0 +1,50 @@
+//! What an aggregated API server must do, as one table: each case through kube-apiserver, and directly at the server's own
+//! port. `docs/conformance.md` is made from it.
+
+mod discovery;
+mod identity;
+mod kubectl;
+mod openapi;
+mod outages;
+mod reading;
+mod robust;
+mod stage;
+mod table;
+mod verbs;
+
+use self::{stage::Stage, table::Case};
+use crate::doors::Way;
+
+/// A part of the table.
+struct Part {
+    title: &'static str,
+    cases: Vec<Case>,
+}
+
+fn parts() -> Vec<Part> {
+    let part = |title, cases| Part { title, cases };
+    vec![
+        part("Registration, discovery, health", discovery::cases()),
+        part("OpenAPI", openapi::cases()),
+        part("Who asks, and what they may", identity::cases()),
+        part("Objects and lists", reading::cases()),
+        part("Verbs", verbs::cases()),
+        part("Whatever becomes of it", robust::cases()),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_case_of_the_table_is_answered_as_it_says_both_ways() {
+    let stage = Stage::set().await.unwrap();
+    let mut failed = Vec::new();
+    for part in parts() {
+        for case in part.cases {
+            for way in Way::BOTH {
+                if let Err(error) = case.run(&stage, way).await {
+                    failed.push(format!("{} {}, {way}: {error:#}", case.number, case.what));
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} of the cases:\n{}", failed.len(), failed.join("\n"));
+}

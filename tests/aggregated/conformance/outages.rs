@@ -1,0 +1,257 @@
+//! What is told of a server that has lost its kube-apiserver, of one that goes down, and of a cluster that has lost it: on the
+//! world of one test at a time, which is as it was in the end.
+
+use std::{ops::Deref, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use cluster::{Cluster, Component, until};
+use futures::{FutureExt, future::BoxFuture};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::stage::Stage;
+use crate::{
+    doors::{Ask, Way, Who},
+    keys,
+    replica::Replica,
+    world::{APISERVICE, NAMESPACE, SERVICE, SOON, World},
+};
+
+const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
+/// How long a server that was told to stop is still asked by those who have not heard of it.
+const LINGERS: Duration = Duration::from_secs(3);
+
+async fn direct(world: &World, ask: Ask) -> Result<crate::wire::Answer> {
+    world.send(Way::Direct, "default", &ask).await
+}
+
+fn alice() -> Who {
+    Who::user("alice", &["system:authenticated"])
+}
+
+pub(super) fn another_authority(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+    async {
+        let world = World::alone().await;
+        let (authority, shown) = keys::stranger()?;
+        let ask = || Ask::get("{group}").by(Who::Shown(shown.clone())).header("x-remote-user", "alice");
+        let before = direct(&world, ask()).await?;
+        ensure!(before.code == 401, "{}", before.brief());
+        let map = ["--namespace", "kube-system", "configmap", "extension-apiserver-authentication"];
+        let key = "requestheader-client-ca-file";
+        let read = world.cluster.kubectl(&[&["get"], &map[..], &["-o", "json"]].concat()).await?.ok()?;
+        let old = serde_json::from_str::<Value>(&read)?["data"][key].as_str().unwrap_or_default().to_owned();
+        let patch = json!({"data": {key: format!("{old}{}", authority.certificate())}}).to_string();
+        world.cluster.kubectl(&[&["patch"], &map[..], &["-p", &patch]].concat()).await?.ok()?;
+        until("the new authority holds", SOON, || async {
+            let answer = direct(&world, ask()).await?;
+            ensure!(answer.code == 200, "{}", answer.brief());
+            Ok(())
+        })
+        .await
+    }
+    .boxed()
+}
+
+pub(super) fn one_review(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+    async {
+        let world = World::alone().await;
+        let token = world.cluster.kubectl(&["create", "token", "default"]).await?.ok()?;
+        for (token, code) in [(token.trim(), 403), ("e30.e30.e30", 401)] {
+            let before = reviews(&world.cluster)?;
+            for _ in 0..20 {
+                let answer = direct(&world, Ask::get("{here}/orders").by(Who::Token(token.to_owned()))).await?;
+                ensure!(answer.code == code, "{}", answer.brief());
+            }
+            let asked = reviews(&world.cluster)? - before;
+            ensure!(asked == 1, "a token of {code} was reviewed {asked} times");
+        }
+        Ok(())
+    }
+    .boxed()
+}
+
+fn reviews(cluster: &Cluster) -> Result<usize> {
+    let ours = format!("system:serviceaccount:{NAMESPACE}:{SERVICE}");
+    let of_ours =
+        |event: &&Value| event["objectRef"]["resource"] == "tokenreviews" && event["user"]["username"] == ours.as_str();
+    Ok(cluster.audit_events()?.iter().filter(of_ours).count())
+}
+
+pub(super) fn nobody_reviews(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+    async {
+        without_kube_apiserver(|world| {
+            async move {
+                let answer =
+                    direct(world, Ask::get("{here}/orders").by(Who::Token("never.seen.before".to_owned()))).await?;
+                ensure!(answer.code == 401, "{}", answer.brief());
+                Ok(())
+            }
+            .boxed()
+        })
+        .await
+    }
+    .boxed()
+}
+
+pub(super) fn nobody_authorizes(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+    async {
+        without_kube_apiserver(|world| {
+            async move {
+                let answer = direct(world, Ask::get("{here}/orders").by(alice())).await?;
+                ensure!(answer.code == 500 && answer.json()["reason"] == "InternalError", "{}", answer.brief());
+                Ok(())
+            }
+            .boxed()
+        })
+        .await
+    }
+    .boxed()
+}
+
+/// The check of availability must not fail with what is stored.
+pub(super) fn discovery_alone(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+    async {
+        without_kube_apiserver(|world| {
+            async move {
+                let who = Who::user("system:kube-aggregator", &["system:masters"]);
+                let answer = direct(world, Ask::get("{group}").by(who)).await?;
+                ensure!(answer.code == 200 && answer.took < Duration::from_secs(1), "{}", answer.brief());
+                Ok(())
+            }
+            .boxed()
+        })
+        .await
+    }
+    .boxed()
+}
+
+async fn without_kube_apiserver(check: impl for<'a> FnOnce(&'a World) -> BoxFuture<'a, Result<()>>) -> Result<()> {
+    let world = World::alone().await;
+    world.cluster.stop(Component::Apiserver)?;
+    let checked = check(&world).await;
+    world.cluster.start_again(Component::Apiserver).await?;
+    let again = world.available(SOON).await;
+    checked.and(again)
+}
+
+pub(super) fn same_etag(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
+    async move {
+        let other = World::alone().await;
+        for (path, accept) in [("/apis", AGGREGATED), ("/openapi/v2", "application/json")] {
+            let ask = Ask::get(path).accept(accept);
+            let one = stage.send(way, &ask).await?;
+            let two = other.send(way, "default", &ask).await?;
+            ensure!(!one.header("etag").is_empty() && one.header("etag") == two.header("etag"), "{path}");
+        }
+        Ok(())
+    }
+    .boxed()
+}
+
+pub(super) fn goes_down(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+    async {
+        let world = World::alone().await;
+        world.first(|replica| replica.signal("-TERM"))??;
+        let told = Instant::now();
+        let unready = |world: &World| {
+            let server = world.server(Way::Direct);
+            async move { server?.get("/readyz").await }
+        };
+        until("it is not ready", Duration::from_millis(500), || async {
+            let answer = unready(&world).await?;
+            ensure!(answer.code == 500 && answer.brief().contains("[-]shutdown failed"), "{}", answer.brief());
+            Ok(())
+        })
+        .await?;
+        while told.elapsed() < LINGERS {
+            let who = Who::user("system:kube-aggregator", &["system:masters"]);
+            let answer = direct(&world, Ask::get("{group}").by(who)).await.context("it serves no longer")?;
+            ensure!(answer.code == 200, "{}", answer.brief());
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        let ended = async {
+            loop {
+                if let Some(status) = world.first(Replica::ended)?? {
+                    return Ok::<_, anyhow::Error>(status);
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        let status = tokio::time::timeout(SOON, ended).await.context("it does not end")??;
+        world.start_again().await?;
+        ensure!(status.success(), "{status}");
+        Ok(())
+    }
+    .boxed()
+}
+
+/// Namespaces, quota and kubectl must do without it, and find it again.
+pub(super) fn is_gone(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+    async {
+        let world = World::alone().await;
+        world.first(Replica::kill)?;
+        let unavailable = ["wait", "--for=condition=Available=false", "--timeout=60s", "apiservice", APISERVICE];
+        world.cluster.kubectl(&unavailable).await?.ok()?;
+        let pods = world.cluster.kubectl(&["get", "pods"]).await?;
+        ensure!(pods.code == 0, "{}", pods.stderr);
+        // A home of its own: what this kubectl learned before must not help it.
+        let resources = world.cluster.kubectl(&["api-resources", "--cache-dir", &cache(&world)]).await?;
+        ensure!(
+            resources.stdout.contains("configmaps") && resources.stdout.contains("databases"),
+            "{}",
+            resources.stdout
+        );
+        let through = world.send(Way::Through, "default", &Ask::get("{here}/orders").by(alice())).await?;
+        ensure!(matches!(through.code, 403 | 503), "{}", through.brief());
+        quota_is_kept(world.deref()).await?;
+        world.start_again().await?;
+        let found = world.send(Way::Through, "default", &Ask::get("{group}")).await?;
+        ensure!(found.code == 200, "{}", found.brief());
+        Ok(())
+    }
+    .boxed()
+}
+
+pub(super) fn hangs(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+    async {
+        let world = World::alone().await;
+        world.first(|replica| replica.signal("-STOP"))??;
+        let kept = quota_is_kept(&world).await;
+        world.first(|replica| replica.signal("-CONT"))??;
+        let again = world.available(SOON).await;
+        kept.and(again)
+    }
+    .boxed()
+}
+
+fn cache(world: &World) -> String {
+    world.cluster.root().join("empty-cache").display().to_string()
+}
+
+/// A quota that its controller counts, and that refuses what exceeds it.
+pub(super) async fn quota_is_kept(world: &World) -> Result<()> {
+    let name = format!("quota-{}", uuid());
+    let namespaced = |arguments: &[&str]| -> Vec<String> {
+        ["--namespace", &name].iter().chain(arguments).map(|&argument| argument.to_owned()).collect()
+    };
+    let run = |arguments: Vec<String>| async move {
+        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+        world.cluster.kubectl(&arguments).await
+    };
+    world.cluster.kubectl(&["create", "namespace", &name]).await?.ok()?;
+    run(namespaced(&["create", "quota", "few", "--hard=count/secrets=1"])).await?.ok()?;
+    until("the quota is counted", SOON, || async {
+        let used = run(namespaced(&["get", "quota", "few", "-o", "jsonpath={.status.used}"])).await?.ok()?;
+        ensure!(used.contains("count/secrets"), "{used}");
+        Ok(())
+    })
+    .await?;
+    run(namespaced(&["create", "secret", "generic", "one"])).await?.ok()?;
+    let second = run(namespaced(&["create", "secret", "generic", "two"])).await?;
+    ensure!(second.code != 0 && second.stderr.contains("exceeded quota"), "{}", second.stderr);
+    Ok(())
+}
+
+fn uuid() -> String {
+    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_nanos()).to_string()
+}

@@ -1,0 +1,194 @@
+//! Both replicas are replaced, one after the other, as a Deployment does it, while people and backup tools go on asking.
+
+use std::{
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Result, ensure};
+use fixtures::{Options, Server, ServerKind};
+use futures::future::join_all;
+use kube::Client;
+use serde_json::{Value, json};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, MissedTickBehavior, interval, sleep},
+};
+
+use crate::world::{Setup, Space, World};
+
+/// Of reads, at even distances; beside them, each Database is frozen and thawed as fast as that goes.
+const READS_PER_SECOND: u32 = 50;
+const DATABASES: [&str; 3] = ["a", "b", "c"];
+/// How long a node may go on sending to a pod that was told to end.
+const PROPAGATION: Duration = Duration::from_secs(1);
+/// Between two things that happen to replicas.
+const CALM: Duration = Duration::from_secs(2);
+const DELAY: [&str; 2] = ["--shutdown-delay-seconds", "3"];
+
+struct Load {
+    began: Instant,
+    over: AtomicBool,
+    asked: AtomicUsize,
+    frozen: AtomicUsize,
+    failed: Mutex<Vec<String>>,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rolling_restart_is_seen_by_nobody() {
+    for aggregator_routing in [true, false] {
+        let setup = Setup { aggregator_routing, arguments: DELAY.map(str::to_owned).into(), ..Setup::default() };
+        let world = World::of(setup).await.unwrap();
+        let load = under_load(&world, async {
+            for (old, new) in [("one", "three"), ("two", "four")] {
+                world.add_replica(new).await.unwrap();
+                sleep(CALM).await;
+                let status = world.end(old, PROPAGATION).await.unwrap();
+                assert!(status.success(), "{old} ended with {status}");
+                sleep(CALM).await;
+            }
+        })
+        .await;
+        let failed = load.failed.lock().unwrap();
+        let (asked, frozen) = (load.asked.load(Ordering::Relaxed), load.frozen.load(Ordering::Relaxed));
+        println!(
+            "aggregator routing {aggregator_routing}: {asked} requests, {frozen} freezes, {} failed",
+            failed.len()
+        );
+        assert!(failed.is_empty(), "{} failed: {:#?}", failed.len(), &failed[..failed.len().min(10)]);
+        assert!(asked > 500 && frozen > 10, "hardly anything was asked: {asked}, {frozen}");
+    }
+}
+
+/// The control: of replicas that do not say goodbye, the same load is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_that_just_dies_is_seen() {
+    let world = World::start().await.unwrap();
+    let load = under_load(&world, async {
+        sleep(CALM).await;
+        world.first(|replica| replica.kill()).unwrap();
+        sleep(CALM).await;
+    })
+    .await;
+    assert!(!load.failed.lock().unwrap().is_empty());
+}
+
+async fn under_load(world: &World, meanwhile: impl Future<Output = ()>) -> Arc<Load> {
+    let space = world.space("restarts").await.unwrap();
+    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await.unwrap();
+    for name in DATABASES {
+        server.execute("postgres", &format!("CREATE DATABASE {name}")).await.unwrap();
+        space.register_databases(name, &server, &[name]).await.unwrap();
+    }
+    let load = Arc::new(Load::new());
+    let client = world.cluster.client().await.unwrap();
+    let freezing = join_all(DATABASES.map(|name| freeze(&space, &client, &load, name)));
+    let reading = read(&space, &client, &load);
+    let meanwhile = async {
+        meanwhile.await;
+        load.over.store(true, Ordering::Relaxed);
+    };
+    tokio::join!(reading, freezing, meanwhile);
+    load
+}
+
+async fn read(space: &Space<'_>, client: &Client, load: &Arc<Load>) {
+    let group = format!("/apis/{}", api::LIVE_API_VERSION);
+    let databases = format!("{group}/namespaces/{}/databases", space.name);
+    let one = format!("{databases}/a");
+    let paths = [group, databases, one];
+    let mut tick = interval(Duration::from_secs(1) / READS_PER_SECOND);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
+    let mut asked = JoinSet::new();
+    for path in paths.iter().cycle() {
+        tick.tick().await;
+        if load.over.load(Ordering::Relaxed) {
+            break;
+        }
+        let (client, path, load) = (client.clone(), path.clone(), Arc::clone(load));
+        asked.spawn(async move {
+            let request = http::Request::get(&path).body(Vec::new()).unwrap();
+            load.note(&path, client.request::<Value>(request).await);
+        });
+        while asked.try_join_next().is_some() {}
+    }
+    asked.join_all().await;
+}
+
+async fn freeze(space: &Space<'_>, client: &Client, load: &Load, name: &str) {
+    for number in 0.. {
+        if load.over.load(Ordering::Relaxed) {
+            return;
+        }
+        let spec = json!({"uid": format!("{name}-{number}"), "ttlSeconds": 10});
+        for verb in ["quiesce", "unquiesce"] {
+            let path = space.verb(name, verb);
+            let spec = if verb == "quiesce" { spec.clone() } else { json!({"uid": spec["uid"]}) };
+            let request = http::Request::post(&path).header("content-type", "application/json");
+            let request = request.body(json!({"spec": spec}).to_string().into_bytes()).unwrap();
+            let answered = client.request::<Value>(request).await;
+            if let Ok(answer) = &answered
+                && verb == "unquiesce"
+                && answer["status"]["phase"] == "Thawed"
+            {
+                load.frozen.fetch_add(1, Ordering::Relaxed);
+            }
+            load.note(&path, answered);
+        }
+        sleep(Duration::from_millis(50)).await;
+    }
+}
+
+impl Load {
+    fn new() -> Self {
+        Self {
+            began: Instant::now(),
+            over: AtomicBool::default(),
+            asked: AtomicUsize::default(),
+            frozen: AtomicUsize::default(),
+            failed: Mutex::default(),
+        }
+    }
+
+    fn note(&self, path: &str, answered: Result<Value, kube::Error>) {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        if let Err(error) = answered {
+            self.failed.lock().unwrap().push(format!("after {:.1?}, {path}: {error:?}", self.began.elapsed()));
+        }
+    }
+}
+
+/// Whoever signs our certificates is exchanged while everybody goes on asking.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn our_authority_is_exchanged_and_nobody_sees_it() {
+    let arguments = ["--ca-overlap-seconds", "12"].map(str::to_owned).into();
+    let world = World::of(Setup { arguments, ..Setup::default() }).await.unwrap();
+    let before = world.authority().await.unwrap();
+    let load = under_load(&world, async {
+        let annotate =
+            ["--namespace", "stillpoint", "annotate", "secret", "stillpoint-apiserver-ca", "stillpoint.dev/rotate=now"];
+        world.cluster.kubectl(&annotate).await.unwrap().ok().unwrap();
+        cluster::until(
+            "another authority, and the old one is not trusted any more",
+            Duration::from_secs(90),
+            || async {
+                let (now, trusted) = (world.authority().await?, world.trusted().await?);
+                ensure!(now != before && !trusted.contains(before.trim()) && trusted.contains(now.trim()), "{trusted}");
+                Ok(())
+            },
+        )
+        .await
+        .unwrap();
+        sleep(CALM).await;
+    })
+    .await;
+    let failed = load.failed.lock().unwrap();
+    assert!(failed.is_empty(), "{} failed: {:#?}", failed.len(), &failed[..failed.len().min(10)]);
+    let shown = world.first(|replica| replica.server.clone()).unwrap();
+    let now = world.authority().await.unwrap();
+    crate::wire::Server { authority: now, ..shown.clone() }.get("/livez").await.unwrap();
+    assert!(shown.get("/livez").await.is_err(), "the old authority's certificate is shown no more");
+}
