@@ -156,13 +156,18 @@ fn templates(objects: &[Object]) -> anyhow::Result<String> {
     Ok(text)
 }
 
-/// Our group at kube-apiserver. Low priority: plain names mean the stored kinds. The `caBundle` is the server's to keep.
+/// Our group at kube-apiserver. Low priority: plain names mean the stored kinds. The `caBundle` is the server's to keep, unless
+/// it has a certificate from somebody else.
 fn api() -> Value {
     json!({
         "apiVersion": "apiregistration.k8s.io/v1", "kind": "APIService",
-        "metadata": {"name": api::install::api_service(), "labels": labels()},
+        "metadata": {
+            "name": api::install::api_service(), "labels": labels(),
+            "annotations": settings::set("apiService.annotations"),
+        },
         "spec": {
             "group": api::LIVE_GROUP, "version": api::VERSION, "groupPriorityMinimum": 100, "versionPriority": 100,
+            "caBundle": settings::optional("apiService.caBundle", "{{ $.Values.apiService.caBundle | quote }}"),
             "service": {"namespace": NAMESPACE, "name": ACCOUNT, "port": 443},
         },
     })

@@ -5,13 +5,16 @@ use serde_json::{Value, json};
 
 use crate::{
     labels,
-    settings::{NAMESPACE, computed, set},
+    settings::{NAMESPACE, computed, optional, set},
 };
 
 /// As `deploy/Containerfile` has it; a number, for kubelet checks that it is not root's.
 pub(crate) const USER: u32 = 65532;
-/// Before SIGTERM, on which the listener may close: until then those who dial learn that this pod is going.
+/// After SIGTERM it answers as before for so long: those who dial learn meanwhile that this pod is going. With it, the time to
+/// drain, and what letting go takes, a pod is within its grace period.
 const GOING: u32 = 10;
+/// Where a serving certificate is, if one was given.
+const TLS: &str = "/etc/stillpoint/tls";
 
 /// In the plain YAML, where no default namespace is.
 pub(crate) fn namespace() -> Value {
@@ -72,6 +75,10 @@ fn pod() -> Value {
             "labelSelector": {"matchLabels": labels()},
         }],
         "containers": [container()],
+        "volumes": optional(
+            "tls.secretName",
+            r#"[{"name": "tls", "secret": {"secretName": {{ $.Values.tls.secretName | quote }}}}]"#,
+        ),
     })
 }
 
@@ -96,9 +103,12 @@ fn container() -> Value {
             format!("--service={NAMESPACE}/{ACCOUNT}"),
             "--identity=$(POD_NAME)",
             "--advertise=$(POD_IP)",
+            format!("--shutdown-delay-seconds={GOING}"),
             format!("--drain-seconds={}", set("drainSeconds")),
             format!("--log={}", set("log.filter")),
             format!("--log-format={}", set("log.format")),
+            optional("tls.secretName", &format!("--tls-cert-file={TLS}/tls.crt")),
+            optional("tls.secretName", &format!("--tls-private-key-file={TLS}/tls.key")),
         ],
         "env": [field("POD_NAME", "metadata.name"), field("POD_IP", "status.podIP")],
         "ports": [{"name": "https", "containerPort": set("port"), "protocol": "TCP"}],
@@ -106,8 +116,8 @@ fn container() -> Value {
         "startupProbe": probe("/livez", 1, 60),
         "readinessProbe": probe("/readyz", 2, 2),
         "livenessProbe": probe("/livez", 10, 3),
-        "lifecycle": {"preStop": {"sleep": {"seconds": GOING}}},
         "resources": set("resources"),
+        "volumeMounts": optional("tls.secretName", &format!(r#"[{{"name": "tls", "mountPath": "{TLS}", "readOnly": true}}]"#)),
         "securityContext": {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
         },

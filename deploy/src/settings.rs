@@ -14,7 +14,7 @@ pub(crate) const NAMESPACE: &str = "⟦\"stillpoint\"¦$.Release.Namespace⟧";
 /// One value of the chart: its path, its default as JSON, and what is said about it in `values.yaml`.
 struct Setting(&'static str, &'static str, &'static str);
 
-const SETTINGS: [Setting; 24] = [
+const SETTINGS: [Setting; 27] = [
     Setting(
         "image.repository",
         r#""stillpoint""#,
@@ -49,6 +49,21 @@ const SETTINGS: [Setting; 24] = [
         "When nobody answers for the API, kubectl and the deletion of namespaces suffer",
     ),
     Setting("resources", r#"{"requests":{"cpu":"100m","memory":"64Mi"},"limits":{"memory":"512Mi"}}"#, ""),
+    Setting(
+        "tls.secretName",
+        r#""""#,
+        "Of a serving certificate for stillpoint-apiserver.NAMESPACE.svc (tls.crt, tls.key). Empty: the server makes and keeps its own",
+    ),
+    Setting(
+        "apiService.annotations",
+        "{}",
+        "With such a certificate of cert-manager's: cert-manager.io/inject-ca-from",
+    ),
+    Setting(
+        "apiService.caBundle",
+        r#""""#,
+        "Or the authority itself, PEM in base64. Empty: the server, or cert-manager, fills it in",
+    ),
     Setting("nodeSelector", "{}", ""),
     Setting("tolerations", "[]", ""),
     Setting("podAnnotations", "{}", ""),
@@ -75,6 +90,13 @@ pub(crate) fn set(path: &str) -> String {
 pub(crate) fn computed(default: &str, template: &str) -> String {
     format!("{OPEN}{default}{BETWEEN}{template}{CLOSE}")
 }
+
+/// A mark for what is only there if something is set; never in plain YAML. It is the value of a field, or an item.
+pub(crate) fn optional(setting: &str, text: &str) -> String {
+    computed("null", &format!("$.Values.{setting}{THEN}{text}"))
+}
+
+const THEN: &str = " then ";
 
 /// A mark, and what is around it.
 struct Marked<'a> {
@@ -110,17 +132,20 @@ pub(crate) fn plain(value: &Value) -> anyhow::Result<Value> {
             }
             (told + rest).into()
         }
-        Value::Array(items) => items.iter().map(plain).collect::<anyhow::Result<_>>()?,
+        Value::Array(items) => {
+            items.iter().filter(|item| !is_optional(item)).map(plain).collect::<anyhow::Result<_>>()?
+        }
         Value::Object(fields) => {
-            let fields = fields.iter().map(|(name, value)| Ok((plain_name(name)?, plain(value)?)));
+            let fields = fields.iter().filter(|(_, value)| !is_optional(value));
+            let fields = fields.map(|(name, value)| Ok((name.clone(), plain(value)?)));
             Value::Object(fields.collect::<anyhow::Result<Map<_, _>>>()?)
         }
         other => other.clone(),
     })
 }
 
-fn plain_name(name: &str) -> anyhow::Result<String> {
-    Ok(plain(&name.into())?.as_str().unwrap_or(name).to_owned())
+fn is_optional(value: &Value) -> bool {
+    value.as_str().and_then(Marked::find).is_some_and(|mark| mark.template.contains(THEN))
 }
 
 /// The YAML of objects, as a template: marks that are a whole value become JSON, which is YAML; those in a text become text.
@@ -131,9 +156,20 @@ pub(crate) fn template(object: &Value) -> anyhow::Result<String> {
     // What looks like a template and is none.
     let mut text = serde_saphyr::to_string(&object)?.replace("{{", "{{ `{{` }}");
     for (at, template) in words.iter().enumerate() {
-        text = text.replace(&word(at), template);
+        text = match template.split_once(THEN) {
+            None => text.replace(&word(at), template),
+            Some((when, told)) => text.lines().map(|line| if_line(line, &word(at), when, told) + "\n").collect(),
+        };
     }
     Ok(text)
+}
+
+/// The line that the word is in, if it is to be there.
+fn if_line(line: &str, word: &str, when: &str, told: &str) -> String {
+    if !line.contains(word) {
+        return line.to_owned();
+    }
+    format!("{{{{- if {when} }}}}\n{}\n{{{{- end }}}}", line.replace(word, told))
 }
 
 fn word(at: usize) -> String {
@@ -148,6 +184,7 @@ fn with_words(value: &Value, words: &mut Vec<String>) -> Value {
             while let Some(Marked { before, default, template, after }) = Marked::find(rest) {
                 let whole = (before, after) == ("", "") && told.is_empty();
                 words.push(match whole {
+                    true if template.contains(THEN) => template.to_owned(),
                     true if default.starts_with('"') => format!("{{{{ {template} | quote }}}}"),
                     true => format!("{{{{ {template} | toJson }}}}"),
                     false => format!("{{{{ {template} }}}}"),
@@ -222,12 +259,14 @@ mod tests {
     fn a_mark_is_its_default_in_plain_yaml_and_a_template_in_the_chart() {
         let object = json!({
             "replicas": set("replicas"), "namespace": NAMESPACE, "none": set("tolerations"),
+            "bundle": optional("apiService.caBundle", "x: {{ y }}"), "args": ["a", optional("tls.secretName", "--tls")],
             "listen": format!("--listen={}:{}", set("listenAddress"), set("port")), "text": "a {{ b",
         });
         assert_eq!(
             plain(&object).unwrap(),
             json!({
-                "replicas": 2, "namespace": api::install::NAMESPACE, "none": [], "listen": "--listen=0.0.0.0:6443",
+                "replicas": 2, "namespace": api::install::NAMESPACE, "none": [], "args": ["a"],
+                "listen": "--listen=0.0.0.0:6443",
                 "text": "a {{ b",
             })
         );
@@ -238,6 +277,8 @@ mod tests {
             "none: {{ $.Values.tolerations | toJson }}",
             "listen: --listen={{ $.Values.listenAddress }}:{{ $.Values.port }}",
             "a {{ `{{` }} b",
+            "{{- if $.Values.apiService.caBundle }}\nbundle: x: {{ y }}\n{{- end }}\n",
+            "{{- if $.Values.tls.secretName }}\n- --tls\n{{- end }}\n",
         ] {
             assert!(template.contains(line), "{line} in {template}");
         }
