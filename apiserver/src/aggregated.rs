@@ -46,6 +46,10 @@ pub struct Place {
     pub advertise: IpAddr,
 }
 
+/// A pod is told to stop when its endpoint is taken away; kube-apiserver, which hears of that by a watch, must not find the door
+/// shut before.
+const LINGER: Duration = Duration::from_secs(5);
+
 /// Listens, and begins to learn what the cluster says. It answers discovery at once; it is ready, and freezes, when it knows
 /// whom to trust and what is stored.
 pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Result<Server> {
@@ -104,7 +108,7 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
     ];
     loops.extend(replicas.loops(&core.verbs));
     core.verbs.replicas.set(replicas).ok();
-    Ok(Server { bound, tls, address, core, loops, drain })
+    Ok(Server { bound, tls, address, core, loops, drain, linger: LINGER })
 }
 
 async fn config(kubeconfig: Option<&std::path::Path>) -> anyhow::Result<Config> {

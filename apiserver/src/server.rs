@@ -8,7 +8,7 @@ use certs::{Bound, Limits};
 use freeze::{Drivers, Freezer};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
@@ -35,6 +35,8 @@ pub struct Server {
     /// Loops beside those that every server has. The end of one ends the server.
     pub(crate) loops: Vec<Loop>,
     pub(crate) drain: Duration,
+    /// How long it serves after it was told to stop, for those who have not heard of it yet.
+    pub(crate) linger: Duration,
 }
 
 /// Its name, for the log.
@@ -110,7 +112,7 @@ impl Server {
 
     /// Serves until `stopping`; then no new freezes, those that hold may end, the rest is thawed.
     pub async fn run(self) -> anyhow::Result<()> {
-        let Self { bound, tls, address, core, loops: more, drain } = self;
+        let Self { bound, tls, address, core, loops: more, drain, linger } = self;
         let Core { app, freezer, verbs, told, stopping, tasks } = core;
         let (records, replicas) = (Arc::clone(&verbs.records), Arc::clone(&verbs.replicas));
         let serving = CancellationToken::new();
@@ -131,6 +133,8 @@ impl Server {
         let server = tokio::spawn(bound.serve(tls, service, Limits::default(), serving.clone()));
         info!(%address, "serving");
         let died = tokio::select! {
+            // First: some loops end with it, and have not died.
+            biased;
             () = stopping.cancelled() => false,
             ended = loops.join_next() => {
                 warn!(?ended, "a loop that must not end has ended");
@@ -144,10 +148,13 @@ impl Server {
         stopping.cancel();
         info!("stopping: no new freezes; those that hold have {} s", drain.as_secs());
         // While it drains, claims can still be ended: the listener is closed last.
-        freezer.drain(drain).await;
-        if let Some(replicas) = replicas.get() {
-            replicas.leave().await;
-        }
+        let let_go = async {
+            freezer.drain(drain).await;
+            if let Some(replicas) = replicas.get() {
+                replicas.leave().await;
+            }
+        };
+        tokio::join!(let_go, sleep(if died { Duration::ZERO } else { linger }));
         serving.cancel();
         server.await?;
         loops.shutdown().await;

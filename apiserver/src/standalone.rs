@@ -61,7 +61,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, drain: Duration, drivers: Dri
         ("events", controllers::housekeeping::events(registry).boxed()),
         ("serving certificate", renew_leaf(data_dir, leaf, address).boxed()),
     ];
-    Ok(Server { bound, tls, address, core, loops, drain })
+    Ok(Server { bound, tls, address, core, loops, drain, linger: Duration::ZERO })
 }
 
 async fn ensure_default_namespace(registry: &Registry) -> anyhow::Result<()> {

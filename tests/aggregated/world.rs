@@ -120,6 +120,19 @@ impl World {
         Ok(())
     }
 
+    /// The first replica is there again, whatever became of it: one that was stopped goes on, any other starts again.
+    pub(crate) async fn back(&self) -> Result<()> {
+        let stopped = self.first(|replica| replica.is_stopped())?;
+        if stopped { self.first(|replica| replica.signal("-CONT"))? } else { self.start_again().await }
+    }
+
+    /// What a replica said last, for messages of failed tests.
+    pub(crate) fn log_end(&self, name: &str) -> String {
+        let text = std::fs::read_to_string(self.cluster.root().join(format!("{name}.log"))).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
     async fn route(&self) -> Result<()> {
         let running = |replica: &&Replica| !replica.is_stopped();
         let ports: Vec<u16> =
@@ -146,6 +159,17 @@ impl World {
 }
 
 impl Space<'_> {
+    /// Waits until the namespace is gone.
+    pub(crate) async fn is_gone(&self, within: Duration) -> Result<()> {
+        until("the namespace is gone", within, || async {
+            let left = ["get", "namespace", &self.name, "--ignore-not-found", "-o", "json"];
+            let left = self.world.cluster.kubectl(&left).await?.ok()?;
+            ensure!(left.is_empty(), "{left}");
+            Ok(())
+        })
+        .await
+    }
+
     /// As the administrator; a failure is an error.
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let all: Vec<&str> = ["--namespace", &self.name].into_iter().chain(arguments.iter().copied()).collect();

@@ -1,7 +1,9 @@
 //! What an aggregated API server must do, as one table: each case through kube-apiserver, and directly at the server's own
 //! port. `docs/conformance.md` is made from it.
 
+mod controllers;
 mod discovery;
+mod document;
 mod identity;
 mod kubectl;
 mod openapi;
@@ -30,6 +32,7 @@ fn parts() -> Vec<Part> {
         part("Objects and lists", reading::cases()),
         part("Verbs", verbs::cases()),
         part("Whatever becomes of it", robust::cases()),
+        part("With kube-controller-manager", controllers::cases()),
     ]
 }
 
@@ -37,8 +40,11 @@ fn parts() -> Vec<Part> {
 async fn every_case_of_the_table_is_answered_as_it_says_both_ways() {
     let stage = Stage::set().await.unwrap();
     let mut failed = Vec::new();
+    // `STILLPOINT_CASES=64,95` runs these only.
+    let only = std::env::var("STILLPOINT_CASES").unwrap_or_default();
+    let only: Vec<u8> = only.split(',').filter_map(|number| number.parse().ok()).collect();
     for part in parts() {
-        for case in part.cases {
+        for case in part.cases.into_iter().filter(|case| only.is_empty() || only.contains(&case.number)) {
             for way in Way::BOTH {
                 if let Err(error) = case.run(&stage, way).await {
                     failed.push(format!("{} {}, {way}: {error:#}", case.number, case.what));
