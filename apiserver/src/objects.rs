@@ -426,7 +426,9 @@ fn check_list_version(asked: &Asked<'_>, current: u64) -> Result<(), ApiError> {
         return wrong("sendInitialEvents is forbidden for list");
     }
     match (matching, version) {
-        (Some(_), _) if query.get("continue").is_some() => return wrong("resourceVersionMatch is forbidden when continue is provided"),
+        (Some(_), _) if query.get("continue").is_some() => {
+            return wrong("resourceVersionMatch is forbidden when continue is provided");
+        }
         (Some(_), None) => return wrong("resourceVersionMatch is forbidden unless resourceVersion is provided"),
         (Some("Exact"), Some(0)) => {
             return wrong("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"");

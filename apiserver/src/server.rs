@@ -122,9 +122,14 @@ impl Server {
         loops.spawn(controllers::freeze::run(verbs.clone()));
         loops.spawn(controllers::database::run(verbs));
         loops.spawn(controllers::housekeeping::freezes(Arc::clone(&records)));
-        loops.spawn(async move {
-            records.lost().await;
-            error!("objects cannot be kept any more");
+        loops.spawn({
+            let stopping = stopping.clone();
+            async move {
+                records.lost().await;
+                if !stopping.is_cancelled() {
+                    error!("objects cannot be kept any more");
+                }
+            }
         });
         let service = {
             let app = Arc::clone(&app);
@@ -148,13 +153,10 @@ impl Server {
         stopping.cancel();
         info!("stopping: no new freezes; those that hold have {} s", drain.as_secs());
         // While it drains, claims can still be ended: the listener is closed last.
-        let let_go = async {
-            freezer.drain(drain).await;
-            if let Some(replicas) = replicas.get() {
-                replicas.leave().await;
-            }
-        };
-        tokio::join!(let_go, sleep(if died { Duration::ZERO } else { linger }));
+        tokio::join!(freezer.drain(drain), sleep(if died { Duration::ZERO } else { linger }));
+        if let Some(replicas) = replicas.get() {
+            replicas.leave().await;
+        }
         serving.cancel();
         server.await?;
         loops.shutdown().await;

@@ -81,12 +81,16 @@ impl Replica {
         self.child.wait().ok();
     }
 
-    /// What it has in memory, in KiB.
-    pub(crate) fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
     }
+}
+
+/// What a process has in memory, in KiB.
+pub(crate) fn resident(id: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
 }
 
 impl Drop for Replica {

@@ -72,7 +72,8 @@ fn write_part(text: &mut String, part: &Part) {
     writeln!(text, "\n## {}\n\n| | case | through kube-apiserver | directly |\n|--:|---|---|---|", part.title).ok();
     for case in &part.cases {
         let [through, direct] = Way::BOTH.map(|way| cell(case, way));
-        writeln!(text, "| {} | {} | {through} | {direct} |", case.number, escaped(case.what)).ok();
+        let number = if case.number == 0 { "–".to_owned() } else { case.number.to_string() };
+        writeln!(text, "| {number} | {} | {through} | {direct} |", escaped(case.what)).ok();
     }
 }
 

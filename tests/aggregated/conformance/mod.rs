@@ -4,12 +4,16 @@
 mod controllers;
 mod discovery;
 mod document;
+mod floods;
 mod identity;
+mod intruders;
 mod kubectl;
+mod names;
 mod openapi;
 mod outages;
 mod reading;
 mod robust;
+mod rolling;
 mod stage;
 mod table;
 mod verbs;
@@ -33,6 +37,9 @@ fn parts() -> Vec<Part> {
         part("Verbs", verbs::cases()),
         part("Whatever becomes of it", robust::cases()),
         part("With kube-controller-manager", controllers::cases()),
+        part("Beside others who have Databases", names::cases()),
+        part("What must not get in", intruders::cases()),
+        part("What must not bring it down", floods::cases()),
     ]
 }
 
