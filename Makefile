@@ -57,6 +57,10 @@ test-cluster: setup ## Stillpoint behind a real kube-apiserver, which is built f
 	$(CARGO) build --locked -p apiserver -p cli
 	$(CARGO) test --locked -p tests --features cluster --test aggregated
 
+.PHONY: conformance
+conformance: ## Write docs/conformance.md from the cases that `make test-cluster` runs
+	STILLPOINT_WRITE=1 $(CARGO) test --locked -p tests --features cluster --test aggregated the_document_says
+
 .PHONY: cluster
 cluster: ## A Kubernetes 1.35 control plane that stays; prints its KUBECONFIG for the shell
 	@$(CARGO) run --quiet --locked -p cluster -- up

@@ -13,7 +13,7 @@ use std::{
 use anyhow::Context;
 use certs::{Bound, Leaf};
 use freeze::Drivers;
-use futures::FutureExt;
+use futures::{FutureExt, future::pending};
 use jiff::Timestamp;
 use kube::{
     Client, Config,
@@ -66,7 +66,9 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
     // Another run of the same pod is another replica.
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
     let (tasks, stopping) = (TaskTracker::new(), CancellationToken::new());
-    let cluster = Cluster::begin(client.clone(), &tasks, &stopping);
+    // While freezes are drained, what is stored is followed still.
+    let over = CancellationToken::new();
+    let cluster = Cluster::begin(client.clone(), &tasks, &over);
     let trust = Arc::new(Trust::default());
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);
     let core = Core::new(Parts {
@@ -102,7 +104,13 @@ pub async fn bind(place: Place, drain: Duration, drivers: Drivers) -> anyhow::Re
         records: Arc::clone(&core.verbs.records),
         freezer: core.freezer.clone(),
     })?;
+    let over = over.drop_guard();
+    let stored = async move {
+        let _until_the_loops_end = over;
+        pending::<()>().await;
+    };
     let mut loops = vec![
+        ("what is stored", stored.boxed()),
         ("whom to trust", trust.follow(client.clone()).boxed()),
         ("our certificates", trust::keep(client, authority, leaf, place.service, address).boxed()),
     ];

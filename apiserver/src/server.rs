@@ -122,14 +122,9 @@ impl Server {
         loops.spawn(controllers::freeze::run(verbs.clone()));
         loops.spawn(controllers::database::run(verbs));
         loops.spawn(controllers::housekeeping::freezes(Arc::clone(&records)));
-        loops.spawn({
-            let stopping = stopping.clone();
-            async move {
-                records.lost().await;
-                if !stopping.is_cancelled() {
-                    error!("objects cannot be kept any more");
-                }
-            }
+        loops.spawn(async move {
+            records.lost().await;
+            error!("objects cannot be kept any more");
         });
         let service = {
             let app = Arc::clone(&app);

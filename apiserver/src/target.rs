@@ -192,7 +192,13 @@ fn resource(
     })
 }
 
-/// Percent-decodes one path segment. No name of ours holds a slash, so one that decodes to it names nothing.
+/// What a name can be made of. Whatever else a segment decodes to names nothing; and some of it would be read as something else
+/// where the name becomes part of another request's path.
+fn nameable(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._~:".contains(c)
+}
+
+/// Percent-decodes one path segment.
 fn decoded(segment: &str) -> Result<String, ApiError> {
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.bytes();
@@ -208,7 +214,7 @@ fn decoded(segment: &str) -> Result<String, ApiError> {
         }
     }
     match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('/') && text != "." && text != ".." => Ok(text),
+        Ok(text) if text.chars().all(nameable) && text != "." && text != ".." => Ok(text),
         _ => Err(ApiError::no_such_path()),
     }
 }
@@ -237,7 +243,7 @@ mod tests {
         assert_eq!(of("GET", "/api/v1/namespaces", true).verb, Verb::Watch);
         assert_eq!(of("DELETE", "/api/v1/namespaces/shop/secrets", false).verb, Verb::DeleteCollection);
         assert_eq!(of("GET", "/api/v1/namespaces/shop/secrets/a%2Db", false).name.as_deref(), Some("a-b"));
-        for smuggled in ["a%2Fb", "%2e%2e", "..", "a%", "%ff", "a//b", "/a"] {
+        for smuggled in ["a%2Fb", "%2e%2e", "..", "a%", "%ff", "a//b", "/a", "a%00", "a%3Fwatch", "a%23", "a%25"] {
             let path = format!("/api/v1/namespaces/shop/secrets/{smuggled}");
             assert!(target(&Method::GET, &path, false).is_err(), "{smuggled}");
         }

@@ -116,9 +116,11 @@ fn stopped(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
 /// Everything that must go on without it, and be made up for when it is back.
 async fn without(world: &World, freed: Duration, leave: impl FnOnce(&World) -> Result<()>) -> Result<()> {
     let (plain, holding) = (world.space("plain").await?, world.space("holding").await?);
-    let _server = hold(&holding).await?;
+    let server = hold(&holding).await?;
+    ensure!(is_free(&server).await.is_err(), "the control: while it is held, that is seen");
     leave(world)?;
     let checked = goes_on(world, &[&plain, &holding]).await;
+    let checked = checked.and(until("the database is free", SOON, || is_free(&server)).await);
     let back = Instant::now();
     world.back().await?;
     checked?;
@@ -183,6 +185,13 @@ async fn hold(space: &Space<'_>) -> Result<Server> {
     space.kubectl(&["wait", "--for=jsonpath={.status.phase}=Frozen", "--timeout=30s", "freeze", "nightly"]).await?;
     space.kubectl(&["delete", "secret", "orders-account"]).await?;
     Ok(server)
+}
+
+/// Nobody of ours is connected any more.
+async fn is_free(server: &Server) -> Result<()> {
+    let ours = "SELECT FROM pg_stat_activity WHERE application_name LIKE 'stillpoint/%'";
+    let sql = format!("DO $$ BEGIN IF EXISTS ({ours}) THEN RAISE 'it is held'; END IF; END $$");
+    server.execute("postgres", &sql).await
 }
 
 async fn is_deleted(space: &Space<'_>, within: Duration) -> Result<()> {

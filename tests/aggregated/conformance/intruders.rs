@@ -105,6 +105,8 @@ fn smuggled(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
             "{here}/..%2fdatabases",
             "{here}/orders/quiesce/..",
             "{here}/orders%00",
+            "{here}/orders%3Fwatch=true",
+            "{here}/orders%23",
         ];
         for path in paths {
             let ask = Ask::get(path).by(Who::user("root", &["system:masters"]));
