@@ -26,6 +26,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::{Api, Client, api::PostParams};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     aggregated::Service,
@@ -59,6 +60,8 @@ struct Inner {
     /// When we last said that we live. Too long ago, and nothing is frozen here: looked at by the clock, not by who was in time to
     /// raise a flag, for a process may have been stopped.
     renewed: Mutex<Option<Instant>>,
+    /// It has said goodbye, and must not say that it lives: requests go on for a while after that.
+    left: CancellationToken,
 }
 
 /// Where a verb is to be executed.
@@ -99,6 +102,7 @@ impl Replicas {
             records: us.records,
             freezer: us.freezer,
             renewed: Mutex::default(),
+            left: CancellationToken::new(),
         })))
     }
 

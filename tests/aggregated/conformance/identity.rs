@@ -171,9 +171,14 @@ fn one_by_name(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
             "{}",
             one.brief()
         );
-        let review = reviews(stage, "dave").await?.pop().context("no review")?;
+        let by_name = |review: &Value| review["resourceAttributes"]["name"] == "orders";
+        let review = until("a review by name in the audit log", SOON, || async {
+            let asked = stage.asked_about("dave")?;
+            asked.into_iter().find(by_name).context("nobody asked by name")
+        })
+        .await?;
         let asked = &review["resourceAttributes"];
-        ensure!(asked["name"] == "orders" && asked["verb"] == "list", "{review}");
+        ensure!(asked["verb"] == "list", "{review}");
         let requirement = json!({"key": "metadata.name", "operator": "In", "values": ["orders"]});
         ensure!(asked["fieldSelector"]["requirements"][0] == requirement, "{review}");
         Ok(())

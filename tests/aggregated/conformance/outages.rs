@@ -178,7 +178,9 @@ pub(super) fn goes_down(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
             }
         };
         let status = tokio::time::timeout(SOON, ended).await.context("it does not end")??;
+        let leases = world.cluster.kubectl(&["--namespace", NAMESPACE, "get", "leases", "-o", "name"]).await?.ok()?;
         world.start_again().await?;
+        ensure!(!leases.contains("/replica-"), "the others would wait for it: {leases}");
         ensure!(status.success(), "{status}");
         Ok(())
     }
