@@ -62,6 +62,10 @@ bench-cluster: setup ## The numbers of replicas behind a real kube-apiserver, be
 	$(CARGO) build --release --locked -p apiserver -p cli
 	$(CARGO) test --release --locked -p tests --features cluster --test aggregated -- numbers --ignored --nocapture --test-threads 1
 
+.PHONY: conformance
+conformance: ## Write docs/conformance.md from the cases that `make test-cluster` runs
+	STILLPOINT_WRITE=1 $(CARGO) test --locked -p tests --features cluster --test aggregated the_document_says
+
 .PHONY: cluster
 cluster: ## A Kubernetes 1.35 control plane that stays; prints its KUBECONFIG for the shell
 	@$(CARGO) run --quiet --locked -p cluster -- up
