@@ -51,6 +51,8 @@ pub mod reasons {
     pub const PAUSED: &str = "Paused";
     /// The freezer could not write its journal.
     pub const JOURNAL_UNAVAILABLE: &str = "JournalUnavailable";
+    /// Another replica may have the member by now; nothing was held.
+    pub const MEMBER_ELSEWHERE: &str = "MemberElsewhere";
     /// The session that held was lost.
     pub const SESSION_LOST: &str = "SessionLost";
     /// The server restarted, failed over, or is another one.

@@ -84,13 +84,12 @@ impl Journal for RecordsJournal {
         Ok(())
     }
 
-    fn may_hold(&self) -> Result<(), JournalError> {
-        if self.replicas.get().is_none_or(Replicas::may_freeze) {
-            return Ok(());
+    fn may_hold(&self, namespace: &str, databases: &[&str]) -> Result<(), JournalError> {
+        let Some(replicas) = self.replicas.get() else { return Ok(()) };
+        match databases.iter().find(|database| !replicas.may_hold(namespace, database)) {
+            None => Ok(()),
+            Some(database) => Err(JournalError::NotOurs((*database).to_owned())),
         }
-        Err(JournalError::Unavailable(
-            "this replica could not renew its Lease; another may have its members".to_owned(),
-        ))
     }
 }
 

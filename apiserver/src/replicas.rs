@@ -173,9 +173,9 @@ impl Replicas {
         !self.0.is_fenced() && !self.0.leaving.is_cancelled() && self.0.members.has(&lease::leader())
     }
 
-    /// Whether the others still believe us alive, by our own clock.
-    pub(crate) fn may_freeze(&self) -> bool {
-        !self.0.is_fenced()
+    /// Whether a member is ours still, and the others believe us alive, by our own clock.
+    pub(crate) fn may_hold(&self, namespace: &str, database: &str) -> bool {
+        !self.0.is_fenced() && self.0.members.has(&(namespace.to_owned(), database.to_owned()))
     }
 
     /// What is new is done by another from now on, if there is another.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::{Check, conditions::reasons};
 use thiserror::Error;
 
-use crate::blocker::Blocker;
+use crate::{blocker::Blocker, journal::JournalError};
 
 /// Why a driver could not do what it was asked. The message names what was seen; [`Error::advice`] what to do.
 #[derive(Debug, Error)]
@@ -60,8 +60,8 @@ pub enum Error {
     /// The server is not the one, or not the run of it, that was frozen.
     #[error("the server changed while it was held: {detail}")]
     Incarnation { detail: String },
-    #[error("the journal could not be written: {0}")]
-    Journal(#[from] crate::journal::JournalError),
+    #[error("the journal: {0}")]
+    Journal(#[from] JournalError),
     /// What the server said that we have no name for.
     #[error("the server said, while {doing}: {detail}")]
     Server { doing: &'static str, detail: String },
@@ -88,6 +88,7 @@ impl Error {
             Self::Lost { .. } => reasons::SESSION_LOST,
             Self::TooManyStalled { .. } => reasons::TOO_MANY_STALLED,
             Self::Incarnation { .. } => reasons::INCARNATION_CHANGED,
+            Self::Journal(JournalError::NotOurs(_)) => reasons::MEMBER_ELSEWHERE,
             Self::Journal(_) => reasons::JOURNAL_UNAVAILABLE,
             Self::Server { .. } => reasons::SERVER_ERROR,
         }
@@ -143,6 +144,7 @@ impl Error {
             Self::TooManyStalled { .. } => {
                 "freeze when there is less traffic, or raise spec.freeze.maxStalledSessions".to_owned()
             }
+            Self::Journal(JournalError::NotOurs(_)) => "try again in a moment".to_owned(),
             Self::Journal(_) => "check the space and the health of the server's data directory; in a cluster, whether its API server answers".to_owned(),
             Self::Server { .. } => "look into the database server's log".to_owned(),
         }

@@ -32,9 +32,9 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
     async fn open(&self, freeze: &FreezeName, spec: &FreezeSpec, status: &FreezeStatus) -> Result<(), JournalError>;
     async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError>;
 
-    /// Whether this process may hold anything still, told by its own clock and without waiting. It is asked right before a hold
-    /// is taken: the process may have been stopped since it began, and its members be another's.
-    fn may_hold(&self) -> Result<(), JournalError> {
+    /// Whether these Databases are this process's to hold still, told by its own clock and without waiting. It is asked right
+    /// before a hold is taken: what was asked before that may have taken long, or the process have been stopped since.
+    fn may_hold(&self, _namespace: &str, _databases: &[&str]) -> Result<(), JournalError> {
         Ok(())
     }
 }
@@ -44,6 +44,9 @@ pub enum JournalError {
     /// The object was deleted.
     #[error("the Freeze object is gone")]
     Gone,
+    /// Another process may hold what was asked for.
+    #[error("another replica may have {0} by now")]
+    NotOurs(String),
     #[error("{0}")]
     Unavailable(String),
 }

@@ -129,12 +129,15 @@ async fn client(space: &Space<'_>, number: usize, calls: &AtomicUsize, held: &At
 /// Looks who has locked the table, as often as it can. Two freezes would both have: their locks do not conflict.
 async fn never_two(server: &Server, database: &str, over: &AtomicBool) -> usize {
     let mut session = server.postgres(database, USER, PASSWORD).await.unwrap();
-    let sql = "SELECT count(DISTINCT a.application_name) FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
+    let sql = "SELECT count(DISTINCT a.application_name), string_agg(concat_ws(' ', a.application_name, a.pid, a.state, \
+               clock_timestamp() - a.state_change, a.wait_event, a.query), '; ') \
+               FROM pg_locks l JOIN pg_stat_activity a USING (pid) \
                WHERE l.relation = 't'::regclass AND l.mode = 'ShareLock' AND l.granted";
     let mut looks = 0;
     while !over.load(Ordering::Relaxed) {
-        let freezers: i64 = sqlx::query(sql).fetch_one(&mut session).await.unwrap().get(0);
-        assert!(freezers <= 1, "{database}: {freezers} freezes at once");
+        let row = sqlx::query(sql).fetch_one(&mut session).await.unwrap();
+        let (freezers, who): (i64, Option<String>) = (row.get(0), row.get(1));
+        assert!(freezers <= 1, "{database}: {freezers} freezes at once: {}", who.unwrap_or_default());
         looks += 1;
         sleep(Duration::from_millis(10)).await;
     }

@@ -63,10 +63,13 @@ impl Members {
         self.lock().contains_key(member)
     }
 
-    /// It was taken.
+    /// It was taken; perhaps by two calls at once, of which the first is under way.
     pub(super) fn insert(&self, member: &Member, lease: Lease) {
-        let mine = Mine { lease, calls: 0, idle_since: Instant::now() };
-        self.lock().insert(member.clone(), mine);
+        let now = Instant::now();
+        let mut mine = self.lock();
+        let mine =
+            mine.entry(member.clone()).or_insert_with(|| Mine { lease: lease.clone(), calls: 0, idle_since: now });
+        (mine.lease, mine.idle_since) = (lease, now);
     }
 
     /// Gives back members of which nothing is held and nobody asks; `all`: at once.

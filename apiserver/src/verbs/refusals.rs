@@ -1,6 +1,6 @@
 //! Why a verb did not do what it was asked, for a client: what stood in the way, who, until when, and what to do.
 
-use api::Claim;
+use api::{Check, Claim, conditions::reasons};
 use freeze::Refused;
 
 use super::call::Call;
@@ -29,6 +29,9 @@ pub(super) fn refusal(call: &Call<'_>, refused: Refused) -> ApiError {
                 )
             })
         }
+        Refused::NotHeld { causes, .. } if is_elsewhere(&causes) => {
+            ApiError::in_motion("another replica has taken the Database meanwhile; try again in a moment")
+        }
         Refused::NotHeld { freeze, causes, .. } => {
             let said: Vec<String> = causes
                 .iter()
@@ -55,6 +58,11 @@ pub(super) fn refusal(call: &Call<'_>, refused: Refused) -> ApiError {
         ),
         Refused::Stopping => ApiError::in_motion("the server is going down and begins no freeze; try again"),
     }
+}
+
+fn is_elsewhere(causes: &[Check]) -> bool {
+    let elsewhere = |cause: &Check| cause.reason.as_deref() == Some(reasons::MEMBER_ELSEWHERE);
+    !causes.is_empty() && causes.iter().all(elsewhere)
 }
 
 /// What stood in the way before any server was asked.

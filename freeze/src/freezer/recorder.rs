@@ -49,8 +49,8 @@ impl Recorder {
         Arc::new(Self { freeze, journal, status: Mutex::new(status), shown })
     }
 
-    pub(super) fn may_hold(&self) -> Result<(), JournalError> {
-        self.journal.may_hold()
+    pub(super) fn may_hold(&self, databases: &[&str]) -> Result<(), JournalError> {
+        self.journal.may_hold(&self.freeze.namespace, databases)
     }
 
     pub(super) fn watch(&self) -> watch::Receiver<Arc<FreezeStatus>> {

@@ -44,9 +44,9 @@ impl Journal for Book {
         self.store(freeze, status).await
     }
 
-    fn may_hold(&self) -> Result<(), JournalError> {
+    fn may_hold(&self, _namespace: &str, databases: &[&str]) -> Result<(), JournalError> {
         match self.fenced.load(Ordering::SeqCst) {
-            true => Err(JournalError::Unavailable("fenced".to_owned())),
+            true => Err(JournalError::NotOurs(databases.join(", "))),
             false => Ok(()),
         }
     }

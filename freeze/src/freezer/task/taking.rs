@@ -185,7 +185,8 @@ impl Taking {
                 }
             })
             .await;
-        if let Err(error) = recorder.may_hold() {
+        let databases: Vec<&str> = targets.iter().map(|target| target.database.as_str()).collect();
+        if let Err(error) = recorder.may_hold(&databases) {
             group::abandon(prepared).await;
             return Err(vec![Fault { database: first(), error: error.into() }]);
         }
