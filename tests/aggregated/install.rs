@@ -73,7 +73,8 @@ async fn alerts_are_of_metrics_that_there_are(here: &Installation) -> Result<()>
     here.run("kubectl create clusterrolebinding prometheus --clusterrole=prometheus --serviceaccount=shop:prometheus")
         .await?;
     for replica in &here.replicas {
-        metrics += &until("the metrics", SOON, || here.run(&scrape(replica.port()))).await?;
+        let scrape = scrape(replica.port());
+        metrics += &until("the metrics", SOON, || here.run(&scrape)).await?;
     }
     let rules = here.run("helm template stillpoint deploy/chart --kube-version 1.35.0 --set alerts.enabled=true -s templates/server.yaml").await?;
     let (_, rules) = rules.split_once("kind: PrometheusRule").context("no rules")?;
