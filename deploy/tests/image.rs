@@ -9,8 +9,8 @@ fn wrong(recipe: &str, metadata: &Value, deployment: &Value) -> Vec<String> {
     let mut wrong = Vec::new();
     let lines: Vec<&str> = recipe.lines().map(str::trim).collect();
     let after = |word: &str| lines.iter().filter_map(|line| line.strip_prefix(word)).collect::<Vec<_>>();
-    let packages = metadata["packages"].as_array().unwrap();
-    let package = |name: &str| packages.iter().find(|package| package["name"] == name);
+    let packages = || metadata["packages"].as_array().into_iter().flatten();
+    let package = |name: &str| packages().find(|package| package["name"] == name);
 
     let words: Vec<&str> = after("RUN cargo build ").iter().flat_map(|line| line.split_whitespace()).collect();
     let built: Vec<&str> = words.windows(2).filter(|pair| pair[0] == "-p").map(|pair| pair[1]).collect();
@@ -19,7 +19,7 @@ fn wrong(recipe: &str, metadata: &Value, deployment: &Value) -> Vec<String> {
         match package(name) {
             None => wrong.push(format!("there is no package {name}")),
             Some(package) => {
-                let targets = package["targets"].as_array().unwrap().iter();
+                let targets = package["targets"].as_array().into_iter().flatten();
                 binaries.extend(
                     targets.filter(|target| target["kind"][0] == "bin").filter_map(|target| target["name"].as_str()),
                 );

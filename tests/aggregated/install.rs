@@ -267,6 +267,20 @@ async fn roll(here: &mut Installation, held: &Value) -> Result<()> {
     Ok(())
 }
 
+/// A new release finds what is stored, whoever made its CRDs, and goes again.
+async fn comes_back(here: &Installation, were_a_releases: bool) -> Result<()> {
+    if were_a_releases {
+        here.documented("helm-install").await?;
+    } else {
+        here.run("kubectl apply -f deploy/apiserver/namespace.yaml").await?;
+        let install = "helm install stillpoint deploy/chart --namespace stillpoint";
+        ensure!(here.shell(install).await?.code != 0, "CRDs that are no release's are not taken by the way");
+        here.run(&format!("{install} --take-ownership")).await?;
+    }
+    here.run("kubectl get databases.stillpoint.dev orders -n shop").await?;
+    here.documented("helm-uninstall").await
+}
+
 /// By the documented lines, with a freeze held at the time.
 async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<()> {
     declare(here, "held").await?;
