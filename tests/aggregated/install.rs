@@ -301,6 +301,7 @@ async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<
         stored["items"].as_array().is_some_and(|items| items.len() == 1),
         "what is stored is still there: {stored}"
     );
+    comes_back(here, block == "helm-uninstall").await?;
     here.documented("remove-data").await?;
     here.run("kubectl delete namespace shop --timeout=60s").await?;
     until("nothing of ours is left", SOON, || async {
