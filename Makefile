@@ -20,12 +20,12 @@ setup: ## Debian packages that the tests want (needs root once; nothing when the
 .PHONY: test
 test: setup lint ## Everything but the long suites
 	$(CARGO) build --locked -p apiserver -p cli
-	$(CARGO) test --workspace --locked
+	$(CARGO) test --workspace --features tests/cluster --locked
 
 .PHONY: lint
 lint: ## Formatting, clippy, and that no second crypto provider is linked; warnings are errors
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features tests/cluster --locked -- -D warnings
 	@if $(CARGO) tree --workspace --locked -e normal,build -i aws-lc-rs >/dev/null 2>&1 || $(CARGO) tree --workspace --locked -e normal,build -i openssl-sys >/dev/null 2>&1; then \
 		echo 'aws-lc-rs or OpenSSL is linked; ring is the only crypto provider (CONTRIBUTING.md)'; exit 1; fi
 
@@ -53,14 +53,18 @@ manifests: ## Write what is applied to a cluster (deploy/) from the code that it
 	$(CARGO) run --locked -p deploy --bin manifests -- deploy
 
 .PHONY: test-cluster
-test-cluster: setup ## Stillpoint behind a real kube-apiserver, which is built first
+test-cluster: setup ## Of the tests, those behind a real kube-apiserver, which is built first
 	$(CARGO) build --locked -p apiserver -p cli
-	$(CARGO) test --locked -p tests --features cluster --test aggregated
+	$(CARGO) test --workspace --features tests/cluster --locked --test aggregated
 
 .PHONY: bench-cluster
 bench-cluster: setup ## The numbers of replicas behind a real kube-apiserver, beside a standalone server's
 	$(CARGO) build --release --locked -p apiserver -p cli
-	$(CARGO) test --release --locked -p tests --features cluster --test aggregated -- numbers --ignored --nocapture --test-threads 1
+	$(CARGO) test --release --workspace --features tests/cluster --locked --test aggregated -- numbers --ignored --nocapture --test-threads 1
+
+.PHONY: conformance
+conformance: ## Write docs/conformance.md from the cases that `make test-cluster` runs
+	STILLPOINT_WRITE=1 $(CARGO) test --workspace --features tests/cluster --locked --test aggregated the_document_says
 
 .PHONY: cluster
 cluster: ## A Kubernetes 1.35 control plane that stays; prints its KUBECONFIG for the shell

@@ -200,16 +200,19 @@ fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> 
     *response.status_mut() = code;
     let map = response.headers_mut();
     map.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
-    map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     if let Some(seconds) = retry_after {
         map.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
+    if !headers.iter().any(|(name, _)| name == header::CACHE_CONTROL) {
+        map.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    }
     if encoded {
         map.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        map.append(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     }
     for (name, value) in headers {
         if let Ok(value) = HeaderValue::from_str(&value) {
-            map.insert(name, value);
+            map.append(name, value);
         }
     }
     for warning in warnings.iter().take(16) {

@@ -35,11 +35,16 @@ pub fn decode(content_type: Option<&str>, bytes: &[u8]) -> Result<Body, ApiError
     }
 }
 
+/// Of keys that come twice; nobody reads more.
+const MOST_DUPLICATES: usize = 64;
+/// Of a path's bytes.
+const MOST_PATH: usize = 512;
+
 /// Decodes JSON; of a key that comes twice the last value counts, and its path is noted.
 pub fn json(bytes: &[u8]) -> Result<Body, ApiError> {
     let duplicates = RefCell::new(Vec::new());
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
-    let seed = Noting { path: String::new(), duplicates: &duplicates };
+    let seed = Noting { at: Step::Root, duplicates: &duplicates };
     let value = seed
         .deserialize(&mut deserializer)
         .and_then(|value| deserializer.end().map(|()| value))
@@ -47,9 +52,33 @@ pub fn json(bytes: &[u8]) -> Result<Body, ApiError> {
     Ok(Body { value, duplicates: duplicates.into_inner() })
 }
 
+#[derive(Clone, Copy)]
 struct Noting<'a> {
-    path: String,
+    at: Step<'a>,
     duplicates: &'a RefCell<Vec<String>>,
+}
+
+/// Where a value is. It becomes a text only when there is something to say of it: one long key above many values would
+/// otherwise be copied for each.
+#[derive(Clone, Copy)]
+enum Step<'a> {
+    Root,
+    Key(&'a Step<'a>, &'a str),
+    Item(&'a Step<'a>, usize),
+}
+
+impl Step<'_> {
+    /// `a.b[0].c`; cut when it is longer than anybody would read.
+    fn path(&self) -> String {
+        let mut path = match self {
+            Self::Root => String::new(),
+            Self::Item(parent, index) => format!("{}[{index}]", parent.path()),
+            Self::Key(Self::Root, key) => (*key).to_owned(),
+            Self::Key(parent, key) => format!("{}.{key}", parent.path()),
+        };
+        path.truncate(path.floor_char_boundary(MOST_PATH));
+        path
+    }
 }
 
 impl<'de> DeserializeSeed<'de> for Noting<'_> {
@@ -94,8 +123,7 @@ impl<'de> Visitor<'de> for Noting<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
         let mut values = Vec::new();
         loop {
-            let path = format!("{}[{}]", self.path, values.len());
-            match items.next_element_seed(Noting { path, duplicates: self.duplicates })? {
+            match items.next_element_seed(Noting { at: Step::Item(&self.at, values.len()), ..self })? {
                 Some(value) => values.push(value),
                 None => return Ok(Value::Array(values)),
             }
@@ -105,11 +133,14 @@ impl<'de> Visitor<'de> for Noting<'_> {
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            let path = if self.path.is_empty() { key.clone() } else { format!("{}.{key}", self.path) };
-            let value = entries.next_value_seed(Noting { path: path.clone(), duplicates: self.duplicates })?;
-            if map.insert(key, value).is_some() {
-                self.duplicates.borrow_mut().push(path);
+            let at = Step::Key(&self.at, &key);
+            let value = entries.next_value_seed(Noting { at, ..self })?;
+            let mut duplicates = self.duplicates.borrow_mut();
+            if map.contains_key(&key) && duplicates.len() < MOST_DUPLICATES {
+                duplicates.push(at.path());
             }
+            drop(duplicates);
+            map.insert(key, value);
         }
         Ok(Value::Object(map))
     }
@@ -317,6 +348,18 @@ mod tests {
         let body = json(br#"{"spec": {"a": 1, "b": [{"c": 1, "c": 2}], "a": 3}}"#).unwrap();
         assert_eq!(body.duplicates, ["spec.b[0].c", "spec.a"]);
         assert_eq!(body.value["spec"]["a"], 3);
+    }
+
+    /// Half a megabyte of key, copied for each of half a million values, would take minutes.
+    #[test]
+    fn a_long_key_above_many_values_costs_what_its_bytes_do() {
+        let (key, items) = ("k".repeat(512 << 10), vec!["1"; 512 << 10].join(","));
+        let began = std::time::Instant::now();
+        let body = json(format!("{{\"{key}\": [{items}], \"{key}\": 1}}").as_bytes()).unwrap();
+        assert!(began.elapsed() < std::time::Duration::from_secs(10), "{:?}", began.elapsed());
+        assert_eq!(body.duplicates, [key[..MOST_PATH].to_owned()]);
+        let many = format!("{{{}}}", vec!["\"a\": 1"; 1000].join(","));
+        assert_eq!(json(many.as_bytes()).unwrap().duplicates.len(), MOST_DUPLICATES);
     }
 
     proptest! {

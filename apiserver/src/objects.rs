@@ -1,14 +1,18 @@
 //! Requests for resources: from a permitted target to the registry or the verbs, and back to bytes.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
-use api::{Database, Freeze};
+use api::{
+    Database, Freeze,
+    validate::{Cause, CauseKind},
+};
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::{BufMut, Bytes, BytesMut};
 use freeze::FreezeView;
 use http::StatusCode;
 use jiff::Timestamp;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -31,6 +35,9 @@ use crate::{
     watching,
 };
 
+/// How long a list may wait for a version that is not known yet, as in upstream's watch cache (apiserver `storage/cacher`).
+const CATCH_UP: Duration = Duration::from_secs(3);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// A Database, in its namespace.
 type Member = (String, String);
 
@@ -63,7 +70,7 @@ impl Objects {
         }
         let kept = match (&resource.storage, target.verb) {
             (Storage::Live, Verb::Get) => return self.get_live(&asked).await,
-            (Storage::Live, _) => return self.list_live(&asked),
+            (Storage::Live, _) => return self.list_live(&asked).await,
             (Storage::Kept(_), _) => self.registry.as_ref().ok_or_else(ApiError::no_such_path)?,
         };
         match target.verb {
@@ -88,7 +95,19 @@ impl Objects {
         asked.one(&self.live(&database, &self.elsewhere(Some(namespace)))?)
     }
 
-    fn list_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+    /// All of them at once: a view is small, and there is no `continue` to go on from.
+    async fn list_live(&self, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+        // What another replica listed may be news to this one, for a moment.
+        let late = Instant::now() + CATCH_UP;
+        while asked.parts.query.number("resourceVersion")?.is_some_and(|wanted| wanted > self.revision())
+            && Instant::now() < late
+        {
+            sleep(LOOK_AGAIN).await;
+        }
+        check_list_version(asked, self.revision())?;
+        if asked.parts.query.get("continue").map(Continue::decode).transpose()?.is_some() {
+            return Err(ApiError::expired("this list has no pages: list from the beginning"));
+        }
         let databases = self.verbs.records.databases(asked.target.namespace.as_deref());
         let selection = asked.selection()?;
         let elsewhere = self.elsewhere(asked.target.namespace.as_deref());
@@ -99,6 +118,7 @@ impl Objects {
         let list = json!({"resourceVersion": self.verbs.records.revision()});
         match asked.parts.form {
             Form::Table => asked.table(&objects, list),
+            Form::PartialObjectMetadata => partial_list(&objects, &list),
             _ => {
                 let kind = format!("{}List", asked.resource.kind);
                 json_answer(
@@ -106,6 +126,11 @@ impl Objects {
                 )
             }
         }
+    }
+
+    /// What a list of live views is the state of.
+    fn revision(&self) -> u64 {
+        self.verbs.records.revision().parse().unwrap_or_default()
     }
 
     fn live(&self, database: &Database, elsewhere: &HashMap<Member, FreezeView>) -> Result<Value, ApiError> {
@@ -145,8 +170,8 @@ impl Objects {
 
     fn list(kept: &Registry, asked: &Asked<'_>) -> Result<Answer, ApiError> {
         let query = &asked.parts.query;
+        check_list_version(asked, kept.revision())?;
         let token = query.get("continue").map(Continue::decode).transpose()?;
-        check_list_version(asked, kept.revision(), token.is_some())?;
         let selection = asked.selection()?;
         let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok());
         let after = token.as_ref().map(|token| token.after(asked.resource));
@@ -172,10 +197,8 @@ impl Objects {
                 asked.table(&objects, list)
             }
             Form::PartialObjectMetadata => {
-                let items: Vec<Value> =
-                    page.items.iter().filter_map(|(_, stored)| value(stored)).map(|o| table::partial(&o)).collect();
-                let kind = "PartialObjectMetadataList";
-                json_answer(&json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": list, "items": items}))
+                let objects: Vec<Value> = page.items.iter().filter_map(|(_, stored)| value(stored)).collect();
+                partial_list(&objects, &list)
             }
             _ => Ok(Answer::Json {
                 code: StatusCode::OK,
@@ -295,6 +318,13 @@ const KUBECTL_CHUNK: usize = 500;
 /// A row costs the server about what its object does, while it is made.
 const MOST_ROWS: usize = 10_000;
 
+/// Their metadata alone.
+fn partial_list(objects: &[Value], list: &Value) -> Result<Answer, ApiError> {
+    let items: Vec<Value> = objects.iter().map(table::partial).collect();
+    let kind = "PartialObjectMetadataList";
+    json_answer(&json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": list, "items": items}))
+}
+
 /// A list of objects that are encoded already.
 fn concatenate(resource: &Resource, page: &Page, list: &Value) -> Bytes {
     let size: usize = page.items.iter().map(|(_, stored): &(Key, Stored)| stored.bytes.len() + 1).sum();
@@ -338,14 +368,22 @@ fn served(resource: &'static Resource, target: &ResourceTarget) -> Result<(), Ap
     Ok(())
 }
 
-/// apimachinery `apis/meta/internalversion/validation`.
-fn check_list_version(asked: &Asked<'_>, current: u64, continued: bool) -> Result<(), ApiError> {
+/// apimachinery `apis/meta/internalversion/validation`, of a list that is not watched.
+fn check_list_version(asked: &Asked<'_>, current: u64) -> Result<(), ApiError> {
     let query = &asked.parts.query;
     let version = query.number("resourceVersion")?;
     let matching = query.get("resourceVersionMatch");
-    let wrong = |message: &str| Err(ApiError::bad_request(message.to_owned()));
+    let wrong = |message: &str| {
+        let (field, kind) = ("resourceVersionMatch".to_owned(), CauseKind::Forbidden);
+        Err(ApiError::invalid("meta.k8s.io", "ListOptions", "", &[Cause { field, kind, message: message.to_owned() }]))
+    };
+    if query.get("sendInitialEvents").is_some() {
+        return wrong("sendInitialEvents is forbidden for list");
+    }
     match (matching, version) {
-        (Some(_), _) if continued => return wrong("resourceVersionMatch is forbidden when continue is provided"),
+        (Some(_), _) if query.get("continue").is_some() => {
+            return wrong("resourceVersionMatch is forbidden when continue is provided");
+        }
         (Some(_), None) => return wrong("resourceVersionMatch is forbidden unless resourceVersion is provided"),
         (Some("Exact"), Some(0)) => {
             return wrong("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\"");

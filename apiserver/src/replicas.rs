@@ -61,6 +61,8 @@ struct Inner {
     renewed: Mutex<Option<Instant>>,
     /// Cancelled when this replica goes down: what is new is done by another.
     leaving: CancellationToken,
+    /// It has said goodbye, and must not say that it lives: requests go on for a while after that.
+    left: CancellationToken,
 }
 
 /// Where a verb is to be executed.
@@ -101,6 +103,7 @@ impl Replicas {
             freezer: us.freezer,
             renewed: Mutex::default(),
             leaving: CancellationToken::new(),
+            left: CancellationToken::new(),
         }))
     }
 

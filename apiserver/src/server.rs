@@ -8,7 +8,7 @@ use certs::{Bound, Limits};
 use freeze::{Drivers, Freezer};
 use futures::future::BoxFuture;
 use jiff::Timestamp;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::sleep};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
@@ -178,7 +178,7 @@ impl Server {
         );
         if let Some(replicas) = replicas.get().filter(|_| !died) {
             replicas.begin_to_leave();
-            tokio::time::sleep(delay).await;
+            sleep(delay).await;
         }
         // While it drains, claims can still be ended: the listener is closed last.
         freezer.drain(drain).await;

@@ -106,7 +106,13 @@ impl Verb {
 
 /// Reads a path and a query; `watching`: the query says `watch=true`.
 pub fn target(method: &Method, path: &str, watching: bool) -> Result<Target, ApiError> {
-    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty()).collect();
+    // `/apis/` is `/apis`. A segment that is empty elsewhere is no way to spell anything: others would read another path.
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let path = path.strip_suffix('/').unwrap_or(path);
+    let parts: Vec<&str> = if path.is_empty() { Vec::new() } else { path.split('/').collect() };
+    if parts.contains(&"") {
+        return Err(ApiError::no_such_path());
+    }
     let document = |document| Ok(Target::Discovery(document));
     match parts.as_slice() {
         [] => document(Document::Root),
@@ -186,7 +192,13 @@ fn resource(
     })
 }
 
-/// Percent-decodes one path segment. No name of ours holds a slash, so one that decodes to it names nothing.
+/// What a name can be made of. Whatever else a segment decodes to names nothing; and some of it would be read as something else
+/// where the name becomes part of another request's path.
+fn nameable(c: char) -> bool {
+    c.is_ascii_alphanumeric() || "-._~:".contains(c)
+}
+
+/// Percent-decodes one path segment.
 fn decoded(segment: &str) -> Result<String, ApiError> {
     let mut bytes = Vec::with_capacity(segment.len());
     let mut rest = segment.bytes();
@@ -202,7 +214,7 @@ fn decoded(segment: &str) -> Result<String, ApiError> {
         }
     }
     match String::from_utf8(bytes) {
-        Ok(text) if !text.contains('/') && text != "." && text != ".." => Ok(text),
+        Ok(text) if text.chars().all(nameable) && text != "." && text != ".." => Ok(text),
         _ => Err(ApiError::no_such_path()),
     }
 }
@@ -231,7 +243,13 @@ mod tests {
         assert_eq!(of("GET", "/api/v1/namespaces", true).verb, Verb::Watch);
         assert_eq!(of("DELETE", "/api/v1/namespaces/shop/secrets", false).verb, Verb::DeleteCollection);
         assert_eq!(of("GET", "/api/v1/namespaces/shop/secrets/a%2Db", false).name.as_deref(), Some("a-b"));
-        assert!(target(&Method::GET, "/api/v1/namespaces/shop/secrets/a%2Fb", false).is_err());
+        for smuggled in ["a%2Fb", "%2e%2e", "..", "a%", "%ff", "a//b", "/a", "a%00", "a%3Fwatch", "a%23", "a%25"] {
+            let path = format!("/api/v1/namespaces/shop/secrets/{smuggled}");
+            assert!(target(&Method::GET, &path, false).is_err(), "{smuggled}");
+        }
+        for (path, wanted) in [("/", Document::Root), ("", Document::Root), ("/apis/", Document::Groups)] {
+            assert_eq!(target(&Method::GET, path, false).unwrap(), Target::Discovery(wanted));
+        }
     }
 
     proptest! {

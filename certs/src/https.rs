@@ -1,26 +1,35 @@
 //! The HTTPS accept loop: bind → [`Bound`] → serve. Every connection has an owner, every wait an end.
 
-use std::{convert::Infallible, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    convert::Infallible,
+    io,
+    net::SocketAddr,
+    pin::{Pin, pin},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
 use http::{Request, Response};
 use hyper::{
-    body::{Body, Incoming},
+    body::{Body, Frame, Incoming, SizeHint},
     service::service_fn,
 };
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
-    server::{conn::auto, graceful::GracefulShutdown},
+    server::conn::auto,
 };
 use rustls::{ServerConfig, pki_types::CertificateDer};
 use thiserror::Error;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
     time::{sleep, timeout},
 };
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
+
+use crate::connections::{Busy, Connections, Entry};
 
 /// A listening socket that nobody serves yet.
 #[derive(Debug)]
@@ -38,8 +47,12 @@ pub struct Peer {
 /// What connections may take.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at once; more wait in the socket's backlog.
+    /// Connections at once. For one more, one that is idle has to go.
     pub connections: usize,
+    /// How long a connection may take to ask the first thing.
+    pub first: Duration,
+    /// How long it may ask nothing. As long as Go's servers let it (apiserver `pkg/server/secure_serving.go`).
+    pub idle: Duration,
     /// Requests at once on one HTTP/2 connection. Upstream gives a front proxy 1000: it carries all users' watches.
     pub streams: u32,
     /// How long open requests may go on after shutdown began.
@@ -59,12 +72,20 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const HEADERS: Duration = Duration::from_secs(32);
 /// HTTP/2 pings find dead peers behind NAT.
 const PING: Duration = Duration::from_secs(30);
+/// What has nothing open is told to go, and then made to.
+const LEAVING: Duration = Duration::from_secs(1);
 /// Out of file descriptors: without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 4096, streams: 1000, drain: Duration::from_secs(5) }
+        Self {
+            connections: 4096,
+            first: HEADERS,
+            idle: Duration::from_secs(90),
+            streams: 1000,
+            drain: Duration::from_secs(5),
+        }
     }
 }
 
@@ -89,61 +110,113 @@ impl Bound {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let acceptor = TlsAcceptor::from(Arc::new(tls));
-        let graceful = GracefulShutdown::new();
         let tasks = TaskTracker::new();
-        let room = Arc::new(Semaphore::new(limits.connections));
-        loop {
-            let permit = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                permit = Arc::clone(&room).acquire_owned() => permit,
-            };
-            let Ok(permit) = permit else { break };
-            let (tcp, address) = tokio::select! {
-                biased;
-                () = shutdown.cancelled() => break,
-                accepted = self.listener.accept() => match accepted {
-                    Ok(accepted) => accepted,
-                    Err(error) => {
-                        warn!(%error, "accepting a connection failed");
-                        sleep(ACCEPT_PAUSE).await;
-                        continue;
-                    }
-                },
-            };
-            let (acceptor, service, watcher) = (acceptor.clone(), service.clone(), graceful.watcher());
-            let closing = shutdown.clone();
+        let connections = Connections::new(limits);
+        while let Some((tcp, address)) = self.accept(&connections, &shutdown).await {
+            let entry = connections.enter().await;
+            let (acceptor, service, closing) = (acceptor.clone(), service.clone(), shutdown.clone());
             tasks.spawn(async move {
-                let _permit = permit;
                 let handshake = tokio::select! {
                     biased;
                     () = closing.cancelled() => return,
+                    () = entry.leaves() => return,
                     handshake = shake_hands(acceptor, tcp, address) => handshake,
                 };
-                let Some((stream, peer)) = handshake else { return };
-                let service = service_fn(move |request| {
-                    let answer = service(request, peer.clone());
-                    async move { Ok::<_, Infallible>(answer.await) }
-                });
-                let mut builder = auto::Builder::new(TokioExecutor::new());
-                builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
-                builder
-                    .http2()
-                    .timer(TokioTimer::new())
-                    .max_concurrent_streams(limits.streams)
-                    .keep_alive_interval(PING)
-                    .keep_alive_timeout(PING);
-                let connection = builder.serve_connection(TokioIo::new(stream), service);
-                if let Err(error) = watcher.watch(connection.into_owned()).await {
-                    debug!(%address, %error, "connection ended");
+                if let Some((stream, peer)) = handshake {
+                    converse(stream, peer, service, &entry, limits, closing).await;
                 }
             });
         }
         drop(self.listener);
         tasks.close();
-        if timeout(limits.drain, graceful.shutdown()).await.is_err() {
+        if timeout(limits.drain + LEAVING, tasks.wait()).await.is_err() {
             debug!("open requests were cut at the end of the drain");
         }
+    }
+
+    /// The next connection; none when it is over.
+    async fn accept(&self, connections: &Connections, shutdown: &CancellationToken) -> Option<(TcpStream, SocketAddr)> {
+        loop {
+            let accepted = shutdown.run_until_cancelled(self.listener.accept()).await?;
+            match accepted {
+                Ok(accepted) => return Some(accepted),
+                Err(error) => {
+                    warn!(%error, "accepting a connection failed");
+                    connections.make_room();
+                    sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+}
+
+/// The body of an answer: until it is dropped, a watch's too, its connection is not idle.
+struct Answering<B> {
+    body: Pin<Box<B>>,
+    _busy: Busy,
+}
+
+impl<B: Body> Body for Answering<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        self.get_mut().body.as_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Answers what is asked on a connection, until either side has enough.
+async fn converse<S, F, B>(
+    stream: TlsStream<TcpStream>,
+    peer: Peer,
+    service: S,
+    entry: &Entry,
+    limits: Limits,
+    closing: CancellationToken,
+) where
+    S: Fn(Request<Incoming>, Peer) -> F,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: Body + Send + 'static,
+    B::Data: Send,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let address = peer.address;
+    let service = service_fn(|request| {
+        let busy = entry.request();
+        let answer = service(request, peer.clone());
+        async move { Ok::<_, Infallible>(answer.await.map(|body| Answering { body: Box::pin(body), _busy: busy })) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.streams)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));
+    let grace = tokio::select! {
+        biased;
+        () = closing.cancelled() => limits.drain,
+        () = entry.leaves() => LEAVING,
+        ended = connection.as_mut() => {
+            if let Err(error) = ended {
+                debug!(%address, %error, "connection ended");
+            }
+            return;
+        }
+    };
+    connection.as_mut().graceful_shutdown();
+    if timeout(grace, connection).await.is_err() {
+        debug!(%address, "connection cut: it did not end when it was told to");
     }
 }
 
@@ -151,7 +224,7 @@ async fn shake_hands(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     address: SocketAddr,
-) -> Option<(tokio_rustls::server::TlsStream<TcpStream>, Peer)> {
+) -> Option<(TlsStream<TcpStream>, Peer)> {
     // Small answers must not wait for more to come.
     tcp.set_nodelay(true).ok();
     match timeout(HANDSHAKE, acceptor.accept(tcp)).await {

@@ -5,6 +5,7 @@
 //! a probe with a foreign certificate still gets its answer. Keys are written 0600 and never printed.
 
 mod authority;
+mod connections;
 mod https;
 mod resolver;
 mod verifier;

@@ -143,7 +143,7 @@ impl Error {
             Self::TooManyStalled { .. } => {
                 "freeze when there is less traffic, or raise spec.freeze.maxStalledSessions".to_owned()
             }
-            Self::Journal(_) => "check the space and the health of the server's data directory".to_owned(),
+            Self::Journal(_) => "check the space and the health of the server's data directory; in a cluster, whether its API server answers".to_owned(),
             Self::Server { .. } => "look into the database server's log".to_owned(),
         }
     }

@@ -118,8 +118,11 @@ impl World {
 
     /// Sends it, and hears what comes.
     pub(crate) async fn send(&self, way: Way, namespace: &str, ask: &Ask) -> Result<Answer> {
+        self.send_to(&self.server(way)?, way, namespace, ask).await
+    }
+
+    pub(crate) async fn send_to(&self, server: &Server, way: Way, namespace: &str, ask: &Ask) -> Result<Answer> {
         let (shown, headers) = self.credentials(way, &ask.who)?;
-        let server = self.server(way)?;
         let uri = format!("https://{}{}", server.address, fill(&ask.path, namespace));
         let mut request = Request::builder().method(&ask.method).uri(uri);
         for (name, value) in headers.iter().chain(&ask.headers) {

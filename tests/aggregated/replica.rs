@@ -132,6 +132,13 @@ impl Replica {
     }
 }
 
+/// What a process has in memory, in KiB.
+pub(crate) fn resident(id: u32) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{id}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    Ok(line.trim().trim_end_matches(" kB").parse()?)
+}
+
 impl Drop for Replica {
     fn drop(&mut self) {
         self.kill();

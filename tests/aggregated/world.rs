@@ -15,11 +15,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use cluster::{Cluster, Identity, Options, ServicePort, until};
-use fixtures::{Engine, PASSWORD, Server, USER};
+use fixtures::{Engine, PASSWORD, USER};
 use serde_json::{Value, json};
 use tokio::sync::{self, MappedMutexGuard, OnceCell};
 
-use crate::{forwarder::Forwarder, replica::Replica};
+use crate::{forwarder::Forwarder, replica::Replica, wire::Server};
 
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 pub(crate) const SERVICE: &str = api::install::ACCOUNT;
@@ -238,6 +238,45 @@ impl World {
         Ok(())
     }
 
+    /// Tells one to stop, as a kubelet would, and has the Service forget it only after a while: the news travels. Returns when it
+    /// has ended well.
+    pub(crate) async fn retire(&self, name: &str, news: Duration) -> Result<()> {
+        let mut replica = {
+            let mut running = self.running();
+            let at = running.iter().position(|replica| replica.name == name).context("no such replica")?;
+            running.remove(at)
+        };
+        replica.signal("-TERM")?;
+        tokio::time::sleep(news).await;
+        self.route().await?;
+        until("it ends", SOON, || {
+            let ended = replica.ended();
+            async move {
+                ensure!(ended?.context("it still runs")?.success(), "it ended badly");
+                Ok(())
+            }
+        })
+        .await
+    }
+
+    pub(crate) fn servers(&self) -> Vec<Server> {
+        self.running().iter().map(|replica| replica.server.clone()).collect()
+    }
+
+    /// The first replica is there again, whatever became of it: one that was stopped goes on, any other starts again.
+    pub(crate) async fn back(&self) -> Result<()> {
+        let stopped = self.first(|replica| replica.is_stopped())?;
+        if stopped { self.first(|replica| replica.signal("-CONT"))? } else { self.start_again().await }
+    }
+
+    /// What the first replica said last, for messages of failed tests.
+    pub(crate) fn log_end(&self) -> String {
+        let name = self.first(|replica| replica.name.clone()).unwrap_or_default();
+        let text = std::fs::read_to_string(self.cluster.root().join(format!("{name}.log"))).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(30)..].join("\n")
+    }
+
     async fn route(&self) -> Result<()> {
         let running = |replica: &&Replica| !replica.is_stopped();
         let addresses: Vec<SocketAddr> =
@@ -268,6 +307,17 @@ impl World {
 }
 
 impl Space<'_> {
+    /// Waits until the namespace is gone.
+    pub(crate) async fn is_gone(&self, within: Duration) -> Result<()> {
+        until("the namespace is gone", within, || async {
+            let left = ["get", "namespace", &self.name, "--ignore-not-found", "-o", "json"];
+            let left = self.world.cluster.kubectl(&left).await?.ok()?;
+            ensure!(left.is_empty(), "{left}");
+            Ok(())
+        })
+        .await
+    }
+
     /// As the administrator; a failure is an error.
     pub(crate) async fn kubectl(&self, arguments: &[&str]) -> Result<String> {
         let all: Vec<&str> = ["--namespace", &self.name].into_iter().chain(arguments.iter().copied()).collect();
@@ -286,12 +336,17 @@ impl Space<'_> {
     }
 
     /// A Database with the administrator's account in a Secret, and waits until it is ready.
-    pub(crate) async fn register(&self, name: &str, server: &Server) -> Result<()> {
+    pub(crate) async fn register(&self, name: &str, server: &fixtures::Server) -> Result<()> {
         self.register_databases(name, server, &[]).await
     }
 
     /// Covering only these databases of the server.
-    pub(crate) async fn register_databases(&self, name: &str, server: &Server, databases: &[&str]) -> Result<()> {
+    pub(crate) async fn register_databases(
+        &self,
+        name: &str,
+        server: &fixtures::Server,
+        databases: &[&str],
+    ) -> Result<()> {
         let account = format!("{name}-account");
         self.apply(json!({
             "apiVersion": "v1", "kind": "Secret", "metadata": {"name": account},

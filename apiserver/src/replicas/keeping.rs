@@ -4,7 +4,10 @@
 use std::{collections::BTreeSet, time::Duration};
 
 use freeze::Ending;
-use futures::{FutureExt, StreamExt, future::join_all};
+use futures::{
+    FutureExt, StreamExt,
+    future::{join_all, pending},
+};
 use jiff::Timestamp;
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::api::{DeleteParams, PostParams};
@@ -40,6 +43,7 @@ impl Replicas {
     /// When nothing is held any more: the others need not wait until we are believed dead.
     pub(crate) async fn leave(&self) {
         let inner = &self.0;
+        inner.left.cancel();
         inner.set_renewed(None);
         inner.members.give_back(&inner.leases, |_| false, true).await;
         let name = lease::replica_name(&inner.identity);
@@ -82,6 +86,9 @@ impl Replicas {
                 _ = tick.tick() => {}
                 // The others learn at once that we leave.
                 () = inner.leaving.cancelled(), if !told => told = true,
+            }
+            if inner.left.is_cancelled() {
+                return pending().await;
             }
             // Also when this process was stopped meanwhile: what it had is not its any more.
             if may_freeze && inner.is_fenced() {

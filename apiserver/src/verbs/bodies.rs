@@ -41,13 +41,15 @@ pub(super) fn read<T: DeserializeOwned + Default>(
 
 /// A body may name the Database again, and no other.
 pub(super) fn named(call: &Call<'_>, metadata: &ObjectMeta) -> Result<(), ApiError> {
-    match metadata.name.as_deref() {
-        Some(name) if !name.is_empty() && name != call.name => Err(ApiError::bad_request(format!(
-            "the name of the body ({name}) does not match the name on the URL ({})",
-            call.name
-        ))),
-        _ => Ok(()),
+    for (what, said, wanted) in
+        [("name", &metadata.name, call.name), ("namespace", &metadata.namespace, call.namespace)]
+    {
+        if let Some(said) = said.as_deref().filter(|said| !said.is_empty() && *said != wanted) {
+            let message = format!("the {what} of the body ({said}) does not match the {what} on the URL ({wanted})");
+            return Err(ApiError::bad_request(message));
+        }
     }
+    Ok(())
 }
 
 /// The body that came, with its status, under the names that it goes by.

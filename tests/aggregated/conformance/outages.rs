@@ -1,7 +1,7 @@
 //! What is told of a server that has lost its kube-apiserver, of one that goes down, and of a cluster that has lost it: on the
 //! world of one test at a time, which is as it was in the end.
 
-use std::{ops::Deref, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, Component, until};
@@ -14,7 +14,7 @@ use crate::{
     doors::{Ask, Way, Who},
     keys,
     replica::Replica,
-    world::{APISERVICE, NAMESPACE, SERVICE, SOON, World},
+    world::{NAMESPACE, SERVICE, SOON, World},
 };
 
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
@@ -178,80 +178,11 @@ pub(super) fn goes_down(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
             }
         };
         let status = tokio::time::timeout(SOON, ended).await.context("it does not end")??;
+        let leases = world.cluster.kubectl(&["--namespace", NAMESPACE, "get", "leases", "-o", "name"]).await?.ok()?;
         world.start_again().await?;
+        ensure!(!leases.contains("/replica-"), "the others would wait for it: {leases}");
         ensure!(status.success(), "{status}");
         Ok(())
     }
     .boxed()
-}
-
-/// Namespaces, quota and kubectl must do without it, and find it again.
-pub(super) fn is_gone(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
-    async {
-        let world = World::alone().await;
-        world.first(Replica::kill)?;
-        let unavailable = ["wait", "--for=condition=Available=false", "--timeout=60s", "apiservice", APISERVICE];
-        world.cluster.kubectl(&unavailable).await?.ok()?;
-        let pods = world.cluster.kubectl(&["get", "pods"]).await?;
-        ensure!(pods.code == 0, "{}", pods.stderr);
-        // A home of its own: what this kubectl learned before must not help it.
-        let resources = world.cluster.kubectl(&["api-resources", "--cache-dir", &cache(&world)]).await?;
-        ensure!(
-            resources.stdout.contains("configmaps") && resources.stdout.contains("databases"),
-            "{}",
-            resources.stdout
-        );
-        let through = world.send(Way::Through, "default", &Ask::get("{here}/orders").by(alice())).await?;
-        ensure!(matches!(through.code, 403 | 503), "{}", through.brief());
-        quota_is_kept(world.deref()).await?;
-        world.start_again().await?;
-        let found = world.send(Way::Through, "default", &Ask::get("{group}")).await?;
-        ensure!(found.code == 200, "{}", found.brief());
-        Ok(())
-    }
-    .boxed()
-}
-
-pub(super) fn hangs(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
-    async {
-        let world = World::alone().await;
-        world.first(|replica| replica.signal("-STOP"))??;
-        let kept = quota_is_kept(&world).await;
-        world.first(|replica| replica.signal("-CONT"))??;
-        let again = world.available(SOON).await;
-        kept.and(again)
-    }
-    .boxed()
-}
-
-fn cache(world: &World) -> String {
-    world.cluster.root().join("empty-cache").display().to_string()
-}
-
-/// A quota that its controller counts, and that refuses what exceeds it.
-pub(super) async fn quota_is_kept(world: &World) -> Result<()> {
-    let name = format!("quota-{}", uuid());
-    let namespaced = |arguments: &[&str]| -> Vec<String> {
-        ["--namespace", &name].iter().chain(arguments).map(|&argument| argument.to_owned()).collect()
-    };
-    let run = |arguments: Vec<String>| async move {
-        let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-        world.cluster.kubectl(&arguments).await
-    };
-    world.cluster.kubectl(&["create", "namespace", &name]).await?.ok()?;
-    run(namespaced(&["create", "quota", "few", "--hard=count/secrets=1"])).await?.ok()?;
-    until("the quota is counted", SOON, || async {
-        let used = run(namespaced(&["get", "quota", "few", "-o", "jsonpath={.status.used}"])).await?.ok()?;
-        ensure!(used.contains("count/secrets"), "{used}");
-        Ok(())
-    })
-    .await?;
-    run(namespaced(&["create", "secret", "generic", "one"])).await?.ok()?;
-    let second = run(namespaced(&["create", "secret", "generic", "two"])).await?;
-    ensure!(second.code != 0 && second.stderr.contains("exceeded quota"), "{}", second.stderr);
-    Ok(())
-}
-
-fn uuid() -> String {
-    std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |now| now.as_nanos()).to_string()
 }

@@ -6,17 +6,17 @@ use http::Request;
 use serde_json::json;
 
 use super::{
-    outages,
+    outages, rolling,
     stage::{Stage, paused},
     table::{Case, case},
 };
 use crate::{
-    doors::{Way, fill},
+    doors::{Ask, Way, fill},
     wire::{Protocol, whole},
 };
 
 pub(super) fn cases() -> Vec<Case> {
-    let gone = "it is about kube-apiserver and its controllers";
+    let gone = "it is about which replica kube-apiserver asks";
     vec![
         case(1, "the group's resources, while what is stored cannot be reached")
             .not_through("nothing goes through what is gone")
@@ -24,32 +24,41 @@ pub(super) fn cases() -> Vec<Case> {
         case(5, "discovery and OpenAPI of two servers of one build").does("the same `ETag`", outages::same_etag),
         case(13, "a server that was told to stop")
             .not_through("kube-apiserver answers for its own health; it never asks for ours")
-            .does_directly("not ready at once, and serving until all have heard of it; then it ends well", outages::goes_down),
-        case(65, "a namespace with 50 Databases is deleted").does_through("it is gone, and nothing was in the way", namespace).not_directly(gone),
-        case(66, "a ResourceQuota, while the server is there").does_through("it counts and refuses", quota).not_directly(gone),
-        case(66, "a ResourceQuota, while the server hangs").does_through("it counts and refuses", outages::hangs).not_directly(gone),
+            .does_directly(
+                "not ready at once, and serving until all have heard of it; then it ends well",
+                outages::goes_down,
+            ),
+        case(93, "a replica is replaced, under 50 requests a second")
+            .does_through("every one is answered 200, and the APIService is `Available` throughout", rolling::replaced)
+            .not_directly(gone),
+        case(94, "one of two replicas is killed")
+            .does_through("within 10 s every request is answered by the other", rolling::killed)
+            .not_directly(gone),
+        case(96, "a Database is made; at once it is asked for at every replica")
+            .does("a list that is not older has it", at_once),
         case(81, "300 requests at once over one connection").does("all are answered", many_at_once),
-        case(95, "the server is gone, and comes back").does_through(
-            "`kubectl get pods` works; `kubectl api-resources` lists all others; a ResourceQuota counts and refuses; what is ours is found again",
-            outages::is_gone,
-        ).not_directly(gone),
     ]
 }
 
-fn namespace(stage: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
+fn at_once(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
     async move {
-        let space = stage.world().space("doomed").await?;
-        for at in 0..50 {
-            space.apply(paused(&format!("database-{at}"), json!({}))).await?;
+        let world = stage.world();
+        let servers = if way == Way::Direct { world.servers() } else { vec![world.server(way)?; 10] };
+        for (at, server) in servers.iter().enumerate() {
+            let name = format!("new-{way:?}-{at}").to_lowercase();
+            stage.space.apply(paused(&name, json!({}))).await?;
+            let version = ["get", "databases.stillpoint.dev", &name, "-o", "jsonpath={.metadata.resourceVersion}"];
+            let version = stage.space.kubectl(&version).await?;
+            let ask = Ask::get(&format!("{{here}}?resourceVersion={version}&resourceVersionMatch=NotOlderThan"));
+            let answer = world.send_to(server, way, stage.namespace(), &ask).await?;
+            let list = answer.json();
+            let found = list["items"].as_array().into_iter().flatten().any(|item| item["metadata"]["name"] == *name);
+            ensure!(answer.code == 200 && found, "{}", answer.brief());
+            stage.space.kubectl(&["delete", "databases.stillpoint.dev", &name]).await?;
         }
-        let delete = ["delete", "namespace", &space.name, "--timeout=60s"];
-        stage.world().cluster.kubectl(&delete).await?.ok().map(drop)
+        Ok(())
     }
     .boxed()
-}
-
-fn quota(stage: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
-    outages::quota_is_kept(stage.world()).boxed()
 }
 
 fn many_at_once(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {

@@ -63,6 +63,8 @@ pub(super) fn cases() -> Vec<Case> {
         ),
         case(88, "`quiesce` as a dry run")
             .does("200 with the checks; nothing is frozen, no Freeze is written", dry_run),
+        case(89, "a verb that is not waited for")
+            .does("202 at once; `kubectl wait` on the Freeze ends well, and it holds though nobody listens", unwaited),
         case(90, "a freeze that nobody ends").does("it ends by itself: phase `Expired`, and an Event", ends_by_itself),
         case(91, "a verb by somebody who may change the object, and has no right to the verb").both(
             Ask::post("{here}/orders/quiesce", "{}").by(Who::user("carol", &["system:authenticated"])),
@@ -155,6 +157,20 @@ fn dry_run(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
         let live = stage.send(way, &Ask::get("{here}/orders")).await?.json();
         ensure!(live["status"]["state"] == "Idle", "{live}");
         ensure!(freezes(stage).await?["items"].as_array().map_or(0, Vec::len) == before, "a Freeze was written");
+        Ok(())
+    }
+    .boxed()
+}
+
+fn unwaited(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
+    async move {
+        let begun = stage.send(way, &Ask::post("{here}/orders/quiesce", r#"{"spec": {"wait": false}}"#)).await?;
+        ensure!(begun.code == 202 && begun.took.as_secs() < 5, "{}", begun.brief());
+        let freeze = begun.json()["status"]["freeze"].as_str().unwrap_or_default().to_owned();
+        let frozen = ["wait", "--for=jsonpath={.status.phase}=Frozen", "--timeout=30s", "freeze", &freeze];
+        stage.space.kubectl(&frozen).await?;
+        let ended = stage.send(way, &Ask::post("{here}/orders/unquiesce", "")).await?;
+        ensure!(ended.code == 200 && ended.json()["status"]["freeze"] == freeze.as_str(), "{}", ended.brief());
         Ok(())
     }
     .boxed()

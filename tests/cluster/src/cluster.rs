@@ -128,6 +128,11 @@ impl Cluster {
         self.kubectl.run(&self.kubeconfig_of(identity).await?, arguments, "").await
     }
 
+    /// The program that `kubectl edit` runs, for a test to write.
+    pub fn editor(&self) -> PathBuf {
+        self.kubectl.editor()
+    }
+
     /// Applies manifests, YAML or JSON, as the administrator.
     pub async fn apply(&self, manifests: &str) -> Result<String> {
         let arguments = ["apply", "--server-side", "--force-conflicts", "-f", "-"];

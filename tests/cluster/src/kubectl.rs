@@ -34,6 +34,11 @@ impl Output {
 }
 
 impl Kubectl {
+    /// What `kubectl edit` edits with: there is none until a test writes one.
+    pub(crate) fn editor(&self) -> PathBuf {
+        self.home.join("editor")
+    }
+
     /// Asynchronous, so that a server in the same test can answer what kubectl asks.
     pub(crate) async fn run(&self, kubeconfig: &PathBuf, arguments: &[&str], input: &str) -> Result<Output> {
         let command = format!("kubectl {}", arguments.join(" "));
@@ -41,6 +46,7 @@ impl Kubectl {
             .args(arguments)
             .env("KUBECONFIG", kubeconfig)
             .env("HOME", &self.home)
+            .env("KUBE_EDITOR", self.editor())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

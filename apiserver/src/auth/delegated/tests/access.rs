@@ -98,7 +98,7 @@ async fn a_request_is_asked_for_as_the_kube_apiserver_would_ask() {
         ),
         ("GET", format!("{ALL}?fieldSelector=nonsense"), of("list", json!({}))),
         ("GET", "/metrics".to_owned(), path("get", "/metrics")),
-        ("GET", "//metrics/".to_owned(), path("get", "/metrics")),
+        ("GET", "/metrics/".to_owned(), path("get", "/metrics")),
         ("POST", "/version".to_owned(), path("post", "/version")),
         ("GET", "/".to_owned(), path("get", "/")),
         ("GET", "/api".to_owned(), path("get", "/api")),
