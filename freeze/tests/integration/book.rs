@@ -45,10 +45,10 @@ impl Journal for Book {
     }
 
     fn may_hold(&self) -> Result<(), JournalError> {
-        match self.fenced.load(Ordering::SeqCst) {
-            true => Err(JournalError::Unavailable("fenced".to_owned())),
-            false => Ok(()),
+        if self.fenced.load(Ordering::SeqCst) {
+            return Err(JournalError::Unavailable("fenced".to_owned()));
         }
+        Ok(())
     }
 }
 
