@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::{
     labels,
-    settings::{NAMESPACE, set},
+    settings::{NAMESPACE, computed, set},
 };
 
 /// A name, how long it holds, how bad it is, an expression, and what to do.
@@ -59,6 +59,8 @@ const ALERTS: [Alert; 6] = [
 ];
 
 pub(crate) fn monitor() -> Value {
+    // cert-manager puts its authority beside the certificate.
+    let authority = computed("\"\"", "$.Values.tls.secretName | default \"stillpoint-apiserver-ca\"");
     json!({
         "apiVersion": "monitoring.coreos.com/v1", "kind": "ServiceMonitor",
         "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": set("serviceMonitor.labels")},
@@ -71,7 +73,7 @@ pub(crate) fn monitor() -> Value {
                 "bearerTokenFile": "/var/run/secrets/kubernetes.io/serviceaccount/token",
                 "tlsConfig": {
                     "serverName": format!("{ACCOUNT}.{NAMESPACE}.svc"),
-                    "ca": {"secret": {"name": "stillpoint-apiserver-ca", "key": "ca.crt"}},
+                    "ca": {"secret": {"name": authority, "key": "ca.crt"}},
                 },
             }],
         },

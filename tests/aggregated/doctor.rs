@@ -148,7 +148,7 @@ async fn what_is_broken_is_told(here: &mut Installation) {
             .contains("app.kubernetes.io/name=stillpoint")
     );
 
-    // Somebody else answers: trusted by nobody.
+    // Its Service is gone.
     here.run(&format!(
         "kubectl patch apiservice {service} --type=merge -p '{{\"spec\":{{\"service\":{{\"name\":\"other\"}}}}}}'"
     ))

@@ -1,6 +1,8 @@
 //! Installing, upgrading while something is held, going back, and leaving nothing: Helm and plain YAML, as deploy/README.md says.
 
-use anyhow::{Result, ensure};
+use std::collections::BTreeSet;
+
+use anyhow::{Context, Result, ensure};
 use cluster::until;
 use fixtures::{Options, Server, ServerKind};
 use serde_json::{Value, json};
@@ -52,7 +54,44 @@ async fn one_file_installs_again_over_itself_under_a_freeze_and_leaves_nothing()
     let held = here.verb("orders", "quiesce").await.unwrap();
     here.documented("plain-install").await.unwrap();
     roll(&mut here, &held).await.unwrap();
+    alerts_are_of_metrics_that_there_are(&here).await.unwrap();
     leave(&mut here, &server, "plain-uninstall").await.unwrap();
+}
+
+/// As Prometheus reads them, with a token of its own, where something was frozen.
+async fn alerts_are_of_metrics_that_there_are(here: &Installation) -> Result<()> {
+    here.run("kubectl create serviceaccount prometheus -n shop").await?;
+    let mut metrics = String::new();
+    let scrape = |port: u16| {
+        format!(
+            "curl -skf -H \"Authorization: Bearer $(kubectl create token prometheus -n shop)\" https://127.0.0.1:{port}/metrics"
+        )
+    };
+    let port = here.replicas[0].port();
+    ensure!(here.shell(&scrape(port)).await?.code != 0, "not everybody may read them");
+    here.run("kubectl create clusterrole prometheus --verb=get --non-resource-url=/metrics").await?;
+    here.run("kubectl create clusterrolebinding prometheus --clusterrole=prometheus --serviceaccount=shop:prometheus")
+        .await?;
+    for replica in &here.replicas {
+        let scrape = scrape(replica.port());
+        metrics += &until("the metrics", SOON, || here.run(&scrape)).await?;
+    }
+    let rules = here.run("helm template stillpoint deploy/chart --kube-version 1.35.0 --set alerts.enabled=true -s templates/server.yaml").await?;
+    let (_, rules) = rules.split_once("kind: PrometheusRule").context("no rules")?;
+    let name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let named: BTreeSet<&str> = rules
+        .split(|c| !name(c))
+        .filter(|word| (word.starts_with("stillpoint_") || word.starts_with("apiserver_")) && !word.ends_with('_'))
+        .collect();
+    ensure!(named.len() >= 4, "{named:?}");
+    for name in named {
+        ensure!(metrics.lines().any(|line| line.starts_with(name)), "{name} in {metrics}");
+    }
+    for phase in ["Lost", "Expired", "Failed"] {
+        let known: Result<api::Phase, _> = serde_json::from_value(phase.into());
+        ensure!(rules.contains(phase) && known.is_ok(), "{phase}");
+    }
+    Ok(())
 }
 
 /// The negative control of both: a pod that has no time to drain ends what it holds, and that is seen.
@@ -228,6 +267,20 @@ async fn roll(here: &mut Installation, held: &Value) -> Result<()> {
     Ok(())
 }
 
+/// A new release finds what is stored, whoever made its CRDs, and goes again.
+async fn comes_back(here: &Installation, were_a_releases: bool) -> Result<()> {
+    if were_a_releases {
+        here.documented("helm-install").await?;
+    } else {
+        here.run("kubectl apply -f deploy/apiserver/namespace.yaml").await?;
+        let install = "helm install stillpoint deploy/chart --namespace stillpoint";
+        ensure!(here.shell(install).await?.code != 0, "CRDs that are no release's are not taken by the way");
+        here.run(&format!("{install} --take-ownership")).await?;
+    }
+    here.run("kubectl get databases.stillpoint.dev orders -n shop").await?;
+    here.documented("helm-uninstall").await
+}
+
 /// By the documented lines, with a freeze held at the time.
 async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<()> {
     declare(here, "held").await?;
@@ -248,6 +301,7 @@ async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<
         stored["items"].as_array().is_some_and(|items| items.len() == 1),
         "what is stored is still there: {stored}"
     );
+    comes_back(here, block == "helm-uninstall").await?;
     here.documented("remove-data").await?;
     here.run("kubectl delete namespace shop --timeout=60s").await?;
     until("nothing of ours is left", SOON, || async {

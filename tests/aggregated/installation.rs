@@ -155,10 +155,12 @@ impl Installation {
         Ok(())
     }
 
+    /// Available says that somebody answers, not that he is trusted (kube-aggregator's check does not verify); an answer does.
     pub(crate) async fn until_available(&self) -> Result<()> {
         let name = api::install::api_service();
         self.run(&format!("kubectl wait --for=condition=Available --timeout=60s apiservice {name}")).await?;
-        Ok(())
+        let answers = format!("kubectl get --raw /apis/{}/databases", api::LIVE_API_VERSION);
+        until("an answer through kube-apiserver", SOON, || self.run(&answers)).await.map(drop)
     }
 
     /// A Database in the test's namespace, and waits until it is ready.

@@ -49,6 +49,8 @@ async fn every_way_out_of_a_run_thaws_and_tells() {
     assert_eq!(code, 0, "{text}");
     assert_eq!(still.run(&["preflight", "orders", "--level", "writeblocked"]).0, 0);
     assert!(still.run(&["grants", "orders"]).1.contains("GRANT"));
+    let (code, text) = still.run(&["doctor"]);
+    assert!(code == 0 && text.contains("a server without a cluster") && text.contains("default/orders"), "{text}");
 
     let result = stillpoint.data_dir().join("result.json");
     let path = result.to_str().unwrap();

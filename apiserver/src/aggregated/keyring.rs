@@ -72,7 +72,7 @@ impl Ring {
         let signing = Authority::from_pem(&kept.signing.pem()).context("ca.crt and ca.key")?;
         let next = kept.next.as_ref().map(|pair| pair.certificate.as_str());
         let bundle = [Some(kept.signing.certificate.as_str()), next, kept.previous.as_deref()];
-        let bundle: String = bundle.into_iter().flatten().map(|pem| format!("{}\n", pem.trim())).collect();
+        let bundle: String = bundle.into_iter().flatten().map(|pem| [pem.trim(), "\n"].concat()).collect();
         let authorities = Authorities::parse(&bundle)?;
         Ok(Self { signing, bundle, authorities, kept })
     }

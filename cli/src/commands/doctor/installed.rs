@@ -109,8 +109,8 @@ const ADVICE: [(&str, &str); 6] = [
     ("MissingEndpoints", "no pod of the Service is ready: kubectl -n NAMESPACE get pods"),
     (
         "FailedDiscoveryCheck",
-        "a pod is ready and kube-apiserver cannot reach or does not trust it: a firewall or NetworkPolicy in between, or a \
-         caBundle that is not its own; see the log of the pods",
+        "a pod is ready, and the control plane gets no answer from it: a firewall or a NetworkPolicy in between, or the port; \
+         see the log of the pods",
     ),
     ("ServiceAccessError", "kube-apiserver cannot read the Service: see its log"),
 ];
@@ -125,22 +125,24 @@ fn api_service(service: Option<&APIService>) -> Finding {
         let message = format!("nobody has looked at APIService {name} yet");
         return Finding::warn("apiservice", message, "try again in a moment");
     };
-    if available.status == "True" {
+    let spec = service.spec.as_ref();
+    let trusts = spec.is_some_and(|spec| spec.ca_bundle.is_some() || spec.insecure_skip_tls_verify == Some(true));
+    if available.status == "True" && trusts {
         return Finding::pass("apiservice", format!("APIService {name} is available"));
     }
-    let spec = service.spec.as_ref();
+    if available.status == "True" {
+        // What finds it available does not verify who answers (kube-aggregator: `remote_available_controller.go`).
+        let message =
+            format!("APIService {name} is available, and has no caBundle: kube-apiserver trusts nobody there");
+        let fix = "a replica fills it in within seconds when it runs, and may patch the APIService; see its log";
+        return Finding::fail("apiservice", message, fix);
+    }
     let reason = available.reason.as_deref().unwrap_or("no reason");
     let said = available.message.as_deref().unwrap_or_default();
     let message = format!("APIService {name} is not available: {reason}: {said}");
     let advice =
         ADVICE.iter().find(|(of, _)| *of == reason).map_or("see the log of kube-apiserver", |(_, advice)| advice);
     let home = spec.and_then(|spec| spec.service.as_ref()?.namespace.as_deref()).unwrap_or(install::NAMESPACE);
-    let untrusted = spec.is_none_or(|spec| spec.ca_bundle.is_none() && spec.insecure_skip_tls_verify != Some(true));
-    let advice = if untrusted && reason == "FailedDiscoveryCheck" {
-        "its caBundle is empty: a replica fills it in when it runs, and may patch the APIService; see its log"
-    } else {
-        advice
-    };
     Finding::fail("apiservice", message, advice.replace("NAMESPACE", home))
 }
 
@@ -157,7 +159,9 @@ async fn answers(client: &Client) -> Finding {
         ),
         Err(error) => {
             let said = Finding::unseen("api", api::LIVE_API_VERSION, &error);
-            Finding { fix: Some("repair what is above it first".to_owned()), ..said }
+            let fix = "repair what is above it first; if it is about a certificate, the APIService's caBundle is another's: a \
+                       replica puts its own there, or whoever keeps the certificate that was given to it";
+            Finding { fix: Some(fix.to_owned()), ..said }
         }
     }
 }
@@ -283,10 +287,11 @@ mod tests {
         let missing = api_service(Some(&with("False", "MissingEndpoints", "YQ==")));
         assert!(missing.message.contains("MissingEndpoints: dial tcp: refused"), "{missing:?}");
         assert!(missing.fix.unwrap().contains("kubectl -n home get pods"));
-        let mut service = with("False", "FailedDiscoveryCheck", "YQ==");
-        assert!(api_service(Some(&service)).fix.unwrap().contains("firewall"));
-        service.spec.as_mut().unwrap().ca_bundle = None;
-        assert!(api_service(Some(&service)).fix.unwrap().contains("caBundle is empty"));
+        assert!(api_service(Some(&with("False", "FailedDiscoveryCheck", "YQ=="))).fix.unwrap().contains("firewall"));
+        let mut untrusted = with("True", "Passed", "YQ==");
+        untrusted.spec.as_mut().unwrap().ca_bundle = None;
+        let untrusted = api_service(Some(&untrusted));
+        assert!(untrusted.result == CheckResult::Fail && untrusted.message.contains("no caBundle"), "{untrusted:?}");
     }
 
     #[test]
