@@ -210,7 +210,7 @@ fn reset(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
     async {
         let world = World::alone().await;
         let server = world.server(Way::Direct)?;
-        let begun = flooded(&world, rapidly_reset(&server, 20_000)).await?;
+        let begun = flooded(&world, rapidly_reset(&server, 20_000).boxed()).await?;
         println!("{begun} streams were begun and reset before the connection was closed");
         Ok(())
     }
