@@ -49,6 +49,9 @@ pub(crate) struct Ask {
     pub(crate) who: Who,
 }
 
+/// What is shown, and the headers.
+type Credentials = (Option<KeyPairPem>, Vec<(String, String)>);
+
 impl Way {
     pub(crate) const BOTH: [Self; 2] = [Self::Through, Self::Direct];
 }
@@ -133,7 +136,7 @@ impl World {
     }
 
     /// What somebody shows and says, to be who they are.
-    pub(crate) fn credentials(&self, way: Way, who: &Who) -> Result<(Option<KeyPairPem>, Vec<(String, String)>)> {
+    pub(crate) fn credentials(&self, way: Way, who: &Who) -> Result<Credentials> {
         let (name, groups, extra) = match who {
             Who::Nobody => return Ok((None, Vec::new())),
             Who::Person(name) => return Ok((Some(self.keys()?.person(name)?), Vec::new())),

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     doors::{Ask, Way, Who, fill},
     replica,
-    wire::{Body, Protocol, Server},
+    wire::{Body, Protocol, Server, whole},
     world::World,
 };
 
@@ -151,6 +151,10 @@ fn slow(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
     async {
         let world = World::alone().await;
         let server = world.server(Way::Direct)?;
+        // The control: one that has asked something is kept for longer.
+        let mut asking = server.connect(None, Protocol::Http2).await?;
+        let probe = || Request::get(format!("https://{}/readyz", server.address)).body(whole(""));
+        ensure!(asking.send(probe()?).await?.code == 200);
         let all = (0..40).map(|_| async {
             tokio::join!(unshaken(&server), silent(&server, Protocol::Http1), trickled(&server), prefaced(&server))
         });
@@ -161,6 +165,7 @@ fn slow(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
             trickled.context("headers by single bytes")?;
             prefaced.context("HTTP/2 without a request")?;
         }
+        ensure!(asking.send(probe()?).await.context("it was closed, too")?.code == 200);
         Ok(())
     }
     .boxed()
@@ -210,7 +215,7 @@ fn reset(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
     async {
         let world = World::alone().await;
         let server = world.server(Way::Direct)?;
-        let begun = flooded(&world, rapidly_reset(&server, 20_000)).await?;
+        let begun = flooded(&world, rapidly_reset(&server, 20_000).boxed()).await?;
         println!("{begun} streams were begun and reset before the connection was closed");
         Ok(())
     }

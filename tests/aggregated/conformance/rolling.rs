@@ -34,11 +34,15 @@ pub(super) fn replaced(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
         let world = World::alone().await;
         let old = world.first(|replica| replica.name.clone())?;
         let before = available(&world).await?;
-        let answers = under_load(&world, async {
-            world.add_replica(&format!("{old}-next")).await?;
-            sleep(AROUND).await;
-            world.retire(&old, NEWS).await
-        })
+        let answers = under_load(
+            &world,
+            async {
+                world.add_replica(&format!("{old}-next")).await?;
+                sleep(AROUND).await;
+                world.retire(&old, NEWS).await
+            }
+            .boxed(),
+        )
         .await?;
         let failed: Vec<&String> = answers.iter().filter_map(|(_, wrong)| wrong.as_ref()).collect();
         println!("replaced: {} of {} requests failed", failed.len(), answers.len());
@@ -57,11 +61,15 @@ pub(super) fn killed(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
         let old = world.first(|replica| replica.name.clone())?;
         world.add_replica(&format!("{old}-other")).await?;
         let began = Instant::now();
-        let answers = under_load(&world, async {
-            world.first(crate::replica::Replica::kill)?;
-            sleep(NEWS).await;
-            world.kill(&old).await
-        })
+        let answers = under_load(
+            &world,
+            async {
+                world.first(crate::replica::Replica::kill)?;
+                sleep(NEWS).await;
+                world.kill(&old).await
+            }
+            .boxed(),
+        )
         .await?;
         let failed: Vec<_> = answers.iter().filter(|(_, wrong)| wrong.is_some()).collect();
         let last = failed.last().context("a dead replica was not noticed: this test would notice nothing")?.0;
@@ -73,9 +81,9 @@ pub(super) fn killed(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
 }
 
 /// Fifty requests a second, before, while and after something is done.
-async fn under_load(world: &World, doing: impl Future<Output = Result<()>>) -> Result<Answers> {
+async fn under_load(world: &World, doing: BoxFuture<'_, Result<()>>) -> Result<Answers> {
     let (over, watching) = watch::channel(false);
-    let loading = load(world, watching);
+    let loading = load(world, watching).boxed();
     let doing = async {
         sleep(AROUND).await;
         let done = doing.await;

@@ -19,16 +19,28 @@ pub(super) struct Stage {
     _postgresql: Server,
 }
 
-/// Names, what they may do to `databases` and its subresources, and to which.
-const RIGHTS: &[(&str, &str, &[&str], &[&str], &[&str])] = &[
-    ("User", "alice", &["databases"], &["get", "list"], &[]),
-    ("User", "alice", &["databases/quiesce", "databases/unquiesce", "databases/renew"], &["create"], &[]),
-    ("User", "peter", &["databases"], &["get", "list"], &[]),
-    ("ServiceAccount", "backup", &["databases"], &["get", "list"], &[]),
+/// What somebody may do to `databases` and its subresources.
+struct Right {
+    kind: &'static str,
+    name: &'static str,
+    resources: &'static [&'static str],
+    verbs: &'static [&'static str],
+    /// Of which; none: of all.
+    of: &'static [&'static str],
+}
+
+const READ: Right = Right { kind: "User", name: "alice", resources: &["databases"], verbs: &["get", "list"], of: &[] };
+const VERBS: &[&str] = &["databases/quiesce", "databases/unquiesce", "databases/renew"];
+
+const RIGHTS: &[Right] = &[
+    READ,
+    Right { resources: VERBS, verbs: &["create"], ..READ },
+    Right { name: "peter", ..READ },
+    Right { kind: "ServiceAccount", name: "backup", ..READ },
     // All that can be done to a Database, and no verb of ours.
-    ("User", "carol", &["databases"], &["get", "list", "create", "update", "patch", "delete"], &[]),
-    ("User", "dave", &["databases"], &["get", "list"], &["orders"]),
-    ("Group", "shop:dba", &["databases"], &["get"], &[]),
+    Right { name: "carol", verbs: &["get", "list", "create", "update", "patch", "delete"], ..READ },
+    Right { name: "dave", of: &["orders"], ..READ },
+    Right { kind: "Group", name: "shop:dba", verbs: &["get"], ..READ },
 ];
 
 impl Stage {
@@ -38,8 +50,8 @@ impl Stage {
         for account in ["backup", "scraper"] {
             space.kubectl(&["create", "serviceaccount", account]).await?;
         }
-        for (at, (kind, name, resources, verbs, names)) in RIGHTS.iter().enumerate() {
-            grant(&space, at, (kind, name), (resources, verbs, names)).await?;
+        for (at, right) in RIGHTS.iter().enumerate() {
+            grant(&space, at, right).await?;
         }
         let scraper = format!("{}-scraper", space.name);
         let role = ["create", "clusterrole", &scraper, "--verb=get", "--non-resource-url=/metrics"];
@@ -102,16 +114,12 @@ pub(super) async fn token(space: &Space<'_>, account: &str, arguments: &[&str]) 
     Ok(space.kubectl(&all).await?.trim().to_owned())
 }
 
-async fn grant(
-    space: &Space<'_>,
-    number: usize,
-    (kind, name): (&str, &str),
-    (resources, verbs, names): (&[&str], &[&str], &[&str]),
-) -> Result<()> {
+async fn grant(space: &Space<'_>, number: usize, right: &Right) -> Result<()> {
+    let Right { kind, name, resources, verbs, of } = *right;
     let role = format!("right-{number}");
     let mut rule = json!({"apiGroups": [api::LIVE_GROUP], "resources": resources, "verbs": verbs});
-    if !names.is_empty() {
-        rule["resourceNames"] = json!(names);
+    if !of.is_empty() {
+        rule["resourceNames"] = json!(of);
     }
     let mut subject = json!({"kind": kind, "name": name});
     match kind {
