@@ -18,7 +18,10 @@ use tokio::{
     time::{Instant, MissedTickBehavior, interval, sleep},
 };
 
-use crate::world::{Setup, Space, World};
+use crate::{
+    replica::Replica,
+    world::{Setup, Space, World},
+};
 
 /// Of reads, at even distances; beside them, each Database is frozen and thawed as fast as that goes.
 const READS_PER_SECOND: u32 = 50;
@@ -73,7 +76,7 @@ async fn a_replica_that_just_dies_is_seen() {
     let world = World::start().await.unwrap();
     let load = under_load(&world, async {
         sleep(CALM).await;
-        world.first(|replica| replica.kill()).unwrap();
+        world.first(Replica::kill).unwrap();
         sleep(CALM).await;
     })
     .await;
@@ -81,6 +84,7 @@ async fn a_replica_that_just_dies_is_seen() {
 }
 
 async fn under_load(world: &World, meanwhile: impl Future<Output = ()>) -> Arc<Load> {
+    let meanwhile = Box::pin(meanwhile);
     let space = world.space("restarts").await.unwrap();
     let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await.unwrap();
     for name in DATABASES {
@@ -196,7 +200,7 @@ async fn our_authority_is_exchanged_and_nobody_sees_it() {
         sleep(CALM).await;
     })
     .await;
-    let failed = load.failed.lock().unwrap();
+    let failed = load.failed.lock().unwrap().clone();
     assert!(failed.is_empty(), "{} failed: {:#?}", failed.len(), &failed[..failed.len().min(10)]);
     let shown = world.first(|replica| replica.server.clone()).unwrap();
     let now = world.authority().await.unwrap();

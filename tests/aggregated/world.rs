@@ -118,12 +118,11 @@ impl World {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
         }
         let account = cluster.kubeconfig_of(&Identity::service_account(NAMESPACE, SERVICE)).await?;
-        let proxy = match aggregator_routing {
-            true => None,
-            false => {
-                let service = cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&[])]).await?;
-                Some(Forwarder::start((service, 443).into(), Vec::new()).await.context("at the Service's address")?)
-            }
+        let proxy = if aggregator_routing {
+            None
+        } else {
+            let service = cluster.register_service(NAMESPACE, SERVICE, &[ServicePort::https(&[])]).await?;
+            Some(Forwarder::start((service, 443).into(), Vec::new()).await.context("at the Service's address")?)
         };
         let networks = Mutex::default();
         let world = Self { cluster, replicas: Mutex::default(), account, arguments, networks, can_be_cut, proxy };

@@ -45,10 +45,10 @@ impl Journal for Book {
     }
 
     fn may_hold(&self, _namespace: &str, databases: &[&str]) -> Result<(), JournalError> {
-        match self.fenced.load(Ordering::SeqCst) {
-            true => Err(JournalError::NotOurs(databases.join(", "))),
-            false => Ok(()),
+        if self.fenced.load(Ordering::SeqCst) {
+            return Err(JournalError::NotOurs(databases.join(", ")));
         }
+        Ok(())
     }
 }
 
