@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use sqlx::Row;
 use tokio::time::sleep;
 
-use crate::world::{Setup, Space, World};
+use crate::world::{SOON, Setup, Space, World};
 
 const CLIENTS: usize = 16;
 const CALLS: usize = 500;
@@ -86,7 +86,14 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
         let phase = |freeze: &Value| freeze["status"]["phase"].as_str().unwrap_or_default().to_owned();
         freezes.iter().all(|freeze| ["Thawed", "Failed", "Expired", "Lost"].contains(&phase(freeze).as_str()))
     };
-    space.until_json("every Freeze is finished", &["get", "freezes", "-o", "json"], finished).await.unwrap();
+    // Of one whose replica died before it said that it began, the others wait a while for that.
+    cluster::until("every Freeze is finished", SOON * 2, || async {
+        let list: Value = serde_json::from_str(&space.kubectl(&["get", "freezes", "-o", "json"]).await?)?;
+        ensure!(finished(&list), "{list}");
+        Ok(())
+    })
+    .await
+    .unwrap();
 }
 
 /// Random verbs, until all calls are used up. Any refusal will do; what must not happen is seen in the database.

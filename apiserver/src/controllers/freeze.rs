@@ -41,8 +41,9 @@ pub enum Step {
     Let,
 }
 
-/// How long a verb may take until its Freeze, which is made in one write, has a status, which is another.
-const OPENING: Duration = Duration::from_secs(120);
+/// How long a verb may take until its Freeze, which is made in one write, has a status, which is another; and by how much clocks may
+/// differ.
+const OPENING: Duration = Duration::from_secs(30);
 
 /// Made by a verb, and by no author: for whom it is, and whether it holds, its own freezer says. Others are not let to make one
 /// that has both (`api::install::policies::JOURNAL`).

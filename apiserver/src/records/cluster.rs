@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use api::{Database, DatabaseStatus, Freeze, FreezeStatus, Phase};
@@ -20,6 +21,7 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
+use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
@@ -37,12 +39,16 @@ pub struct Cluster {
     freezes: Mirror<Freeze>,
     /// The version of each Freeze that we wrote last, until it is finished.
     seen: Arc<Mutex<HashMap<FreezeName, String>>>,
+    tasks: TaskTracker,
     /// A mirror has ended.
     lost: CancellationToken,
 }
 
 /// How often a write that lost a race is tried again.
 const TRIES: usize = 16;
+/// How long a new Freeze is without a status at most.
+const NEW: Duration = Duration::from_millis(100);
+const AGAIN: Duration = Duration::from_secs(2);
 /// Events that are written at once.
 const TOGETHER: usize = 8;
 
@@ -53,6 +59,7 @@ impl Cluster {
             databases: Mirror::empty(),
             freezes: Mirror::empty(),
             seen: Arc::default(),
+            tasks: tasks.clone(),
             lost: CancellationToken::new(),
             client: client.clone(),
         };
@@ -86,6 +93,39 @@ impl Cluster {
 
     fn seen(&self) -> MutexGuard<'_, HashMap<FreezeName, String>> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The first status of a Freeze, a little after it was made: only as what follows its creation, so that whatever was written
+    /// meanwhile stays.
+    async fn write_first(self, name: FreezeName, status: FreezeStatus) {
+        let version = self.seen().get(&name).cloned();
+        for pause in [NEW, AGAIN, AGAIN, AGAIN, AGAIN] {
+            sleep(pause).await;
+            if version.is_none() || self.seen().get(&name) != version.as_ref() {
+                return;
+            }
+            match self.patch_status(&name, status_patch(&status, version.as_deref())).await {
+                Ok(freeze) => return self.follows(&name, version, freeze.metadata.resource_version),
+                Err(kube::Error::Api(answer)) if matches!(answer.code, 404 | 409 | 422) => return,
+                Err(error) => debug!(freeze = %name, %error, "its first status was not written"),
+            }
+        }
+    }
+
+    async fn patch_status(&self, name: &FreezeName, patch: Value) -> Result<Freeze, kube::Error> {
+        let patch: json_patch::Patch = serde_json::from_value(patch).map_err(kube::Error::SerdeError)?;
+        let patch = Patch::Json::<()>(patch);
+        self.freezes_of(name).patch_status(&name.name, &PatchParams::default(), &patch).await
+    }
+
+    /// A version that followed `old`, unless something newer is known.
+    fn follows(&self, name: &FreezeName, old: Option<String>, new: Option<String>) {
+        let mut seen = self.seen();
+        if let (Some(known), Some(new)) = (seen.get_mut(name), new)
+            && Some(&*known) == old.as_ref()
+        {
+            *known = new;
+        }
     }
 
     fn note(&self, name: &FreezeName, version: Option<String>, phase: Phase) {
@@ -145,7 +185,8 @@ impl Records for Cluster {
         self.freezes.follow()
     }
 
-    /// Two writes: an API server takes no status with a new object.
+    /// An API server takes no status with a new object: what it is now is written a little later, unless something newer was.
+    /// Most freezes hold by then, and are spared a write that they would wait for.
     async fn create_freeze(&self, freeze: &Freeze) -> Result<(), ApiError> {
         let name = FreezeName {
             namespace: freeze.metadata.namespace.clone().unwrap_or_default(),
@@ -154,10 +195,10 @@ impl Records for Cluster {
         let made = self.freezes_of(&name).create(&PostParams::default(), freeze).await;
         let made = made.map_err(|error| told(&error, FREEZES.about(&name.name)))?;
         self.note(&name, made.metadata.resource_version, Phase::Pending);
-        match &freeze.status {
-            Some(status) => self.write_status(&name, status).await,
-            None => Ok(()),
+        if let Some(status) = freeze.status.clone() {
+            self.tasks.spawn(self.clone().write_first(name, status));
         }
+        Ok(())
     }
 
     /// One request, without reading first, while nobody else has written: the status of a Freeze has one writer, and one that was
@@ -166,13 +207,7 @@ impl Records for Cluster {
         let (api, about) = (self.freezes_of(name), FREEZES.about(&name.name));
         for _ in 0..TRIES {
             let seen = self.seen().get(name).cloned();
-            let mut patch = vec![json!({"op": "add", "path": "/status", "value": status})];
-            if let Some(version) = &seen {
-                patch.insert(0, json!({"op": "test", "path": "/metadata/resourceVersion", "value": version}));
-            }
-            let patch: json_patch::Patch = serde_json::from_value(Value::Array(patch)).map_err(ApiError::internal)?;
-            let written = api.patch_status(&name.name, &PatchParams::default(), &Patch::Json::<()>(patch)).await;
-            match written {
+            match self.patch_status(name, status_patch(status, seen.as_deref())).await {
                 Ok(freeze) => {
                     self.note(name, freeze.metadata.resource_version, status.phase);
                     return Ok(());
@@ -253,6 +288,13 @@ impl Records for Cluster {
     fn lost(&self) -> BoxFuture<'static, ()> {
         self.lost.clone().cancelled_owned().boxed()
     }
+}
+
+/// Written only on this version, if one is given.
+fn status_patch(status: &FreezeStatus, version: Option<&str>) -> Value {
+    let add = json!({"op": "add", "path": "/status", "value": status});
+    let test = |version| json!({"op": "test", "path": "/metadata/resourceVersion", "value": version});
+    Value::Array(version.map(test).into_iter().chain([add]).collect())
 }
 
 /// Reads, changes, and writes the status unless somebody was faster; then again.
