@@ -111,20 +111,14 @@ impl Objects {
         let databases = self.verbs.records.databases(asked.target.namespace.as_deref());
         let selection = asked.selection()?;
         let elsewhere = self.elsewhere(asked.target.namespace.as_deref());
-        let objects =
-            databases.iter().map(|database| self.live(database, &elsewhere)).collect::<Result<Vec<_>, _>>()?;
-        let objects: Vec<Value> =
-            objects.into_iter().filter(|object| crate::registry::selected(&selection, object)).collect();
+        let shown = databases.iter().map(|database| self.live(database, &elsewhere));
+        let selected =
+            shown.filter(|object| object.as_ref().map_or(true, |object| crate::registry::selected(&selection, object)));
         let list = json!({"resourceVersion": self.verbs.records.revision()});
         match asked.parts.form {
-            Form::Table => asked.table(&objects, list),
-            Form::PartialObjectMetadata => partial_list(&objects, &list),
-            _ => {
-                let kind = format!("{}List", asked.resource.kind);
-                json_answer(
-                    &json!({"kind": kind, "apiVersion": asked.resource.api_version(), "metadata": list, "items": objects}),
-                )
-            }
+            Form::Table => asked.table(&selected.collect::<Result<Vec<_>, _>>()?, list),
+            Form::PartialObjectMetadata => partial_list(&selected.collect::<Result<Vec<_>, _>>()?, &list),
+            _ => streamed(asked.resource, &list, selected),
         }
     }
 
@@ -323,6 +317,27 @@ fn partial_list(objects: &[Value], list: &Value) -> Result<Answer, ApiError> {
     let items: Vec<Value> = objects.iter().map(table::partial).collect();
     let kind = "PartialObjectMetadataList";
     json_answer(&json!({"kind": kind, "apiVersion": "meta.k8s.io/v1", "metadata": list, "items": items}))
+}
+
+/// One object after the other: ten thousand of them as values would be most of what this process ever needs.
+fn streamed(
+    resource: &Resource,
+    list: &Value,
+    objects: impl Iterator<Item = Result<Value, ApiError>>,
+) -> Result<Answer, ApiError> {
+    let head =
+        json!({"kind": format!("{}List", resource.kind), "apiVersion": resource.api_version(), "metadata": list});
+    let mut text = head.to_string();
+    text.pop();
+    text.push_str(",\"items\":[");
+    for (at, object) in objects.enumerate() {
+        if at > 0 {
+            text.push(',');
+        }
+        text.push_str(&object?.to_string());
+    }
+    text.push_str("]}");
+    Ok(Answer::Json { code: StatusCode::OK, bytes: text.into(), warnings: Vec::new() })
 }
 
 /// A list of objects that are encoded already.

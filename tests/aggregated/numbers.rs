@@ -100,8 +100,12 @@ async fn a_replica_with_many_databases_and_freezes_is_small() {
     space.apply(account).await.unwrap();
     let mut shares = Vec::new();
     for (from, to) in [(0, DATABASES / 2), (DATABASES / 2, DATABASES)] {
+        let began = Instant::now();
         register(&space, &client, &server, from..to).await.unwrap();
+        println!("{} more registered in {:.1?}", to - from, began.elapsed());
         cluster::until("the live list has them", Duration::from_secs(600), async || {
+            // Asked seldom: it is the largest answer that there is.
+            sleep(Duration::from_secs(5)).await;
             let list = format!("/apis/{}/namespaces/{}/databases", api::LIVE_API_VERSION, space.name);
             let list: Value = client.request(http::Request::get(&list).body(Vec::new())?).await?;
             let ready = |item: &&Value| item["status"]["conditions"].to_string().contains("\"type\":\"Ready\"");

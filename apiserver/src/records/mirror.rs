@@ -38,6 +38,15 @@ struct State<K> {
 
 type Key = (String, String);
 
+/// What nobody here reads, and what would be most of an object in memory: nothing that is mirrored is written back.
+fn lighten<K: Resource>(object: &mut K) {
+    object.meta_mut().managed_fields = None;
+    if let Some(annotations) = &mut object.meta_mut().annotations {
+        annotations.remove(LAST_APPLIED);
+    }
+}
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Changes that a follower may be behind.
 const BEHIND: usize = 4096;
 
@@ -113,6 +122,7 @@ where
     }
 
     fn take(&self, event: watcher::Event<K>) {
+        let event = event.modify(lighten);
         let mut state = self.write();
         match event {
             watcher::Event::Init => state.listed = Some(BTreeMap::new()),
