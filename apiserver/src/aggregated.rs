@@ -9,6 +9,7 @@ use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     sync::Arc,
+    time::Duration,
 };
 
 use anyhow::Context;
@@ -44,6 +45,8 @@ pub struct Place {
     /// What the APIService names.
     pub service: Service,
     pub serving: Serving,
+    /// How long an old and a new authority of ours are both trusted, when one is exchanged for the other.
+    pub overlap: Duration,
     /// `None`: the ServiceAccount of the pod that we are.
     pub kubeconfig: Option<PathBuf>,
     /// This replica, for people and in leases.
@@ -61,7 +64,8 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     let client = Client::try_from(config.clone()).context("a client of the cluster")?;
     let bound = Bound::bind(place.listen).await?;
     let address = bound.address().context("the address that we listen on")?;
-    let certificates = Certificates::begin(&client, &place.service, place.serving, address).await?;
+    let authority = Arc::new(Condition::new("authority"));
+    let certificates = Certificates::begin(&place.service, place.serving, place.overlap, address, &authority)?;
     let (tls, keyring) = (certificates.tls()?, Arc::clone(&certificates.keyring));
 
     // Another run of the same pod is another replica.
@@ -81,7 +85,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
             Arc::clone(&keyring),
         )),
         authorizer: Arc::new(SubjectAccessReviews::new(reviews)),
-        conditions: vec![Arc::clone(&schema)],
+        conditions: vec![authority, Arc::clone(&schema)],
         tasks,
         stopping,
         over,
@@ -109,7 +113,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         ("whom to trust", trust.follow(client.clone()).boxed()),
         ("our certificates", certificates.keep(client.clone(), core.verbs.clone()).boxed()),
         ("the CRDs' version", skew::look(client, schema).boxed()),
-        ("what others finished", recovery::follow(core.verbs.clone()).boxed()),
+        ("what others finished", recovery::follow(core.verbs.clone(), Arc::clone(&core.app.metrics)).boxed()),
     ];
     loops.extend(replicas.loops(&core.verbs));
     core.verbs.replicas.set(replicas).ok();

@@ -136,7 +136,9 @@ impl App {
             self.objects.verbs.recovered.is_cancelled(),
             self.authenticator.ready(),
         );
-        ready.into_iter().chain(conditions).collect()
+        let lease = self.objects.verbs.replicas.get().filter(|_| probe == "readyz");
+        let lease = lease.map(|replicas| ("lease", replicas.is_believed_alive()));
+        ready.into_iter().chain(lease).chain(conditions).collect()
     }
 
     fn metrics(&self) -> Result<Answer, ApiError> {

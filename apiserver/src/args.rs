@@ -109,8 +109,9 @@ impl Args {
                     service: self.service,
                     serving: match (self.tls_cert_file, self.tls_private_key_file) {
                         (Some(certificate), Some(key)) => Serving::Files { certificate, key },
-                        _ => Serving::Own { overlap: Duration::from_secs(self.ca_overlap_seconds) },
+                        _ => Serving::Own,
                     },
+                    overlap: Duration::from_secs(self.ca_overlap_seconds),
                     kubeconfig: self.kubeconfig,
                     advertise: self.advertise,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),

@@ -11,6 +11,7 @@ use api::{Freeze, FreezeSpec, FreezeStatus, LastFreeze, Phase};
 use async_trait::async_trait;
 use freeze::{FreezeName, Journal, JournalError};
 use jiff::Timestamp;
+use sha2::{Digest, Sha256};
 use tokio::sync::mpsc;
 
 use crate::{error::ApiError, metrics::Metrics, records::Records, replicas::Replicas};
@@ -72,7 +73,7 @@ impl Journal for RecordsJournal {
         object.metadata.namespace = Some(freeze.namespace.clone());
         object.metadata.finalizers = Some(vec![api::FINALIZER_THAW.to_owned()]);
         let database = spec.targets.first().map(|target| target.database.clone()).unwrap_or_default();
-        object.metadata.labels = Some([(api::LABEL_DATABASE.to_owned(), database)].into());
+        object.metadata.labels = Some([(api::LABEL_DATABASE.to_owned(), label(&database))].into());
         object.status = Some(status.clone());
         self.records.create_freeze(&object).await.map_err(unavailable)
     }
@@ -90,6 +91,17 @@ impl Journal for RecordsJournal {
             None => Ok(()),
             Some(database) => Err(JournalError::NotOurs((*database).to_owned())),
         }
+    }
+}
+
+/// A Database's name as a label's value, which is shorter than a name may be (Kubernetes: "Labels and Selectors").
+fn label(database: &str) -> String {
+    const LONGEST: usize = 63;
+    let digest =
+        || Sha256::digest(database).iter().take(4).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
+    match database.get(..LONGEST - 9) {
+        Some(begin) if database.len() > LONGEST => format!("{begin}.{}", digest()),
+        _ => database.to_owned(),
     }
 }
 
@@ -124,6 +136,16 @@ mod tests {
     use tokio_util::task::TaskTracker;
 
     use super::*;
+
+    #[test]
+    fn a_name_that_is_too_long_for_a_label_is_cut_and_told_from_others() {
+        let (one, other) = (format!("{}a", "n".repeat(200)), format!("{}b", "n".repeat(200)));
+        assert_eq!(label("orders.shop"), "orders.shop");
+        assert_eq!(label(&"n".repeat(63)).len(), 63);
+        assert_eq!(label(&one).len(), 63);
+        assert_ne!(label(&one), label(&other));
+    }
+
     use crate::{registry::Registry, resources, store::Store};
 
     #[tokio::test]

@@ -111,6 +111,16 @@ impl Metrics {
         }
     }
 
+    /// A freeze that another process finished, perhaps long ago: what was proved last is no news of this process alone.
+    pub fn remembered(&self, status: &FreezeStatus) {
+        let thawed = status.thawed_at.as_ref().map(|at| at.0.as_second());
+        if let Some(thawed) = thawed.filter(|_| status.phase == Phase::Thawed && status.proved == Some(true))
+            && thawed > self.last_success.get()
+        {
+            self.last_success.set(thawed);
+        }
+    }
+
     /// Prometheus' text. `frozen`: how many hold now.
     pub fn text(&self, frozen: usize) -> Result<String, std::fmt::Error> {
         self.frozen.set(i64::try_from(frozen).unwrap_or(i64::MAX));

@@ -7,7 +7,7 @@ use freeze::{FreezeName, Remains};
 use futures::StreamExt;
 use tracing::info;
 
-use crate::{records::Seen, verbs::Verbs};
+use crate::{metrics::Metrics, records::Seen, verbs::Verbs};
 
 /// What a stored Freeze is to the next freezer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,12 +59,13 @@ pub fn remember(verbs: &Verbs) {
 }
 
 /// What other replicas finish, for ever, so that a uid of theirs is finished here, too.
-pub(crate) async fn follow(verbs: Verbs) {
+pub(crate) async fn follow(verbs: Verbs, metrics: Arc<Metrics>) {
     let mut following = verbs.records.follow_freezes();
     while let Some(seen) = following.next().await {
         let Seen::There(freeze) = seen else { continue };
         for (freeze, status) in oldest_first(&[freeze]) {
             if left(&status) == Left::Memory {
+                metrics.remembered(&status);
                 verbs.freezer.remember(&freeze, &status);
             }
         }

@@ -178,6 +178,11 @@ impl Replicas {
         !self.0.is_fenced() && self.0.members.has(&(namespace.to_owned(), database.to_owned()))
     }
 
+    /// Whether the others count on us; if not, nothing is frozen here.
+    pub(crate) fn is_believed_alive(&self) -> bool {
+        !self.0.is_fenced()
+    }
+
     /// What is new is done by another from now on, if there is another.
     pub(crate) fn begin_to_leave(&self) {
         self.0.leaving.cancel();

@@ -3,7 +3,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, sync::Arc, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use certs::{ByName, KeyPairPem, Leaf, Names};
 use jiff::Timestamp;
@@ -13,11 +13,11 @@ use kube::{
     api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use super::keyring::{Kept, Keyring, Ring, SECRET};
-use crate::verbs::Verbs;
+use crate::{health::Condition, verbs::Verbs};
 
 /// `NAMESPACE/NAME` of the Service that the APIService names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,8 +29,8 @@ pub struct Service {
 /// Who vouches for the certificate that kube-apiserver sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Serving {
-    /// Our own authority, which is exchanged with so long an overlap, and told in the APIService.
-    Own { overlap: Duration },
+    /// Our own authority, which we tell in the APIService.
+    Own,
     /// Somebody else, who also keeps the APIService's `caBundle` (cert-manager's cainjector does).
     Files { certificate: PathBuf, key: PathBuf },
 }
@@ -41,12 +41,19 @@ pub(crate) const REPLICAS: &str = "replicas.stillpoint.internal";
 /// The life of a serving certificate, and how often everything here is looked at.
 const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Until the authority is known.
+const FIRST_LOOKS: Duration = Duration::from_millis(250);
+/// How long one look may take.
+const LOOK: Duration = Duration::from_secs(10);
 
 /// What a server shows, and what keeps it right.
 pub(super) struct Certificates {
     service: Service,
     serving: Serving,
+    overlap: Duration,
     address: SocketAddr,
+    /// Met once the authority is the one that all replicas have.
+    shared: Arc<Condition>,
     pub(super) keyring: Arc<Keyring>,
     /// Of our own authority.
     own: Arc<Leaf>,
@@ -72,23 +79,26 @@ impl FromStr for Service {
 }
 
 impl Certificates {
-    /// Our authority is the one in the Secret, or a new one that is put there. Whoever is first makes it.
-    pub(super) async fn begin(
-        client: &Client,
+    /// Begins with an authority of its own, so that probes are answered also while no API server is: [`Self::keep`] takes the one
+    /// in the Secret, or puts this one there.
+    pub(super) fn begin(
         service: &Service,
         serving: Serving,
+        overlap: Duration,
         address: SocketAddr,
+        shared: &Arc<Condition>,
     ) -> anyhow::Result<Self> {
-        let ring = authority(client, service).await.with_context(|| about(service))?;
+        let ring = Ring::of(Kept::create(Timestamp::now())?)?;
         let own = Leaf::new(&leaf(&ring, service, address, Timestamp::now())?)?;
         let files = match &serving {
-            Serving::Own { .. } => None,
+            Serving::Own => None,
             Serving::Files { .. } => {
                 let shown = serving.read()?;
                 Some(Files { leaf: Leaf::new(&shown)?, shown })
             }
         };
-        Ok(Self { service: service.clone(), serving, address, keyring: Keyring::new(ring), own, files })
+        let (service, shared, keyring) = (service.clone(), Arc::clone(shared), Keyring::new(ring));
+        Ok(Self { service, serving, overlap, address, shared, keyring, own, files })
     }
 
     pub(super) fn tls(&self) -> Result<rustls::ServerConfig, rustls::Error> {
@@ -99,11 +109,10 @@ impl Certificates {
     /// Keeps certificates young, the authority the one that all replicas have, and the APIService's `caBundle` ours, for ever.
     pub(super) async fn keep(mut self, client: Client, verbs: Verbs) {
         let mut renewed = Instant::now();
-        let mut tick = interval(LOOK_EVERY);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            tick.tick().await;
-            let changed = match self.follow(&client, verbs.leads()).await {
+            sleep(if self.shared.check().1 { LOOK_EVERY } else { FIRST_LOOKS }).await;
+            let followed = timeout(LOOK, self.follow(&client, verbs.leads())).await;
+            let changed = match followed.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", LOOK.as_secs()))) {
                 Ok(changed) => changed,
                 Err(error) => {
                     let secret = about(&self.service);
@@ -124,8 +133,11 @@ impl Certificates {
             }
             self.reload();
             if verbs.leads()
-                && matches!(self.serving, Serving::Own { .. })
-                && let Err(error) = tell(&client, &self.keyring.now().bundle).await
+                && self.shared.check().1
+                && self.serving == Serving::Own
+                && let Err(error) = timeout(LOOK, tell(&client, &self.keyring.now().bundle))
+                    .await
+                    .unwrap_or_else(|late| Err(late.into()))
             {
                 warn!(%error, "the APIService's caBundle could not be kept; trying again");
             }
@@ -137,18 +149,16 @@ impl Certificates {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), &self.service.namespace);
         let known = self.keyring.now();
         let Some(mut secret) = secrets.get_opt(SECRET).await? else {
-            // Everybody trusts what we have in memory; a new one would be trusted by nobody for a while.
+            // If it was there before, everybody trusts what we have in memory.
             if leads {
                 secrets.create(&PostParams::default(), &known.kept().secret()).await?;
-                warn!("{} was gone, and was written again", about(&self.service));
+                info!("our authority is in {} now", about(&self.service));
+                self.shared.is_met();
             }
             return Ok(false);
         };
         let mut kept = Kept::read(&secret)?;
-        if let Serving::Own { overlap } = self.serving
-            && leads
-            && let Some(next) = kept.step(Timestamp::now(), overlap)?
-        {
+        if leads && let Some(next) = kept.step(Timestamp::now(), self.overlap)? {
             next.write(&mut secret);
             // Whoever was faster has made this step.
             secrets.replace(SECRET, &PostParams::default(), &secret).await?;
@@ -158,6 +168,7 @@ impl Certificates {
         let ring = Ring::of(kept)?;
         let changed = !ring.is(&known);
         self.keyring.put(ring);
+        self.shared.is_met();
         Ok(changed)
     }
 
@@ -185,23 +196,6 @@ impl Serving {
         let Self::Files { certificate, key } = self else { bail!("no files were given") };
         let read = |path: &PathBuf| std::fs::read_to_string(path).with_context(|| path.display().to_string());
         Ok(KeyPairPem { certificate: read(certificate)?, key: read(key)? })
-    }
-}
-
-async fn authority(client: &Client, service: &Service) -> anyhow::Result<Ring> {
-    let secrets: Api<Secret> = Api::namespaced(client.clone(), &service.namespace);
-    if let Some(secret) = secrets.get_opt(SECRET).await? {
-        return Ring::of(Kept::read(&secret)?);
-    }
-    let kept = Kept::create(Timestamp::now())?;
-    match secrets.create(&PostParams::default(), &kept.secret()).await {
-        Ok(_) => {
-            info!("a new authority was made, and is in {}", about(service));
-            Ring::of(kept)
-        }
-        // Another replica was faster.
-        Err(kube::Error::Api(status)) if status.code == 409 => Ring::of(Kept::read(&secrets.get(SECRET).await?)?),
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -1,6 +1,10 @@
 //! What a Database says of itself: `Reachable`, `Privileged`, `Ready`, its member, and the levels that it reaches.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
 
 use api::{
     Check, CheckResult, Copy, Database, DatabaseStatus, Level, LevelReach, MemberStatus,
@@ -25,10 +29,17 @@ use crate::{
 const EVERY: Duration = Duration::from_secs(60);
 /// How often it is looked who leads.
 const LEADING: Duration = Duration::from_secs(2);
-/// Servers that are asked at once.
-const AT_ONCE: usize = 16;
+/// Servers that are asked at once; those that do not answer take a while.
+const AT_ONCE: usize = 64;
 /// How long one look may last.
 const LOOK: Duration = Duration::from_secs(10);
+
+/// Looks that wait for their turn, one of each Database at most: many servers that do not answer must not pile them up.
+#[derive(Clone, Debug)]
+struct Queue {
+    room: Arc<Semaphore>,
+    waiting: Arc<Mutex<HashSet<(String, String)>>>,
+}
 
 /// What one look found.
 #[derive(Debug)]
@@ -40,7 +51,7 @@ struct Look {
 
 /// Follows all Databases, and looks at each when its spec changes and once in a while.
 pub async fn run(verbs: Verbs) {
-    let room = Arc::new(Semaphore::new(AT_ONCE));
+    let queue = Queue { room: Arc::new(Semaphore::new(AT_ONCE)), waiting: Arc::default() };
     let mut looked: HashMap<String, i64> = HashMap::new();
     let mut databases = verbs.records.follow_databases();
     let mut tick = interval(LEADING);
@@ -50,7 +61,7 @@ pub async fn run(verbs: Verbs) {
         tokio::select! {
             next = databases.next() => {
                 let Some(seen) = next else { return };
-                changed(&verbs, &room, &mut looked, seen).await;
+                changed(&verbs, &queue, &mut looked, seen).await;
             }
             _ = tick.tick() => {
                 // Whoever leads anew has looked at none.
@@ -60,7 +71,7 @@ pub async fn run(verbs: Verbs) {
                 if all {
                     next_round = Instant::now() + EVERY;
                     for database in verbs.records.databases(None) {
-                        spawn(&verbs, &room, &database);
+                        spawn(&verbs, &queue, &database);
                     }
                 }
             }
@@ -68,7 +79,7 @@ pub async fn run(verbs: Verbs) {
     }
 }
 
-async fn changed(verbs: &Verbs, room: &Arc<Semaphore>, looked: &mut HashMap<String, i64>, seen: Seen<Arc<Database>>) {
+async fn changed(verbs: &Verbs, queue: &Queue, looked: &mut HashMap<String, i64>, seen: Seen<Arc<Database>>) {
     let (database, gone) = match &seen {
         Seen::There(database) => (database, false),
         Seen::Gone(database) => (database, true),
@@ -88,7 +99,7 @@ async fn changed(verbs: &Verbs, room: &Arc<Semaphore>, looked: &mut HashMap<Stri
         return;
     }
     if looked.insert(uid, generation) != Some(generation) {
-        spawn(verbs, room, database);
+        spawn(verbs, queue, database);
     }
 }
 
@@ -98,14 +109,20 @@ async fn end(verbs: &Verbs, database: &Database, why: &'static str) {
     }
 }
 
-fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
+fn spawn(verbs: &Verbs, queue: &Queue, database: &Database) {
     let (Some(namespace), Some(name)) = (database.metadata.namespace.clone(), database.metadata.name.clone()) else {
         return;
     };
-    let (verbs, room) = (verbs.clone(), Arc::clone(room));
+    if !queue.waiting().insert((namespace.clone(), name.clone())) {
+        return;
+    }
+    let (verbs, queue) = (verbs.clone(), queue.clone());
     let tasks = verbs.tasks.clone();
     tasks.spawn(async move {
-        let Ok(_permit) = room.acquire().await else { return };
+        let permit = queue.room.acquire().await;
+        // What changes from now on is seen by another look.
+        queue.waiting().remove(&(namespace.clone(), name.clone()));
+        let Ok(_permit) = permit else { return };
         // Nobody is asked twice at once: while it is held, the freeze itself is the better witness.
         if verbs.freezer.view(&namespace, &name).is_some() {
             return;
@@ -130,6 +147,12 @@ fn spawn(verbs: &Verbs, room: &Arc<Semaphore>, database: &Database) {
             }
         }
     });
+}
+
+impl Queue {
+    fn waiting(&self) -> MutexGuard<'_, HashSet<(String, String)>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// Its Secrets cannot be read: then nobody knows more of it, and that is what it says.
