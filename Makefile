@@ -66,9 +66,17 @@ bench-cluster: setup ## The numbers of replicas behind a real kube-apiserver, be
 conformance: ## Write docs/conformance.md from the cases that `make test-cluster` runs
 	STILLPOINT_WRITE=1 $(CARGO) test --workspace --features tests/cluster --locked --test aggregated the_document_says
 
+.PHONY: test-node
+test-node: setup ## Real Pods, volumes and snapshots, on a node that is built first (needs root)
+	$(CARGO) build --locked -p apiserver -p csi
+	$(CARGO) test --locked -p csi
+	$(CARGO) test --locked -p cluster --features node --test node
+	$(CARGO) test --locked -p tests --features node --test node
+
 .PHONY: cluster
-cluster: ## A Kubernetes 1.35 control plane that stays; prints its KUBECONFIG for the shell
-	@$(CARGO) run --quiet --locked -p cluster -- up
+cluster: ## A Kubernetes 1.35 that stays; prints its KUBECONFIG for the shell. NODE=1: with a node and storage (needs root)
+	@$(if $(NODE),$(CARGO) build --quiet --locked -p csi)
+	@$(CARGO) run --quiet --locked -p cluster -- up $(if $(NODE),--node)
 
 .PHONY: cluster-down
 cluster-down: ## End it, and remove what it stored

@@ -44,7 +44,7 @@ pub(crate) struct Said {
 impl Installation {
     /// An empty cluster, and the tools.
     pub(crate) async fn begin() -> Result<Self> {
-        let cluster = Cluster::start(Options { aggregator_routing: true, fsync: false }).await?;
+        let cluster = Cluster::start(Options { fsync: false, ..Options::default() }).await?;
         let path = cluster.root().join("bin");
         fs::create_dir(&path)?;
         let tools = [

@@ -112,7 +112,7 @@ impl World {
 
     pub(crate) async fn of(setup: Setup) -> Result<Self> {
         let Setup { replicas, aggregator_routing, arguments, fsync, can_be_cut } = setup;
-        let cluster = Cluster::start(Options { aggregator_routing, fsync }).await?;
+        let cluster = Cluster::start(Options { aggregator_routing, fsync, node: None }).await?;
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
         for file in INSTALLED {
             cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;

@@ -7,7 +7,8 @@ use serde_json::Value;
 const ALLOWED: &[(&str, &[&str])] = &[
     ("api", &[]),
     ("certs", &[]),
-    ("cluster", &["fixtures"]),
+    ("cluster", &["csi", "fixtures"]),
+    ("csi", &[]),
     ("fixtures", &[]),
     ("freeze", &["api"]),
     ("apiserver", &["api", "certs", "freeze"]),

@@ -17,10 +17,13 @@ use tempfile::TempDir;
 
 use crate::{
     address,
+    binaries::{Binaries, tool},
     components::{Component, Layout, Ports},
     identity::{self, Identity},
     kubectl::{Kubectl, Output},
-    own::{Own, tool},
+    machine::Machine,
+    node::Node,
+    own::Own,
     process::Lifetime,
     service::{self, ServicePort},
 };
@@ -36,11 +39,24 @@ pub struct Options {
     /// Whether etcd waits for the disk. Without it a cluster starts and writes faster, and may lose its objects when the
     /// machine stops, though not when etcd does.
     pub fsync: bool,
+    /// Without one, a Pod stays pending.
+    pub node: Option<Node>,
+}
+
+impl Options {
+    /// What runs in such a cluster, in the order of [`Component`].
+    pub fn components(&self) -> Vec<Component> {
+        let node = self.node.map_or(&[][..], |_| &Component::NODE);
+        let storage = self.node.filter(|node| node.storage).map_or(&[][..], |_| &Component::STORAGE);
+        let mut all = [&Component::CONTROL_PLANE, node, storage].concat();
+        all.sort();
+        all
+    }
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { aggregator_routing: true, fsync: true }
+        Self { aggregator_routing: true, fsync: true, node: None }
     }
 }
 
@@ -76,12 +92,17 @@ impl Cluster {
     }
 
     pub(crate) async fn start_in(root: &Path, options: Options, life: Lifetime) -> Result<Self> {
-        let binaries = tool("kubernetes", &[]).await?;
-        let address = address::of_host()?;
-        let layout = Layout { root: root.to_owned(), address, options, ports: Ports::reserve()? };
-        let kubectl = Kubectl { binary: binaries.join("kubectl"), home: root.join("home") };
+        let binaries = Binaries::get(options).await?;
+        let ports = Ports::reserve()?;
+        let (process, machine) = match options.node {
+            Some(_) => Some(Machine::start(root, &root.join("machine.log"), life).await?).unzip(),
+            None => (None, None),
+        };
+        let address = machine.as_ref().map_or_else(address::of_host, |machine| Ok(machine.network.host()))?;
+        let kubectl = Kubectl { binary: binaries.kubectl(), home: root.join("home") };
+        let layout = Layout { root: root.to_owned(), address, options, ports, binaries, machine };
         let kubeconfig = layout.file("admin.kubeconfig");
-        let own = Some(Own::start(layout, binaries, life).await?);
+        let own = Some(Own::start(layout, process, life).await?);
         Ok(Self { kubeconfig, kubectl, address, own, root: root.to_owned(), _directory: None })
     }
 
@@ -184,14 +205,22 @@ impl Cluster {
         Ok((layout.pki("front-proxy-client.crt"), layout.pki("front-proxy-client.key")))
     }
 
-    /// As a crash: no goodbye.
+    /// As a crash: no goodbye. The CSI driver takes its sidecars along, as they are of one Pod elsewhere: what loses its
+    /// driver exits (csi-lib-utils, ExitOnConnectionLoss), but only when it has to ask it something.
     pub fn stop(&self, component: Component) -> Result<()> {
-        self.own("stopping a component")?.stop(component)
+        let own = self.own("stopping a component")?;
+        own.stop(component)?;
+        component.sidecars().iter().try_for_each(|sidecar| own.stop(*sidecar))
     }
 
     /// Starts one that was stopped, on its port and its data, and waits until it answers.
     pub async fn start_again(&self, component: Component) -> Result<()> {
-        self.own("starting a component")?.run(component).await
+        let own = self.own("starting a component")?;
+        own.run(component).await?;
+        for sidecar in component.sidecars() {
+            own.run(*sidecar).await?;
+        }
+        Ok(())
     }
 
     /// It hangs: its connections stay open, and nothing comes.
@@ -206,6 +235,21 @@ impl Cluster {
     /// The process group of each component that runs.
     pub fn process_groups(&self) -> Result<BTreeMap<Component, u32>> {
         Ok(self.own("process groups")?.groups())
+    }
+
+    /// Runs a program of this host's in the machine that the node's processes take for theirs: its mounts, its network.
+    pub async fn on_node(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        self.own("a program on the node")?.in_machine(program, arguments).await
+    }
+
+    /// Brings an image (`tests/tools/image`) to the node, for Pods with `imagePullPolicy: Never`.
+    pub async fn import_image(&self, archive: &Path) -> Result<()> {
+        self.own("an image on the node")?.import_image(archive).await.context("importing an image")
+    }
+
+    /// How the CSI driver is made slow or faulty.
+    pub async fn csi(&self) -> Result<csi::Control> {
+        self.own("the CSI driver")?.csi().await
     }
 
     pub(crate) fn leave(self) {

@@ -1,4 +1,4 @@
-//! The parts of the control plane, and what each is told.
+//! The parts of a cluster, and where everything of one is.
 
 use std::{
     fmt, fs,
@@ -6,25 +6,36 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use fixtures::Port;
 
 use crate::{
+    binaries::Binaries,
     cluster::Options,
     identity,
-    pki::{self, Clients, Pair},
+    machine::{Machine, Network},
+    pki,
 };
 
 /// In the order in which they are started: each needs those before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Component {
+    /// What the node's processes take for a machine of their own: namespaces. Everything in it ends with it.
+    Machine,
     Etcd,
     Apiserver,
     ControllerManager,
     Scheduler,
+    Containerd,
+    KubeProxy,
+    CsiDriver,
+    Kubelet,
+    Provisioner,
+    SnapshotController,
+    Snapshotter,
 }
 
-/// Where everything of one control plane is.
+/// Where everything of one cluster is.
 #[derive(Debug)]
 pub(crate) struct Layout {
     pub(crate) root: PathBuf,
@@ -32,15 +43,18 @@ pub(crate) struct Layout {
     pub(crate) address: Ipv4Addr,
     pub(crate) options: Options,
     pub(crate) ports: Ports,
+    pub(crate) binaries: Binaries,
+    /// Where the node's processes run, if there is a node.
+    pub(crate) machine: Option<Machine>,
 }
 
 #[derive(Debug)]
 pub(crate) struct Ports {
-    etcd: Port,
-    etcd_peers: Port,
-    apiserver: Port,
-    controller_manager: Port,
-    scheduler: Port,
+    pub(crate) etcd: Port,
+    pub(crate) etcd_peers: Port,
+    pub(crate) apiserver: Port,
+    pub(crate) controller_manager: Port,
+    pub(crate) scheduler: Port,
 }
 
 /// Who asked for what and how it ended, once for each request; never bodies, which hold Secrets, but of one kind, which holds
@@ -56,15 +70,30 @@ rules:
 ";
 
 impl Component {
-    pub const ALL: [Self; 4] = [Self::Etcd, Self::Apiserver, Self::ControllerManager, Self::Scheduler];
+    pub const CONTROL_PLANE: [Self; 4] = [Self::Etcd, Self::Apiserver, Self::ControllerManager, Self::Scheduler];
+    pub const NODE: [Self; 4] = [Self::Machine, Self::Containerd, Self::KubeProxy, Self::Kubelet];
+    /// On a node.
+    pub const STORAGE: [Self; 4] = [Self::CsiDriver, Self::Provisioner, Self::SnapshotController, Self::Snapshotter];
+
+    pub(crate) fn sidecars(self) -> &'static [Self] {
+        if self == Self::CsiDriver { &[Self::Provisioner, Self::Snapshotter] } else { &[] }
+    }
 
     /// The name of its binary, and of its log without `.log`.
     pub fn name(self) -> &'static str {
         match self {
+            Self::Machine => "machine",
             Self::Etcd => "etcd",
             Self::Apiserver => "kube-apiserver",
             Self::ControllerManager => "kube-controller-manager",
             Self::Scheduler => "kube-scheduler",
+            Self::Containerd => "containerd",
+            Self::KubeProxy => "kube-proxy",
+            Self::CsiDriver => "csi-driver",
+            Self::Kubelet => "kubelet",
+            Self::Provisioner => "csi-provisioner",
+            Self::SnapshotController => "snapshot-controller",
+            Self::Snapshotter => "csi-snapshotter",
         }
     }
 }
@@ -100,132 +129,95 @@ impl Layout {
         self.root.join("pki").join(name)
     }
 
-    /// Where it listens, on loopback.
-    pub(crate) fn port(&self, component: Component) -> u16 {
+    /// In the node's machine.
+    pub(crate) fn machine(&self) -> Result<&Machine> {
+        self.machine.as_ref().context("the cluster has no node: ask for one with Options::node")
+    }
+
+    pub(crate) fn network(&self) -> Option<Network> {
+        self.machine.as_ref().map(|machine| machine.network)
+    }
+
+    /// Where Services are.
+    fn api_service(&self) -> Ipv4Addr {
+        self.network().map_or(API_SERVICE, Network::api_service)
+    }
+
+    pub(crate) fn service_range(&self) -> String {
+        self.network().map_or_else(|| SERVICE_RANGE.to_owned(), Network::services)
+    }
+
+    /// Where it listens, if it does so by TCP.
+    pub(crate) fn listens(&self, component: Component) -> Option<(Ipv4Addr, u16)> {
+        let here = |port: &Port| Some((Ipv4Addr::LOCALHOST, port.number));
+        let there = |port| self.network().map(|network| (network.node(), port));
         match component {
-            Component::Etcd => self.ports.etcd.number,
-            Component::Apiserver => self.ports.apiserver.number,
-            Component::ControllerManager => self.ports.controller_manager.number,
-            Component::Scheduler => self.ports.scheduler.number,
+            Component::Etcd => here(&self.ports.etcd),
+            Component::Apiserver => here(&self.ports.apiserver),
+            Component::ControllerManager => here(&self.ports.controller_manager),
+            Component::Scheduler => here(&self.ports.scheduler),
+            Component::Kubelet => there(10250),
+            Component::KubeProxy => there(10256),
+            Component::Provisioner => there(9810),
+            Component::SnapshotController => there(9811),
+            Component::Snapshotter => there(9812),
+            Component::Machine | Component::Containerd | Component::CsiDriver => None,
         }
     }
 
     /// Writes everything that the components read.
     pub(crate) fn prepare(&self) -> Result<()> {
-        let Clients { authority, admin, controller_manager, scheduler } =
-            pki::make(&self.root.join("pki"), self.address)?;
+        let authority = pki::make(&self.root.join("pki"), &[self.api_service(), self.address])?;
         fs::write(self.file("audit-policy.yaml"), AUDIT_POLICY)?;
-        let server = format!("https://127.0.0.1:{}", self.port(Component::Apiserver));
-        let kubeconfig = |name: &str, pair: &Pair| {
-            identity::write(&self.file(name), &identity::by_certificate(&server, &authority, pair))
+        let kubeconfig = |address: Ipv4Addr, name: &str, user: &str, group: Option<&str>| {
+            let server = format!("https://{address}:{}", self.ports.apiserver.number);
+            let pair = authority.client(user, group)?;
+            let kubeconfig = identity::by_certificate(&server, &authority.certificate, &pair);
+            identity::write(&self.file(&format!("{name}.kubeconfig")), &kubeconfig)
         };
-        kubeconfig("admin.kubeconfig", &admin)?;
-        kubeconfig("kube-controller-manager.kubeconfig", &controller_manager)?;
-        kubeconfig("kube-scheduler.kubeconfig", &scheduler)
+        let here = Ipv4Addr::LOCALHOST;
+        kubeconfig(here, "admin", "kubernetes-admin", Some("system:masters"))?;
+        kubeconfig(here, "kube-controller-manager", "system:kube-controller-manager", None)?;
+        kubeconfig(here, "kube-scheduler", "system:kube-scheduler", None)?;
+        if self.machine.is_some() {
+            kubeconfig(self.address, "kubelet", "system:node:node", Some("system:nodes"))?;
+            kubeconfig(self.address, "kube-proxy", "system:kube-proxy", None)?;
+            // By name they are the ServiceAccounts whom their own manifests give rights, with a certificate instead of a
+            // token that would expire.
+            let account = |name: &str, namespace: &str| {
+                let user = format!("system:serviceaccount:{namespace}:{name}");
+                kubeconfig(self.address, name, &user, Some("system:serviceaccounts"))
+            };
+            account("csi-provisioner", "default")?;
+            account("csi-snapshotter", "default")?;
+            account("snapshot-controller", "kube-system")?;
+            self.prepare_node()?;
+        }
+        Ok(())
     }
 
-    pub(crate) fn arguments(&self, component: Component) -> Vec<String> {
-        match component {
+    pub(crate) fn arguments(&self, component: Component) -> Result<Vec<String>> {
+        Ok(match component {
             Component::Etcd => self.etcd(),
             Component::Apiserver => self.apiserver(),
             Component::ControllerManager => self.controller_manager(),
             Component::Scheduler => self.client_of_apiserver(component),
-        }
-    }
-
-    fn etcd(&self) -> Vec<String> {
-        let clients = format!("http://127.0.0.1:{}", self.ports.etcd.number);
-        let peers = format!("http://127.0.0.1:{}", self.ports.etcd_peers.number);
-        let mut arguments = vec![
-            format!("--data-dir={}", text(&self.file("etcd"))),
-            "--name=only".to_owned(),
-            format!("--listen-client-urls={clients}"),
-            format!("--advertise-client-urls={clients}"),
-            format!("--listen-peer-urls={peers}"),
-            format!("--initial-advertise-peer-urls={peers}"),
-            format!("--initial-cluster=only={peers}"),
-            "--log-level=warn".to_owned(),
-        ];
-        if !self.options.fsync {
-            arguments.push("--unsafe-no-fsync".to_owned());
-        }
-        arguments
-    }
-
-    fn apiserver(&self) -> Vec<String> {
-        let pki = |name: &str| text(&self.pki(name));
-        vec![
-            format!("--etcd-servers=http://127.0.0.1:{}", self.ports.etcd.number),
-            // On all addresses: Pods and servers under test come by the host's.
-            "--bind-address=0.0.0.0".to_owned(),
-            format!("--secure-port={}", self.ports.apiserver.number),
-            format!("--advertise-address={}", self.address),
-            format!("--service-cluster-ip-range={SERVICE_RANGE}"),
-            "--allow-privileged=true".to_owned(),
-            // As kubeadm has it.
-            "--authorization-mode=Node,RBAC".to_owned(),
-            "--enable-admission-plugins=NodeRestriction".to_owned(),
-            format!("--tls-cert-file={}", pki("apiserver.crt")),
-            format!("--tls-private-key-file={}", pki("apiserver.key")),
-            format!("--client-ca-file={}", pki("ca.crt")),
-            "--service-account-issuer=https://kubernetes.default.svc.cluster.local".to_owned(),
-            format!("--service-account-key-file={}", pki("service-accounts.pub")),
-            format!("--service-account-signing-key-file={}", pki("service-accounts.key")),
-            // The aggregation layer.
-            format!("--requestheader-client-ca-file={}", pki("front-proxy-ca.crt")),
-            "--requestheader-allowed-names=front-proxy-client".to_owned(),
-            "--requestheader-username-headers=X-Remote-User".to_owned(),
-            "--requestheader-uid-headers=X-Remote-Uid".to_owned(),
-            "--requestheader-group-headers=X-Remote-Group".to_owned(),
-            "--requestheader-extra-headers-prefix=X-Remote-Extra-".to_owned(),
-            format!("--proxy-client-cert-file={}", pki("front-proxy-client.crt")),
-            format!("--proxy-client-key-file={}", pki("front-proxy-client.key")),
-            format!("--enable-aggregator-routing={}", self.options.aggregator_routing),
-            format!("--audit-policy-file={}", text(&self.file("audit-policy.yaml"))),
-            format!("--audit-log-path={}", text(&self.file("audit.log"))),
-            // In MB. Or it goes on in another file after 100, where no test would look.
-            "--audit-log-maxsize=2000".to_owned(),
-        ]
-    }
-
-    fn controller_manager(&self) -> Vec<String> {
-        let mut arguments = self.client_of_apiserver(Component::ControllerManager);
-        arguments.extend([
-            "--use-service-account-credentials=true".to_owned(),
-            // Its default of 20 a second would be half of a cluster's start.
-            "--kube-api-qps=1000".to_owned(),
-            "--kube-api-burst=1000".to_owned(),
-            format!("--service-account-private-key-file={}", text(&self.pki("service-accounts.key"))),
-            format!("--root-ca-file={}", text(&self.pki("ca.crt"))),
-            format!("--cluster-signing-cert-file={}", text(&self.pki("ca.crt"))),
-            format!("--cluster-signing-key-file={}", text(&self.pki("ca.key"))),
-            // Or it makes its own, in the machine's /usr.
-            format!("--flex-volume-plugin-dir={}", text(&self.file("flexvolume"))),
-        ]);
-        arguments
-    }
-
-    fn client_of_apiserver(&self, component: Component) -> Vec<String> {
-        let kubeconfig = text(&self.file(&format!("{component}.kubeconfig")));
-        let mut arguments: Vec<_> = ["kubeconfig", "authentication-kubeconfig", "authorization-kubeconfig"]
-            .map(|flag| format!("--{flag}={kubeconfig}"))
-            .into();
-        arguments.extend([
-            // There is one of each, and a restarted one need not wait for its predecessor's lease.
-            "--leader-elect=false".to_owned(),
-            "--bind-address=127.0.0.1".to_owned(),
-            format!("--secure-port={}", self.port(component)),
-        ]);
-        arguments
+            Component::Machine => anyhow::bail!("a machine that went down does not come up again: start a new cluster"),
+            Component::Containerd | Component::KubeProxy | Component::Kubelet => self.on_node(component),
+            Component::CsiDriver => self.csi_driver(),
+            Component::Provisioner | Component::SnapshotController | Component::Snapshotter => self.sidecar(component),
+        })
     }
 }
 
 /// Of loopback: without a kube-proxy, what is sent to a ClusterIP leaves the machine by its default route, and who knows who
-/// answers there. Here nobody does, at once, unless a test listens on it. Pods would need another one. Holds
-/// [`pki::API_SERVICE`].
+/// answers there. Here nobody does, at once, unless a test listens on it. A node has another one, for its Pods.
 const SERVICE_RANGE: &str = "127.96.0.0/16";
 
-fn text(path: &Path) -> String {
+/// Its first address is the API server's own.
+const API_SERVICE: Ipv4Addr = Ipv4Addr::new(127, 96, 0, 1);
+
+pub(crate) fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
@@ -238,11 +230,14 @@ mod tests {
         let layout = |aggregator_routing, fsync| Layout {
             root: PathBuf::from("/root-of-it"),
             address: Ipv4Addr::new(198, 18, 0, 1),
-            options: Options { aggregator_routing, fsync },
+            options: Options { aggregator_routing, fsync, node: None },
             ports: Ports::reserve().unwrap(),
+            binaries: Binaries::default(),
+            machine: None,
         };
-        let has =
-            |layout: &Layout, component, flag: &str| layout.arguments(component).iter().any(|given| given == flag);
+        let has = |layout: &Layout, component, flag: &str| {
+            layout.arguments(component).unwrap().iter().any(|given| given == flag)
+        };
         let (fast, real) = (layout(true, false), layout(false, true));
         assert!(has(&fast, Component::Apiserver, "--enable-aggregator-routing=true"));
         assert!(has(&real, Component::Apiserver, "--enable-aggregator-routing=false"));

@@ -10,8 +10,10 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 
 use crate::{
+    cgroups::Cgroups,
     cluster::{Cluster, Options},
     components::Component,
+    machine::CGROUPS,
     own::PROCESSES,
     process::{Lifetime, group_members, signal_group, started},
     wait::until,
@@ -37,19 +39,23 @@ struct Recorded {
 }
 
 /// Starts a cluster in `directory` that goes on when we end, or finds the one that runs there.
-pub async fn up(directory: &Path) -> Result<Up> {
+pub async fn up(directory: &Path, options: Options) -> Result<Up> {
     let _lock = lock(directory)?;
     let recorded = recorded(directory)?;
     let kubeconfig = directory.join("admin.kubeconfig");
-    if recorded.len() == Component::ALL.len() && recorded.iter().all(Recorded::runs) {
+    let wanted: Vec<&str> = options.components().into_iter().map(Component::name).collect();
+    let runs = |name: &&str| recorded.iter().any(|process| process.name == *name && process.runs());
+    if wanted.iter().all(runs) {
         return Ok(Up { kubeconfig, already: true });
     }
+    let plane = Component::CONTROL_PLANE.map(Component::name);
+    ensure!(!plane.iter().all(runs), "a cluster runs without all of {wanted:?}: run `make cluster-down` first");
     // What a start that failed or a machine that was switched off left.
     end(directory, &recorded).await?;
     fs::create_dir_all(directory.join("home"))?;
     // Ours from now on, also if we die in the next line.
     fs::write(directory.join(PROCESSES), "")?;
-    Cluster::start_in(directory, Options::default(), Lifetime::Its).await?.leave();
+    Cluster::start_in(directory, options, Lifetime::Its).await?.leave();
     Ok(Up { kubeconfig, already: false })
 }
 
@@ -78,6 +84,10 @@ async fn end(directory: &Path, recorded: &[Recorded]) -> Result<()> {
         Ok(())
     })
     .await?;
+    if let Ok(name) = fs::read_to_string(directory.join(CGROUPS)) {
+        let emptied = || async { Cgroups::new(&name).remove() };
+        until("the control groups of the node's Pods are empty", GONE, emptied).await?;
+    }
     if directory.exists() {
         fs::remove_dir_all(directory).with_context(|| directory.display().to_string())?;
     }
@@ -135,7 +145,7 @@ mod tests {
         fs::create_dir(&home).unwrap();
         fs::write(home.join("thesis"), "").unwrap();
         assert!(down(&home).await.unwrap_err().to_string().contains("no cluster's"));
-        assert!(up(&home).await.unwrap_err().to_string().contains("no cluster's"));
+        assert!(up(&home, Options::default()).await.unwrap_err().to_string().contains("no cluster's"));
         assert!(home.join("thesis").exists());
 
         // Our own number with another's time: a machine that was switched off in between.

@@ -1,12 +1,13 @@
-//! `cluster up`, `cluster down`: a Kubernetes control plane that stays until it is told to go.
+//! `cluster up`, `cluster down`: a Kubernetes that stays until it is told to go.
 
 use std::{env, path::PathBuf};
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use cluster::{Node, Options};
 
 #[derive(Parser)]
-#[command(about = "A real Kubernetes control plane, without a node, on this machine")]
+#[command(about = "A real Kubernetes on this machine")]
 struct Command {
     #[command(subcommand)]
     verb: Verb,
@@ -15,7 +16,13 @@ struct Command {
 #[derive(Subcommand)]
 enum Verb {
     /// Start it, if it does not run; prints a line for the shell
-    Up(Place),
+    Up {
+        #[command(flatten)]
+        place: Place,
+        /// With a node, which runs Pods, and storage with snapshots; needs root
+        #[arg(long)]
+        node: bool,
+    },
     /// End it, and remove all it stored
     Down(Place),
 }
@@ -30,8 +37,9 @@ struct Place {
 #[tokio::main]
 async fn main() -> Result<()> {
     match Command::parse().verb {
-        Verb::Up(place) => {
-            let up = cluster::up(&place.directory()?).await?;
+        Verb::Up { place, node } => {
+            let options = Options { node: node.then_some(Node { storage: true }), ..Options::default() };
+            let up = cluster::up(&place.directory()?, options).await?;
             eprintln!("{}", if up.already { "a cluster runs already" } else { "a cluster is ready" });
             println!("export KUBECONFIG={}", quoted(&up.kubeconfig.display().to_string()));
         }

@@ -4,8 +4,9 @@ use std::{
     collections::BTreeMap,
     fs::OpenOptions,
     io::Write,
-    path::{Path, PathBuf},
-    process::{ExitStatus, Stdio},
+    os::unix::net::UnixStream,
+    path::Path,
+    process::ExitStatus,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -17,8 +18,10 @@ use nix::sys::signal::Signal;
 use tokio::{net::TcpStream, process::Command};
 
 use crate::{
+    binaries::image,
     components::{Component, Layout},
     identity,
+    kubectl::Kubectl,
     process::{Lifetime, Process, started},
     wait::{tail, until},
 };
@@ -29,16 +32,18 @@ const READY: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub(crate) struct Own {
     pub(crate) layout: Layout,
-    binaries: PathBuf,
     life: Lifetime,
     processes: Mutex<BTreeMap<Component, Process>>,
 }
 
 impl Own {
-    /// Starts all of it, and waits until what a client takes for granted is there.
-    pub(crate) async fn start(layout: Layout, binaries: PathBuf, life: Lifetime) -> Result<Self> {
-        layout.prepare()?;
-        let own = Self { layout, binaries, life, processes: Mutex::default() };
+    /// Starts all of it, and waits until what a client takes for granted is there. `machine` is the process of the layout's.
+    pub(crate) async fn start(layout: Layout, machine: Option<Process>, life: Lifetime) -> Result<Self> {
+        let own = Self { layout, life, processes: Mutex::default() };
+        if let Some(machine) = machine {
+            own.add(Component::Machine, machine)?;
+        }
+        own.layout.prepare()?;
         own.run(Component::Etcd).await?;
         own.run(Component::Apiserver).await?;
         tokio::try_join!(own.run(Component::ControllerManager), own.run(Component::Scheduler))?;
@@ -55,29 +60,43 @@ impl Own {
             Ok(())
         })
         .await?;
+        if let Some(node) = own.layout.options.node {
+            own.start_node(node, image(&["pause"]).await?, READY).await?;
+        }
         Ok(own)
     }
 
     /// Starts one that does not run, and waits until it serves.
     pub(crate) async fn run(&self, component: Component) -> Result<()> {
-        {
-            let mut processes = self.processes();
-            let runs = processes.get_mut(&component).is_some_and(|process| process.ended().is_none());
-            ensure!(!runs, "{component} runs already");
-            let (binary, log) = (self.binaries.join(component.name()), self.layout.log(component));
-            let arguments = self.layout.arguments(component);
-            let process = Process::spawn(&binary, &arguments, &self.layout.root, &log, self.life)?;
-            let group = process.group();
-            processes.insert(component, process);
-            record(&self.layout.root, component, group)?;
+        let runs = self.processes().get_mut(&component).is_some_and(|process| process.ended().is_none());
+        ensure!(!runs, "{component} runs already");
+        let (mut binary, mut arguments) = (self.layout.binaries.of(component), self.layout.arguments(component)?);
+        if !Component::CONTROL_PLANE.contains(&component) {
+            (binary, arguments) = self.layout.machine()?.enter(&binary, arguments);
         }
+        let log = self.layout.log(component);
+        self.add(component, Process::spawn(&binary, &arguments, &self.layout.root, &log, self.life)?)?;
         self.wait_for_what_is_made(component, "an answer", READY, || self.answers(component)).await
+    }
+
+    fn add(&self, component: Component, process: Process) -> Result<()> {
+        let group = process.group();
+        self.processes().insert(component, process);
+        record(&self.layout.root, component, group)
     }
 
     pub(crate) fn stop(&self, component: Component) -> Result<()> {
         let process = self.processes().remove(&component);
-        process.with_context(|| format!("{component} does not run"))?.kill();
+        self.bury(component, process.with_context(|| format!("{component} does not run"))?);
         Ok(())
+    }
+
+    fn bury(&self, component: Component, process: Process) {
+        let group = process.group();
+        process.kill();
+        if let Some(machine) = self.layout.machine.as_ref().filter(|_| component == Component::Machine) {
+            machine.went_down(group);
+        }
     }
 
     pub(crate) fn signal(&self, component: Component, signal: Signal) -> Result<()> {
@@ -93,22 +112,44 @@ impl Own {
         self.processes().clear();
     }
 
-    async fn client(&self) -> Result<Client> {
+    pub(crate) async fn client(&self) -> Result<Client> {
         identity::client(&self.layout.file("admin.kubeconfig")).await
     }
 
+    /// As the administrator, with manifests if there are any.
+    pub(crate) async fn kubectl(&self, arguments: &[&str], manifests: &str) -> Result<String> {
+        let kubectl = Kubectl { binary: self.layout.binaries.kubectl(), home: self.layout.file("home") };
+        kubectl.run(&self.layout.file("admin.kubeconfig"), arguments, manifests).await?.ok()
+    }
+
+    /// Runs a program of the host's in the node's machine, to its end.
+    pub(crate) async fn in_machine(&self, program: &str, arguments: &[&str]) -> Result<String> {
+        let arguments = arguments.iter().map(|&argument| argument.to_owned()).collect();
+        let (enter, arguments) = self.layout.machine()?.enter(Path::new(program), arguments);
+        let output = Command::new(enter).args(arguments).kill_on_drop(true).output().await?;
+        let error = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{program} ({}): {}", output.status, error.trim());
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
     async fn answers(&self, component: Component) -> Result<()> {
-        if component == Component::Apiserver {
-            let request = http::Request::get("/readyz").body(Vec::new())?;
-            self.client().await?.request_text(request).await?;
-        } else {
-            TcpStream::connect(("127.0.0.1", self.layout.port(component))).await?;
+        match component {
+            Component::Apiserver => {
+                let request = http::Request::get("/readyz").body(Vec::new())?;
+                self.client().await?.request_text(request).await?;
+            }
+            Component::Containerd => self.containerd_answers().await?,
+            Component::CsiDriver => drop(UnixStream::connect(self.layout.csi().endpoint())?),
+            _ => {
+                let listens = self.layout.listens(component).context("it does not listen")?;
+                TcpStream::connect(listens).await?;
+            }
         }
         Ok(())
     }
 
     /// Waits for something that `component` makes. One that ended will not make it, and has said why in its log.
-    async fn wait_for_what_is_made<F>(
+    pub(crate) async fn wait_for_what_is_made<F>(
         &self,
         component: Component,
         what: &str,
@@ -143,8 +184,10 @@ impl Own {
 impl Drop for Own {
     fn drop(&mut self) {
         // The clients first: they would fill their logs with complaints.
-        while let Some((_, process)) = self.processes().pop_last() {
-            process.kill();
+        loop {
+            let last = self.processes().pop_last();
+            let Some((component, process)) = last else { break };
+            self.bury(component, process);
         }
     }
 }
@@ -158,15 +201,4 @@ fn record(root: &Path, component: Component, group: u32) -> Result<()> {
     let mut file = OpenOptions::new().create(true).append(true).open(root.join(PROCESSES))?;
     writeln!(file, "{component} {group} {started}")?;
     Ok(())
-}
-
-/// Where a tool of `tests/tools` says that something is. It may have to build it first, and then says so on our stderr: that
-/// takes minutes.
-pub async fn tool(name: &str, arguments: &[&str]) -> Result<PathBuf> {
-    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tools").join(name);
-    let output = Command::new(&tool).args(arguments).stderr(Stdio::inherit()).output().await;
-    let output = output.with_context(|| tool.display().to_string())?;
-    ensure!(output.status.success(), "tests/tools/{name} failed ({}); it said why", output.status);
-    let text = String::from_utf8(output.stdout)?;
-    Ok(PathBuf::from(text.lines().last().unwrap_or_default()))
 }

@@ -16,9 +16,6 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 
-/// The first address of the Services' range, which is the API server's own.
-pub(crate) const API_SERVICE: Ipv4Addr = Ipv4Addr::new(127, 96, 0, 1);
-
 const DAY: Duration = Duration::from_secs(24 * 3600);
 const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -28,37 +25,28 @@ pub(crate) struct Pair {
     pub(crate) key: String,
 }
 
-/// What the kubeconfigs are made of.
-pub(crate) struct Clients {
-    pub(crate) authority: String,
-    pub(crate) admin: Pair,
-    pub(crate) controller_manager: Pair,
-    pub(crate) scheduler: Pair,
-}
-
-struct Authority {
-    certificate: String,
+/// Who signs.
+pub(crate) struct Authority {
+    pub(crate) certificate: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
-/// Makes everything anew, and writes what the components read into `directory`.
-pub(crate) fn make(directory: &Path, address: Ipv4Addr) -> Result<Clients> {
+/// Makes everything anew, and writes what the components read into `directory`. kube-apiserver is reached at `addresses`.
+/// Answers the cluster's authority, which knows clients by what it signs.
+pub(crate) fn make(directory: &Path, addresses: &[Ipv4Addr]) -> Result<Authority> {
     fs::create_dir_all(directory)?;
     let cluster = Authority::create(directory, "ca", "kubernetes")?;
     let front_proxy = Authority::create(directory, "front-proxy-ca", "front-proxy-ca")?;
     write(directory, "front-proxy-client", &front_proxy.client("front-proxy-client", None)?)?;
-    write(directory, "apiserver", &cluster.serve(address)?)?;
+    write(directory, "apiserver", &cluster.serve(addresses)?)?;
+    let kubelets = cluster.client("kube-apiserver-kubelet-client", Some("system:masters"))?;
+    write(directory, "apiserver-kubelet-client", &kubelets)?;
 
     let service_accounts = KeyPair::generate()?;
     secret(&directory.join("service-accounts.key"), &service_accounts.serialize_pem())?;
     fs::write(directory.join("service-accounts.pub"), service_accounts.public_key_pem())?;
 
-    Ok(Clients {
-        admin: cluster.client("kubernetes-admin", Some("system:masters"))?,
-        controller_manager: cluster.client("system:kube-controller-manager", None)?,
-        scheduler: cluster.client("system:kube-scheduler", None)?,
-        authority: cluster.certificate,
-    })
+    Ok(cluster)
 }
 
 impl Authority {
@@ -72,7 +60,7 @@ impl Authority {
         Ok(Self { certificate: pair.certificate, issuer: Issuer::new(params, key) })
     }
 
-    fn client(&self, name: &str, group: Option<&str>) -> Result<Pair> {
+    pub(crate) fn client(&self, name: &str, group: Option<&str>) -> Result<Pair> {
         let mut params = dated(name);
         if let Some(group) = group {
             params.distinguished_name.push(DnType::OrganizationName, group);
@@ -81,15 +69,15 @@ impl Authority {
         self.sign(params)
     }
 
-    fn serve(&self, address: Ipv4Addr) -> Result<Pair> {
+    fn serve(&self, addresses: &[Ipv4Addr]) -> Result<Pair> {
         let mut params = dated("kube-apiserver");
         let service =
             ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
         for name in ["localhost"].into_iter().chain(service) {
             params.subject_alt_names.push(SanType::DnsName(name.try_into()?));
         }
-        for address in [Ipv4Addr::LOCALHOST, API_SERVICE, address] {
-            params.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(address)));
+        for address in [&Ipv4Addr::LOCALHOST].into_iter().chain(addresses) {
+            params.subject_alt_names.push(SanType::IpAddress(IpAddr::V4(*address)));
         }
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         self.sign(params)

@@ -108,6 +108,11 @@ pub fn group_members(group: u32) -> Vec<u32> {
     ids.filter(|id| Stat::of(*id).is_some_and(|stat| stat.group == group && !stat.is_dead())).collect()
 }
 
+/// Whether it ended, also when nobody has asked how yet.
+pub(crate) fn is_dead(process: u32) -> bool {
+    Stat::of(process).is_none_or(|stat| stat.is_dead())
+}
+
 /// When the process was started, in clock ticks since the machine was: with its id, it is that of no other.
 pub(crate) fn started(process: u32) -> Option<u64> {
     Stat::of(process).map(|stat| stat.started)

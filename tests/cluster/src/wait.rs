@@ -3,6 +3,7 @@
 use std::{
     fs,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -28,6 +29,14 @@ where
             return Err(last.context(format!("{what}: not within {} s", limit.as_secs_f32())));
         }
         tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// For what has to be waited for where nothing can be awaited: until `is_so`, or long enough.
+pub(crate) fn wait_blocking(is_so: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !is_so() && Instant::now() < end {
+        thread::park_timeout(Duration::from_millis(10));
     }
 }
 

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 /// Long enough for two control planes that start on a busy machine at the same time.
 const LIMIT: Duration = Duration::from_secs(60);
-const NO_FSYNC: Options = Options { aggregator_routing: true, fsync: false };
+const NO_FSYNC: Options = Options { aggregator_routing: true, fsync: false, node: None };
 
 #[test]
 fn a_control_plane_that_ends_with_its_owner() {
@@ -32,7 +32,7 @@ fn a_control_plane_that_ends_with_its_owner() {
     let started = thread::spawn(|| runtime().block_on(Cluster::start(NO_FSYNC)));
     let cluster = started.join().unwrap().unwrap();
     let (root, groups) = (cluster.root().to_owned(), cluster.process_groups().unwrap());
-    assert_eq!(groups.keys().copied().collect::<Vec<_>>(), Component::ALL);
+    assert_eq!(groups.keys().copied().collect::<Vec<_>>(), Component::CONTROL_PLANE);
     assert!(groups.values().all(|group| group_members(*group) == [*group]));
 
     runtime().block_on(async {
@@ -125,7 +125,7 @@ async fn an_aggregated_api_is_reached(cluster: &Cluster) {
 /// As kubeadm has it: no aggregator routing. And with fsync.
 #[tokio::test]
 async fn an_aggregated_api_is_reached_at_its_cluster_ip() {
-    let cluster = Cluster::start(Options { aggregator_routing: false, fsync: true }).await.unwrap();
+    let cluster = Cluster::start(Options { aggregator_routing: false, fsync: true, node: None }).await.unwrap();
     let port = fixtures::Port::reserve().unwrap();
     let ports = ServicePort { name: "https".to_owned(), port: port.number, targets: vec![port.number] };
     let address = cluster.register_service("tiny", "server", &[ports]).await.unwrap();
@@ -164,7 +164,7 @@ fn one_that_stays_until_it_is_told_to_go() {
     let line = String::from_utf8(up.stdout).unwrap();
     assert_eq!(line, format!("export KUBECONFIG='{}/admin.kubeconfig'\n", place.display()));
     let groups = recorded(&place);
-    assert_eq!(groups.len(), Component::ALL.len());
+    assert_eq!(groups.len(), Component::CONTROL_PLANE.len());
     assert_eq!(run("up", &place).stdout, line.as_bytes());
     assert_eq!(recorded(&place), groups, "the same one");
 

@@ -1,0 +1,7 @@
+//! Stillpoint where it belongs: in Pods of a real node, with a database in another, and real snapshots: `make test-node`.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
+
+mod installed;
+mod restarts;
+mod snapshots;
