@@ -103,10 +103,10 @@ async fn a_replica_with_many_databases_and_freezes_is_small() {
         let began = Instant::now();
         register(&space, &client, &server, from..to).await.unwrap();
         println!("{} more registered in {:.1?}", to - from, began.elapsed());
-        cluster::until("the live list has them", Duration::from_secs(600), async || {
+        cluster::until("all are ready", Duration::from_secs(600), async || {
             // Asked seldom: it is the largest answer that there is.
             sleep(Duration::from_secs(5)).await;
-            let list = format!("/apis/{}/namespaces/{}/databases", api::LIVE_API_VERSION, space.name);
+            let list = format!("/apis/{}/namespaces/{}/databases", api::API_VERSION, space.name);
             let list: Value = client.request(http::Request::get(&list).body(Vec::new())?).await?;
             let ready = |item: &&Value| item["status"]["conditions"].to_string().contains("\"type\":\"Ready\"");
             let items = list["items"].as_array().map(Vec::as_slice).unwrap_or_default();

@@ -36,13 +36,13 @@ mod wait;
 pub mod workload;
 
 pub use binaries::image;
+pub use binaries::tool;
 pub use cluster::{Cluster, Options};
 pub use components::Component;
 pub use daemon::{Up, down, up};
 pub use identity::Identity;
 pub use kubectl::Output;
 pub use node::Node;
-pub use binaries::tool;
 pub use process::group_members;
 pub use service::ServicePort;
 pub use wait::until;
