@@ -55,13 +55,23 @@ pub struct Place {
     pub advertise: IpAddr,
 }
 
+/// How long a connection to an API server may say nothing while we wait for its answer. The watch of Leases, too: on it our own
+/// renewal is heard every two seconds.
+const ANSWER: Duration = Duration::from_secs(10);
+/// How long a watch may be silent: an API server says once a minute how far it is (apiserver `storage/cacher`, bookmarks).
+const SILENCE: Duration = Duration::from_secs(100);
+
 /// Listens, and begins to learn what the cluster says. It answers discovery at once; it is ready, and freezes, when it knows
 /// whom to trust and what is stored.
 pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Result<Server> {
     let mut config = config(place.kubeconfig.as_deref()).await?;
     // A freeze that cannot be written down within a second is let go: nobody may try again behind its back for minutes.
     config.default_retry = false;
+    config.read_timeout = Some(ANSWER);
     let client = Client::try_from(config.clone()).context("a client of the cluster")?;
+    let mut watching = config.clone();
+    watching.read_timeout = Some(SILENCE);
+    let watching = Client::try_from(watching).context("a client that watches")?;
     let bound = Bound::bind(place.listen).await?;
     let address = bound.address().context("the address that we listen on")?;
     let authority = Arc::new(Condition::new("authority"));
@@ -71,7 +81,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     // Another run of the same pod is another replica.
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
     let (tasks, stopping, over) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
-    let cluster = Cluster::begin(client.clone(), &tasks, &over);
+    let cluster = Cluster::begin(client.clone(), watching.clone(), &tasks, &over);
     let (trust, schema) = (Arc::new(Trust::default()), Arc::new(Condition::new("crds")));
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);
     let core = Core::new(Parts {
@@ -110,7 +120,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         freezer: core.freezer.clone(),
     });
     let mut loops = vec![
-        ("whom to trust", trust.follow(client.clone()).boxed()),
+        ("whom to trust", trust.follow(watching).boxed()),
         ("our certificates", certificates.keep(client.clone(), core.verbs.clone()).boxed()),
         ("the CRDs' version", skew::look(client, schema).boxed()),
         ("what others finished", recovery::follow(core.verbs.clone(), Arc::clone(&core.app.metrics)).boxed()),

@@ -80,7 +80,8 @@ impl Journal for RecordsJournal {
 
     async fn write(&self, freeze: &FreezeName, status: &FreezeStatus) -> Result<(), JournalError> {
         let written = self.records.write_status(freeze, status).await;
-        written.map_err(|error| if error.code == 404 { JournalError::Gone } else { unavailable(error) })?;
+        let over = |error: &ApiError| matches!(error.code.as_u16(), 404 | 410);
+        written.map_err(|error| if over(&error) { JournalError::Gone } else { unavailable(error) })?;
         self.tell(freeze, status);
         Ok(())
     }

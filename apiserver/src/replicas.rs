@@ -75,7 +75,7 @@ pub(crate) enum Place {
 /// How often a race for a Lease is run again.
 const TRIES: usize = 8;
 /// How often a verb may be sent on: once, and once more when a member went from one to the other meanwhile.
-const MOST_HOPS: u32 = 2;
+pub(crate) const MOST_HOPS: u32 = 2;
 
 /// What a replica is made of.
 pub(crate) struct Us {
@@ -168,6 +168,34 @@ impl Replicas {
         }
     }
 
+    /// Where a verb that begins none is to be executed, looked up where it is not known for sure: the wrong replica would say that
+    /// there is nothing to end, or how an older freeze ended.
+    pub(crate) async fn find(&self, namespace: &str, database: &str) -> Result<Place, ApiError> {
+        let inner = &self.0;
+        let member = (namespace.to_owned(), database.to_owned());
+        if inner.freezer.view(namespace, database).is_some() {
+            return Ok(Place::Here(None));
+        }
+        let freezes = inner.records.freezes();
+        let mut elsewhere = freezes
+            .iter()
+            .filter(|freeze| is_held(freeze) && of(freeze, &member))
+            .filter_map(|freeze| freezer_of(freeze));
+        if let Some(by) = elsewhere.find(|by| *by != inner.identity) {
+            if inner.lives(by).await? {
+                return Ok(Place::At(by.to_owned()));
+            }
+            return Err(ApiError::in_motion(
+                "the replica that held it is gone, and what it left is being undone; try again",
+            ));
+        }
+        let known = inner.leases.get_opt(&lease::member_name(&member)).await.map_err(|error| unreachable(&error))?;
+        match known.as_ref().and_then(lease::holder) {
+            Some(holder) if holder != inner.identity && inner.lives(holder).await? => Ok(Place::At(holder.to_owned())),
+            _ => Ok(Place::Here(None)),
+        }
+    }
+
     /// Whether this replica does what only one has to do.
     pub(crate) fn leads(&self) -> bool {
         !self.0.is_fenced() && !self.0.leaving.is_cancelled() && self.0.members.has(&lease::leader())
@@ -222,6 +250,7 @@ impl Inner {
             {
                 return Ok(Taken::Theirs(holder));
             }
+            let began = Instant::now();
             let written = match known {
                 None => {
                     let new = lease::of_member(member, &self.identity, Timestamp::now());
@@ -233,7 +262,12 @@ impl Inner {
                 }
             };
             match written {
+                // What is answered late may be another's by now.
+                Ok(_) if began.elapsed() > FENCE => {
+                    return Err(ApiError::in_motion("the cluster's API server is slow; try again"));
+                }
                 Ok(lease) => {
+                    self.not_fenced()?;
                     self.members.insert(member, lease);
                     return Ok(Taken::Ours);
                 }
@@ -247,9 +281,10 @@ impl Inner {
         Err(ApiError::in_motion(format!("Database {}: too many take it at once; try again", member.1)))
     }
 
-    /// Whether a replica is alive. One that was never seen is asked for: its Lease may be younger than what we know.
+    /// Whether a replica is alive. Nobody is believed dead because of what was not heard: its Lease is read first, and may be
+    /// younger than what we know.
     async fn lives(&self, identity: &str) -> Result<bool, ApiError> {
-        if self.alive().address(identity).is_none() {
+        if !self.is_alive(identity) {
             let found =
                 self.leases.get_opt(&lease::replica_name(identity)).await.map_err(|error| unreachable(&error))?;
             if let Some(lease) = found {
@@ -321,6 +356,11 @@ fn freezer_of(freeze: &Freeze) -> Option<&str> {
 fn of(freeze: &Freeze, (namespace, database): &Member) -> bool {
     freeze.metadata.namespace.as_ref() == Some(namespace)
         && freeze.spec.targets.iter().any(|target| target.database == *database)
+}
+
+/// Somebody has begun it, and it is not over.
+fn is_held(freeze: &Freeze) -> bool {
+    freeze.status.as_ref().is_some_and(|status| status.freezer.is_some() && !status.phase.is_finished())
 }
 
 /// Somebody has begun it, and it is not over, or not all of it is undone.

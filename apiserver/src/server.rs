@@ -145,8 +145,8 @@ impl Server {
         let mut telling = tasks.spawn(controllers::events::run(Arc::clone(&records), told, over.clone()));
         let mut loops = spawn(more);
         loops.spawn(controllers::freeze::run(verbs.clone()));
+        loops.spawn(controllers::housekeeping::freezes(verbs.clone()));
         loops.spawn(controllers::database::run(verbs));
-        loops.spawn(controllers::housekeeping::freezes(Arc::clone(&records)));
         loops.spawn(async move {
             records.lost().await;
             error!("objects cannot be kept any more");

@@ -23,7 +23,7 @@ use crate::{
     error::ApiError,
     meta,
     records::Records,
-    replicas::{Place, Replicas},
+    replicas::{MOST_HOPS, Place, Replicas},
     resources::live,
     target::{ResourceTarget, Verb},
     targets::{self, Ingredients, Wanted},
@@ -52,7 +52,7 @@ impl Verbs {
     /// Runs a verb of `databases`.
     pub async fn run(&self, verb: &str, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
         if !self.recovered.is_cancelled() {
-            return Err(ApiError::in_motion("starting: what is frozen is not known yet; try again in a moment"));
+            return Err(starting());
         }
         match verb {
             "quiesce" => self.quiesce(call, body).await,
@@ -70,15 +70,24 @@ impl Verbs {
     /// Where a verb is to be executed: only one replica freezes a member.
     pub(crate) async fn place(&self, verb: &str, call: &Call<'_>, body: &Body, hops: u32) -> Result<Place, ApiError> {
         let Some(replicas) = self.replicas.get() else { return Ok(Place::Here(None)) };
+        if !self.recovered.is_cancelled() {
+            return Err(starting());
+        }
         match verb {
             "quiesce" if call.dry_run => Ok(Place::Here(None)),
             "quiesce" => {
-                let with = body.value["spec"]["with"].as_array().map(Vec::as_slice).unwrap_or_default();
-                let with = with.iter().filter_map(|name| name.as_str()).take(api::validate::MOST_TARGETS);
+                // A member is claimed for nobody who may not freeze it, and there is none of what is not there.
+                let (quiesce, _) = self.admitted(call, body.clone()).await?;
+                let with = quiesce.spec.with.iter().map(String::as_str);
                 let databases: Vec<&str> = std::iter::once(call.name).chain(with).collect();
+                for name in &databases {
+                    self.records.database(call.namespace, name).await?;
+                }
                 replicas.place(call.namespace, &databases, hops).await
             }
-            _ => Ok(replicas.holder(call.namespace, call.name)),
+            // Whoever was sent so often is not sent on.
+            _ if hops >= MOST_HOPS => Ok(Place::Here(None)),
+            _ => replicas.find(call.namespace, call.name).await,
         }
     }
 
@@ -132,17 +141,23 @@ impl Verbs {
         Ok((request, warnings))
     }
 
-    async fn quiesce(&self, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
-        let (mut quiesce, mut warnings) = read::<Quiesce>(&call, body, "Quiesce")?;
-        named(&call, &quiesce.metadata)?;
+    /// What is asked for, if it makes sense and the caller may have it.
+    async fn admitted(&self, call: &Call<'_>, body: Body) -> Result<(Quiesce, Vec<String>), ApiError> {
+        let (quiesce, warnings) = read::<Quiesce>(call, body, "Quiesce")?;
+        named(call, &quiesce.metadata)?;
         let causes = api::validate::quiesce(call.name, &quiesce.spec);
         if !causes.is_empty() {
             return Err(ApiError::invalid(api::LIVE_GROUP, "Quiesce", call.name, &causes));
         }
-        let spec = &quiesce.spec;
-        for other in &spec.with {
+        for other in &quiesce.spec.with {
             self.may_quiesce(call.user, call.namespace, other).await?;
         }
+        Ok((quiesce, warnings))
+    }
+
+    async fn quiesce(&self, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {
+        let (mut quiesce, mut warnings) = self.admitted(&call, body).await?;
+        let spec = &quiesce.spec;
         let freeze =
             FreezeName { namespace: call.namespace.to_owned(), name: meta::generated(&format!("{}-", call.name)) };
         let claimant = claimant(&call, spec.uid.as_deref());
@@ -314,6 +329,10 @@ fn granted(
     let granted = done.map_err(|refused| refusal(call, refused))?;
     let code = if granted.existing { StatusCode::OK } else { StatusCode::CREATED };
     Ok((code, holds(call.name, copy, granted)))
+}
+
+fn starting() -> ApiError {
+    ApiError::in_motion("starting: what is frozen is not known yet; try again in a moment")
 }
 
 /// Every check of every target, nothing touched.

@@ -68,6 +68,10 @@ pub struct BindError {
 
 /// A client that says nothing must not hold a connection: as long as Go's TLS handshake timeout.
 const HANDSHAKE: Duration = Duration::from_secs(10);
+/// A front proxy sends a header for each group of its user.
+const MOST_HEADERS: usize = 1000;
+/// Of one request: what Go's servers take is 1 MiB; no user is described by more than this.
+const HEADER_BYTES: u32 = 256 * 1024;
 /// Upstream's header timeout.
 const HEADERS: Duration = Duration::from_secs(32);
 /// HTTP/2 pings find dead peers behind NAT.
@@ -195,11 +199,12 @@ async fn converse<S, F, B>(
         async move { Ok::<_, Infallible>(answer.await.map(|body| Answering { body: Box::pin(body), _busy: busy })) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEADERS);
+    builder.http1().timer(TokioTimer::new()).max_headers(MOST_HEADERS).header_read_timeout(HEADERS);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(limits.streams)
+        .max_header_list_size(HEADER_BYTES)
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING);
     let mut connection = pin!(builder.serve_connection(TokioIo::new(stream), service));

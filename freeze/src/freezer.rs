@@ -300,6 +300,11 @@ impl Freezer {
     }
 
     /// Whether it goes down, and begins nothing more.
+    /// The process that this is, as Freezes name it.
+    pub fn identity(&self) -> &str {
+        &self.0.identity
+    }
+
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::Relaxed)
     }

@@ -41,8 +41,8 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
 
 #[derive(Clone, Debug, Error)]
 pub enum JournalError {
-    /// The object was deleted.
-    #[error("the Freeze object is gone")]
+    /// The object was deleted, or finished by another: nothing more is to be written.
+    #[error("the Freeze object is gone, or finished by another")]
     Gone,
     /// Another process may hold what was asked for.
     #[error("another replica may have {0} by now")]

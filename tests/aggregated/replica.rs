@@ -62,7 +62,9 @@ impl Replica {
         let child = spawn(&cluster.root().join(format!("{name}.log")), kubeconfig, &port, arguments).await?;
         let bundle =
             ["get", "secret", "stillpoint-apiserver-ca", "--namespace", NAMESPACE, "-o", "jsonpath={.data.ca\\.crt}"];
-        let authority = STANDARD.decode(cluster.kubectl(&bundle).await?.ok()?.trim())?;
+        // The first that leads puts it there.
+        let authority = until("our authority is there", SOON, async || cluster.kubectl(&bundle).await?.ok()).await?;
+        let authority = STANDARD.decode(authority.trim())?;
         let server = Server {
             address: (cluster.address(), port.number).into(),
             name: format!("{SERVICE}.{NAMESPACE}.svc"),

@@ -11,6 +11,7 @@ use std::{
 use api::{ClaimKind, Desired, Freeze, FreezeStatus, Phase, conditions};
 use freeze::{Claimant, Ending, FreezeName, Granted, Refused};
 use futures::StreamExt;
+use http::StatusCode;
 use jiff::Timestamp;
 use tokio::time::interval;
 use tracing::{info, warn};
@@ -31,6 +32,8 @@ const LEFT: (&str, &str) = (conditions::reasons::FREEZER_DIED, "its freezer died
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
     Nothing,
+    /// It is over, and wanted away, and something of it is still to be undone.
+    Undo,
     /// Nobody has begun it.
     Begin,
     /// It is not wanted any more.
@@ -66,6 +69,8 @@ pub fn plan(freeze: &Freeze, now: Timestamp) -> Step {
         Phase::Pending if is_a_verbs(freeze) && now.duration_since(made).unsigned_abs() < OPENING => Step::Nothing,
         Phase::Pending if is_a_verbs(freeze) => Step::Fail(LEFT),
         Phase::Pending => Step::Begin,
+        // What is still to be undone is written in it.
+        phase if phase.is_finished() && deleted && has_undo(freeze) => Step::Undo,
         phase if phase.is_finished() && deleted => Step::Let,
         phase if phase.is_finished() => Step::Nothing,
         _ if deleted => Step::End("its Freeze was deleted"),
@@ -130,8 +135,13 @@ async fn act(verbs: &Verbs, freeze: &Arc<Freeze>) {
         Step::Begin if verbs.freezer.is_draining() => {}
         Step::Begin => begin(verbs, freeze_name, Arc::clone(freeze)).await,
         Step::End(why) => end(verbs, freeze_name, freeze, why),
-        Step::Fail((reason, message)) => fail(verbs, &freeze_name, reason, message).await,
-        Step::Let => {
+        Step::Fail((reason, message)) => {
+            // The event that says so may be old.
+            fail_while(verbs, &freeze_name, reason, message, |phase| phase == Phase::Pending).await;
+        }
+        // Whoever has the member undoes it; of Databases that are gone there is nothing to undo.
+        Step::Undo if any_is_there(verbs, freeze).await => {}
+        Step::Undo | Step::Let => {
             if let Err(error) = verbs.records.let_go(&freeze_name).await {
                 warn!(freeze = %freeze_name, message = %error.message, "a finished Freeze could not be let go");
             }
@@ -161,6 +171,10 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
     };
     let request = match verbs.request(name.clone(), &freeze.spec, true, claimant).await {
         Ok((request, _)) => request,
+        // It says nothing of this Freeze: it is tried again.
+        Err(error) if error.code.is_server_error() || error.code == StatusCode::TOO_MANY_REQUESTS => {
+            return warn!(freeze = %name, message = %error.message, "a Freeze cannot be begun now; trying again");
+        }
         Err(error) => return fail(verbs, &name, error.reason, &error.message).await,
     };
     if let Err(error) = verbs.records.keep(&name).await {
@@ -168,11 +182,12 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
         return;
     }
     // Said before it is begun, and only by one: the event that brought us here may be old.
-    let ours = AtomicBool::new(false);
+    let (ours, freezer) = (AtomicBool::new(false), verbs.freezer.identity());
     let change = |status: FreezeStatus| {
         let pending = status.phase == Phase::Pending;
         ours.store(pending, Ordering::Relaxed);
-        pending.then_some(FreezeStatus { phase: Phase::Preparing, ..status })
+        // Whoever comes after us must know whose it was.
+        pending.then(|| FreezeStatus { phase: Phase::Preparing, freezer: Some(freezer.to_owned()), ..status })
     };
     match verbs.records.change_freeze(&name, &change).await {
         Ok(()) if ours.load(Ordering::Relaxed) => {}
@@ -267,6 +282,9 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
         return;
     };
     let task = verbs.clone();
+    // Whoever has its members undoes what it lists, and says how it ended.
+    let by = freeze.status.as_ref().and_then(|status| status.freezer.as_deref());
+    let begun_elsewhere = by.is_some_and(|by| by != verbs.freezer.identity()) && verbs.replicas.get().is_some();
     verbs.tasks.spawn(async move {
         let view = task.freezer.view(&name.namespace, &database);
         match view {
@@ -285,6 +303,7 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
                 }
             }
             // Nothing holds: whatever it says, it is over.
+            None if begun_elsewhere => {}
             None => {
                 fail(&task, &name, conditions::reasons::FREEZER_DIED, "nothing holds it any more").await;
             }
@@ -293,13 +312,44 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
 }
 
 async fn fail(verbs: &Verbs, name: &FreezeName, reason: &str, message: &str) {
+    fail_while(verbs, name, reason, message, |phase| !phase.is_finished()).await;
+}
+
+/// Unless it is otherwise by now. What it lists stays: it may have to be undone.
+async fn fail_while(
+    verbs: &Verbs,
+    name: &FreezeName,
+    reason: &str,
+    message: &str,
+    still: impl Fn(Phase) -> bool + Send + Sync,
+) {
     let mut status =
         FreezeStatus { phase: Phase::Failed, message: Some(message.to_owned()), ..FreezeStatus::default() };
     let type_ = conditions::types::FROZEN;
     conditions::set_condition(&mut status.conditions, type_, false, reason, message, None, Timestamp::now());
-    if let Err(error) = conclude(verbs, name, &status).await {
+    let change = |now: FreezeStatus| {
+        let FreezeStatus { freezer, epoch, targets, claims, .. } = now;
+        still(now.phase).then(|| FreezeStatus { freezer, epoch, targets, claims, ..status.clone() })
+    };
+    if let Err(error) = verbs.records.change_freeze(name, &change).await {
         warn!(freeze = %name, message = %error.message, "a failed Freeze could not be written");
     }
+}
+
+fn has_undo(freeze: &Freeze) -> bool {
+    freeze.status.iter().flat_map(|status| &status.targets).any(|target| !target.undo.is_empty())
+}
+
+/// Whether any of its Databases is still there, as far as can be told.
+async fn any_is_there(verbs: &Verbs, freeze: &Freeze) -> bool {
+    let namespace = freeze.metadata.namespace.as_deref().unwrap_or_default();
+    for target in &freeze.spec.targets {
+        match verbs.records.database(namespace, &target.database).await {
+            Err(error) if error.code == StatusCode::NOT_FOUND => {}
+            _ => return true,
+        }
+    }
+    false
 }
 
 #[cfg(test)]

@@ -9,9 +9,9 @@ use k8s_openapi::api::core::v1::{Event, Namespace};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    records::Records,
     registry::{DeleteOptions, Registry},
     resources::{EVENTS, NAMESPACES},
+    verbs::Verbs,
 };
 
 /// While a namespace is being deleted somebody waits for it.
@@ -45,10 +45,14 @@ pub async fn namespaces(registry: Registry) {
 }
 
 /// Removes finished Freezes by count and age.
-pub async fn freezes(records: Arc<dyn Records>) {
+pub async fn freezes(verbs: Verbs) {
+    let records = Arc::clone(&verbs.records);
     let mut tick = interval(SWEEP_EVERY);
     loop {
         tick.tick().await;
+        if !verbs.leads() {
+            continue;
+        }
         for name in over(&records.freezes(), Timestamp::now()) {
             records.let_go(&name).await.ok();
             records.delete_freeze(&name).await.ok();

@@ -54,17 +54,17 @@ const TOGETHER: usize = 8;
 
 impl Cluster {
     /// Begins to mirror, as tasks of `tasks` that end with `over`.
-    pub fn begin(client: Client, tasks: &TaskTracker, over: &CancellationToken) -> Self {
+    pub fn begin(client: Client, watching: Client, tasks: &TaskTracker, over: &CancellationToken) -> Self {
         let cluster = Self {
             databases: Mirror::empty(),
             freezes: Mirror::empty(),
             seen: Arc::default(),
             tasks: tasks.clone(),
             lost: CancellationToken::new(),
-            client: client.clone(),
+            client,
         };
-        let databases = cluster.databases.clone().run(Api::all(client.clone())).boxed();
-        let freezes = cluster.freezes.clone().run(Api::all(client)).boxed();
+        let databases = cluster.databases.clone().run(Api::all(watching.clone())).boxed();
+        let freezes = cluster.freezes.clone().run(Api::all(watching)).boxed();
         for mirror in [databases, freezes] {
             let (over, lost) = (over.clone(), cluster.lost.clone().drop_guard());
             tasks.spawn(async move {
@@ -95,10 +95,24 @@ impl Cluster {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Reads which version it is now. 410 if another finished it otherwise: then there is nothing to write any more.
+    async fn look_at(&self, name: &FreezeName, wanted: Phase) -> Result<(), ApiError> {
+        let now = self.freezes_of(name).get(&name.name).await;
+        let now = now.map_err(|error| told(&error, FREEZES.about(&name.name)))?;
+        let phase = now.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        if phase.is_finished() && phase != wanted {
+            self.seen().remove(name);
+            return Err(ApiError::gone(format!("Freeze {name} is {phase}: another replica finished it")));
+        }
+        if let Some(version) = now.metadata.resource_version {
+            self.seen().insert(name.clone(), version);
+        }
+        Ok(())
+    }
+
     /// The first status of a Freeze, a little after it was made: only as what follows its creation, so that whatever was written
     /// meanwhile stays.
-    async fn write_first(self, name: FreezeName, status: FreezeStatus) {
-        let version = self.seen().get(&name).cloned();
+    async fn write_first(self, name: FreezeName, status: FreezeStatus, version: Option<String>) {
         for pause in [NEW, AGAIN, AGAIN, AGAIN, AGAIN] {
             sleep(pause).await;
             if version.is_none() || self.seen().get(&name) != version.as_ref() {
@@ -196,7 +210,8 @@ impl Records for Cluster {
         let made = made.map_err(|error| told(&error, FREEZES.about(&name.name)))?;
         self.note(&name, made.metadata.resource_version, Phase::Pending);
         if let Some(status) = freeze.status.clone() {
-            self.tasks.spawn(self.clone().write_first(name, status));
+            let version = self.seen().get(&name).cloned();
+            self.tasks.spawn(self.clone().write_first(name, status, version));
         }
         Ok(())
     }
@@ -204,22 +219,20 @@ impl Records for Cluster {
     /// One request, without reading first, while nobody else has written: the status of a Freeze has one writer, and one that was
     /// believed dead, and whose Freeze was finished by another, must not write it anew.
     async fn write_status(&self, name: &FreezeName, status: &FreezeStatus) -> Result<(), ApiError> {
-        let (api, about) = (self.freezes_of(name), FREEZES.about(&name.name));
+        let about = FREEZES.about(&name.name);
         for _ in 0..TRIES {
-            let seen = self.seen().get(name).cloned();
-            match self.patch_status(name, status_patch(status, seen.as_deref())).await {
+            let Some(seen) = self.seen().get(name).cloned() else {
+                self.look_at(name, status.phase).await?;
+                continue;
+            };
+            match self.patch_status(name, status_patch(status, Some(&seen))).await {
                 Ok(freeze) => {
                     self.note(name, freeze.metadata.resource_version, status.phase);
                     return Ok(());
                 }
                 // A test that fails is 422; what is there now says whether we may go on.
-                Err(kube::Error::Api(answer)) if seen.is_some() && matches!(answer.code, 409 | 422) => {
-                    let now = api.get(&name.name).await.map_err(|error| told(&error, about))?;
-                    let phase = now.status.as_ref().map(|status| status.phase).unwrap_or_default();
-                    if phase.is_finished() && phase != status.phase {
-                        return Err(ApiError::conflict(about, format!("it is {phase}: another replica finished it")));
-                    }
-                    self.note(name, now.metadata.resource_version, phase);
+                Err(kube::Error::Api(answer)) if matches!(answer.code, 409 | 422) => {
+                    self.look_at(name, status.phase).await?;
                 }
                 Err(error) => return Err(told(&error, about)),
             }

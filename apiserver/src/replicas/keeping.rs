@@ -1,7 +1,10 @@
 //! What goes on all the time: we say that we live, we look who else does, we give back what we do not need, and we take care of
 //! what the dead left.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use freeze::Ending;
 use futures::{
@@ -58,20 +61,21 @@ impl Replicas {
             match seen {
                 Seen::There(lease) if lease::is_replica(&lease) => self.0.alive().note(&lease, Instant::now()),
                 Seen::Gone(lease) if lease::is_replica(&lease) => self.0.alive().forget(&lease),
-                Seen::There(lease) | Seen::Gone(lease) => self.taken(&lease).await,
+                Seen::There(lease) | Seen::Gone(lease) => self.taken(&lease),
             }
         }
     }
 
     /// A member's Lease changed: one that somebody else has is not ours, whatever we thought.
-    async fn taken(&self, lease: &Lease) {
+    fn taken(&self, lease: &Lease) {
         let inner = &self.0;
         let Some(member) = lease::member_of(lease) else { return };
         let theirs = lease::holder(lease).is_some_and(|holder| holder != inner.identity);
         if theirs && inner.members.has(&member) && inner.members.lose(&member) {
-            let (namespace, database) = &member;
-            let why = "another replica took its member over";
-            inner.freezer.end(namespace, database, Ending::Withdrawn { why }).await;
+            let (namespace, database) = member;
+            let (freezer, why) = (inner.freezer.clone(), "another replica took its member over");
+            // Nobody waits for it: others' renewals are heard here.
+            tokio::spawn(async move { freezer.end(&namespace, &database, Ending::Withdrawn { why }).await });
         }
     }
 
@@ -93,10 +97,10 @@ impl Replicas {
             // Also when this process was stopped meanwhile: what it had is not its any more.
             if may_freeze && inner.is_fenced() {
                 may_freeze = false;
-                self.let_go_of_everything().await;
+                self.let_go_of_everything();
             }
             let began = Instant::now();
-            match timeout(WRITE, self.write(current.take())).await {
+            match timeout(WRITE * 2, self.write(current.clone())).await {
                 Ok(Ok(lease)) => {
                     current = Some(lease);
                     inner.set_renewed(Some(began));
@@ -105,7 +109,13 @@ impl Replicas {
                     }
                     may_freeze = true;
                 }
-                Ok(Err(error)) => warn!(%error, "our Lease was not renewed"),
+                Ok(Err(error)) => {
+                    warn!(%error, "our Lease was not renewed");
+                    // It is not what we know, or not there; a slow one is tried as it was.
+                    if matches!(&error, kube::Error::Api(status) if matches!(status.code, 404 | 409)) {
+                        current = None;
+                    }
+                }
                 Err(_) => warn!("our Lease was not renewed in time"),
             }
         }
@@ -139,17 +149,21 @@ impl Replicas {
     }
 
     /// Before the others believe us dead.
-    async fn let_go_of_everything(&self) {
+    fn let_go_of_everything(&self) {
         let inner = &self.0;
         error!("our Lease was not renewed for {} s: everything is let go", FENCE.as_secs());
         let views = inner.freezer.views();
         let why = "its replica could not renew its Lease";
-        let ends = views.iter().filter_map(|view| {
-            let database = &view.status.targets.first()?.database;
-            Some(inner.freezer.end(&view.freeze.namespace, database, Ending::Withdrawn { why }))
-        });
-        join_all(ends).await;
         inner.members.lose_all();
+        let freezer = inner.freezer.clone();
+        // Nobody waits for it: what is slow to let go must not keep us from saying that we live.
+        tokio::spawn(async move {
+            let ends = views.iter().filter_map(|view| {
+                let database = &view.status.targets.first()?.database;
+                Some(freezer.end(&view.freeze.namespace, database, Ending::Withdrawn { why }))
+            });
+            join_all(ends).await;
+        });
     }
 
     async fn tidy(self, verbs: Verbs) {
@@ -172,11 +186,12 @@ impl Replicas {
             {
                 info!("this replica leads");
             }
+            let stored = verbs.stored.is_cancelled();
             self.take_over().await;
             if self.leads() {
                 self.bury().await;
             }
-            if !verbs.recovered.is_cancelled() && verbs.stored.is_cancelled() {
+            if !verbs.recovered.is_cancelled() && stored {
                 // What is alive was seen; what the dead left is taken over as their Leases grow old.
                 verbs.recovered.cancel();
             }
@@ -198,9 +213,14 @@ impl Replicas {
     async fn take_over(&self) {
         let inner = &self.0;
         let mut dead: BTreeSet<Member> = BTreeSet::new();
+        let mut asked: HashMap<String, bool> = HashMap::new();
         for freeze in inner.records.freezes() {
             let Some(by) = freezer_of(&freeze).filter(|by| *by != inner.identity && is_left(&freeze)) else { continue };
-            if inner.lives(by).await.is_ok_and(|lives| !lives) {
+            let lives = match asked.get(by) {
+                Some(lives) => *lives,
+                None => *asked.entry(by.to_owned()).or_insert(inner.lives(by).await.unwrap_or(true)),
+            };
+            if !lives {
                 let namespace = freeze.metadata.namespace.clone().unwrap_or_default();
                 dead.extend(freeze.spec.targets.iter().map(|target| (namespace.clone(), target.database.clone())));
             }
