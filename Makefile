@@ -13,12 +13,16 @@ help: ## This list
 build: ## The two commands, release build, in target/release
 	$(CARGO) build --release --locked -p apiserver -p cli
 
+.PHONY: go
+go:
+	@tests/tools/go
+
 .PHONY: setup
 setup: ## Debian packages that the tests want (needs root once; nothing when they are there)
 	tests/tools/setup
 
 .PHONY: test
-test: setup lint ## Everything but the long suites
+test: go setup lint ## Everything but the long suites
 	$(CARGO) build --locked -p apiserver -p cli
 	$(CARGO) test --workspace --features tests/cluster --locked
 
@@ -53,12 +57,12 @@ manifests: ## Write what is applied to a cluster (deploy/) from the code that it
 	$(CARGO) run --locked -p deploy --bin manifests -- deploy
 
 .PHONY: test-cluster
-test-cluster: setup ## Of the tests, those behind a real kube-apiserver, which is built first
+test-cluster: go setup ## Of the tests, those behind a real kube-apiserver, which is built first
 	$(CARGO) build --locked -p apiserver -p cli
 	$(CARGO) test --workspace --features tests/cluster --locked --test aggregated
 
 .PHONY: bench-cluster
-bench-cluster: setup ## The numbers of replicas behind a real kube-apiserver, beside a standalone server's
+bench-cluster: go setup ## The numbers of replicas behind a real kube-apiserver, beside a standalone server's
 	$(CARGO) build --release --locked -p apiserver -p cli
 	$(CARGO) test --release --workspace --features tests/cluster --locked --test aggregated -- numbers --ignored --nocapture --test-threads 1
 

@@ -9,7 +9,9 @@ use std::{
 use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use freeze::Drivers;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
+use tracing::debug;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -90,6 +92,7 @@ impl Args {
     /// Runs until a signal, or until something that must not end has ended.
     pub async fn run(self) -> anyhow::Result<()> {
         start_logging(self.log_format, &self.log)?;
+        open_files();
         let ending = Ending {
             delay: Duration::from_secs(self.shutdown_delay_seconds),
             drain: Duration::from_secs(self.drain_seconds),
@@ -131,6 +134,17 @@ impl Args {
         let result = server.run().await;
         watch.abort();
         result
+    }
+}
+
+/// As many files as the hard limit allows, as Go does for its programs (os/rlimit.go): each connection is one, of clients as of
+/// databases, and a soft limit is often 1024, for the sake of programs that use select(2).
+fn open_files() {
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(soft, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| (soft, hard)));
+    match raised {
+        Ok((before, now)) => debug!(before, now, "limit of open files"),
+        Err(error) => debug!(%error, "the limit of open files stays as it is"),
     }
 }
 

@@ -146,9 +146,9 @@ struct Table {
     /// The freeze that has each member. More than one, the newest last, only of those that are being recovered.
     by_member: HashMap<Member, Vec<Handle>>,
     /// How freezes ended, by their claims' uids: for repeated requests. At most [`REMEMBERED`].
-    finished: HashMap<String, (FreezeName, Arc<FreezeStatus>)>,
+    finished: HashMap<Uid, (FreezeName, Arc<FreezeStatus>)>,
     /// Oldest first.
-    finished_order: VecDeque<String>,
+    finished_order: VecDeque<Uid>,
 }
 
 /// A way to one freeze's task.
@@ -173,6 +173,8 @@ struct Vitals {
 
 /// Claims that can wait for a freeze's task at once; more wait for room.
 const COMMANDS: usize = 256;
+/// Of a claim, in its namespace: who asks chooses it, and must not meet others'.
+type Uid = (String, String);
 /// Claims of finished freezes that a repeated uid is recognised by.
 const REMEMBERED: usize = 4096;
 /// How long thawing, undoing and writing may take when the process goes down.
@@ -230,14 +232,14 @@ impl Freezer {
         stage: Stage,
     ) -> Option<Result<Ended, Refused>> {
         let Some(handle) = self.table().handle(namespace, database) else {
-            return self.outcome(uid).map(Ok);
+            return self.outcome(namespace, uid).map(Ok);
         };
         let (answer, waiting) = oneshot::channel();
         // A command that is not taken comes back with its answer in it: it must be dropped, or we wait for ourselves.
         let taken = handle.commands.send(Command::End { uid: uid.to_owned(), stage, answer }).await.is_ok();
         match if taken { waiting.await } else { Ok(None) } {
             Ok(Some(answer)) => Some(answer),
-            _ => self.outcome(uid).map(Ok),
+            _ => self.outcome(namespace, uid).map(Ok),
         }
     }
 
@@ -313,8 +315,9 @@ impl Freezer {
         self.0.table()
     }
 
-    fn outcome(&self, uid: &str) -> Option<Ended> {
-        let (freeze, status) = self.table().finished.get(uid)?.clone();
+    fn outcome(&self, namespace: &str, uid: &str) -> Option<Ended> {
+        let uid = (namespace.to_owned(), uid.to_owned());
+        let (freeze, status) = self.table().finished.get(&uid)?.clone();
         Some(Ended { freeze, status, still_claimed_by: Vec::new() })
     }
 
@@ -324,7 +327,8 @@ impl Freezer {
         let members = request.targets.iter().map(|target| (namespace.clone(), target.database.clone()));
         let members: Arc<[Member]> = members.collect();
         let mut table = self.table();
-        if let Some((freeze, _)) = table.finished.get(&request.claimant.uid)
+        let uid = (namespace.clone(), request.claimant.uid.clone());
+        if let Some((freeze, _)) = table.finished.get(&uid)
             && request.claimant.chosen
         {
             return Err(Refused::Finished { freeze: freeze.clone() });
@@ -390,11 +394,12 @@ impl Table {
         let requested = |status: &FreezeStatus| status.requested_at.as_ref().map(|at| at.0);
         for claim in &status.claims {
             // A uid that is used again is answered by its newest freeze, in whatever order they are told.
-            if self.finished.get(&claim.uid).is_some_and(|(_, known)| requested(known) > requested(status)) {
+            let uid = (freeze.namespace.clone(), claim.uid.clone());
+            if self.finished.get(&uid).is_some_and(|(_, known)| requested(known) > requested(status)) {
                 continue;
             }
-            if self.finished.insert(claim.uid.clone(), (freeze.clone(), Arc::clone(status))).is_none() {
-                self.finished_order.push_back(claim.uid.clone());
+            if self.finished.insert(uid.clone(), (freeze.clone(), Arc::clone(status))).is_none() {
+                self.finished_order.push_back(uid);
             }
         }
         while self.finished_order.len() > REMEMBERED {

@@ -16,17 +16,22 @@ use futures::future::join_all;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use serde_json::{Value, json};
 use sqlx::Row;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::world::{SOON, Setup, Space, World};
 
 const CLIENTS: usize = 16;
+/// At least so many, and until each has happened to replicas often enough, but no longer than it may take.
 const CALLS: usize = 500;
+const EACH: usize = 2;
+const AT_MOST: Duration = Duration::from_secs(150);
 const DATABASES: [&str; 3] = ["a", "b", "c"];
 /// Something happens to a replica so often.
 const LIFE: Duration = Duration::from_secs(6);
 /// And is cut off so long: until the others believe it dead, and longer.
 const CUT: Duration = Duration::from_secs(18);
+/// Finished Freezes that are kept of each Database (`KEEP_YOUNG_FREEZES` of the server's housekeeping, which sweeps each minute).
+const KEPT: usize = 200;
 /// The longest that a client asks for.
 const TTL: u32 = 3;
 
@@ -42,8 +47,14 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
         space.register_databases(name, &server, &[name]).await.unwrap();
     }
     let over = Arc::new(AtomicBool::new(false));
+    let began = Instant::now();
     let (calls, held) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let clients = (0..CLIENTS).map(|number| client(&space, number, &calls, &held));
+    let (kills, cuts) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let enough = |call| {
+        let seen = |count: &AtomicUsize| count.load(Ordering::Relaxed) >= EACH;
+        call >= CALLS && seen(&kills) && seen(&cuts) || began.elapsed() > AT_MOST
+    };
+    let clients = (0..CLIENTS).map(|number| client(&space, number, &calls, &held, &enough));
     let watching = join_all(DATABASES.map(|name| never_two(&server, name, &over)));
     let killing = async {
         let mut names: VecDeque<String> = ["one", "two"].map(str::to_owned).into();
@@ -58,11 +69,13 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
                 world.cut(&old, true);
                 sleep(CUT).await;
                 world.cut(&old, false);
+                cuts.fetch_add(1, Ordering::Relaxed);
                 names.push_back(old);
             } else {
                 let new = format!("r{number}");
                 world.add_replica(&new).await.unwrap();
                 world.kill(&old).await.unwrap();
+                kills.fetch_add(1, Ordering::Relaxed);
                 names.push_back(new);
             }
         }
@@ -75,7 +88,14 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
     for looks in watched {
         assert!(looks > 50, "it was hardly looked at: {looks}");
     }
-    println!("{} of {} calls found it frozen", held.load(Ordering::Relaxed), calls.load(Ordering::Relaxed));
+    let (killed, cut) = (kills.load(Ordering::Relaxed), cuts.load(Ordering::Relaxed));
+    println!(
+        "{} of {} calls found it frozen; {killed} replicas were killed and {cut} cut off in {:?}",
+        held.load(Ordering::Relaxed),
+        calls.load(Ordering::Relaxed),
+        began.elapsed()
+    );
+    assert!(killed >= EACH && cut >= EACH, "only {killed} replicas were killed and {cut} cut off");
     assert!(held.load(Ordering::Relaxed) > CALLS / 20, "hardly anything was frozen");
     let insert = format!("SET lock_timeout = '{}s'; INSERT INTO t VALUES (1)", TTL + 1);
     for name in DATABASES {
@@ -90,21 +110,29 @@ async fn one_freezer_of_a_member_at_a_time_whoever_asks_and_whoever_dies() {
     cluster::until("every Freeze is finished", SOON * 2, || async {
         let list: Value = serde_json::from_str(&space.kubectl(&["get", "freezes", "-o", "json"]).await?)?;
         ensure!(finished(&list), "{list}");
+        let count = list["items"].as_array().map_or(0, Vec::len);
+        ensure!(count <= KEPT * DATABASES.len(), "{count} Freezes are kept");
         Ok(())
     })
     .await
     .unwrap();
 }
 
-/// Random verbs, until all calls are used up. Any refusal will do; what must not happen is seen in the database.
-async fn client(space: &Space<'_>, number: usize, calls: &AtomicUsize, held: &AtomicUsize) {
+/// Random verbs, until there were enough. Any refusal will do; what must not happen is seen in the database.
+async fn client(
+    space: &Space<'_>,
+    number: usize,
+    calls: &AtomicUsize,
+    held: &AtomicUsize,
+    enough: impl Fn(usize) -> bool,
+) {
     let client = space.world.cluster.client().await.unwrap();
     let mut random = StdRng::seed_from_u64(number as u64);
     // What it claimed last, and where.
     let (mut uid, mut claimed) = (String::new(), DATABASES[0]);
     loop {
         let call = calls.fetch_add(1, Ordering::Relaxed);
-        if call >= CALLS {
+        if enough(call) {
             return;
         }
         let (verb, spec) = match random.random_range(0..10) {
@@ -134,6 +162,10 @@ async fn client(space: &Space<'_>, number: usize, calls: &AtomicUsize, held: &At
 }
 
 /// Looks who has locked the table, as often as it can. Two freezes would both have: their locks do not conflict.
+///
+/// This sees those at WriteBlocked. One at Durable keeps nobody from anything, and its session and advisory lock are there before
+/// it holds (while it prepares) and after (until it is tidied up), with the same statements at each time: when it holds cannot be
+/// seen in the database, and two such sessions would prove nothing.
 async fn never_two(server: &Server, database: &str, over: &AtomicBool) -> usize {
     let mut session = server.postgres(database, USER, PASSWORD).await.unwrap();
     let sql = "SELECT count(DISTINCT a.application_name), string_agg(concat_ws(' ', a.application_name, a.pid, a.state, \

@@ -10,7 +10,10 @@ use serde_json::{Value, json};
 use tests::Stillpoint;
 use tokio::time::sleep;
 
-use crate::world::{Setup, Space, World};
+use crate::{
+    replica,
+    world::{Setup, Space, World},
+};
 
 const ROUNDS: usize = 200;
 /// What the way through kube-apiserver, and what is stored there, may cost more than a server that has neither.
@@ -87,7 +90,7 @@ async fn a_replica_with_many_databases_and_freezes_is_small() {
     let server = Server::start(ServerKind::POSTGRESQL_15, options).await.unwrap();
     let client = world.cluster.client().await.unwrap();
     let resident = |what: &str| {
-        let kib = world.first(|replica| replica.resident()).unwrap().unwrap();
+        let kib = replica::resident(world.first(|replica| replica.pid()).unwrap()).unwrap();
         println!("{what}: {} MiB", kib / 1024);
         kib
     };

@@ -125,13 +125,6 @@ impl Replica {
         let ticks = |at: usize| fields.get(at).context("no such field")?.parse::<u64>().context("no number");
         Ok(Duration::from_millis(10 * (ticks(11)? + ticks(12)?)))
     }
-
-    /// What it has in memory, in KiB.
-    pub(crate) fn resident(&self) -> Result<u64> {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches(" kB").parse()?)
-    }
 }
 
 /// What a process has in memory, in KiB.

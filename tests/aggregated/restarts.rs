@@ -50,8 +50,7 @@ async fn a_rolling_restart_is_seen_by_nobody() {
             for (old, new) in [("one", "three"), ("two", "four")] {
                 world.add_replica(new).await.unwrap();
                 sleep(CALM).await;
-                let status = world.end(old, PROPAGATION).await.unwrap();
-                assert!(status.success(), "{old} ended with {status}");
+                world.end(old, PROPAGATION).await.unwrap();
                 sleep(CALM).await;
             }
         })

@@ -1,10 +1,11 @@
 //! Who may what, as the cluster's RBAC says, and what the audit log says of it.
 
+use anyhow::{Context, ensure};
 use cluster::Identity;
 use fixtures::{Options, Server, ServerKind};
 use serde_json::json;
 
-use crate::world::World;
+use crate::world::{SOON, World};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_service_account_freezes_the_one_database_that_it_may_and_no_other() {
@@ -53,7 +54,20 @@ async fn a_service_account_freezes_the_one_database_that_it_may_and_no_other() {
         )
         .unwrap();
     let refused = space.kubectl_as(&backup, &["create", "-f", &freeze]).await.unwrap();
-    assert!(refused.ok().unwrap_err().to_string().contains("forbidden"));
+    let error = refused.ok().unwrap_err().to_string();
+    assert!(error.contains("cannot create resource \"freezes\""), "{error}");
+    // Who may create Freezes may freeze with that no Database that it may not quiesce: a policy sees to that.
+    space.kubectl(&["create", "role", "freezes", "--verb=create", "--resource=freezes.stillpoint.dev"]).await.unwrap();
+    space.kubectl(&["create", "rolebinding", "freezes", "--role=freezes", &subject]).await.unwrap();
+    cluster::until("the right is there, and the policy refuses", SOON, || async {
+        let refused = space.kubectl_as(&backup, &["create", "-f", &freeze]).await?;
+        let error = refused.ok().err().context("it was created")?.to_string();
+        let policy = "ValidatingAdmissionPolicy 'quiesce.stillpoint.dev'";
+        ensure!(error.contains(policy) && error.contains("billing"), "{error}");
+        Ok(())
+    })
+    .await
+    .unwrap();
 
     let thaw = space.verb("orders", "unquiesce");
     space.kubectl_as(&backup, &["create", "--raw", &thaw, "-f", "/dev/null"]).await.unwrap().ok().unwrap();

@@ -4,7 +4,6 @@ use std::{
     collections::HashMap,
     net::SocketAddr,
     path::{Path, PathBuf},
-    process::ExitStatus,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
@@ -175,21 +174,24 @@ impl World {
         }
     }
 
-    /// Ends one as a kubelet does; a while later the Service leads there no more. How it ended.
-    pub(crate) async fn end(&self, name: &str, propagation: Duration) -> Result<ExitStatus> {
-        for replica in self.running().iter_mut().filter(|replica| replica.name == name) {
-            replica.signal("-TERM")?;
-        }
-        tokio::time::sleep(propagation).await;
-        let (left, ended): (Vec<_>, Vec<_>) = self.running().drain(..).partition(|replica| replica.name != name);
-        self.running().extend(left);
+    /// Ends one as a kubelet does: told to stop, it is still sent requests until the news has travelled to the Service. Returns
+    /// when it has ended well.
+    pub(crate) async fn end(&self, name: &str, news: Duration) -> Result<()> {
+        let mut replica = {
+            let mut running = self.running();
+            let at = running.iter().position(|replica| replica.name == name).context("no such replica")?;
+            running.remove(at)
+        };
+        replica.signal("-TERM")?;
+        tokio::time::sleep(news).await;
         self.route().await?;
-        let mut ended = ended.into_iter().next().context("no such replica")?;
-        until("it ends", SOON, || {
-            let ended = ended.ended();
-            async { ended?.context("it goes on") }
+        let status = until("it ends", SOON, || {
+            let ended = replica.ended();
+            async { ended?.context("it still runs") }
         })
-        .await
+        .await?;
+        ensure!(status.success(), "{name} ended with {status}");
+        Ok(())
     }
 
     /// What signs our certificates now, PEM.
@@ -235,27 +237,6 @@ impl World {
         let new = old.again(&self.cluster, &self.account, &self.arguments).await?;
         self.running().insert(0, new);
         Ok(())
-    }
-
-    /// Tells one to stop, as a kubelet would, and has the Service forget it only after a while: the news travels. Returns when it
-    /// has ended well.
-    pub(crate) async fn retire(&self, name: &str, news: Duration) -> Result<()> {
-        let mut replica = {
-            let mut running = self.running();
-            let at = running.iter().position(|replica| replica.name == name).context("no such replica")?;
-            running.remove(at)
-        };
-        replica.signal("-TERM")?;
-        tokio::time::sleep(news).await;
-        self.route().await?;
-        until("it ends", SOON, || {
-            let ended = replica.ended();
-            async move {
-                ensure!(ended?.context("it still runs")?.success(), "it ended badly");
-                Ok(())
-            }
-        })
-        .await
     }
 
     pub(crate) fn servers(&self) -> Vec<Server> {

@@ -20,6 +20,10 @@ use crate::{
 const AGGREGATED: &str = "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList";
 /// How long a server that was told to stop is still asked by those who have not heard of it.
 const LINGERS: Duration = Duration::from_secs(3);
+/// How soon such a server says that it is not ready: before it stops serving.
+const UNREADY: Duration = LINGERS;
+/// kube-apiserver takes us for gone after 5 s without an answer.
+const ANSWERED: Duration = Duration::from_secs(5);
 
 async fn direct(world: &World, ask: Ask) -> Result<crate::wire::Answer> {
     world.send(Way::Direct, "default", &ask).await
@@ -115,7 +119,7 @@ pub(super) fn discovery_alone(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
             async move {
                 let who = Who::user("system:kube-aggregator", &["system:masters"]);
                 let answer = direct(world, Ask::get("{group}").by(who)).await?;
-                ensure!(answer.code == 200 && answer.took < Duration::from_secs(1), "{}", answer.brief());
+                ensure!(answer.code == 200 && answer.took < ANSWERED, "{}", answer.brief());
                 Ok(())
             }
             .boxed()
@@ -157,7 +161,7 @@ pub(super) fn goes_down(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
             let server = world.server(Way::Direct);
             async move { server?.get("/readyz").await }
         };
-        until("it is not ready", Duration::from_millis(500), || async {
+        until("it is not ready", UNREADY, || async {
             let answer = unready(&world).await?;
             ensure!(answer.code == 500 && answer.brief().contains("[-]shutdown failed"), "{}", answer.brief());
             Ok(())

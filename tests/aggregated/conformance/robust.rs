@@ -20,7 +20,7 @@ pub(super) fn cases() -> Vec<Case> {
     vec![
         case(1, "the group's resources, while what is stored cannot be reached")
             .not_through("nothing goes through what is gone")
-            .does_directly("200 within 1 s", outages::discovery_alone),
+            .does_directly("200 within 5 s", outages::discovery_alone),
         case(5, "discovery and OpenAPI of two servers of one build").does("the same `ETag`", outages::same_etag),
         case(13, "a server that was told to stop")
             .not_through("kube-apiserver answers for its own health; it never asks for ours")

@@ -39,7 +39,7 @@ pub(super) fn replaced(_: &Stage, _: Way) -> BoxFuture<'_, Result<()>> {
             async {
                 world.add_replica(&format!("{old}-next")).await?;
                 sleep(AROUND).await;
-                world.retire(&old, NEWS).await
+                world.end(&old, NEWS).await
             }
             .boxed(),
         )
