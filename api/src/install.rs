@@ -11,10 +11,13 @@ pub const LABELS: [(&str, &str); 2] =
     [("app.kubernetes.io/name", "stillpoint"), ("app.kubernetes.io/component", "apiserver")];
 /// On Leases: `replica`, whose holder lives while it renews it, or `member`, of a Database.
 pub const LEASE: &str = "stillpoint.dev/lease";
+/// The Secret of the authority that replicas sign with.
+pub const AUTHORITY: &str = "stillpoint-apiserver-ca";
 /// The APIService of our group.
 pub fn api_service() -> String {
-    format!("{}.{}", crate::VERSION, crate::LIVE_GROUP)
+    API_SERVICE.to_owned()
 }
+const API_SERVICE: &str = "v1alpha1.live.stillpoint.dev";
 /// The name that our account is known to a cluster by.
 pub fn account_user(namespace: &str) -> String {
     format!("system:serviceaccount:{namespace}:{ACCOUNT}")
@@ -35,26 +38,34 @@ pub mod policies {
     pub const ALL: [&str; 5] = [QUIESCE, THAW, THAW_MORE, JOURNAL, SECRETS];
 }
 
-/// One rule of RBAC; `resources` and `verbs` are lists with commas.
+/// One rule of RBAC; `resources`, `names` and `verbs` are lists with commas. Without names it is about all.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub group: &'static str,
     pub resources: &'static str,
+    pub names: &'static str,
     pub verbs: &'static str,
 }
 
-/// What the account needs everywhere.
-pub const EVERYWHERE: [Rule; 6] = [
+/// What the account needs everywhere: what it calls, and nothing beside.
+pub const EVERYWHERE: [Rule; 7] = [
     rule(crate::GROUP, "databases", "get,list,watch"),
-    rule(crate::GROUP, "databases/status,freezes/status", "get,patch,update"),
-    rule(crate::GROUP, "freezes", "create,delete,get,list,patch,update,watch"),
-    rule("", "events", "create,patch"),
-    rule("apiregistration.k8s.io", "apiservices", "get,patch"),
-    rule("apiextensions.k8s.io", "customresourcedefinitions", "get,list,watch"),
+    rule(crate::GROUP, "databases/status", "update"),
+    rule(crate::GROUP, "freezes", "create,delete,get,list,patch,watch"),
+    rule(crate::GROUP, "freezes/status", "patch,update"),
+    rule("", "events", "create"),
+    named("apiregistration.k8s.io", "apiservices", API_SERVICE, "get,patch"),
+    named(
+        "apiextensions.k8s.io",
+        "customresourcedefinitions",
+        "databases.stillpoint.dev,freezes.stillpoint.dev",
+        "get",
+    ),
 ];
-/// What it needs in the namespace that it is installed in.
-pub const AT_HOME: [Rule; 2] = [
-    rule("", "secrets", "create,get,update"),
+/// What it needs in the namespace that it is installed in. What is created has no name yet that RBAC could ask for.
+pub const AT_HOME: [Rule; 3] = [
+    rule("", "secrets", "create"),
+    named("", "secrets", AUTHORITY, "get,update"),
     rule("coordination.k8s.io", "leases", "create,delete,get,list,update,watch"),
 ];
 /// What the ClusterRole `system:auth-delegator` grants: to ask who a token belongs to, and who may what.
@@ -63,13 +74,18 @@ pub const REVIEWS: [Rule; 2] = [
     rule("authorization.k8s.io", "subjectaccessreviews", "create"),
 ];
 /// What it reads in `kube-system`, of [`AUTHENTICATION`], by the Role `extension-apiserver-authentication-reader`.
-pub const TRUST: Rule = rule("", "configmaps", "get,list,watch");
+pub const TRUST: Rule = named("", "configmaps", AUTHENTICATION, "get,list,watch");
 /// The ConfigMap that says whose certificates a server behind kube-apiserver is to trust.
 pub const AUTHENTICATION: &str = "extension-apiserver-authentication";
 
 /// A rule of these lists.
 pub const fn rule(group: &'static str, resources: &'static str, verbs: &'static str) -> Rule {
-    Rule { group, resources, verbs }
+    named(group, resources, "", verbs)
+}
+
+/// One about these only.
+pub const fn named(group: &'static str, resources: &'static str, names: &'static str, verbs: &'static str) -> Rule {
+    Rule { group, resources, names, verbs }
 }
 
 impl Rule {
@@ -77,7 +93,25 @@ impl Rule {
         self.resources.split(',').collect()
     }
 
+    pub fn names(&self) -> Vec<&'static str> {
+        self.names.split(',').filter(|name| !name.is_empty()).collect()
+    }
+
     pub fn verbs(&self) -> Vec<&'static str> {
         self.verbs.split(',').collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_written_out_are_those_of_the_types() {
+        assert_eq!(API_SERVICE, format!("{}.{}", crate::VERSION, crate::LIVE_GROUP));
+        let crds: Vec<String> = crate::crds::all().into_iter().filter_map(|crd| crd.metadata.name).collect();
+        let named = EVERYWHERE.iter().find(|rule| rule.resources == "customresourcedefinitions");
+        assert_eq!(named.map(|rule| rule.names().len()), Some(crds.len()));
+        assert!(named.is_some_and(|rule| crds.iter().all(|crd| rule.names().contains(&crd.as_str()))), "{crds:?}");
     }
 }

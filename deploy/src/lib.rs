@@ -62,12 +62,15 @@ fn parts() -> Vec<Part> {
     let each = |each, value: Value| Object { each: Some(each), plain: false, ..value.into() };
     let all = |objects: Vec<Value>| objects.into_iter().map(Object::from).collect();
     let enabled = rights::credentials(&settings::computed("null", "."));
+    let [leases, freezes] = server::flows();
     let server = vec![
+        only_if("$.Values.priorityClassName", server::quota()),
         server::service().into(),
         server::deployment().into(),
         only_if("gt (int $.Values.replicas) 1", server::budget()),
         only_if("$.Values.networkPolicy.enabled", server::network()),
-        only_if("$.Values.flowSchema.enabled", server::flow()),
+        only_if("$.Values.flowSchema.enabled", leases),
+        only_if("$.Values.flowSchema.enabled", freezes),
         only_in_chart("$.Values.serviceMonitor.enabled", monitoring::monitor()),
         only_in_chart("$.Values.alerts.enabled", monitoring::alerts()),
     ];

@@ -1,7 +1,7 @@
 //! For the Prometheus operator: where the metrics are, and when somebody is to be woken. Only in the chart, and off by default:
 //! a cluster without the operator has no such kinds.
 
-use api::install::ACCOUNT;
+use api::install::{ACCOUNT, AUTHORITY};
 use serde_json::{Value, json};
 
 use crate::{
@@ -24,8 +24,9 @@ const ALERTS: [Alert; 6] = [
         "StillpointFreezeLost",
         "0m",
         "warning",
-        // The first of its kind begins a series, which is no increase.
-        r#"sum by (engine, phase) (increase(stillpoint_freezes_total{phase=~"Lost|Expired"}[15m]) or (stillpoint_freezes_total{phase=~"Lost|Expired"} unless stillpoint_freezes_total offset 15m)) > 0"#,
+        // The first of its kind begins a series, which is no increase; and `increase` is 0, not nothing, from the second scrape
+        // on, so that it must not stand in the way of the other.
+        r#"sum by (engine, phase) ((increase(stillpoint_freezes_total{phase=~"Lost|Expired"}[15m]) > 0) or (stillpoint_freezes_total{phase=~"Lost|Expired"} unless stillpoint_freezes_total offset 15m)) > 0"#,
         "A freeze ended before its claims did: throw away the copy that was taken during it. kubectl describe freeze says why.",
     ),
     Alert(
@@ -60,7 +61,12 @@ const ALERTS: [Alert; 6] = [
 
 pub(crate) fn monitor() -> Value {
     // cert-manager puts its authority beside the certificate.
-    let authority = computed("\"\"", "$.Values.tls.secretName | default \"stillpoint-apiserver-ca\"");
+    let authority = computed(
+        "{}",
+        &format!(
+            r#"ternary (dict "secret" (dict "name" ($.Values.tls.secretName | default "{AUTHORITY}") "key" "ca.crt")) (dict "configMap" (dict "name" $.Values.serviceMonitor.caConfigMap "key" "ca.crt")) (empty $.Values.serviceMonitor.caConfigMap)"#
+        ),
+    );
     json!({
         "apiVersion": "monitoring.coreos.com/v1", "kind": "ServiceMonitor",
         "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": set("serviceMonitor.labels")},
@@ -73,7 +79,7 @@ pub(crate) fn monitor() -> Value {
                 "bearerTokenFile": "/var/run/secrets/kubernetes.io/serviceaccount/token",
                 "tlsConfig": {
                     "serverName": format!("{ACCOUNT}.{NAMESPACE}.svc"),
-                    "ca": {"secret": {"name": authority, "key": "ca.crt"}},
+                    "ca": authority,
                 },
             }],
         },

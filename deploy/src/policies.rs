@@ -68,22 +68,29 @@ fn quiesce() -> Policy {
         operations: &["CREATE"],
         resources: &["freezes"],
         when: vec![by_others()],
-        variables: of_targets(advice, &["quiesce"]),
+        variables: of_targets("object.spec.targets", advice, &["quiesce"]),
         validations: (0..TARGETS).map(|at| of_target(at, &["quiesce"])).collect(),
     }
 }
 
-/// Saying `desired: Thawed` is unquiescing, or thawing for whoever holds it.
+/// Saying `desired: Thawed` is unquiescing, or thawing for whoever holds it; so is deleting one that is not finished. Whoever
+/// deletes for others is not asked: a namespace, or an owner, that goes takes its Freezes along.
 fn thaw(name: &'static str, first: usize) -> Policy {
     let advice = " may be neither quiesced nor thawed by you, so you may not end a Freeze of it; whoever administers the \
                   namespace can let you: grant create on databases/quiesce or databases/thaw (live.stillpoint.dev)";
     let verbs = ["quiesce", "thaw"];
+    let deleted = format!(
+        "(!(oldObject.?status.?phase.orValue('') in ['Thawed', 'Failed', 'Lost', 'Expired']) && \
+         !(request.userInfo.username in ['system:serviceaccount:{NAMESPACE}:{ACCOUNT}', \
+         'system:serviceaccount:kube-system:namespace-controller', \
+         'system:serviceaccount:kube-system:generic-garbage-collector', 'system:kube-controller-manager']))"
+    );
     Policy {
         name,
-        operations: &["UPDATE"],
+        operations: &["UPDATE", "DELETE"],
         resources: &["freezes"],
-        when: vec![("desired-changes", "object.spec.desired != oldObject.spec.desired".to_owned())],
-        variables: of_targets(advice, &verbs),
+        when: vec![("is-ended", format!("object == null ? {deleted} : object.spec.desired != oldObject.spec.desired"))],
+        variables: of_targets("(object == null ? oldObject : object).spec.targets", advice, &verbs),
         validations: (first..first + AT_A_TIME).map(|at| of_target(at, &verbs)).collect(),
     }
 }
@@ -150,12 +157,12 @@ fn by_others() -> (&'static str, String) {
 }
 
 /// What [`of_target`] is put in: the targets, a question for each verb, and what is said about one that is refused.
-fn of_targets(advice: &str, verbs: &[&'static str]) -> Vec<(&'static str, String)> {
+fn of_targets(targets: &str, advice: &str, verbs: &[&'static str]) -> Vec<(&'static str, String)> {
     let question = |verb: &&'static str| {
         let resource = format!("authorizer.group('{}').resource('databases')", api::LIVE_GROUP);
         (*verb, format!("{resource}.subresource('{verb}').namespace(request.namespace)"))
     };
-    let targets = [("targets", "object.spec.targets".to_owned()), ("advice", format!("'{advice}'"))];
+    let targets = [("targets", targets.to_owned()), ("advice", format!("'{advice}'"))];
     targets.into_iter().chain(verbs.iter().map(question)).collect()
 }
 

@@ -59,7 +59,13 @@ fn aggregated(to: &str) -> Value {
 }
 
 fn rules(rules: &[Rule]) -> Vec<Value> {
-    let rule = |rule: &Rule| json!({"apiGroups": [rule.group], "resources": rule.resources(), "verbs": rule.verbs()});
+    let rule = |rule: &Rule| {
+        let mut told = json!({"apiGroups": [rule.group], "resources": rule.resources(), "verbs": rule.verbs()});
+        if !rule.names().is_empty() {
+            told["resourceNames"] = rule.names().into();
+        }
+        told
+    };
     rules.iter().map(rule).collect()
 }
 

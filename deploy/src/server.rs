@@ -25,6 +25,20 @@ pub(crate) fn namespace() -> Value {
     json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": NAMESPACE, "labels": all}})
 }
 
+/// Some clusters (GKE) admit pods of the system's priority classes outside of kube-system only where a quota allows them.
+pub(crate) fn quota() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "ResourceQuota",
+        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
+        "spec": {
+            "hard": {"pods": "100"},
+            "scopeSelector": {"matchExpressions": [
+                {"scopeName": "PriorityClass", "operator": "In", "values": [set("priorityClassName")]},
+            ]},
+        },
+    })
+}
+
 pub(crate) fn service() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Service",
@@ -124,12 +138,14 @@ fn container() -> Value {
     })
 }
 
-/// A node that is drained leaves one to answer.
+/// A node that is drained leaves one to answer; pods that are not ready answer nobody, and keep no node.
 pub(crate) fn budget() -> Value {
     json!({
         "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
         "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
-        "spec": {"minAvailable": 1, "selector": {"matchLabels": labels()}},
+        "spec": {
+            "minAvailable": 1, "selector": {"matchLabels": labels()}, "unhealthyPodEvictionPolicy": "AlwaysAllow",
+        },
     })
 }
 
@@ -146,29 +162,32 @@ pub(crate) fn network() -> Value {
     })
 }
 
-/// A Lease that waits behind everybody's requests for 8 s ends every freeze of its replica, and a Freeze that is not written
-/// within 1 s is let go.
-pub(crate) fn flow() -> Value {
-    let verbs = ["create", "delete", "get", "patch", "update"];
+/// A Lease that waits behind everybody's requests for 8 s ends every freeze of its replica: they are few, and go where leader
+/// elections do. A Freeze that is not written within 1 s is let go, but there may be many: they go beside the cluster's own
+/// controllers, and never before elections.
+pub(crate) fn flows() -> [Value; 2] {
+    let leases = json!({
+        "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "namespaces": [NAMESPACE],
+        "verbs": ["create", "delete", "get", "update"],
+    });
+    let freezes = json!({
+        "apiGroups": [api::GROUP], "resources": ["freezes", "freezes/status"], "namespaces": ["*"],
+        "verbs": ["create", "delete", "get", "patch", "update"],
+    });
+    [flow(ACCOUNT, "leader-election", &leases), flow(&format!("{ACCOUNT}-freezes"), "workload-high", &freezes)]
+}
+
+fn flow(name: &str, level: &str, rule: &Value) -> Value {
     json!({
         "apiVersion": "flowcontrol.apiserver.k8s.io/v1", "kind": "FlowSchema",
-        "metadata": {"name": ACCOUNT, "labels": labels()},
+        "metadata": {"name": name, "labels": labels()},
         "spec": {
             "matchingPrecedence": 200,
-            "priorityLevelConfiguration": {"name": "leader-election"},
+            "priorityLevelConfiguration": {"name": level},
             "distinguisherMethod": {"type": "ByUser"},
             "rules": [{
                 "subjects": [{"kind": "ServiceAccount", "serviceAccount": {"name": ACCOUNT, "namespace": NAMESPACE}}],
-                "resourceRules": [
-                    {
-                        "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "namespaces": [NAMESPACE],
-                        "verbs": verbs,
-                    },
-                    {
-                        "apiGroups": [api::GROUP], "resources": ["freezes", "freezes/status"], "namespaces": ["*"],
-                        "verbs": verbs,
-                    },
-                ],
+                "resourceRules": [rule],
             }],
         },
     })

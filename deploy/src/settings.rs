@@ -14,7 +14,7 @@ pub(crate) const NAMESPACE: &str = "⟦\"stillpoint\"¦$.Release.Namespace⟧";
 /// One value of the chart: its path, its default as JSON, and what is said about it in `values.yaml`.
 struct Setting(&'static str, &'static str, &'static str);
 
-const SETTINGS: [Setting; 27] = [
+const SETTINGS: [Setting; 28] = [
     Setting(
         "image.repository",
         r#""stillpoint""#,
@@ -73,12 +73,38 @@ const SETTINGS: [Setting; 27] = [
         "Whether CRDs are part of the release. They, and what is stored, outlive it in any case",
     ),
     Setting("networkPolicy.enabled", "true", "Lets in what goes to the server's port, and nothing else"),
-    Setting("flowSchema.enabled", "true", "Leases and Freezes are written at the priority of leader elections"),
+    Setting(
+        "flowSchema.enabled",
+        "true",
+        "Leases are written at the priority of leader elections, Freezes at that of the cluster's own controllers",
+    ),
     Setting("serviceMonitor.enabled", "false", "Needs the Prometheus operator, like alerts"),
     Setting("serviceMonitor.labels", "{}", "By which your Prometheus selects it"),
-    Setting("alerts.enabled", "false", ""),
+    Setting(
+        "serviceMonitor.caConfigMap",
+        r#""""#,
+        "With a copy of ca.crt, so that Prometheus need not read the Secret, which has the key beside it (deploy/README.md)",
+    ),
+    Setting(
+        "alerts.enabled",
+        "false",
+        "Needs serviceMonitor.enabled: without metrics, StillpointDown would fire for ever",
+    ),
     Setting("alerts.labels", "{}", "By which your Prometheus selects them"),
 ];
+
+/// What the schema says of a value beside its type.
+fn limits(path: &str) -> Value {
+    match path {
+        // An APIService that nobody answers for is in the way of the whole cluster.
+        "replicas" => json!({"minimum": 1}),
+        "port" => json!({"minimum": 1, "maximum": 65535}),
+        // A claim that nobody renews ends by itself in that time, at its default.
+        "drainSeconds" => json!({"minimum": 60}),
+        "log.format" => json!({"enum": ["json", "text"]}),
+        _ => json!({}),
+    }
+}
 
 /// The mark of one setting.
 pub(crate) fn set(path: &str) -> String {
@@ -232,13 +258,15 @@ pub(crate) fn schema() -> anyhow::Result<String> {
             Value::Array(_) => "array",
             _ => "object",
         };
+        let mut said = limits(path);
+        said["type"] = kind.into();
         match path.split_once('.') {
-            None => drop(root.insert((*path).to_owned(), json!({"type": kind}))),
+            None => drop(root.insert((*path).to_owned(), said)),
             Some((of, name)) => {
                 let group = root
                     .entry(of)
                     .or_insert_with(|| json!({"type": "object", "additionalProperties": false, "properties": {}}));
-                group["properties"][name] = json!({"type": kind});
+                group["properties"][name] = said;
             }
         }
     }
@@ -247,6 +275,8 @@ pub(crate) fn schema() -> anyhow::Result<String> {
     let schema = json!({
         "$schema": "http://json-schema.org/draft-07/schema#",
         "type": "object", "additionalProperties": false, "properties": root,
+        "if": {"properties": {"alerts": {"properties": {"enabled": {"const": true}}}}},
+        "then": {"properties": {"serviceMonitor": {"properties": {"enabled": {"const": true}}}}},
     });
     Ok(serde_json::to_string_pretty(&schema)? + "\n")
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Everything that an operator may say, said differently.
-const EVERYTHING: &str = "--set replicas=3,port=8443,drainSeconds=30,log.filter=debug,log.format=text,image.repository=r.example/s,\
+const EVERYTHING: &str = "--set replicas=3,port=8443,drainSeconds=120,log.filter=debug,log.format=text,image.repository=r.example/s,\
      image.tag=v9,priorityClassName=system-node-critical,podAnnotations.a=b,nodeSelector.disk=fast,networkPolicy.enabled=false,\
      flowSchema.enabled=false,resources.limits.memory=1Gi,'namespaces={shop}'";
 
@@ -76,7 +76,16 @@ async fn alerts_are_of_metrics_that_there_are(here: &Installation) -> Result<()>
         let scrape = scrape(replica.port());
         metrics += &until("the metrics", SOON, || here.run(&scrape)).await?;
     }
-    let rules = here.run("helm template stillpoint deploy/chart --kube-version 1.35.0 --set alerts.enabled=true -s templates/server.yaml").await?;
+    let template = "helm template stillpoint deploy/chart --kube-version 1.35.0 -s templates/server.yaml --set alerts.enabled=true";
+    ensure!(here.shell(template).await?.code != 0, "alerts of metrics that nobody reads");
+    let rules = here.run(&format!("{template},serviceMonitor.enabled=true")).await?;
+    ensure!(rules.contains(r#"ca: {"secret":{"key":"ca.crt","name":"stillpoint-apiserver-ca"}}"#), "{rules}");
+    let copied =
+        here.run(&format!("{template},serviceMonitor.enabled=true,serviceMonitor.caConfigMap=stillpoint-ca")).await?;
+    ensure!(copied.contains(r#"ca: {"configMap":{"key":"ca.crt","name":"stillpoint-ca"}}"#), "{copied}");
+    for refused in ["drainSeconds=59", "port=70000", "log.format=xml", "replicas=0"] {
+        ensure!(here.shell(&format!("{template},serviceMonitor.enabled=true,{refused}")).await?.code != 0, "{refused}");
+    }
     let (_, rules) = rules.split_once("kind: PrometheusRule").context("no rules")?;
     let name = |c: char| c.is_ascii_lowercase() || c == '_';
     let named: BTreeSet<&str> = rules
@@ -188,9 +197,12 @@ async fn stands(here: &mut Installation) -> Result<()> {
     }
     here.until_available().await?;
     // Its own schema is in force, and nobody has to guess which priority level answers.
-    let flow = here.object(&format!("get flowschema {SERVICE}")).await?;
-    let dangling = flow["status"]["conditions"].as_array().into_iter().flatten().find(|one| one["type"] == "Dangling");
-    ensure!(dangling.is_none_or(|dangling| dangling["status"] == "False"), "{flow}");
+    for name in [SERVICE.to_owned(), format!("{SERVICE}-freezes")] {
+        let flow = here.object(&format!("get flowschema {name}")).await?;
+        let conditions = flow["status"]["conditions"].as_array().into_iter().flatten();
+        let dangling = conditions.into_iter().find(|one| one["type"] == "Dangling");
+        ensure!(dangling.is_none_or(|dangling| dangling["status"] == "False"), "{flow}");
+    }
     Ok(())
 }
 

@@ -5,7 +5,7 @@ use api::install::{self, policies};
 use cluster::{Identity, until};
 use serde_json::{Value, json};
 
-use crate::world::{SOON, Space, World};
+use crate::world::{SOON, Setup, Space, World};
 
 /// What somebody tries, in words of kubectl.
 struct Attempt<'a> {
@@ -45,6 +45,36 @@ async fn a_freeze_is_ended_only_by_who_may_quiesce_or_thaw_each_of_its_databases
     let us = Identity::service_account(install::NAMESPACE, install::ACCOUNT);
     patch(&space, &us, "one", ended).is_refused(policies::THAW, "Database orders").await;
     patch(&space, &dev, "one", r#"{"metadata":{"labels":{"team":"shop"}}}"#).is_done().await;
+    one.is_done_without(policies::THAW).await;
+    ninth.is_done_without(policies::THAW_MORE).await;
+}
+
+/// Without a replica, which would finish Freezes of Databases that are not there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_freeze_that_is_not_finished_is_deleted_only_by_who_may_end_it_and_by_those_who_delete_for_others() {
+    let world = World::of(Setup { replicas: Vec::new(), ..Setup::default() }).await.unwrap();
+    let space = world.space("delete").await.unwrap();
+    let many = numbered();
+    for (name, databases) in [("one", &["orders"][..]), ("many", &many), ("over", &many)] {
+        space.apply(freeze(name, databases)).await.unwrap();
+    }
+    let over = ["patch", "freeze", "over", "--subresource=status", "--type=merge", "-p"];
+    space.kubectl(&[&over[..], &[r#"{"status":{"phase":"Lost"}}"#]].concat()).await.unwrap();
+    let deleted = |who: &Identity, name| attempt(&space, who, &["delete", "--dry-run=server", "freeze", name]);
+    let reads = user(&space, "reads", &[&writes("freezes")]).await;
+    let dev = user(&space, "dev", &[&writes("freezes"), &verbs("quiesce", &many[..9])]).await;
+    let thaws = user(&space, "thaws", &[&writes("freezes"), &verbs("thaw", &many)]).await;
+    let (one, ninth) = (deleted(&reads, "one"), deleted(&dev, "many"));
+    one.is_refused(policies::THAW, "Database orders may be neither quiesced nor thawed by you").await;
+    ninth.is_refused(policies::THAW_MORE, "Database db-10 may be neither").await;
+    deleted(&thaws, "many").is_done().await;
+    deleted(&reads, "over").is_done().await;
+    // They may get and delete everything in any cluster.
+    for controller in ["namespace-controller", "generic-garbage-collector"] {
+        let who = Identity::user(&format!("system:serviceaccount:kube-system:{controller}"), &[]);
+        deleted(&who, "one").is_done().await;
+    }
+    deleted(&Identity::service_account(install::NAMESPACE, install::ACCOUNT), "one").is_done().await;
     one.is_done_without(policies::THAW).await;
     ninth.is_done_without(policies::THAW_MORE).await;
 }
@@ -196,7 +226,7 @@ async fn user(space: &Space<'_>, name: &str, rules: &[&Value]) -> Identity {
 }
 
 fn writes(resource: &str) -> Value {
-    json!({"apiGroups": [api::GROUP], "resources": [resource], "verbs": ["create", "get", "patch", "update"]})
+    json!({"apiGroups": [api::GROUP], "resources": [resource], "verbs": ["create", "delete", "get", "patch", "update"]})
 }
 
 fn verbs(verb: &str, databases: &[&str]) -> Value {

@@ -125,10 +125,13 @@ impl World {
         };
         let networks = Mutex::default();
         let world = Self { cluster, replicas: Mutex::default(), account, arguments, networks, can_be_cut, proxy };
+        let any = !replicas.is_empty();
         for name in replicas {
             world.add_replica(name).await?;
         }
-        world.available(Duration::from_secs(60)).await?;
+        if any {
+            world.available(Duration::from_secs(60)).await?;
+        }
         Ok(world)
     }
 

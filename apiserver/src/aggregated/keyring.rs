@@ -15,7 +15,7 @@ use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 /// The Secret that holds our authority, in the Service's namespace.
-pub(super) const SECRET: &str = "stillpoint-apiserver-ca";
+pub(super) const SECRET: &str = api::install::AUTHORITY;
 /// Set by whoever wants a new authority now; removed when it is begun.
 pub(super) const ROTATE: &str = "stillpoint.dev/rotate";
 /// When the last step was made.

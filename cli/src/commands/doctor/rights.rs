@@ -1,6 +1,6 @@
 //! Whether the cluster lets Stillpoint's account do what it needs: asked of the cluster itself, right by right.
 
-use api::install::{self, AT_HOME, AUTHENTICATION, EVERYWHERE, REVIEWS, Rule, TRUST};
+use api::install::{self, AT_HOME, EVERYWHERE, REVIEWS, Rule, TRUST};
 use futures::{StreamExt, stream};
 use k8s_openapi::api::authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec};
 use kube::{Api, Client, api::PostParams};
@@ -24,7 +24,8 @@ impl Right {
     fn told(&self) -> String {
         let of = self.namespace.as_ref().map(|namespace| format!(" in {namespace}")).unwrap_or_default();
         let group = if self.group.is_empty() { String::new() } else { format!(".{}", self.group) };
-        format!("{} {}{group}{of}", self.verb, self.resource)
+        let name = self.name.map(|name| format!(" {name}")).unwrap_or_default();
+        format!("{} {}{group}{name}{of}", self.verb, self.resource)
     }
 }
 
@@ -72,23 +73,24 @@ pub(super) async fn reads_secret(
 }
 
 fn wanted(home: &str) -> Vec<Right> {
-    let of = |namespace: Option<&str>, name: Option<&'static str>, rule: &Rule| -> Vec<Right> {
-        let pairs = rule
-            .resources()
-            .into_iter()
-            .flat_map(|resource| rule.verbs().into_iter().map(move |verb| (resource, verb)));
-        let right = |(resource, verb)| Right {
-            namespace: namespace.map(str::to_owned),
-            group: rule.group,
-            resource,
-            verb,
-            name,
+    let of = |namespace: Option<&str>, rule: &Rule| -> Vec<Right> {
+        let names: Vec<_> = match rule.names() {
+            all if all.is_empty() => vec![None],
+            names => names.into_iter().map(Some).collect(),
         };
-        pairs.map(right).collect()
+        let mut rights = Vec::new();
+        for resource in rule.resources() {
+            for verb in rule.verbs() {
+                let right =
+                    |name| Right { namespace: namespace.map(str::to_owned), group: rule.group, resource, verb, name };
+                rights.extend(names.iter().copied().map(right));
+            }
+        }
+        rights
     };
-    let everywhere = EVERYWHERE.iter().chain(&REVIEWS).flat_map(|rule| of(None, None, rule));
-    let here = AT_HOME.iter().flat_map(|rule| of(Some(home), None, rule));
-    let trust = of(Some("kube-system"), Some(AUTHENTICATION), &TRUST);
+    let everywhere = EVERYWHERE.iter().chain(&REVIEWS).flat_map(|rule| of(None, rule));
+    let here = AT_HOME.iter().flat_map(|rule| of(Some(home), rule));
+    let trust = of(Some("kube-system"), &TRUST);
     everywhere.chain(here).chain(trust).collect()
 }
 
@@ -139,7 +141,10 @@ mod tests {
             "patch freezes/status.stillpoint.dev",
             "update leases.coordination.k8s.io in home",
             "create subjectaccessreviews.authorization.k8s.io",
-            "watch configmaps in kube-system",
+            "watch configmaps extension-apiserver-authentication in kube-system",
+            "create secrets in home",
+            "update secrets stillpoint-apiserver-ca in home",
+            "get customresourcedefinitions.apiextensions.k8s.io freezes.stillpoint.dev",
         ] {
             assert!(told_of.iter().any(|told| told == right), "{right} in {told_of:?}");
         }
