@@ -1,7 +1,6 @@
 //! Behind a kube-apiserver: what is stored is the cluster's, who asks and what they may is the cluster's to say, and we are
 //! trusted by an authority that lies in a Secret and in the APIService.
 
-mod keyring;
 mod skew;
 mod trust;
 
@@ -33,9 +32,7 @@ use crate::{
     resources::Served,
     server::{Core, Ending, Parts, Server},
 };
-pub(crate) use keyring::{Keyring, Ring};
 use trust::Certificates;
-pub(crate) use trust::REPLICAS;
 pub use trust::{Service, Serving};
 
 /// How a server is reached, and reaches its cluster.
@@ -112,20 +109,22 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     });
     let replicas = Replicas::new(Us {
         client: client.clone(),
-        service: place.service,
+        namespace: place.service.namespace,
         identity,
         address: SocketAddr::new(place.advertise, address.port()).to_string(),
         keyring,
         records: Arc::clone(&core.verbs.records),
         freezer: core.freezer.clone(),
     });
+    let verbs = core.verbs.clone();
+    let leads = move || verbs.leads();
     let mut loops = vec![
         ("whom to trust", trust.follow(watching).boxed()),
-        ("our certificates", certificates.keep(client.clone(), core.verbs.clone()).boxed()),
+        ("our certificates", certificates.keep(client.clone(), leads).boxed()),
         ("the CRDs' version", skew::look(client, schema).boxed()),
         ("what others finished", recovery::follow(core.verbs.clone(), Arc::clone(&core.app.metrics)).boxed()),
     ];
-    loops.extend(replicas.loops(&core.verbs));
+    loops.extend(replicas.loops(core.verbs.stored.clone(), core.verbs.recovered.clone()));
     core.verbs.replicas.set(replicas).ok();
     Ok(Server { bound, tls, address, core, loops, ending })
 }

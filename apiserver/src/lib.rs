@@ -23,6 +23,7 @@ mod documents;
 mod error;
 mod health;
 mod journal;
+mod keyring;
 mod meta;
 mod metrics;
 mod negotiate;

@@ -28,9 +28,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    aggregated::{Keyring, Service},
     answer::Answer,
     error::ApiError,
+    keyring::Keyring,
     records::{Mirror, Records},
 };
 use lease::{Alive, FENCE, Member};
@@ -80,8 +80,8 @@ pub(crate) const MOST_HOPS: u32 = 2;
 /// What a replica is made of.
 pub(crate) struct Us {
     pub(crate) client: Client,
-    /// The Leases are in its namespace.
-    pub(crate) service: Service,
+    /// Where the Leases are.
+    pub(crate) namespace: String,
     pub(crate) identity: String,
     pub(crate) address: String,
     pub(crate) keyring: Arc<Keyring>,
@@ -94,7 +94,7 @@ impl Replicas {
         Self(Arc::new(Inner {
             identity: us.identity,
             address: us.address,
-            leases: Api::namespaced(us.client, &us.service.namespace),
+            leases: Api::namespaced(us.client, &us.namespace),
             mirror: Mirror::empty(),
             alive: Mutex::default(),
             members: Arc::default(),

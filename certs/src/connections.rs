@@ -4,6 +4,7 @@
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use tokio::{
@@ -12,7 +13,35 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::https::Limits;
+/// What connections may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once. For one more, one that is idle has to go.
+    pub connections: usize,
+    /// How long a connection may take to ask the first thing.
+    pub first: Duration,
+    /// How long it may ask nothing. As long as Go's servers let it (apiserver `pkg/server/secure_serving.go`).
+    pub idle: Duration,
+    /// Requests at once on one HTTP/2 connection. Upstream gives a front proxy 1000: it carries all users' watches.
+    pub streams: u32,
+    /// How long open requests may go on after shutdown began.
+    pub drain: Duration,
+}
+
+/// Upstream's header timeout.
+pub(crate) const HEADERS: Duration = Duration::from_secs(32);
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 4096,
+            first: HEADERS,
+            idle: Duration::from_secs(90),
+            streams: 1000,
+            drain: Duration::from_secs(5),
+        }
+    }
+}
 
 /// All that are open.
 #[derive(Debug)]

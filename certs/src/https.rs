@@ -29,7 +29,7 @@ use tokio_rustls::{TlsAcceptor, server::TlsStream};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{debug, warn};
 
-use crate::connections::{Busy, Connections, Entry};
+use crate::connections::{Busy, Connections, Entry, HEADERS, Limits};
 
 /// A listening socket that nobody serves yet.
 #[derive(Debug)]
@@ -42,21 +42,6 @@ pub struct Bound {
 pub struct Peer {
     pub address: SocketAddr,
     pub certificates: Arc<[CertificateDer<'static>]>,
-}
-
-/// What connections may take.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Connections at once. For one more, one that is idle has to go.
-    pub connections: usize,
-    /// How long a connection may take to ask the first thing.
-    pub first: Duration,
-    /// How long it may ask nothing. As long as Go's servers let it (apiserver `pkg/server/secure_serving.go`).
-    pub idle: Duration,
-    /// Requests at once on one HTTP/2 connection. Upstream gives a front proxy 1000: it carries all users' watches.
-    pub streams: u32,
-    /// How long open requests may go on after shutdown began.
-    pub drain: Duration,
 }
 
 #[derive(Debug, Error)]
@@ -72,26 +57,12 @@ const HANDSHAKE: Duration = Duration::from_secs(10);
 const MOST_HEADERS: usize = 1000;
 /// Of one request: what Go's servers take is 1 MiB; no user is described by more than this.
 const HEADER_BYTES: u32 = 256 * 1024;
-/// Upstream's header timeout.
-const HEADERS: Duration = Duration::from_secs(32);
 /// HTTP/2 pings find dead peers behind NAT.
 const PING: Duration = Duration::from_secs(30);
 /// What has nothing open is told to go, and then made to.
 const LEAVING: Duration = Duration::from_secs(1);
 /// Out of file descriptors: without a pause the loop would spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            connections: 4096,
-            first: HEADERS,
-            idle: Duration::from_secs(90),
-            streams: 1000,
-            drain: Duration::from_secs(5),
-        }
-    }
-}
 
 impl Bound {
     /// Binds; port 0 takes a free one.

@@ -11,7 +11,8 @@ mod resolver;
 mod verifier;
 
 pub use authority::{Authority, AuthorityError, Identity, KeyPairPem, Names};
-pub use https::{BindError, Bound, Limits, Peer};
+pub use connections::Limits;
+pub use https::{BindError, Bound, Peer};
 pub use resolver::{ByName, Leaf, LeafError};
 pub use verifier::{Authorities, Untrusted, identity, server_config, validity, verify_client};
 

@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use cluster::{Cluster, Node, Options, image, workload};
 use serde_json::{Value, json};
 
@@ -10,7 +10,8 @@ pub(crate) const NAMESPACE: &str = "stillpoint";
 pub(crate) const DEPLOYMENT: &str = "deployment/stillpoint-apiserver";
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 const NAME: &str = "stillpoint-apiserver";
-const REFERENCE: &str = "docker.io/library/stillpoint:test";
+/// What the plain YAML names.
+const REFERENCE: &str = "docker.io/library/stillpoint:0.1.0";
 
 pub(crate) async fn start() -> Result<Cluster> {
     let node = Some(Node { storage: true });
@@ -21,14 +22,9 @@ pub(crate) async fn start() -> Result<Cluster> {
     let archive = image(&["programs", &archive, REFERENCE, &server.display().to_string()]).await?;
     cluster.import_image(&archive).await?;
 
-    cluster.kubectl(&["create", "namespace", NAMESPACE]).await?.ok()?;
-    let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-    for file in ["crds/databases.yaml", "crds/freezes.yaml", "apiserver/rights.yaml", "apiserver/api.yaml"] {
-        cluster.apply(&std::fs::read_to_string(deploy.join(file))?).await.context(file)?;
-    }
-    for object in server_in_pods() {
-        cluster.apply(&object.to_string()).await?;
-    }
+    // As deploy/README.md has it, to the letter.
+    let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/stillpoint.yaml");
+    cluster.apply(&std::fs::read_to_string(installed)?).await?;
     rolled_out(&cluster).await?;
     let api = format!("apiservice/{}.{}", api::VERSION, api::LIVE_GROUP);
     cluster.kubectl(&["wait", "--for=condition=Available", "--timeout=60s", &api]).await?.ok()?;
@@ -44,41 +40,6 @@ pub(crate) async fn rolled_out(cluster: &Cluster) -> Result<()> {
         return Err(error.context(format!("{described}{log:?}")));
     }
     Ok(())
-}
-
-/// Two replicas by their ServiceAccount's token, probed, without rights on the node.
-fn server_in_pods() -> [Value; 2] {
-    let labels = json!({"app": NAME});
-    let probe = |path: &str| json!({"httpGet": {"path": path, "port": "https", "scheme": "HTTPS"}, "periodSeconds": 1, "timeoutSeconds": 5});
-    let of_pod = |name: &str, field: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": field}}});
-    let container = json!({
-        "name": "apiserver", "image": REFERENCE, "imagePullPolicy": "Never",
-        "command": [NAME, "--listen=0.0.0.0:6443"],
-        "env": [of_pod("POD_NAME", "metadata.name"), of_pod("POD_IP", "status.podIP")],
-        "ports": [{"name": "https", "containerPort": 6443}],
-        "readinessProbe": probe("/readyz"), "livenessProbe": probe("/livez"),
-        "securityContext": {
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
-        },
-    });
-    let metadata = json!({"name": NAME, "namespace": NAMESPACE});
-    [
-        json!({
-            "apiVersion": "v1", "kind": "Service", "metadata": metadata,
-            "spec": {"selector": labels, "ports": [{"name": "https", "port": 443, "targetPort": "https"}]},
-        }),
-        json!({
-            "apiVersion": "apps/v1", "kind": "Deployment", "metadata": metadata,
-            "spec": {
-                "replicas": 2, "selector": {"matchLabels": labels},
-                "strategy": {"rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-                "template": {"metadata": {"labels": labels}, "spec": {
-                    "serviceAccountName": NAME, "containers": [container],
-                    "securityContext": {"runAsNonRoot": true, "runAsUser": 65532, "runAsGroup": 65532},
-                }},
-            },
-        }),
-    ]
 }
 
 /// PostgreSQL in a Pod, and a Database of it that is ready, in the default namespace.

@@ -16,8 +16,10 @@ use serde_json::{Value, json};
 use tokio::time::{Instant, sleep, timeout};
 use tracing::{debug, info, warn};
 
-use super::keyring::{Kept, Keyring, Ring, SECRET};
-use crate::{health::Condition, verbs::Verbs};
+use crate::{
+    health::Condition,
+    keyring::{Kept, Keyring, REPLICAS, Ring, SECRET},
+};
 
 /// `NAMESPACE/NAME` of the Service that the APIService names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,9 +36,6 @@ pub enum Serving {
     /// Somebody else, who also keeps the APIService's `caBundle` (cert-manager's cainjector does).
     Files { certificate: PathBuf, key: PathBuf },
 }
-
-/// The name by which replicas ask each other: whoever asks by it is shown a certificate of our own authority.
-pub(crate) const REPLICAS: &str = "replicas.stillpoint.internal";
 
 /// The life of a serving certificate, and how often everything here is looked at.
 const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -107,11 +106,11 @@ impl Certificates {
     }
 
     /// Keeps certificates young, the authority the one that all replicas have, and the APIService's `caBundle` ours, for ever.
-    pub(super) async fn keep(mut self, client: Client, verbs: Verbs) {
+    pub(super) async fn keep(mut self, client: Client, leads: impl Fn() -> bool + Send + Sync) {
         let mut renewed = Instant::now();
         loop {
             sleep(if self.shared.check().1 { LOOK_EVERY } else { FIRST_LOOKS }).await;
-            let followed = timeout(LOOK, self.follow(&client, verbs.leads())).await;
+            let followed = timeout(LOOK, self.follow(&client, leads())).await;
             let changed = match followed.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", LOOK.as_secs()))) {
                 Ok(changed) => changed,
                 Err(error) => {
@@ -132,7 +131,7 @@ impl Certificates {
                 }
             }
             self.reload();
-            if verbs.leads()
+            if leads()
                 && self.shared.check().1
                 && self.serving == Serving::Own
                 && let Err(error) = timeout(LOOK, tell(&client, &self.keyring.now().bundle))

@@ -9,12 +9,13 @@ use std::{
 use freeze::Ending;
 use futures::{
     FutureExt, StreamExt,
-    future::{join_all, pending},
+    future::{BoxFuture, join_all, pending},
 };
 use jiff::Timestamp;
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
 use kube::api::{DeleteParams, PostParams};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
 use super::{
@@ -22,7 +23,7 @@ use super::{
     lease::{self, FENCE, Member, RENEW},
     members::Taken,
 };
-use crate::{records::Seen, server::Loop, verbs::Verbs};
+use crate::records::Seen;
 
 /// How often what is ours is looked through, and what the dead left.
 const LOOK: Duration = Duration::from_secs(1);
@@ -33,13 +34,18 @@ const WRITE: Duration = Duration::from_secs(2);
 
 impl Replicas {
     /// Its loops; they end with the server.
-    pub(crate) fn loops(&self, verbs: &Verbs) -> Vec<Loop> {
+    /// `stored`: cancelled once everything that is stored was read; then `recovered` is, as soon as it is known who lives.
+    pub(crate) fn loops(
+        &self,
+        stored: CancellationToken,
+        recovered: CancellationToken,
+    ) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
         let (mirror, leases) = (self.0.mirror.clone(), self.0.leases.clone());
         vec![
             ("leases", mirror.run(leases).boxed()),
             ("who lives", self.clone().look().boxed()),
             ("our lease", self.clone().renew().boxed()),
-            ("members", self.clone().tidy(verbs.clone()).boxed()),
+            ("members", self.clone().tidy(stored, recovered).boxed()),
         ]
     }
 
@@ -166,7 +172,7 @@ impl Replicas {
         });
     }
 
-    async fn tidy(self, verbs: Verbs) {
+    async fn tidy(self, stored: CancellationToken, recovered: CancellationToken) {
         let inner = &self.0;
         inner.mirror.complete().await;
         let mut tick = interval(LOOK);
@@ -186,14 +192,14 @@ impl Replicas {
             {
                 info!("this replica leads");
             }
-            let stored = verbs.stored.is_cancelled();
+            let is_stored = stored.is_cancelled();
             self.take_over().await;
             if self.leads() {
                 self.bury().await;
             }
-            if !verbs.recovered.is_cancelled() && stored {
+            if !recovered.is_cancelled() && is_stored {
                 // What is alive was seen; what the dead left is taken over as their Leases grow old.
-                verbs.recovered.cancel();
+                recovered.cancel();
             }
         }
     }

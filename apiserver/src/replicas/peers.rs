@@ -19,13 +19,13 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::timeout;
 
 use crate::{
-    aggregated::{Keyring, REPLICAS, Ring},
     answer::Answer,
     auth::{
         Authenticator, User,
         delegated::{Delegated, FrontProxy},
     },
     error::ApiError,
+    keyring::{Keyring, REPLICAS, Ring},
 };
 
 /// The common name of a replica's certificate.

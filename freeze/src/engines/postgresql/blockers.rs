@@ -7,10 +7,7 @@ use sqlx::postgres::PgRow;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{
-    connect::{Link, MARK, literal, text},
-    locks::DRAIN,
-};
+use super::connect::{Link, MARK, literal, text};
 use crate::{
     blocker::Blocker,
     driver::Plan,
@@ -32,6 +29,8 @@ macro_rules! client {
     };
 }
 
+/// The pause between attempts, in which those who queued behind us go on.
+pub(super) const DRAIN: Duration = Duration::from_millis(250);
 const AGE: &str = age!();
 const CLIENT: &str = client!();
 

@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    blockers,
+    blockers::{self, DRAIN},
     connect::{Link, Session, identifier, literal, text},
     errors,
 };
@@ -80,8 +80,6 @@ const WHOSE: &str =
 const SHARE_OF_DEADLOCK_TIMEOUT: (u32, u32) = (8, 10);
 /// Below this an attempt has no time for anything.
 pub(super) const SHORTEST_DEADLOCK_TIMEOUT: Duration = Duration::from_millis(10);
-/// The pause between attempts, in which those who queued behind us go on.
-pub(super) const DRAIN: Duration = Duration::from_millis(250);
 
 /// Opens one session per database and lists its tables, beside `main`. Blocks nobody.
 ///

@@ -15,11 +15,13 @@ use jiff::Timestamp;
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 
 /// The Secret that holds our authority, in the Service's namespace.
-pub(super) const SECRET: &str = api::install::AUTHORITY;
+pub(crate) const SECRET: &str = api::install::AUTHORITY;
 /// Set by whoever wants a new authority now; removed when it is begun.
-pub(super) const ROTATE: &str = "stillpoint.dev/rotate";
+pub(crate) const ROTATE: &str = "stillpoint.dev/rotate";
 /// When the last step was made.
 const STEPPED: &str = "stillpoint.dev/rotation-step-at";
+/// The name by which replicas ask each other: whoever asks by it is shown a certificate of our own authority.
+pub(crate) const REPLICAS: &str = "replicas.stillpoint.internal";
 /// An authority's life; a next one is made when two thirds are over.
 const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -39,7 +41,7 @@ pub(crate) struct Ring {
 
 /// What the Secret holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Kept {
+pub(crate) struct Kept {
     signing: Pair,
     next: Option<Pair>,
     previous: Option<String>,
@@ -54,7 +56,7 @@ struct Pair {
 }
 
 impl Keyring {
-    pub(super) fn new(ring: Ring) -> Arc<Self> {
+    pub(crate) fn new(ring: Ring) -> Arc<Self> {
         Arc::new(Self(ArcSwap::from_pointee(ring)))
     }
 
@@ -62,13 +64,13 @@ impl Keyring {
         self.0.load_full()
     }
 
-    pub(super) fn put(&self, ring: Ring) {
+    pub(crate) fn put(&self, ring: Ring) {
         self.0.store(Arc::new(ring));
     }
 }
 
 impl Ring {
-    pub(super) fn of(kept: Kept) -> anyhow::Result<Self> {
+    pub(crate) fn of(kept: Kept) -> anyhow::Result<Self> {
         let signing = Authority::from_pem(&kept.signing.pem()).context("ca.crt and ca.key")?;
         let next = kept.next.as_ref().map(|pair| pair.certificate.as_str());
         let bundle = [Some(kept.signing.certificate.as_str()), next, kept.previous.as_deref()];
@@ -77,7 +79,7 @@ impl Ring {
         Ok(Self { signing, bundle, authorities, kept })
     }
 
-    pub(super) fn kept(&self) -> &Kept {
+    pub(crate) fn kept(&self) -> &Kept {
         &self.kept
     }
 
@@ -89,11 +91,11 @@ impl Ring {
 
 impl Kept {
     /// The first, or one for a cluster that has lost it.
-    pub(super) fn create(now: Timestamp) -> anyhow::Result<Self> {
+    pub(crate) fn create(now: Timestamp) -> anyhow::Result<Self> {
         Ok(Self { signing: Pair::create(now)?, next: None, previous: None, stepped: None, asked: false })
     }
 
-    pub(super) fn read(secret: &Secret) -> anyhow::Result<Self> {
+    pub(crate) fn read(secret: &Secret) -> anyhow::Result<Self> {
         let none = BTreeMap::new();
         let data = secret.data.as_ref().unwrap_or(&none);
         let text = |key: &str| data.get(key).map(|bytes| String::from_utf8(bytes.0.clone())).transpose();
@@ -118,7 +120,7 @@ impl Kept {
     }
 
     /// Into `secret`, of which everything else stays.
-    pub(super) fn write(&self, secret: &mut Secret) {
+    pub(crate) fn write(&self, secret: &mut Secret) {
         let pair = |pair: &Pair| (pair.certificate.clone(), pair.key.clone());
         let (next_certificate, next_key) = self.next.as_ref().map(pair).unzip();
         let (certificate, key) = pair(&self.signing);
@@ -146,7 +148,7 @@ impl Kept {
     }
 
     /// A Secret of its own.
-    pub(super) fn secret(&self) -> Secret {
+    pub(crate) fn secret(&self) -> Secret {
         let metadata = ObjectMeta { name: Some(SECRET.to_owned()), ..ObjectMeta::default() };
         let mut secret = Secret { metadata, ..Secret::default() };
         self.write(&mut secret);
@@ -154,7 +156,7 @@ impl Kept {
     }
 
     /// The next step, if it is time for one.
-    pub(super) fn step(&self, now: Timestamp, overlap: Duration) -> anyhow::Result<Option<Self>> {
+    pub(crate) fn step(&self, now: Timestamp, overlap: Duration) -> anyhow::Result<Option<Self>> {
         let settled = self.stepped.is_none_or(|at| now >= at + overlap);
         let stepped = Some(now);
         Ok(match &self.next {
@@ -176,7 +178,7 @@ impl Kept {
     }
 
     /// For the log.
-    pub(super) fn state(&self) -> &'static str {
+    pub(crate) fn state(&self) -> &'static str {
         match (&self.next, &self.previous) {
             (Some(_), _) => "a next authority is trusted, and signs after the overlap",
             (None, Some(_)) => "a new authority signs, and the old one is trusted until the overlap is over",
