@@ -48,6 +48,16 @@ async fn nothing_stays_frozen(kind: ServerKind) {
         rows
     });
     let mut rows: Vec<Row> = join_all(work).await.into_iter().flatten().collect();
+    for (strike, phase) in missed(&rows) {
+        // A freeze has more pieces when its servers are slow: those of this phase are where other strikes met it.
+        let places: Vec<Place> = rows.iter().filter(|row| row.met == Some(phase)).map(|row| row.place).collect();
+        for place in places.into_iter().filter(|place| matches!(place, Place::Piece(_))) {
+            rows.push(benches[0].strike(strike, place).await);
+            if rows.last().is_some_and(|row| row.met == Some(phase)) {
+                break;
+            }
+        }
+    }
     rows.sort_by_key(|row| (row.strike, row.place));
     println!("{kind}: {pieces} pieces in a freeze that nothing disturbs");
     for row in &rows {
@@ -55,12 +65,15 @@ async fn nothing_stays_frozen(kind: ServerKind) {
     }
     let wrong: Vec<String> = rows.iter().filter_map(Row::wrong).collect();
     assert!(wrong.is_empty(), "{kind}:\n{}", wrong.join("\n"));
-    for strike in Strike::ALL {
-        let met = |phase| rows.iter().any(|row| row.strike == strike && row.met == Some(phase));
-        for phase in [Phase::Preparing, Phase::Acquiring, Phase::Frozen, Phase::Thawing] {
-            assert!(met(phase), "{kind}: no {strike:?} while {phase}");
-        }
-    }
+    let missed = missed(&rows);
+    assert!(missed.is_empty(), "{kind}: never met: {missed:?}");
+}
+
+/// Which strike met no freeze in which phase.
+fn missed(rows: &[Row]) -> Vec<(Strike, Phase)> {
+    let phases = [Phase::Preparing, Phase::Acquiring, Phase::Frozen, Phase::Thawing];
+    let all = Strike::ALL.into_iter().flat_map(|strike| phases.map(|phase| (strike, phase)));
+    all.filter(|(strike, phase)| !rows.iter().any(|row| row.strike == *strike && row.met == Some(*phase))).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
