@@ -143,6 +143,8 @@ impl Stat {
 
 #[cfg(test)]
 mod tests {
+    use std::time::{Duration, Instant};
+
     use super::*;
 
     #[test]
@@ -158,6 +160,11 @@ mod tests {
         let group = process.group();
         assert!(group_members(group).contains(&group) && started(group).is_some());
         process.kill();
+        // Only its leader is our child; the rest is dead as soon as the kernel comes to it.
+        let end = Instant::now() + Duration::from_secs(10);
+        while !group_members(group).is_empty() && Instant::now() < end {
+            thread::park_timeout(Duration::from_millis(5));
+        }
         assert_eq!(group_members(group), Vec::<u32>::new());
     }
 }
