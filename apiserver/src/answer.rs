@@ -3,11 +3,14 @@
 use std::convert::Infallible;
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode};
 use http_body_util::combinators::UnsyncBoxBody;
 use serde_json::Value;
 
 use crate::{error::ApiError, negotiate::Form, query::Query};
+
+/// What kube-apiserver knows a request by; told in every answer and log line.
+pub(crate) const AUDIT_ID: HeaderName = HeaderName::from_static("audit-id");
 
 /// What a response's body is made of.
 pub type AnswerBody = UnsyncBoxBody<Bytes, Infallible>;
@@ -31,7 +34,7 @@ pub enum Answer {
         code: StatusCode,
         content_type: &'static str,
         bytes: Bytes,
-        headers: Vec<(header::HeaderName, String)>,
+        headers: Vec<(HeaderName, String)>,
     },
     /// A stream that ends when the server stops.
     Stream(AnswerBody),

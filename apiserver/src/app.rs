@@ -22,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{Instrument, debug, error, info_span};
 
 use crate::{
-    answer::{Answer, AnswerBody, Parts, json_answer},
+    answer::{AUDIT_ID, Answer, AnswerBody, Parts, json_answer},
     auth::{Authenticator, Authorizer, authorize},
     documents,
     error::ApiError,
@@ -62,9 +62,13 @@ impl App {
     /// The one wrapper.
     pub async fn serve(self: Arc<Self>, request: Request<Incoming>, peer: Peer) -> Response<AnswerBody> {
         let began = Instant::now();
-        let id = request.headers().get("audit-id").and_then(|id| id.to_str().ok()).map(str::to_owned);
+        let id = request.headers().get(AUDIT_ID).and_then(|id| id.to_str().ok()).map(str::to_owned);
         let id = id.filter(|id| id.len() <= 64).unwrap_or_else(|| uuid::Uuid::new_v4().to_string());
         let (mut parts, body) = request.into_parts();
+        // What is sent on to another replica is found in its log, too.
+        if let Ok(value) = HeaderValue::from_str(&id) {
+            parts.headers.insert(AUDIT_ID, value);
+        }
         let query = Query::parse(parts.uri.query());
         let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
         let label = label(self.served, asked.as_ref().ok());
@@ -85,7 +89,7 @@ impl App {
         let answer = answer.unwrap_or_else(|_| Err(ApiError::internal("a handler panicked")));
         let mut response = span.in_scope(|| render(answer, gzip));
         if let Ok(value) = HeaderValue::from_str(&id) {
-            response.headers_mut().insert("audit-id", value);
+            response.headers_mut().insert(AUDIT_ID, value);
         }
         self.metrics.request(label, response.status().as_u16(), began.elapsed().as_secs_f64());
         response
@@ -182,7 +186,11 @@ fn version() -> Value {
 }
 
 fn render(answer: Result<Answer, ApiError>, gzip: bool) -> Response<AnswerBody> {
-    let retry_after = answer.as_ref().err().and_then(ApiError::retry_after);
+    let retry_after = match &answer {
+        Err(error) => error.retry_after(),
+        Ok(Answer::Json { code, bytes, .. }) if code.is_server_error() => ApiError::retry_after_of(bytes),
+        Ok(_) => None,
+    };
     let answer = answer.unwrap_or_else(|error| {
         if error.code.is_server_error() {
             error!(code = error.code.as_u16(), message = %error.message, internal = error.internal, "request failed");

@@ -52,8 +52,15 @@ pub struct Args {
     #[arg(long, value_name = "FILE", requires = "tls_cert_file", conflicts_with = "standalone")]
     tls_private_key_file: Option<PathBuf>,
     /// In a cluster: how long an old and a new authority of ours are both trusted when one is exchanged for the other, in
-    /// seconds. It is exchanged when it is old, or when its Secret is annotated with stillpoint.dev/rotate.
-    #[arg(long, value_name = "SECONDS", default_value_t = 600, conflicts_with = "standalone")]
+    /// seconds; at least 15, for each replica reads it every 5. It is exchanged when it is old, or when its Secret is annotated
+    /// with stillpoint.dev/rotate.
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 600,
+        value_parser = clap::value_parser!(u64).range(15..),
+        conflicts_with = "standalone"
+    )]
     ca_overlap_seconds: u64,
     /// In a cluster: how to reach it, when not as the pod that we are.
     #[arg(long, value_name = "FILE", conflicts_with = "standalone")]

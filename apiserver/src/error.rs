@@ -143,11 +143,7 @@ impl ApiError {
     }
 
     pub fn is_in_motion(&self) -> bool {
-        self.code == StatusCode::SERVICE_UNAVAILABLE && Self::says_in_motion(&self.details)
-    }
-
-    pub fn says_in_motion(details: &Value) -> bool {
-        details[RETRY].is_u64()
+        self.code == StatusCode::SERVICE_UNAVAILABLE && self.retry_after().is_some()
     }
 
     /// Ours to mend: the client learns that, the log why.
@@ -188,6 +184,11 @@ impl ApiError {
     /// What `Retry-After` says.
     pub fn retry_after(&self) -> Option<u64> {
         self.details[RETRY].as_u64()
+    }
+
+    /// The same, of a `Status` that another server wrote.
+    pub fn retry_after_of(status: &[u8]) -> Option<u64> {
+        serde_json::from_slice::<Value>(status).ok()?["details"][RETRY].as_u64()
     }
 
     fn new(code: StatusCode, reason: &'static str, message: impl Into<String>) -> Self {

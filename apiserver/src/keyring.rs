@@ -155,7 +155,12 @@ impl Kept {
         secret
     }
 
-    /// The next step, if it is time for one.
+    /// The certificate of the authority that is to sign next.
+    pub(crate) fn next(&self) -> Option<&str> {
+        self.next.as_ref().map(|next| next.certificate.as_str())
+    }
+
+    /// The next step, if it is time for one. Nothing is to be signed by a next authority that those who trust us were not told of.
     pub(crate) fn step(&self, now: Timestamp, overlap: Duration) -> anyhow::Result<Option<Self>> {
         let settled = self.stepped.is_none_or(|at| now >= at + overlap);
         let stepped = Some(now);

@@ -4,11 +4,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::StatusCode;
-use serde_json::Value;
 use tokio::time::{Instant, sleep};
 
 use crate::{
-    answer::{Answer, coded},
+    answer::{AUDIT_ID, Answer, coded},
     asked::Asked,
     body::{self, Body},
     error::ApiError,
@@ -79,6 +78,7 @@ impl Objects {
             user: asked.user,
             path: format!("{path}{query}"),
             content_type: asked.content_type(),
+            audit_id: asked.parts.headers.get(AUDIT_ID),
             body: Bytes::copy_from_slice(bytes),
             hops,
         };
@@ -91,8 +91,7 @@ fn is_in_motion(answered: &Result<Answer, ApiError>) -> bool {
     match answered {
         Err(error) => error.is_in_motion(),
         Ok(Answer::Json { code: StatusCode::SERVICE_UNAVAILABLE, bytes, .. }) => {
-            let status: Value = serde_json::from_slice(bytes).unwrap_or_default();
-            ApiError::says_in_motion(&status["details"])
+            ApiError::retry_after_of(bytes).is_some()
         }
         Ok(_) => false,
     }

@@ -62,7 +62,8 @@ pub fn remember(verbs: &Verbs) {
 pub(crate) async fn follow(verbs: Verbs, metrics: Arc<Metrics>) {
     let mut following = verbs.records.follow_freezes();
     while let Some(seen) = following.next().await {
-        let Seen::There(freeze) = seen else { continue };
+        // One that was deleted as soon as it was over may be seen only then.
+        let (Seen::There(freeze) | Seen::Gone(freeze)) = seen;
         for (freeze, status) in oldest_first(&[freeze]) {
             if left(&status) == Left::Memory {
                 metrics.remembered(&status);

@@ -14,7 +14,7 @@ mod members;
 mod peers;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashMap, hash_map::Entry},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -56,6 +56,8 @@ struct Inner {
     peers: Peers,
     records: Arc<dyn Records>,
     freezer: Freezer,
+    /// What dead replicas left, and when we last took care of it: what cannot be undone now is not tried all the time.
+    laid: Mutex<HashMap<(FreezeName, Option<String>), Instant>>,
     /// When we last said that we live. Too long ago, and nothing is frozen here: looked at by the clock, not by who was in time to
     /// raise a flag, for a process may have been stopped.
     renewed: Mutex<Option<Instant>>,
@@ -76,6 +78,9 @@ pub(crate) enum Place {
 const TRIES: usize = 8;
 /// How often a verb may be sent on: once, and once more when a member went from one to the other meanwhile.
 pub(crate) const MOST_HOPS: u32 = 2;
+
+/// How often what cannot be undone is tried again: its Database is gone, or another version of us knows how.
+const LAY_AGAIN: Duration = Duration::from_secs(60);
 
 /// What a replica is made of.
 pub(crate) struct Us {
@@ -101,6 +106,7 @@ impl Replicas {
             peers: Peers::new(us.keyring),
             records: us.records,
             freezer: us.freezer,
+            laid: Mutex::default(),
             renewed: Mutex::default(),
             leaving: CancellationToken::new(),
             left: CancellationToken::new(),
@@ -332,6 +338,21 @@ impl Inner {
         });
     }
 
+    /// Whether it is time to take care of what a dead replica left there.
+    fn is_due(&self, Remains { freeze, status }: &Remains) -> bool {
+        let now = Instant::now();
+        let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
+        laid.retain(|_, at| now.duration_since(*at) < LAY_AGAIN);
+        // One of the same name may have been declared anew.
+        match laid.entry((freeze.clone(), status.mark.clone())) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(entry) => {
+                entry.insert(now);
+                true
+            }
+        }
+    }
+
     /// Hands what dead freezers left to ours, which undoes it. Only what is not finished, or has something to undo.
     fn lay_to_rest(&self, chosen: impl Fn(&Freeze) -> bool) {
         let remains = self.records.freezes().into_iter().filter(|freeze| is_left(freeze) && chosen(freeze));
@@ -340,7 +361,8 @@ impl Inner {
             Some(Remains { freeze: FreezeName { namespace, name }, status: freeze.status.clone()? })
         });
         let known: BTreeSet<FreezeName> = self.freezer.views().into_iter().map(|view| view.freeze).collect();
-        let remains: Vec<Remains> = remains.filter(|remains| !known.contains(&remains.freeze)).collect();
+        let remains: Vec<Remains> =
+            remains.filter(|remains| !known.contains(&remains.freeze) && self.is_due(remains)).collect();
         if !remains.is_empty() {
             tracing::info!(count = remains.len(), "taking care of what a dead replica left");
             self.freezer.recover(remains);

@@ -30,6 +30,11 @@ const DATABASES: [&str; 3] = ["a", "b", "c"];
 const PROPAGATION: Duration = Duration::from_secs(1);
 /// Between two things that happen to replicas.
 const CALM: Duration = Duration::from_secs(2);
+/// How long nothing happens first.
+const QUIET: Duration = Duration::from_secs(8);
+/// Freezes that may fail to be written down in time although none did while nothing happened: what a busy machine does now and
+/// then. Each restart failing those under way (one of each Database, twice) would be more.
+const FEW: usize = 3;
 const DELAY: [&str; 2] = ["--shutdown-delay-seconds", "3"];
 
 struct Load {
@@ -46,6 +51,7 @@ async fn a_rolling_restart_is_seen_by_nobody() {
     for aggregator_routing in [true, false] {
         let setup = Setup { aggregator_routing, arguments: DELAY.map(str::to_owned).into(), ..Setup::default() };
         let world = World::of(setup).await.unwrap();
+        let quiet = under_load(&world, sleep(QUIET)).await;
         let load = under_load(&world, async {
             for (old, new) in [("one", "three"), ("two", "four")] {
                 world.add_replica(new).await.unwrap();
@@ -63,7 +69,13 @@ async fn a_rolling_restart_is_seen_by_nobody() {
              failed",
             failed.len()
         );
-        assert!(slow * 10 <= frozen, "{slow} of {frozen} could not be written down in time");
+        let (slow_then, frozen_then) = (quiet.slow.load(Ordering::Relaxed), quiet.frozen.load(Ordering::Relaxed));
+        assert!(frozen_then > 10, "hardly anything was frozen: {frozen_then}");
+        let as_ever = 2 * slow_then * frozen / frozen_then;
+        assert!(
+            slow <= FEW + as_ever,
+            "{slow} of {frozen} could not be written down in time; while nothing happened, {slow_then} of {frozen_then}"
+        );
         assert!(failed.is_empty(), "{} failed: {:#?}", failed.len(), &failed[..failed.len().min(10)]);
         assert!(asked > 500 && frozen > 10, "hardly anything was asked: {asked}, {frozen}");
     }
@@ -162,7 +174,7 @@ impl Load {
     }
 
     /// A freeze that a busy disk or API server did not write down within a second is let go, whoever restarts; it is counted, and
-    /// must stay a rarity.
+    /// must be no more than while nobody does.
     fn note(&self, path: &str, answered: Result<Value, kube::Error>) {
         self.asked.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = answered {
@@ -178,7 +190,7 @@ impl Load {
 /// Whoever signs our certificates is exchanged while everybody goes on asking.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn our_authority_is_exchanged_and_nobody_sees_it() {
-    let arguments = ["--ca-overlap-seconds", "12"].map(str::to_owned).into();
+    let arguments = ["--ca-overlap-seconds", "15"].map(str::to_owned).into();
     let world = World::of(Setup { arguments, ..Setup::default() }).await.unwrap();
     let before = world.authority().await.unwrap();
     let load = under_load(&world, async {

@@ -157,7 +157,11 @@ impl Certificates {
             return Ok(false);
         };
         let mut kept = Kept::read(&secret)?;
-        if leads && let Some(next) = kept.step(Timestamp::now(), self.overlap)? {
+        let told = self.serving != Serving::Own || !leads || is_told(client, &kept).await?;
+        if leads
+            && told
+            && let Some(next) = kept.step(Timestamp::now(), self.overlap)?
+        {
             next.write(&mut secret);
             // Whoever was faster has made this step.
             secrets.replace(SECRET, &PostParams::default(), &secret).await?;
@@ -216,9 +220,21 @@ fn leaf(ring: &Ring, service: &Service, address: SocketAddr, now: Timestamp) -> 
     Ok(ring.signing.serve(&names, now, LEAF_LIFE)?)
 }
 
+/// Whether the APIService trusts what signs next: nothing is signed by what nobody was told of.
+async fn is_told(client: &Client, kept: &Kept) -> anyhow::Result<bool> {
+    let Some(next) = kept.next() else { return Ok(true) };
+    let service = Api::<APIService>::all(client.clone()).get_opt(&api_service()).await?;
+    let bundle = service.and_then(|service| service.spec?.ca_bundle).unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bundle.0).contains(next.trim()))
+}
+
+fn api_service() -> String {
+    format!("{}.{}", api::VERSION, api::LIVE_GROUP)
+}
+
 /// Puts what is trusted into the APIService, unless it is there.
 async fn tell(client: &Client, bundle: &str) -> anyhow::Result<()> {
-    let name = format!("{}.{}", api::VERSION, api::LIVE_GROUP);
+    let name = api_service();
     let services: Api<APIService> = Api::all(client.clone());
     let Some(service) = services.get_opt(&name).await? else {
         bail!("there is no APIService {name}; apply deploy/");

@@ -1,5 +1,7 @@
 //! Declared freezes: what somebody wants (`kubectl apply` of a `Freeze`), and what has to be done about it.
 
+mod joined;
+
 use std::{
     sync::{
         Arc,
@@ -9,20 +11,23 @@ use std::{
 };
 
 use api::{ClaimKind, Desired, Freeze, FreezeStatus, Phase, conditions};
-use freeze::{Claimant, Ending, FreezeName, Granted, Refused};
+use freeze::{Claimant, Ending, FreezeName, Refused};
 use futures::StreamExt;
 use http::StatusCode;
 use jiff::Timestamp;
 use tokio::time::interval;
 use tracing::{info, warn};
 
-use crate::{error::ApiError, records::Seen, replicas::Place, verbs::Verbs};
+use super::turns::Turns;
+use crate::{records::Seen, replicas::Place, verbs::Verbs};
 
 /// Who declared a Freeze; set by the registry, never by the author.
 pub const CREATED_BY: &str = "stillpoint.dev/created-by";
 
 /// How often everything is looked at again: one that another replica was to begin, and did not.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Freezes of which something is done at once.
+const AT_ONCE: usize = 64;
 
 /// Reasons and messages of those that never held.
 const WITHDRAWN: (&str, &str) = (conditions::reasons::RELEASED, "it was withdrawn before it was begun");
@@ -81,25 +86,41 @@ pub fn plan(freeze: &Freeze, now: Timestamp) -> Step {
 
 /// Follows all Freezes.
 pub async fn run(verbs: Verbs) {
+    let turns = Turns::new(AT_ONCE);
+    let take = |freeze: &Freeze| {
+        if plan(freeze, Timestamp::now()) != Step::Nothing
+            && let Some(name) = name_of(freeze)
+        {
+            let verbs = verbs.clone();
+            turns.take(&verbs.tasks.clone(), name, move |name| act(verbs.clone(), name));
+        }
+    };
     let mut freezes = verbs.records.follow_freezes();
     let mut tick = interval(AGAIN);
     loop {
         tokio::select! {
             seen = freezes.next() => match seen {
-                Some(Seen::There(freeze)) => act(&verbs, &freeze).await,
+                Some(Seen::There(freeze)) => take(&freeze),
                 // Somebody took our finalizer off: whatever it holds is let go all the same.
-                Some(Seen::Gone(freeze)) => gone(&verbs, &freeze).await,
+                Some(Seen::Gone(freeze)) => gone(&verbs, freeze),
                 None => return,
             },
             _ = tick.tick() => {
-                for freeze in verbs.records.freezes() {
-                    if plan(&freeze, Timestamp::now()) != Step::Nothing {
-                        act(&verbs, &freeze).await;
-                    }
+                let all = verbs.records.freezes();
+                for freeze in &all {
+                    take(freeze);
+                }
+                for (name, end) in joined::ended(&all).into_iter().filter(|_| verbs.leads()) {
+                    let task = verbs.clone();
+                    turns.take(&verbs.tasks, name, move |name| joined::bury(task.clone(), name, end.clone()));
                 }
             }
         }
     }
+}
+
+fn name_of(freeze: &Freeze) -> Option<FreezeName> {
+    Some(FreezeName { namespace: freeze.metadata.namespace.clone()?, name: freeze.metadata.name.clone()? })
 }
 
 /// Whether another replica, that lives, has its Databases: then what is to be done is done there.
@@ -110,40 +131,41 @@ fn is_elsewhere(verbs: &Verbs, freeze: &Freeze) -> bool {
     targets.any(|target| matches!(replicas.holder(namespace, &target.database), Place::At(_)))
 }
 
-async fn gone(verbs: &Verbs, freeze: &Freeze) {
-    let (namespace, name) = (freeze.metadata.namespace.as_deref(), freeze.metadata.name.as_deref());
-    for target in &freeze.spec.targets {
-        let namespace = namespace.unwrap_or_default();
-        let view = verbs.freezer.view(namespace, &target.database);
-        if view.is_some_and(|view| Some(view.freeze.name.as_str()) == name) {
-            verbs.freezer.end(namespace, &target.database, Ending::Withdrawn { why: "its Freeze was deleted" }).await;
+/// Lets go what a Freeze holds that is not there any more.
+fn gone(verbs: &Verbs, freeze: Arc<Freeze>) {
+    let Some(name) = name_of(&freeze) else { return };
+    let task = verbs.clone();
+    verbs.tasks.spawn(async move {
+        let ending = Ending::Withdrawn { why: "its Freeze was deleted" };
+        for target in &freeze.spec.targets {
+            let view = task.freezer.view(&name.namespace, &target.database);
+            if view.is_some_and(|view| view.freeze == name) {
+                task.freezer.end(&name.namespace, &target.database, ending.clone()).await;
+            }
         }
-    }
+    });
 }
 
-async fn act(verbs: &Verbs, freeze: &Arc<Freeze>) {
-    let (Some(namespace), Some(name)) = (freeze.metadata.namespace.clone(), freeze.metadata.name.clone()) else {
-        return;
-    };
-    if !verbs.recovered.is_cancelled() || is_elsewhere(verbs, freeze) {
+async fn act(verbs: Verbs, name: FreezeName) {
+    // What brought us here may be old.
+    let Ok(freeze) = verbs.records.freeze(&name).await else { return };
+    if !verbs.recovered.is_cancelled() || is_elsewhere(&verbs, &freeze) {
         return;
     }
-    let freeze_name = FreezeName { namespace: namespace.clone(), name: name.clone() };
-    match plan(freeze, Timestamp::now()) {
+    match plan(&freeze, Timestamp::now()) {
         Step::Nothing => {}
         // Another replica begins it, or the next run of this one.
         Step::Begin if verbs.freezer.is_draining() => {}
-        Step::Begin => begin(verbs, freeze_name, Arc::clone(freeze)).await,
-        Step::End(why) => end(verbs, freeze_name, freeze, why),
+        Step::Begin => begin(&verbs, name, freeze).await,
+        Step::End(why) => end(&verbs, name, &freeze, why),
         Step::Fail((reason, message)) => {
-            // The event that says so may be old.
-            fail_while(verbs, &freeze_name, reason, message, |phase| phase == Phase::Pending).await;
+            fail_while(&verbs, &name, reason, message, |phase| phase == Phase::Pending).await;
         }
         // Whoever has the member undoes it; of Databases that are gone there is nothing to undo.
-        Step::Undo if any_is_there(verbs, freeze).await => {}
+        Step::Undo if any_is_there(&verbs, &freeze).await => {}
         Step::Undo | Step::Let => {
-            if let Err(error) = verbs.records.let_go(&freeze_name).await {
-                warn!(freeze = %freeze_name, message = %error.message, "a finished Freeze could not be let go");
+            if let Err(error) = verbs.records.let_go(&name).await {
+                warn!(freeze = %name, message = %error.message, "a finished Freeze could not be let go");
             }
         }
     }
@@ -202,9 +224,11 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
         let _owned = owned;
         match task.freezer.quiesce(request).await {
             // It joined a freeze that another object stands for.
-            Ok(granted) if granted.freeze != name => follow(&task, &name, &freeze, granted).await,
+            Ok(granted) if granted.freeze != name => joined::follow(&task, &name, &freeze, granted).await,
             Ok(_) => info!(freeze = %name, "declared freeze holds"),
             Err(Refused::NotHeld { freeze, .. } | Refused::Withdrawn { freeze }) if freeze == name => {}
+            // Another replica begins it, or the next run of this one.
+            Err(Refused::Stopping) => put_back(&task, &name).await,
             Err(refused) => {
                 let message = match refused {
                     Refused::Conflict { freeze, why, .. } => format!("Freeze {} covers it: {why}", freeze.name),
@@ -221,58 +245,6 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
             }
         }
     });
-}
-
-/// A Freeze that joined another is what its own claim is: held while that holds, and ended with it, or before.
-async fn follow(verbs: &Verbs, name: &FreezeName, freeze: &Freeze, granted: Granted) {
-    let uid = granted.claim.uid.clone();
-    let joined = granted.freeze.name;
-    let database = freeze.spec.targets.first().map(|target| target.database.as_str()).unwrap_or_default();
-    // Another may have begun meanwhile: that one is not ours.
-    let still = verbs.freezer.view(&name.namespace, database).is_some_and(|view| view.freeze.name == joined);
-    let mut watch = verbs.freezer.watch(&name.namespace, database).filter(|_| still);
-    let mut status = granted.status;
-    loop {
-        let own = of_claim(&status, &uid, &joined);
-        if let Err(error) = conclude(verbs, name, &own).await {
-            warn!(freeze = %name, message = %error.message, "a Freeze that joined another could not be written");
-        }
-        if own.phase.is_finished() {
-            return;
-        }
-        // Its last word comes before the channel closes, unless it was over before we looked.
-        let Some(watch) = &mut watch else { break };
-        if watch.changed().await.is_err() {
-            break;
-        }
-        status = Arc::clone(&watch.borrow_and_update());
-    }
-    fail(verbs, name, conditions::reasons::FREEZER_DIED, "nothing holds it any more").await;
-}
-
-/// The status of a Freeze whose claim is part of another freeze; pure. What is to be undone is the other's to undo, and no
-/// freezer has begun this one: after a crash its Databases are not its to free.
-fn of_claim(status: &FreezeStatus, uid: &str, joined: &str) -> FreezeStatus {
-    let mut own = FreezeStatus { freezer: None, epoch: None, ..status.clone() };
-    own.claims.retain(|claim| claim.uid == uid);
-    own.targets.iter_mut().for_each(|target| target.undo.clear());
-    let ended = own.claims.iter().find_map(|claim| Some((claim.ended_at.as_ref()?.0, claim.until.0)));
-    (own.phase, own.message) = match (status.phase, ended) {
-        (phase, _) if phase.is_finished() => (
-            phase,
-            Some(format!("Freeze {joined}, which it joined: {}", status.message.as_deref().unwrap_or_default())),
-        ),
-        (_, Some((at, until))) if at >= until => (Phase::Expired, Some(format!("its claim on Freeze {joined} lapsed"))),
-        (_, Some(_)) => (Phase::Thawed, Some(format!("its claim on Freeze {joined} was ended"))),
-        (phase, None) => (phase, Some(format!("joined Freeze {joined}"))),
-    };
-    own
-}
-
-/// Writes a status unless the Freeze is finished already: finished phases never change.
-async fn conclude(verbs: &Verbs, name: &FreezeName, status: &FreezeStatus) -> Result<(), ApiError> {
-    let change = |now: FreezeStatus| (!now.phase.is_finished()).then(|| status.clone());
-    verbs.records.change_freeze(name, &change).await
 }
 
 /// Ends the claim of this object; a freeze that was made by a verb is ended whole.
@@ -294,8 +266,8 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
             Some(_) => {
                 let ended = task.freezer.unquiesce(&name.namespace, &database, &uid, api::Stage::Thaw).await;
                 if let Some(Ok(ended)) = ended {
-                    let status = of_claim(&ended.status, &uid, &ended.freeze.name);
-                    if let Err(error) = conclude(&task, &name, &status).await {
+                    let status = joined::of_claim(&ended.status, &uid, &ended.freeze.name);
+                    if let Err(error) = joined::conclude(&task, &name, &status).await {
                         warn!(freeze = %name, message = %error.message, "the end of a Freeze could not be written");
                     }
                 } else {
@@ -309,6 +281,17 @@ fn end(verbs: &Verbs, name: FreezeName, freeze: &Freeze, why: &'static str) {
             }
         }
     });
+}
+
+/// It was to be begun here, and was not.
+async fn put_back(verbs: &Verbs, name: &FreezeName) {
+    let change = |now: FreezeStatus| {
+        let ours = now.phase == Phase::Preparing && now.freezer.as_deref() == Some(verbs.freezer.identity());
+        ours.then_some(FreezeStatus { phase: Phase::Pending, freezer: None, ..now })
+    };
+    if let Err(error) = verbs.records.change_freeze(name, &change).await {
+        warn!(freeze = %name, message = %error.message, "a Freeze that this replica does not begin could not be put back");
+    }
 }
 
 async fn fail(verbs: &Verbs, name: &FreezeName, reason: &str, message: &str) {
@@ -370,31 +353,6 @@ mod tests {
             value["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into();
         }
         serde_json::from_value(value).unwrap()
-    }
-
-    #[test]
-    fn a_freeze_that_joined_another_ends_with_its_claim_or_with_the_other() {
-        let at = "2026-01-01T00:00:00Z";
-        let status = |phase: &str, ended: Option<&str>, until: &str| -> FreezeStatus {
-            let claim = |uid: &str| json!({"kind": "Freeze", "name": "f", "uid": uid, "user": "dba", "since": at, "until": until});
-            let mut own = claim("own");
-            own["endedAt"] = ended.into();
-            serde_json::from_value(
-                json!({"phase": phase, "freezer": "other's", "message": "why", "claims": [claim("other"), own]}),
-            )
-            .unwrap()
-        };
-        let (before, after) = ("2026-01-01T00:00:10Z", "2026-01-01T00:01:00Z");
-        for (status, phase) in [
-            (status("Frozen", None, after), Phase::Frozen),
-            (status("Frozen", Some(before), after), Phase::Thawed),
-            (status("Frozen", Some(after), after), Phase::Expired),
-            (status("Lost", None, after), Phase::Lost),
-            (status("Expired", Some(after), after), Phase::Expired),
-        ] {
-            let own = of_claim(&status, "own", "other");
-            assert_eq!((own.phase, own.claims.len(), &own.freezer), (phase, 1, &None), "{own:?}");
-        }
     }
 
     #[test]

@@ -75,10 +75,18 @@ pub async fn events(registry: Registry) {
     }
 }
 
+/// Whether nobody but us made it, or somebody who made many of one kind. One that was declared by its name is its author's to
+/// delete: who keeps a cluster as it is written (GitOps) would declare it again, and with that freeze again.
+fn is_history(freeze: &Freeze) -> bool {
+    let by_verb = freeze.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(api::LABEL_DATABASE));
+    by_verb || freeze.metadata.generate_name.is_some()
+}
+
 /// The finished Freezes that are too many or too old; pure. What still has to be undone is kept.
 fn over(freezes: &[Arc<Freeze>], now: Timestamp) -> Vec<FreezeName> {
     let mut finished: Vec<(&Arc<Freeze>, Timestamp)> = freezes
         .iter()
+        .filter(|freeze| is_history(freeze))
         .filter(|freeze| {
             freeze.status.as_ref().is_some_and(|status| {
                 status.phase.is_finished() && status.targets.iter().all(|target| target.undo.is_empty())
@@ -120,7 +128,8 @@ mod tests {
             let undo = if undo { json!([{"version": 1, "kind": "mariadbGlobals"}]) } else { json!([]) };
             serde_json::from_value(json!({
                 "apiVersion": api::API_VERSION, "kind": "Freeze",
-                "metadata": {"name": name, "namespace": "ns", "creationTimestamp": created},
+                "metadata": {"name": name, "namespace": "ns", "creationTimestamp": created,
+                    "labels": {api::LABEL_DATABASE: "orders"}},
                 "spec": {"targets": [{"database": "orders"}]},
                 "status": {"phase": phase, "targets": [
                     {"database": "orders", "engine": "MariaDB", "member": "m", "undo": undo}]},
@@ -132,11 +141,18 @@ mod tests {
         freezes.push(freeze("ancient", "2026-05-01T00:00:00Z", "Lost", false));
         freezes.push(freeze("undoing", "2026-05-01T00:00:00Z", "Lost", true));
         freezes.push(freeze("held", "2026-05-01T00:00:00Z", "Frozen", false));
+        let mut declared = freeze("declared", "2026-05-01T00:00:00Z", "Thawed", false);
+        declared.metadata.labels = None;
+        let mut one_of_many = Freeze { metadata: declared.metadata.clone(), ..declared.clone() };
+        (one_of_many.metadata.name, one_of_many.metadata.generate_name) =
+            (Some("nightly-x".to_owned()), Some("nightly-".to_owned()));
+        freezes.extend([declared, one_of_many]);
         let freezes: Vec<_> = freezes.into_iter().map(Arc::new).collect();
         let gone = over(&freezes, now);
-        assert_eq!(gone.len(), 6, "{gone:?}");
+        assert_eq!(gone.len(), 7, "{gone:?}");
         let young = (0..201).map(|n| Arc::new(freeze(&format!("y{n}"), "2026-06-09T23:59:00Z", "Thawed", false)));
         assert_eq!(over(&young.collect::<Vec<_>>(), now).len(), 1, "a Database that is frozen all the time");
-        assert!(gone.iter().all(|gone| gone.name != "undoing" && gone.name != "held"));
+        assert!(gone.iter().all(|gone| !["undoing", "held", "declared"].contains(&gone.name.as_str())));
+        assert!(gone.iter().any(|gone| gone.name == "nightly-x"));
     }
 }

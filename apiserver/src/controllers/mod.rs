@@ -4,6 +4,7 @@ pub mod database;
 pub mod events;
 pub mod freeze;
 pub mod housekeeping;
+mod turns;
 
 use std::{collections::VecDeque, marker::PhantomData};
 

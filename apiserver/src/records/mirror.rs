@@ -23,7 +23,7 @@ pub(crate) struct Mirror<K>(Arc<Shared<K>>);
 
 struct Shared<K> {
     state: RwLock<State<K>>,
-    changes: broadcast::Sender<Seen<Arc<K>>>,
+    changes: broadcast::Sender<Change<K>>,
     /// Everything was seen once.
     complete: watch::Sender<bool>,
 }
@@ -37,6 +37,12 @@ struct State<K> {
 }
 
 type Key = (String, String);
+
+/// What followers are told. What is there they look up, so that no old version is kept for the slow.
+enum Change<K> {
+    There(Key),
+    Gone(Arc<K>),
+}
 
 /// What nobody here reads, and what would be most of an object in memory: nothing that is mirrored is written back.
 fn lighten<K: Resource>(object: &mut K) {
@@ -104,7 +110,13 @@ where
                 }
                 match &mut changes {
                     Some(receiver) => match receiver.recv().await {
-                        Ok(next) => return Some((next, (mirror, (listed, changes)))),
+                        Ok(Change::Gone(object)) => return Some((Seen::Gone(object), (mirror, (listed, changes)))),
+                        // If it is gone again, that is told, too.
+                        Ok(Change::There((namespace, name))) => {
+                            if let Some(object) = mirror.get(&namespace, &name) {
+                                return Some((Seen::There(object), (mirror, (listed, changes))));
+                            }
+                        }
                         // Too slow: from the beginning.
                         Err(broadcast::error::RecvError::Lagged(_)) => changes = None,
                         Err(broadcast::error::RecvError::Closed) => return None,
@@ -157,17 +169,18 @@ where
     }
 
     fn there(&self, state: &mut State<K>, object: Arc<K>) {
-        let old = state.objects.insert(key(&*object), Arc::clone(&object));
+        let key = key(&*object);
+        let old = state.objects.insert(key.clone(), Arc::clone(&object));
         let version = |object: &K| object.meta().resource_version.clone();
         // A list after a break shows again what was seen.
         if old.is_none_or(|old| version(&old) != version(&object)) {
-            self.0.changes.send(Seen::There(object)).ok();
+            self.0.changes.send(Change::There(key)).ok();
         }
     }
 
     fn gone(&self, state: &mut State<K>, key: &Key) {
         if let Some(object) = state.objects.remove(key) {
-            self.0.changes.send(Seen::Gone(object)).ok();
+            self.0.changes.send(Change::Gone(object)).ok();
         }
     }
 
@@ -195,6 +208,15 @@ impl<K: Resource<DynamicType = ()>> State<K> {
 fn key(object: &impl Resource<DynamicType = ()>) -> Key {
     let meta = object.meta();
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
+}
+
+impl<K> Clone for Change<K> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::There(key) => Self::There(key.clone()),
+            Self::Gone(object) => Self::Gone(Arc::clone(object)),
+        }
+    }
 }
 
 impl<K> Clone for Mirror<K> {

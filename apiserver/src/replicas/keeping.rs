@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use api::Database;
 use freeze::Ending;
 use futures::{
     FutureExt, StreamExt,
@@ -13,7 +14,7 @@ use futures::{
 };
 use jiff::Timestamp;
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
-use kube::api::{DeleteParams, PostParams};
+use kube::api::{DeleteParams, PostParams, Preconditions};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -29,6 +30,8 @@ use crate::records::Seen;
 const LOOK: Duration = Duration::from_secs(1);
 /// A Lease of a replica that is dead for so long is nobody's business any more.
 const BURY: Duration = Duration::from_secs(600);
+/// How often it is looked for members' Leases whose Database is gone.
+const SWEEP: Duration = Duration::from_secs(60);
 /// One write's share of the time between two renewals.
 const WRITE: Duration = Duration::from_secs(2);
 
@@ -177,6 +180,7 @@ impl Replicas {
         inner.mirror.complete().await;
         let mut tick = interval(LOOK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweep = Instant::now() + SWEEP;
         loop {
             tick.tick().await;
             if inner.is_fenced() {
@@ -196,6 +200,10 @@ impl Replicas {
             self.take_over().await;
             if self.leads() {
                 self.bury().await;
+                if Instant::now() >= sweep {
+                    sweep = Instant::now() + SWEEP;
+                    self.sweep().await;
+                }
             }
             if !recovered.is_cancelled() && is_stored {
                 // What is alive was seen; what the dead left is taken over as their Leases grow old.
@@ -212,6 +220,27 @@ impl Replicas {
             debug!(identity, "its Lease is removed");
             inner.leases.delete(&lease::replica_name(&identity), &DeleteParams::default()).await.ok();
             inner.alive().bury(&identity);
+        }
+    }
+
+    /// Members' Leases that nobody who lives has, and whose Database is gone. One that somebody takes at that moment stays.
+    async fn sweep(&self) {
+        let inner = &self.0;
+        let databases: BTreeSet<Member> = inner.records.databases(None).iter().filter_map(|one| member(one)).collect();
+        for lease in inner.mirror.all(None) {
+            let gone = lease::member_of(&lease)
+                .is_some_and(|member| member != lease::leader() && !databases.contains(&member));
+            let (Some(name), true) = (&lease.metadata.name, gone) else { continue };
+            if let Some(holder) = lease::holder(&lease)
+                && inner.lives(holder).await.unwrap_or(true)
+            {
+                continue;
+            }
+            let as_seen = Preconditions { resource_version: lease.metadata.resource_version.clone(), uid: None };
+            let delete = DeleteParams { preconditions: Some(as_seen), ..DeleteParams::default() };
+            if let Err(error) = inner.leases.delete(name, &delete).await {
+                debug!(name, %error, "the Lease of a Database that is gone was not removed");
+            }
         }
     }
 
@@ -248,4 +277,8 @@ impl Replicas {
             inner.lay_to_rest_at(&member);
         }
     }
+}
+
+fn member(database: &Database) -> Option<Member> {
+    Some((database.metadata.namespace.clone()?, database.metadata.name.clone()?))
 }

@@ -19,7 +19,7 @@ use rustls::pki_types::{CertificateDer, pem::PemObject};
 use tokio::time::timeout;
 
 use crate::{
-    answer::Answer,
+    answer::{AUDIT_ID, Answer},
     auth::{
         Authenticator, User,
         delegated::{Delegated, FrontProxy},
@@ -58,6 +58,7 @@ pub(crate) struct Errand<'a> {
     pub(crate) user: &'a User,
     pub(crate) path: String,
     pub(crate) content_type: Option<&'a str>,
+    pub(crate) audit_id: Option<&'a HeaderValue>,
     pub(crate) body: Bytes,
     pub(crate) hops: u32,
 }
@@ -131,6 +132,9 @@ impl Errand<'_> {
         let mut request = Request::post(&self.path).header(HOPS, self.hops + 1);
         request = request.header(header::CONTENT_TYPE, self.content_type.unwrap_or("application/json"));
         request = request.header("x-remote-user", &self.user.name);
+        if let Some(id) = self.audit_id {
+            request = request.header(AUDIT_ID, id);
+        }
         if let Some(uid) = &self.user.uid {
             request = request.header("x-remote-uid", uid);
         }
@@ -173,6 +177,7 @@ impl Authenticator for WithPeers {
             if peers.authorities.verify(&peer.certificates, now).is_ok() {
                 let user = peers.user(&peer.certificates, headers, now).map_err(ApiError::unauthorized)?;
                 peers.strip(headers);
+                headers.remove(header::AUTHORIZATION);
                 return Ok(user);
             }
         }
