@@ -6,21 +6,22 @@
 mod outcome;
 mod recorder;
 mod recovery;
+mod table;
 mod task;
 mod undo;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
+    collections::{BTreeMap, HashMap},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Stage};
 use tokio::{
-    sync::{Notify, mpsc, oneshot, watch},
+    sync::{Notify, oneshot, watch},
     time::{Instant, timeout, timeout_at},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -29,13 +30,13 @@ use crate::{
     claims::Wish,
     directory::Directory,
     journal::{FreezeName, Journal},
-    lease,
 };
 pub use crate::{
     claims::{CannotJoin, Claimant},
     group::Target,
 };
 pub use recovery::Remains;
+use table::{Handle, Member, Table, Vitals};
 use task::{Command, Task};
 
 /// Executes freezes. Cheap to clone; all clones are one freezer.
@@ -122,9 +123,6 @@ pub struct FreezeView {
     pub claimants: BTreeMap<String, String>,
 }
 
-/// A Database, in the namespace of its freeze.
-type Member = (String, String);
-
 #[derive(Debug)]
 struct Inner {
     /// This process, for people.
@@ -141,42 +139,8 @@ struct Inner {
     thaw: CancellationToken,
 }
 
-#[derive(Debug, Default)]
-struct Table {
-    /// The freeze that has each member. More than one, the newest last, only of those that are being recovered.
-    by_member: HashMap<Member, Vec<Handle>>,
-    /// How freezes ended, by their claims' uids: for repeated requests. At most [`REMEMBERED`].
-    finished: HashMap<Uid, (FreezeName, Arc<FreezeStatus>)>,
-    /// Oldest first.
-    finished_order: VecDeque<Uid>,
-}
-
-/// A way to one freeze's task.
-#[derive(Clone, Debug)]
-struct Handle {
-    freeze: FreezeName,
-    members: Arc<[Member]>,
-    copy: Copy,
-    commands: mpsc::Sender<Command>,
-    shown: watch::Receiver<Arc<FreezeStatus>>,
-    /// What a status does not say: it moves with every heartbeat.
-    vitals: Arc<Vitals>,
-}
-
-#[derive(Debug)]
-struct Vitals {
-    /// −1: not known.
-    stalled: AtomicI64,
-    lease: Mutex<Option<Instant>>,
-    claimants: Mutex<BTreeMap<String, String>>,
-}
-
 /// Claims that can wait for a freeze's task at once; more wait for room.
 const COMMANDS: usize = 256;
-/// Of a claim, in its namespace: who asks chooses it, and must not meet others'.
-type Uid = (String, String);
-/// Claims of finished freezes that a repeated uid is recognised by.
-const REMEMBERED: usize = 4096;
 /// How long thawing, undoing and writing may take when the process goes down.
 const LAST_WORDS: Duration = Duration::from_secs(10);
 /// How long a claim waits for a freeze that is just ending, before it begins its own.
@@ -301,12 +265,12 @@ impl Freezer {
         }
     }
 
-    /// Whether it goes down, and begins nothing more.
     /// The process that this is, as Freezes name it.
     pub fn identity(&self) -> &str {
         &self.0.identity
     }
 
+    /// Whether it goes down, and begins nothing more.
     pub fn is_draining(&self) -> bool {
         self.0.draining.load(Ordering::Relaxed)
     }
@@ -361,93 +325,6 @@ impl Freezer {
 impl Inner {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-// === impl Table ===
-
-impl Table {
-    fn handle(&self, namespace: &str, database: &str) -> Option<Handle> {
-        self.by_member.get(&(namespace.to_owned(), database.to_owned()))?.last().cloned()
-    }
-
-    fn take(&mut self, handle: &Handle) {
-        for member in handle.members.iter() {
-            self.by_member.entry(member.clone()).or_default().push(handle.clone());
-        }
-    }
-
-    /// The freeze lets its members go; its claims stay known.
-    fn forget(&mut self, task: &Arc<Vitals>, members: &[Member]) {
-        for member in members {
-            if let Entry::Occupied(mut taken) = self.by_member.entry(member.clone()) {
-                // Not by name: an object may have been deleted and declared again meanwhile.
-                taken.get_mut().retain(|handle| !Arc::ptr_eq(&handle.vitals, task));
-                if taken.get().is_empty() {
-                    taken.remove();
-                }
-            }
-        }
-    }
-
-    fn remember(&mut self, freeze: &FreezeName, status: &Arc<FreezeStatus>) {
-        let requested = |status: &FreezeStatus| status.requested_at.as_ref().map(|at| at.0);
-        for claim in &status.claims {
-            // A uid that is used again is answered by its newest freeze, in whatever order they are told.
-            let uid = (freeze.namespace.clone(), claim.uid.clone());
-            if self.finished.get(&uid).is_some_and(|(_, known)| requested(known) > requested(status)) {
-                continue;
-            }
-            if self.finished.insert(uid.clone(), (freeze.clone(), Arc::clone(status))).is_none() {
-                self.finished_order.push_back(uid);
-            }
-        }
-        while self.finished_order.len() > REMEMBERED {
-            if let Some(uid) = self.finished_order.pop_front() {
-                self.finished.remove(&uid);
-            }
-        }
-    }
-}
-
-// === impl Handle ===
-
-impl Handle {
-    fn view(&self) -> FreezeView {
-        let stalled = self.vitals.stalled.load(Ordering::Relaxed);
-        FreezeView {
-            freeze: self.freeze.clone(),
-            status: self.shown.borrow().clone(),
-            copy: self.copy,
-            remaining: self.vitals.lease().map(|end| lease::left(end, Instant::now())),
-            stalled_sessions: u32::try_from(stalled).ok(),
-            claimants: self.vitals.claimants.lock().unwrap_or_else(PoisonError::into_inner).clone(),
-        }
-    }
-}
-
-// === impl Vitals ===
-
-impl Vitals {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { stalled: AtomicI64::new(-1), lease: Mutex::new(None), claimants: Mutex::default() })
-    }
-
-    fn lease(&self) -> Option<Instant> {
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set_lease(&self, end: Option<Instant>) {
-        *self.lease.lock().unwrap_or_else(PoisonError::into_inner) = end;
-    }
-
-    fn admit(&self, claimant: &Claimant) {
-        let mut claimants = self.claimants.lock().unwrap_or_else(PoisonError::into_inner);
-        claimants.insert(claimant.uid.clone(), claimant.user.clone());
-    }
-
-    fn set_stalled(&self, sessions: Option<u32>) {
-        self.stalled.store(sessions.map_or(-1, i64::from), Ordering::Relaxed);
     }
 }
 

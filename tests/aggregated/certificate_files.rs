@@ -94,7 +94,8 @@ async fn a_certificate_from_files_serves_is_read_again_and_replicas_still_ask_ea
     assert_eq!(told["spec"]["caBundle"], STANDARD.encode(&second), "the bundle is somebody else's to keep");
 
     // The control: by an authority that signed nothing, kube-apiserver trusts nobody.
-    inject(&here, &first).await.unwrap();
+    let (_, stranger) = Authority::create("nobody", Timestamp::now()).unwrap();
+    inject(&here, &stranger.certificate).await.unwrap();
     let answers = format!("kubectl get --raw /apis/{}/databases", api::LIVE_API_VERSION);
     until("nobody is trusted", SOON, || async {
         let said = here.shell(&answers).await?;

@@ -76,6 +76,17 @@ async fn a_replica_that_is_killed_leaves_every_database_writable_and_every_freez
         let freeze = held["status"]["freeze"].as_str().unwrap().to_owned();
         let by = space.kubectl(&["get", "freeze", &freeze, "-o", "jsonpath={.status.freezer}"]).await.unwrap();
         holders.push((freeze, by));
+        // One that is part of it, and has no freezer of its own.
+        let joins = json!({
+            "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"name": format!("joins-{name}")},
+            "spec": {"targets": [{"database": name}], "level": "WriteBlocked", "ttlSeconds": 15},
+        });
+        space.apply(joins).await.unwrap();
+        let joined = |object: &Value| {
+            object["status"]["phase"] == "Frozen" && object["status"]["message"].to_string().contains("joined Freeze")
+        };
+        let object = ["get", "freeze", &format!("joins-{name}"), "-o", "json"];
+        space.until_json("it joins", &object, joined).await.unwrap();
     }
     let victim = if holders[0].1.starts_with("one") { "one" } else { "two" };
     let killed = Instant::now();
@@ -93,7 +104,8 @@ async fn a_replica_that_is_killed_leaves_every_database_writable_and_every_freez
     for waited in join_all(writable).await {
         assert!(waited < Duration::from_secs(17), "{waited:?}");
     }
-    for (freeze, _) in &holders {
+    let joined = ["joins-orders", "joins-billing"].map(str::to_owned);
+    for freeze in holders.iter().map(|(freeze, _)| freeze).chain(&joined) {
         let done = |object: &Value| {
             ["Lost", "Expired", "Thawed"].contains(&object["status"]["phase"].as_str().unwrap_or_default())
         };

@@ -59,6 +59,15 @@ pub(super) struct Certificates {
     files: Option<Files>,
 }
 
+/// What a look at the shared authority came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Followed {
+    /// It could not be looked at, or there is none yet.
+    Unknown,
+    Same,
+    Changed,
+}
+
 struct Files {
     leaf: Arc<Leaf>,
     shown: KeyPairPem,
@@ -111,15 +120,15 @@ impl Certificates {
         loop {
             sleep(if self.shared.check().1 { LOOK_EVERY } else { FIRST_LOOKS }).await;
             let followed = timeout(LOOK, self.follow(&client, leads())).await;
-            let changed = match followed.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", LOOK.as_secs()))) {
-                Ok(changed) => changed,
+            let followed = match followed.unwrap_or_else(|_| Err(anyhow!("no answer within {} s", LOOK.as_secs()))) {
+                Ok(followed) => followed,
                 Err(error) => {
                     let secret = about(&self.service);
                     warn!(error = %format!("{error:#}"), secret, "our authority could not be looked after; trying again");
-                    false
+                    Followed::Unknown
                 }
             };
-            if changed || renewed.elapsed() > LEAF_LIFE / 3 {
+            if followed == Followed::Changed || renewed.elapsed() > LEAF_LIFE / 3 {
                 let ring = self.keyring.now();
                 let pair = leaf(&ring, &self.service, self.address, Timestamp::now());
                 match pair.and_then(|pair| Ok(self.own.replace(&pair)?)) {
@@ -129,6 +138,10 @@ impl Certificates {
                     }
                     Err(error) => warn!(%error, "our serving certificate was not renewed"),
                 }
+            }
+            // Only now: whoever believes us ready is shown a certificate that all trust.
+            if followed != Followed::Unknown {
+                self.shared.is_met();
             }
             self.reload();
             if leads()
@@ -143,18 +156,18 @@ impl Certificates {
         }
     }
 
-    /// The authority as the Secret has it; the leader makes the next step of an exchange. Whether it is another now.
-    async fn follow(&self, client: &Client, leads: bool) -> anyhow::Result<bool> {
+    /// The authority as the Secret has it; the leader makes the next step of an exchange.
+    async fn follow(&self, client: &Client, leads: bool) -> anyhow::Result<Followed> {
         let secrets: Api<Secret> = Api::namespaced(client.clone(), &self.service.namespace);
         let known = self.keyring.now();
         let Some(mut secret) = secrets.get_opt(SECRET).await? else {
             // If it was there before, everybody trusts what we have in memory.
-            if leads {
-                secrets.create(&PostParams::default(), &known.kept().secret()).await?;
-                info!("our authority is in {} now", about(&self.service));
-                self.shared.is_met();
+            if !leads {
+                return Ok(Followed::Unknown);
             }
-            return Ok(false);
+            secrets.create(&PostParams::default(), &known.kept().secret()).await?;
+            info!("our authority is in {} now", about(&self.service));
+            return Ok(Followed::Same);
         };
         let mut kept = Kept::read(&secret)?;
         let told = self.serving != Serving::Own || !leads || is_told(client, &kept).await?;
@@ -169,10 +182,9 @@ impl Certificates {
             kept = next;
         }
         let ring = Ring::of(kept)?;
-        let changed = !ring.is(&known);
+        let same = ring.is(&known);
         self.keyring.put(ring);
-        self.shared.is_met();
-        Ok(changed)
+        Ok(if same { Followed::Same } else { Followed::Changed })
     }
 
     /// From files that have changed. What cannot be used leaves the old one in force.

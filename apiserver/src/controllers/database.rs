@@ -1,10 +1,6 @@
 //! What a Database says of itself: `Reachable`, `Privileged`, `Ready`, its member, and the levels that it reaches.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use api::{
     Check, CheckResult, Copy, Database, DatabaseStatus, Level, LevelReach, MemberStatus,
@@ -14,16 +10,17 @@ use freeze::{Ending, ServerInfo};
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant, interval},
-};
+use tokio::time::{Instant, interval};
 
+use super::turns::Turns;
 use crate::{
     records::Seen,
     targets::{self, Ingredients, Wanted},
     verbs::Verbs,
 };
+
+/// A Database, in its namespace.
+type Name = (String, String);
 
 /// How often a Database is looked at when nothing changes.
 const EVERY: Duration = Duration::from_secs(60);
@@ -33,13 +30,6 @@ const LEADING: Duration = Duration::from_secs(2);
 const AT_ONCE: usize = 64;
 /// How long one look may last.
 const LOOK: Duration = Duration::from_secs(10);
-
-/// Looks that wait for their turn, one of each Database at most: many servers that do not answer must not pile them up.
-#[derive(Clone, Debug)]
-struct Queue {
-    room: Arc<Semaphore>,
-    waiting: Arc<Mutex<HashSet<(String, String)>>>,
-}
 
 /// What one look found.
 #[derive(Debug)]
@@ -51,7 +41,10 @@ struct Look {
 
 /// Follows all Databases, and looks at each when its spec changes and once in a while.
 pub async fn run(verbs: Verbs) {
-    let queue = Queue { room: Arc::new(Semaphore::new(AT_ONCE)), waiting: Arc::default() };
+    let looks = Turns::new(&verbs.tasks, AT_ONCE, {
+        let verbs = verbs.clone();
+        move |(namespace, name)| look_at(verbs.clone(), namespace, name)
+    });
     let mut looked: HashMap<String, i64> = HashMap::new();
     let mut databases = verbs.records.follow_databases();
     let mut tick = interval(LEADING);
@@ -61,7 +54,7 @@ pub async fn run(verbs: Verbs) {
         tokio::select! {
             next = databases.next() => {
                 let Some(seen) = next else { return };
-                changed(&verbs, &queue, &mut looked, seen).await;
+                changed(&verbs, &looks, &mut looked, seen).await;
             }
             _ = tick.tick() => {
                 // Whoever leads anew has looked at none.
@@ -70,16 +63,14 @@ pub async fn run(verbs: Verbs) {
                 led = leads;
                 if all {
                     next_round = Instant::now() + EVERY;
-                    for database in verbs.records.databases(None) {
-                        spawn(&verbs, &queue, &database);
-                    }
+                    verbs.records.databases(None).iter().filter_map(|one| name_of(one)).for_each(|name| looks.take(name));
                 }
             }
         }
     }
 }
 
-async fn changed(verbs: &Verbs, queue: &Queue, looked: &mut HashMap<String, i64>, seen: Seen<Arc<Database>>) {
+async fn changed(verbs: &Verbs, looks: &Turns<Name>, looked: &mut HashMap<String, i64>, seen: Seen<Arc<Database>>) {
     let (database, gone) = match &seen {
         Seen::There(database) => (database, false),
         Seen::Gone(database) => (database, true),
@@ -98,9 +89,15 @@ async fn changed(verbs: &Verbs, queue: &Queue, looked: &mut HashMap<String, i64>
     if !verbs.leads() {
         return;
     }
-    if looked.insert(uid, generation) != Some(generation) {
-        spawn(verbs, queue, database);
+    if looked.insert(uid, generation) != Some(generation)
+        && let Some(name) = name_of(database)
+    {
+        looks.take(name);
     }
+}
+
+fn name_of(database: &Database) -> Option<Name> {
+    Some((database.metadata.namespace.clone()?, database.metadata.name.clone()?))
 }
 
 async fn end(verbs: &Verbs, database: &Database, why: &'static str) {
@@ -109,49 +106,29 @@ async fn end(verbs: &Verbs, database: &Database, why: &'static str) {
     }
 }
 
-fn spawn(verbs: &Verbs, queue: &Queue, database: &Database) {
-    let (Some(namespace), Some(name)) = (database.metadata.namespace.clone(), database.metadata.name.clone()) else {
-        return;
-    };
-    if !queue.waiting().insert((namespace.clone(), name.clone())) {
+async fn look_at(verbs: Verbs, namespace: String, name: String) {
+    // While it is held, the freeze itself is the better witness.
+    if verbs.freezer.view(&namespace, &name).is_some() {
         return;
     }
-    let (verbs, queue) = (verbs.clone(), queue.clone());
-    let tasks = verbs.tasks.clone();
-    tasks.spawn(async move {
-        let permit = queue.room.acquire().await;
-        // What changes from now on is seen by another look.
-        queue.waiting().remove(&(namespace.clone(), name.clone()));
-        let Ok(_permit) = permit else { return };
-        // Nobody is asked twice at once: while it is held, the freeze itself is the better witness.
-        if verbs.freezer.view(&namespace, &name).is_some() {
-            return;
+    let (database, look) = match verbs.directory.ingredients(&namespace, &name).await {
+        Ok(ingredients) => {
+            let look = look(&verbs, &ingredients).await;
+            (ingredients.database, look)
         }
-        let (database, look) = match verbs.directory.ingredients(&namespace, &name).await {
-            Ok(ingredients) => {
-                let look = look(&verbs, &ingredients).await;
-                (ingredients.database, look)
-            }
-            Err(error) => {
-                let Ok(database) = verbs.records.database(&namespace, &name).await else { return };
-                (Arc::unwrap_or_clone(database), without_secrets(&error.message))
-            }
-        };
-        let old = database.status.clone().unwrap_or_default();
-        let status = judge(&database, old, &look, Timestamp::now());
-        if database.status.as_ref() != Some(&status) {
-            // A freeze that ended meanwhile has written how: that part is not ours.
-            let change = |now: DatabaseStatus| Some(DatabaseStatus { last_freeze: now.last_freeze, ..status.clone() });
-            if let Err(error) = verbs.records.change_database(&namespace, &name, &change).await {
-                tracing::debug!(%namespace, %name, message = %error.message, "a look at a Database was not written");
-            }
+        Err(error) => {
+            let Ok(database) = verbs.records.database(&namespace, &name).await else { return };
+            (Arc::unwrap_or_clone(database), without_secrets(&error.message))
         }
-    });
-}
-
-impl Queue {
-    fn waiting(&self) -> MutexGuard<'_, HashSet<(String, String)>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    };
+    let old = database.status.clone().unwrap_or_default();
+    let status = judge(&database, old, &look, Timestamp::now());
+    if database.status.as_ref() != Some(&status) {
+        // A freeze that ended meanwhile has written how: that part is not ours.
+        let change = |now: DatabaseStatus| Some(DatabaseStatus { last_freeze: now.last_freeze, ..status.clone() });
+        if let Err(error) = verbs.records.change_database(&namespace, &name, &change).await {
+            tracing::debug!(%namespace, %name, message = %error.message, "a look at a Database was not written");
+        }
     }
 }
 

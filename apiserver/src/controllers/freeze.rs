@@ -86,13 +86,15 @@ pub fn plan(freeze: &Freeze, now: Timestamp) -> Step {
 
 /// Follows all Freezes.
 pub async fn run(verbs: Verbs) {
-    let turns = Turns::new(AT_ONCE);
+    let turns = Turns::new(&verbs.tasks, AT_ONCE, {
+        let verbs = verbs.clone();
+        move |name| act(verbs.clone(), name)
+    });
     let take = |freeze: &Freeze| {
         if plan(freeze, Timestamp::now()) != Step::Nothing
             && let Some(name) = name_of(freeze)
         {
-            let verbs = verbs.clone();
-            turns.take(&verbs.tasks.clone(), name, move |name| act(verbs.clone(), name));
+            turns.take(name);
         }
     };
     let mut freezes = verbs.records.follow_freezes();
@@ -111,8 +113,7 @@ pub async fn run(verbs: Verbs) {
                     take(freeze);
                 }
                 for (name, end) in joined::ended(&all).into_iter().filter(|_| verbs.leads()) {
-                    let task = verbs.clone();
-                    turns.take(&verbs.tasks, name, move |name| joined::bury(task.clone(), name, end.clone()));
+                    verbs.tasks.spawn(joined::bury(verbs.clone(), name, end));
                 }
             }
         }

@@ -1,89 +1,118 @@
 //! Work on many objects side by side, and on each one after the other: what comes up while an object is worked on is done once
-//! more after it, however often it came up.
+//! more after it, however often it came up. Whoever waits for a turn costs its name only.
 
 use std::{
-    collections::{HashMap, hash_map::Entry},
+    collections::{HashMap, VecDeque, hash_map::Entry},
     hash::Hash,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use tokio::sync::Semaphore;
+use futures::{FutureExt, future::BoxFuture};
+use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
 /// Cheap to clone.
-#[derive(Clone, Debug)]
-pub(super) struct Turns<K: Eq + Hash>(Arc<Inner<K>>);
+#[derive(Clone)]
+pub(super) struct Turns<K: Name>(Arc<Inner<K>>);
 
-#[derive(Debug)]
-struct Inner<K: Eq + Hash> {
-    room: Semaphore,
-    /// Those that wait for their turn or have it, and whether something came up meanwhile.
-    taken: Mutex<HashMap<K, bool>>,
+/// What objects are told apart by.
+pub(super) trait Name: Clone + Eq + Hash + Send + Sync + 'static {}
+
+struct Inner<K: Name> {
+    work: Box<dyn Fn(K) -> BoxFuture<'static, ()> + Send + Sync>,
+    at_once: usize,
+    tasks: TaskTracker,
+    runtime: Handle,
+    state: Mutex<State<K>>,
 }
 
-/// Of one object; others may begin once it is dropped.
-struct Turn<K: Eq + Hash> {
+struct State<K> {
+    of: HashMap<K, Stage>,
+    waiting: VecDeque<K>,
+    working: usize,
+}
+
+/// Where an object is that something is to be done about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Waits,
+    Works,
+    /// Something came up meanwhile.
+    WorksAndWaits,
+}
+
+/// Ends when it is dropped, also by a panic.
+struct Turn<K: Name> {
     inner: Arc<Inner<K>>,
-    key: Option<K>,
+    key: K,
 }
 
-impl<K: Eq + Hash + Clone + Send + Sync + 'static> Turns<K> {
-    pub(super) fn new(at_once: usize) -> Self {
-        Self(Arc::new(Inner { room: Semaphore::new(at_once), taken: Mutex::default() }))
+impl<K: Clone + Eq + Hash + Send + Sync + 'static> Name for K {}
+
+impl<K: Name> Turns<K> {
+    /// `work` is done as tasks of `tasks`, on at most so many objects at once. Must be called within a Tokio runtime.
+    pub(super) fn new<F>(tasks: &TaskTracker, at_once: usize, work: impl Fn(K) -> F + Send + Sync + 'static) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        Self(Arc::new(Inner {
+            work: Box::new(move |key| work(key).boxed()),
+            at_once,
+            tasks: tasks.clone(),
+            runtime: Handle::current(),
+            state: Mutex::new(State { of: HashMap::new(), waiting: VecDeque::new(), working: 0 }),
+        }))
     }
 
-    /// Works on `key` as a task of `tasks`, now or after what is done on it already.
-    pub(super) fn take<F>(&self, tasks: &TaskTracker, key: K, work: impl Fn(K) -> F + Send + Sync + 'static)
-    where
-        F: Future<Output = ()> + Send,
-    {
-        match self.0.taken().entry(key.clone()) {
-            Entry::Occupied(mut taken) => {
-                taken.insert(true);
-                return;
-            }
-            Entry::Vacant(free) => drop(free.insert(false)),
-        }
-        let mut turn = Turn { inner: Arc::clone(&self.0), key: Some(key.clone()) };
-        tasks.spawn(async move {
-            loop {
-                let inner = Arc::clone(&turn.inner);
-                let Ok(_room) = inner.room.acquire().await else { return };
-                work(key.clone()).await;
-                if turn.is_over() {
-                    return;
+    /// Something is to be done about `key`: now, or when there is room, or after what is done about it already.
+    pub(super) fn take(&self, key: K) {
+        let mut state = self.0.state();
+        match state.of.entry(key) {
+            Entry::Occupied(mut stage) => {
+                if *stage.get() == Stage::Works {
+                    stage.insert(Stage::WorksAndWaits);
                 }
             }
-        });
-    }
-}
-
-impl<K: Eq + Hash> Inner<K> {
-    fn taken(&self) -> MutexGuard<'_, HashMap<K, bool>> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<K: Eq + Hash> Turn<K> {
-    /// Unless something came up meanwhile.
-    fn is_over(&mut self) -> bool {
-        let Some(key) = &self.key else { return true };
-        let mut taken = self.inner.taken();
-        let again = taken.get_mut(key).is_some_and(std::mem::take);
-        if !again {
-            taken.remove(key);
-            drop(taken);
-            self.key = None;
+            Entry::Vacant(free) => {
+                let key = free.key().clone();
+                free.insert(Stage::Waits);
+                state.waiting.push_back(key);
+            }
         }
-        !again
+        self.0.go_on(state);
     }
 }
 
-impl<K: Eq + Hash> Drop for Turn<K> {
+impl<K: Name> Inner<K> {
+    fn state(&self) -> MutexGuard<'_, State<K>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn go_on(self: &Arc<Self>, mut state: MutexGuard<'_, State<K>>) {
+        while state.working < self.at_once
+            && let Some(key) = state.waiting.pop_front()
+        {
+            state.of.insert(key.clone(), Stage::Works);
+            state.working += 1;
+            let inner = Arc::clone(self);
+            let turn = async move {
+                let turn = Turn { inner, key };
+                (turn.inner.work)(turn.key.clone()).await;
+            };
+            self.tasks.spawn_on(turn, &self.runtime);
+        }
+    }
+}
+
+impl<K: Name> Drop for Turn<K> {
     fn drop(&mut self) {
-        if let Some(key) = &self.key {
-            self.inner.taken().remove(key);
+        let mut state = self.inner.state();
+        state.working -= 1;
+        if state.of.remove(&self.key) == Some(Stage::WorksAndWaits) {
+            state.of.insert(self.key.clone(), Stage::Waits);
+            state.waiting.push_back(self.key.clone());
         }
+        self.inner.go_on(state);
     }
 }
 
@@ -91,50 +120,56 @@ impl<K: Eq + Hash> Drop for Turn<K> {
 mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use tokio::sync::Notify;
+    use tokio::sync::Semaphore;
 
     use super::*;
 
     #[tokio::test]
     async fn one_object_has_one_turn_at_a_time_and_one_more_for_all_that_came_up() {
-        let (turns, tasks) = (Turns::new(8), TaskTracker::new());
-        let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Notify::new()));
-        let work = || {
+        let tasks = TaskTracker::new();
+        let (begun, go) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
+        let turns = Turns::new(&tasks, 8, {
             let (begun, go) = (Arc::clone(&begun), Arc::clone(&go));
-            move |_| {
+            move |_: &str| {
                 let (begun, go) = (Arc::clone(&begun), Arc::clone(&go));
                 async move {
                     begun.fetch_add(1, Ordering::Relaxed);
-                    go.notified().await;
+                    go.acquire().await.unwrap().forget();
                 }
             }
-        };
-        turns.take(&tasks, "one", work());
+        });
+        turns.take("one");
         tokio::task::yield_now().await;
         for _ in 0..5 {
-            turns.take(&tasks, "one", work());
+            turns.take("one");
         }
-        turns.take(&tasks, "other", work());
+        turns.take("other");
         tokio::task::yield_now().await;
         assert_eq!(begun.load(Ordering::Relaxed), 2, "the other does not wait for the one");
-        for _ in 0..3 {
-            go.notify_one();
-            tokio::task::yield_now().await;
-            go.notify_one();
-            tokio::task::yield_now().await;
-        }
+        go.add_permits(3);
         tasks.close();
         tasks.wait().await;
         assert_eq!(begun.load(Ordering::Relaxed), 3);
-        assert!(turns.0.taken().is_empty());
+        assert!(turns.0.state().of.is_empty() && turns.0.state().working == 0);
     }
 
     #[tokio::test]
-    async fn a_turn_that_panics_is_over() {
-        let (turns, tasks) = (Turns::new(1), TaskTracker::new());
-        turns.take(&tasks, "one", |_| async { panic!("on purpose") });
+    async fn a_turn_that_panics_is_over_and_the_next_begins() {
+        let (tasks, done) = (TaskTracker::new(), Arc::new(AtomicUsize::new(0)));
+        let turns = Turns::new(&tasks, 1, {
+            let done = Arc::clone(&done);
+            move |at: usize| {
+                let done = Arc::clone(&done);
+                async move {
+                    assert!(at > 0, "on purpose");
+                    done.fetch_add(1, Ordering::Relaxed);
+                }
+            }
+        });
+        (0..3).for_each(|at| turns.take(at));
         tasks.close();
         tasks.wait().await;
-        assert!(turns.0.taken().is_empty());
+        assert_eq!(done.load(Ordering::Relaxed), 2);
+        assert!(turns.0.state().of.is_empty() && turns.0.state().working == 0);
     }
 }
