@@ -79,7 +79,7 @@ async fn a_replica_that_is_killed_leaves_every_database_writable_and_every_freez
         // One that is part of it, and has no freezer of its own.
         let joins = json!({
             "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"name": format!("joins-{name}")},
-            "spec": {"targets": [{"database": name}], "level": "WriteBlocked", "ttlSeconds": 15},
+            "spec": {"targets": [{"database": name}], "level": "WriteBlocked", "ttlSeconds": 8},
         });
         space.apply(joins).await.unwrap();
         let joined = |object: &Value| {

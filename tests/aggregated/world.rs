@@ -234,10 +234,12 @@ impl World {
         Ok(with(self.running().first_mut().context("no replica runs")?))
     }
 
-    /// Starts the first replica again at its address, whatever became of it.
+    /// Starts the first replica again at its address, whatever became of it, and waits until it is ready: before, what it shows is
+    /// trusted by nobody, and a kubelet would lead nobody there.
     pub(crate) async fn start_again(&self) -> Result<()> {
         let old = self.running().remove(0);
         let new = old.again(&self.cluster, &self.account, &self.arguments).await?;
+        new.ready().await?;
         self.running().insert(0, new);
         Ok(())
     }
