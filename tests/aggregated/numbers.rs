@@ -1,10 +1,14 @@
 //! Numbers of a replica behind a real kube-apiserver, each beside its yardstick in one run: `make bench-cluster`.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use anyhow::Result;
 use fixtures::{Options, PASSWORD, Server, ServerKind, USER};
 use futures::{StreamExt, TryStreamExt, stream};
+use jiff::Timestamp;
 use kube::Client;
 use serde_json::{Value, json};
 use tests::Stillpoint;
@@ -12,12 +16,14 @@ use tokio::time::sleep;
 
 use crate::{
     replica,
-    world::{Setup, Space, World},
+    world::{SERVICE, Setup, Space, World},
 };
 
 const ROUNDS: usize = 200;
 /// What the way through kube-apiserver, and what is stored there, may cost more than a server that has neither.
 const MORE: Duration = Duration::from_millis(15);
+/// What one freeze leaves to be done after its answer: the next is measured without it.
+const AFTERMATH: Duration = Duration::from_millis(200);
 const DATABASES: usize = 10_000;
 const FREEZES: usize = 1_000;
 const MOST_KIB: u64 = 100 * 1024;
@@ -56,8 +62,8 @@ async fn a_freeze_through_kube_apiserver_costs_little_more() {
                 took.push(began.elapsed());
                 assert_eq!(held["status"]["phase"], "Frozen", "{held}");
                 verb(client, &path(namespace, "unquiesce"), json!({})).await.unwrap();
-                // A server is busy for a moment after a session has ended.
-                sleep(Duration::from_millis(40)).await;
+                // A server is busy for a moment after a session has ended, and what is told of the last freeze is told 100 ms later.
+                sleep(AFTERMATH).await;
             }
         }
         let [beside, through] = [beside, through].map(|mut took| {
@@ -77,7 +83,36 @@ async fn a_freeze_through_kube_apiserver_costs_little_more() {
             missed.push(name);
         }
     }
+    for line in asked_of_kube_apiserver(&world).unwrap() {
+        println!("{line}");
+    }
     assert!(missed.is_empty(), "more than {MORE:?} more: {missed:?}");
+}
+
+/// What the verbs asked of kube-apiserver meanwhile, and how long it took there: why they take longer than without.
+fn asked_of_kube_apiserver(world: &World) -> Result<Vec<String>> {
+    let mut took: BTreeMap<String, Vec<i128>> = BTreeMap::new();
+    for event in world.cluster.audit_events()?.iter().filter(|event| event["stage"] == "ResponseComplete") {
+        let at = |stamp: &str| event[stamp].as_str().and_then(|at| at.parse::<Timestamp>().ok());
+        let (Some(from), Some(to)) = (at("requestReceivedTimestamp"), at("stageTimestamp")) else { continue };
+        let what = &event["objectRef"];
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let (who, verb) = (text(&event["user"]["username"]), text(&event["verb"]));
+        if verb != "watch" && (what["apiGroup"] == api::LIVE_GROUP || who.ends_with(SERVICE)) {
+            let what = format!("{}/{}", text(&what["resource"]), text(&what["subresource"]));
+            took.entry(format!("{verb} {what}")).or_default().push(to.duration_since(from).as_micros());
+        }
+    }
+    Ok(took
+        .into_iter()
+        .filter(|(_, took)| took.len() >= ROUNDS / 10)
+        .map(|(what, mut took)| {
+            took.sort_unstable();
+            let millis = |at: usize| Duration::from_micros(u64::try_from(took[at]).unwrap_or_default());
+            let (p50, p99) = (millis(took.len() / 2), millis(took.len() * 99 / 100));
+            format!("{what:<34} {:>5} times, p50 {p50:.1?} p99 {p99:.1?}", took.len())
+        })
+        .collect())
 }
 
 /// One replica, ten thousand Databases, a thousand of them held.
