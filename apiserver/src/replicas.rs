@@ -14,7 +14,7 @@ mod members;
 mod peers;
 
 use std::{
-    collections::{BTreeSet, HashMap, hash_map::Entry},
+    collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -56,8 +56,9 @@ struct Inner {
     peers: Peers,
     records: Arc<dyn Records>,
     freezer: Freezer,
-    /// What dead replicas left, and when we last took care of it: what cannot be undone now is not tried all the time.
-    laid: Mutex<HashMap<(FreezeName, Option<String>), Instant>>,
+    /// Freezes that dead replicas left, by their uids, and when we last took care of them: what cannot be undone now is not tried all
+    /// the time.
+    laid: Mutex<HashMap<String, Instant>>,
     /// When we last said that we live. Too long ago, and nothing is frozen here: looked at by the clock, not by who was in time to
     /// raise a flag, for a process may have been stopped.
     renewed: Mutex<Option<Instant>>,
@@ -339,30 +340,31 @@ impl Inner {
     }
 
     /// Whether it is time to take care of what a dead replica left there.
-    fn is_due(&self, Remains { freeze, status }: &Remains) -> bool {
-        let now = Instant::now();
+    fn is_due(&self, freeze: &Freeze) -> bool {
+        let (now, uid) = (Instant::now(), freeze.metadata.uid.as_deref().unwrap_or_default());
         let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
         laid.retain(|_, at| now.duration_since(*at) < LAY_AGAIN);
-        // One of the same name may have been declared anew.
-        match laid.entry((freeze.clone(), status.mark.clone())) {
-            Entry::Occupied(_) => false,
-            Entry::Vacant(entry) => {
-                entry.insert(now);
-                true
-            }
-        }
+        !laid.contains_key(uid)
     }
 
     /// Hands what dead freezers left to ours, which undoes it. Only what is not finished, or has something to undo.
     fn lay_to_rest(&self, chosen: impl Fn(&Freeze) -> bool) {
-        let remains = self.records.freezes().into_iter().filter(|freeze| is_left(freeze) && chosen(freeze));
-        let remains = remains.filter_map(|freeze| {
-            let (namespace, name) = (freeze.metadata.namespace.clone()?, freeze.metadata.name.clone()?);
-            Some(Remains { freeze: FreezeName { namespace, name }, status: freeze.status.clone()? })
-        });
         let known: BTreeSet<FreezeName> = self.freezer.views().into_iter().map(|view| view.freeze).collect();
-        let remains: Vec<Remains> =
-            remains.filter(|remains| !known.contains(&remains.freeze) && self.is_due(remains)).collect();
+        let mut remains = Vec::new();
+        for freeze in self.records.freezes().into_iter().filter(|freeze| is_left(freeze) && chosen(freeze)) {
+            let metadata = &freeze.metadata;
+            let (Some(namespace), Some(name), Some(status)) =
+                (metadata.namespace.clone(), metadata.name.clone(), freeze.status.clone())
+            else {
+                continue;
+            };
+            let name = FreezeName { namespace, name };
+            if !known.contains(&name) {
+                let uid = metadata.uid.clone().unwrap_or_default();
+                self.laid.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, Instant::now());
+                remains.push(Remains { freeze: name, status });
+            }
+        }
         if !remains.is_empty() {
             tracing::info!(count = remains.len(), "taking care of what a dead replica left");
             self.freezer.recover(remains);

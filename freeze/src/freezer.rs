@@ -87,8 +87,8 @@ pub enum Refused {
     Withdrawn { freeze: FreezeName },
     /// What an earlier freeze left at this Database is still being undone.
     Undoing { freeze: FreezeName },
-    /// This process is going down.
-    Stopping,
+    /// This process is going down. `begun`: the freeze that this ended while it was on its way.
+    Stopping { begun: Option<FreezeName> },
 }
 
 /// What a claim's end answers.
@@ -311,7 +311,7 @@ impl Freezer {
             return Ok((held.clone(), Some(command)));
         }
         if self.0.draining.load(Ordering::Relaxed) {
-            return Err(Refused::Stopping);
+            return Err(Refused::Stopping { begun: None });
         }
         let (task, handle) = Task::new(Arc::clone(&self.0), request, Arc::clone(&members), answer);
         table.take(&handle);

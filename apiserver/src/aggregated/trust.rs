@@ -116,7 +116,8 @@ impl Certificates {
 
     /// Keeps certificates young, the authority the one that all replicas have, and the APIService's `caBundle` ours, for ever.
     pub(super) async fn keep(mut self, client: Client, leads: impl Fn() -> bool + Send + Sync) {
-        let mut renewed = Instant::now();
+        // Whether what is shown is not what it should be.
+        let (mut renewed, mut due) = (Instant::now(), false);
         loop {
             sleep(if self.shared.check().1 { LOOK_EVERY } else { FIRST_LOOKS }).await;
             let followed = timeout(LOOK, self.follow(&client, leads())).await;
@@ -128,19 +129,20 @@ impl Certificates {
                     Followed::Unknown
                 }
             };
-            if followed == Followed::Changed || renewed.elapsed() > LEAF_LIFE / 3 {
+            due |= followed == Followed::Changed || renewed.elapsed() > LEAF_LIFE / 3;
+            if due {
                 let ring = self.keyring.now();
                 let pair = leaf(&ring, &self.service, self.address, Timestamp::now());
                 match pair.and_then(|pair| Ok(self.own.replace(&pair)?)) {
                     Ok(()) => {
-                        renewed = Instant::now();
+                        (renewed, due) = (Instant::now(), false);
                         info!("our serving certificate was renewed");
                     }
                     Err(error) => warn!(%error, "our serving certificate was not renewed"),
                 }
             }
             // Only now: whoever believes us ready is shown a certificate that all trust.
-            if followed != Followed::Unknown {
+            if followed != Followed::Unknown && !due {
                 self.shared.is_met();
             }
             self.reload();
@@ -170,7 +172,7 @@ impl Certificates {
             return Ok(Followed::Same);
         };
         let mut kept = Kept::read(&secret)?;
-        let told = self.serving != Serving::Own || !leads || is_told(client, &kept).await?;
+        let told = self.serving != Serving::Own || !leads || is_told(client, &kept).await;
         if leads
             && told
             && let Some(next) = kept.step(Timestamp::now(), self.overlap)?
@@ -233,11 +235,18 @@ fn leaf(ring: &Ring, service: &Service, address: SocketAddr, now: Timestamp) -> 
 }
 
 /// Whether the APIService trusts what signs next: nothing is signed by what nobody was told of.
-async fn is_told(client: &Client, kept: &Kept) -> anyhow::Result<bool> {
-    let Some(next) = kept.next() else { return Ok(true) };
-    let service = Api::<APIService>::all(client.clone()).get_opt(&api_service()).await?;
-    let bundle = service.and_then(|service| service.spec?.ca_bundle).unwrap_or_default();
-    Ok(String::from_utf8_lossy(&bundle.0).contains(next.trim()))
+async fn is_told(client: &Client, kept: &Kept) -> bool {
+    let Some(next) = kept.next() else { return true };
+    match Api::<APIService>::all(client.clone()).get_opt(&api_service()).await {
+        Ok(service) => {
+            let bundle = service.and_then(|service| service.spec?.ca_bundle).unwrap_or_default();
+            String::from_utf8_lossy(&bundle.0).contains(next.trim())
+        }
+        Err(error) => {
+            warn!(%error, "it is not known whether the APIService trusts our next authority, which signs nothing before");
+            false
+        }
+    }
 }
 
 fn api_service() -> String {

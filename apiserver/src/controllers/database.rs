@@ -54,7 +54,7 @@ pub async fn run(verbs: Verbs) {
         tokio::select! {
             next = databases.next() => {
                 let Some(seen) = next else { return };
-                changed(&verbs, &looks, &mut looked, seen).await;
+                changed(&verbs, &looks, &mut looked, seen);
             }
             _ = tick.tick() => {
                 // Whoever leads anew has looked at none.
@@ -70,7 +70,7 @@ pub async fn run(verbs: Verbs) {
     }
 }
 
-async fn changed(verbs: &Verbs, looks: &Turns<Name>, looked: &mut HashMap<String, i64>, seen: Seen<Arc<Database>>) {
+fn changed(verbs: &Verbs, looks: &Turns<Name>, looked: &mut HashMap<String, i64>, seen: Seen<Arc<Database>>) {
     let (database, gone) = match &seen {
         Seen::There(database) => (database, false),
         Seen::Gone(database) => (database, true),
@@ -78,11 +78,11 @@ async fn changed(verbs: &Verbs, looks: &Turns<Name>, looked: &mut HashMap<String
     let uid = database.metadata.uid.clone().unwrap_or_default();
     if gone {
         looked.remove(&uid);
-        end(verbs, database, "its Database was deleted").await;
+        end(verbs, database, "its Database was deleted");
         return;
     }
     if database.spec.paused {
-        end(verbs, database, "its Database is paused").await;
+        end(verbs, database, "its Database is paused");
     }
     let generation = database.metadata.generation.unwrap_or_default();
     // Whoever leads later looks at all of them.
@@ -100,15 +100,18 @@ fn name_of(database: &Database) -> Option<Name> {
     Some((database.metadata.namespace.clone()?, database.metadata.name.clone()?))
 }
 
-async fn end(verbs: &Verbs, database: &Database, why: &'static str) {
-    if let (Some(namespace), Some(name)) = (&database.metadata.namespace, &database.metadata.name) {
-        verbs.freezer.end(namespace, name, Ending::Withdrawn { why }).await;
+/// As a task: others do not wait until its server has let go.
+fn end(verbs: &Verbs, database: &Database, why: &'static str) {
+    let Some((namespace, name)) = name_of(database) else { return };
+    if verbs.freezer.view(&namespace, &name).is_some() {
+        let freezer = verbs.freezer.clone();
+        verbs.tasks.spawn(async move { freezer.end(&namespace, &name, Ending::Withdrawn { why }).await });
     }
 }
 
 async fn look_at(verbs: Verbs, namespace: String, name: String) {
-    // While it is held, the freeze itself is the better witness.
-    if verbs.freezer.view(&namespace, &name).is_some() {
+    // Whoever leads by now looks at all of them; while it is held, the freeze itself is the better witness.
+    if !verbs.leads() || verbs.freezer.view(&namespace, &name).is_some() {
         return;
     }
     let (database, look) = match verbs.directory.ingredients(&namespace, &name).await {

@@ -3,8 +3,9 @@
 mod joined;
 
 use std::{
+    collections::HashSet,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -26,7 +27,7 @@ pub const CREATED_BY: &str = "stillpoint.dev/created-by";
 
 /// How often everything is looked at again: one that another replica was to begin, and did not.
 const AGAIN: Duration = Duration::from_secs(5);
-/// Freezes of which something is done at once.
+/// Freezes that are written to at once; those that are being taken hold of are not counted.
 const AT_ONCE: usize = 64;
 
 /// Reasons and messages of those that never held.
@@ -55,7 +56,7 @@ const OPENING: Duration = Duration::from_secs(30);
 
 /// Made by a verb, and by no author: for whom it is, and whether it holds, its own freezer says. Others are not let to make one
 /// that has both (`api::install::policies::JOURNAL`).
-fn is_a_verbs(freeze: &Freeze) -> bool {
+pub(super) fn is_a_verbs(freeze: &Freeze) -> bool {
     let labels = freeze.metadata.labels.as_ref();
     let finalizers = freeze.metadata.finalizers.iter().flatten();
     labels.is_some_and(|labels| labels.contains_key(api::LABEL_DATABASE))
@@ -86,9 +87,10 @@ pub fn plan(freeze: &Freeze, now: Timestamp) -> Step {
 
 /// Follows all Freezes.
 pub async fn run(verbs: Verbs) {
+    let under_way = UnderWay::default();
     let turns = Turns::new(&verbs.tasks, AT_ONCE, {
-        let verbs = verbs.clone();
-        move |name| act(verbs.clone(), name)
+        let (verbs, under_way) = (verbs.clone(), under_way.clone());
+        move |name| act(verbs.clone(), under_way.clone(), name)
     });
     let take = |freeze: &Freeze| {
         if plan(freeze, Timestamp::now()) != Step::Nothing
@@ -97,6 +99,7 @@ pub async fn run(verbs: Verbs) {
             turns.take(name);
         }
     };
+    let mut burial = joined::Burial::default();
     let mut freezes = verbs.records.follow_freezes();
     let mut tick = interval(AGAIN);
     loop {
@@ -111,9 +114,13 @@ pub async fn run(verbs: Verbs) {
                 let all = verbs.records.freezes();
                 for freeze in &all {
                     take(freeze);
+                    if let Some(name) = name_of(freeze).filter(|name| is_forgotten(&verbs, &under_way, name, freeze)) {
+                        turns.take(name);
+                    }
                 }
-                for (name, end) in joined::ended(&all).into_iter().filter(|_| verbs.leads()) {
-                    verbs.tasks.spawn(joined::bury(verbs.clone(), name, end));
+                // Before everything that is stored was seen, nothing follows from what is not there.
+                if verbs.recovered.is_cancelled() && verbs.leads() {
+                    burial.go_on(&verbs, &all);
                 }
             }
         }
@@ -122,6 +129,41 @@ pub async fn run(verbs: Verbs) {
 
 fn name_of(freeze: &Freeze) -> Option<FreezeName> {
     Some(FreezeName { namespace: freeze.metadata.namespace.clone()?, name: freeze.metadata.name.clone()? })
+}
+
+/// Freezes that this replica has said to begin, until that came to something.
+#[derive(Clone, Debug, Default)]
+struct UnderWay(Arc<Mutex<HashSet<FreezeName>>>);
+
+/// Of one; over when it is dropped.
+struct Begun(UnderWay, FreezeName);
+
+impl UnderWay {
+    fn begin(&self, name: &FreezeName) -> Begun {
+        self.names().insert(name.clone());
+        Begun(self.clone(), name.clone())
+    }
+
+    fn names(&self) -> MutexGuard<'_, HashSet<FreezeName>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.0.names().remove(&self.1);
+    }
+}
+
+/// It says that this replica begins it, and nothing here does: what became of it could not be written.
+fn is_forgotten(verbs: &Verbs, under_way: &UnderWay, name: &FreezeName, freeze: &Freeze) -> bool {
+    let ours = freeze.status.as_ref().is_some_and(|status| {
+        status.phase == Phase::Preparing && status.freezer.as_deref() == Some(verbs.freezer.identity())
+    });
+    let shown = |target: &api::FreezeTarget| {
+        verbs.freezer.view(&name.namespace, &target.database).is_some_and(|view| view.freeze == *name)
+    };
+    ours && !is_a_verbs(freeze) && !under_way.names().contains(name) && !freeze.spec.targets.iter().any(shown)
 }
 
 /// Whether another replica, that lives, has its Databases: then what is to be done is done there.
@@ -147,17 +189,18 @@ fn gone(verbs: &Verbs, freeze: Arc<Freeze>) {
     });
 }
 
-async fn act(verbs: Verbs, name: FreezeName) {
+async fn act(verbs: Verbs, under_way: UnderWay, name: FreezeName) {
     // What brought us here may be old.
     let Ok(freeze) = verbs.records.freeze(&name).await else { return };
     if !verbs.recovered.is_cancelled() || is_elsewhere(&verbs, &freeze) {
         return;
     }
     match plan(&freeze, Timestamp::now()) {
+        Step::Nothing if is_forgotten(&verbs, &under_way, &name, &freeze) => put_back(&verbs, &name).await,
         Step::Nothing => {}
         // Another replica begins it, or the next run of this one.
         Step::Begin if verbs.freezer.is_draining() => {}
-        Step::Begin => begin(&verbs, name, freeze).await,
+        Step::Begin => begin(&verbs, &under_way, name, freeze).await,
         Step::End(why) => end(&verbs, name, &freeze, why),
         Step::Fail((reason, message)) => {
             fail_while(&verbs, &name, reason, message, |phase| phase == Phase::Pending).await;
@@ -172,8 +215,8 @@ async fn act(verbs: Verbs, name: FreezeName) {
     }
 }
 
-/// Its own task: a freeze waits for its servers, others do not wait for it.
-async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
+/// Until it is said that we begin it; the freeze itself is a task of its own, for it waits for its servers.
+async fn begin(verbs: &Verbs, under_way: &UnderWay, name: FreezeName, freeze: Arc<Freeze>) {
     let claimant = Claimant {
         kind: ClaimKind::Freeze,
         name: name.name.clone(),
@@ -204,6 +247,7 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
         warn!(freeze = %name, message = %error.message, "a Freeze could not be kept, and is not begun");
         return;
     }
+    let begun = under_way.begin(&name);
     // Said before it is begun, and only by one: the event that brought us here may be old.
     let (ours, freezer) = (AtomicBool::new(false), verbs.freezer.identity());
     let change = |status: FreezeStatus| {
@@ -222,18 +266,19 @@ async fn begin(verbs: &Verbs, name: FreezeName, freeze: Arc<Freeze>) {
     }
     let task = verbs.clone();
     verbs.tasks.spawn(async move {
-        let _owned = owned;
+        let _until_here = (owned, begun);
         match task.freezer.quiesce(request).await {
             // It joined a freeze that another object stands for.
             Ok(granted) if granted.freeze != name => joined::follow(&task, &name, &freeze, granted).await,
             Ok(_) => info!(freeze = %name, "declared freeze holds"),
             Err(Refused::NotHeld { freeze, .. } | Refused::Withdrawn { freeze }) if freeze == name => {}
-            // Another replica begins it, or the next run of this one.
-            Err(Refused::Stopping) => put_back(&task, &name).await,
+            // How a freeze of its own ended its freezer writes. Otherwise another replica begins it, or the next run of this one.
+            Err(Refused::Stopping { begun }) if begun.as_ref() == Some(&name) => {}
+            Err(Refused::Stopping { .. }) => put_back(&task, &name).await,
             Err(refused) => {
                 let message = match refused {
                     Refused::Conflict { freeze, why, .. } => format!("Freeze {} covers it: {why}", freeze.name),
-                    Refused::Stopping => "the server is going down".to_owned(),
+                    Refused::Stopping { .. } => "the server is going down".to_owned(),
                     Refused::Finished { freeze } => {
                         format!("its uid belongs to Freeze {}, which is finished", freeze.name)
                     }

@@ -54,8 +54,9 @@ pub async fn freezes(verbs: Verbs) {
             continue;
         }
         for name in over(&records.freezes(), Timestamp::now()) {
-            records.let_go(&name).await.ok();
+            // In this order: without its finalizer it would look like one that somebody declared.
             records.delete_freeze(&name).await.ok();
+            records.let_go(&name).await.ok();
         }
     }
 }
@@ -78,8 +79,7 @@ pub async fn events(registry: Registry) {
 /// Whether nobody but us made it, or somebody who made many of one kind. One that was declared by its name is its author's to
 /// delete: who keeps a cluster as it is written (GitOps) would declare it again, and with that freeze again.
 fn is_history(freeze: &Freeze) -> bool {
-    let by_verb = freeze.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(api::LABEL_DATABASE));
-    by_verb || freeze.metadata.generate_name.is_some()
+    super::freeze::is_a_verbs(freeze) || freeze.metadata.generate_name.is_some()
 }
 
 /// The finished Freezes that are too many or too old; pure. What still has to be undone is kept.
@@ -129,7 +129,7 @@ mod tests {
             serde_json::from_value(json!({
                 "apiVersion": api::API_VERSION, "kind": "Freeze",
                 "metadata": {"name": name, "namespace": "ns", "creationTimestamp": created,
-                    "labels": {api::LABEL_DATABASE: "orders"}},
+                    "labels": {api::LABEL_DATABASE: "orders"}, "finalizers": [api::FINALIZER_THAW]},
                 "spec": {"targets": [{"database": "orders"}]},
                 "status": {"phase": phase, "targets": [
                     {"database": "orders", "engine": "MariaDB", "member": "m", "undo": undo}]},

@@ -1,5 +1,5 @@
 //! Work on many objects side by side, and on each one after the other: what comes up while an object is worked on is done once
-//! more after it, however often it came up. Whoever waits for a turn costs its name only.
+//! more after it, however often it came up. Whoever waits for a turn costs its name only. Once the tasks are closed none begins.
 
 use std::{
     collections::{HashMap, VecDeque, hash_map::Entry},
@@ -90,6 +90,7 @@ impl<K: Name> Inner<K> {
 
     fn go_on(self: &Arc<Self>, mut state: MutexGuard<'_, State<K>>) {
         while state.working < self.at_once
+            && !self.tasks.is_closed()
             && let Some(key) = state.waiting.pop_front()
         {
             state.of.insert(key.clone(), Stage::Works);
@@ -124,6 +125,12 @@ mod tests {
 
     use super::*;
 
+    async fn idle<K: Name>(turns: &Turns<K>) {
+        while !turns.0.state().of.is_empty() || turns.0.state().working > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
     #[tokio::test]
     async fn one_object_has_one_turn_at_a_time_and_one_more_for_all_that_came_up() {
         let tasks = TaskTracker::new();
@@ -147,10 +154,15 @@ mod tests {
         tokio::task::yield_now().await;
         assert_eq!(begun.load(Ordering::Relaxed), 2, "the other does not wait for the one");
         go.add_permits(3);
-        tasks.close();
-        tasks.wait().await;
+        idle(&turns).await;
         assert_eq!(begun.load(Ordering::Relaxed), 3);
-        assert!(turns.0.state().of.is_empty() && turns.0.state().working == 0);
+        turns.take("late");
+        turns.take("later");
+        tasks.close();
+        turns.take("too late");
+        go.add_permits(3);
+        tasks.wait().await;
+        assert_eq!(begun.load(Ordering::Relaxed), 5, "none begins when the tasks are closed");
     }
 
     #[tokio::test]
@@ -167,9 +179,7 @@ mod tests {
             }
         });
         (0..3).for_each(|at| turns.take(at));
-        tasks.close();
-        tasks.wait().await;
+        idle(&turns).await;
         assert_eq!(done.load(Ordering::Relaxed), 2);
-        assert!(turns.0.state().of.is_empty() && turns.0.state().working == 0);
     }
 }

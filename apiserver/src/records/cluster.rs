@@ -95,14 +95,15 @@ impl Cluster {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Reads which version it is now. 410 if another finished it otherwise: then there is nothing to write any more.
-    async fn look_at(&self, name: &FreezeName, wanted: Phase) -> Result<(), ApiError> {
+    /// Reads which version it is now. 410 if another finished it otherwise, or has it: then there is nothing to write any more.
+    async fn look_at(&self, name: &FreezeName, wanted: &FreezeStatus) -> Result<(), ApiError> {
         let now = self.freezes_of(name).get(&name.name).await;
         let now = now.map_err(|error| told(&error, FREEZES.about(&name.name)))?;
-        let phase = now.status.as_ref().map(|status| status.phase).unwrap_or_default();
-        if phase.is_finished() && phase != wanted {
+        let status = now.status.unwrap_or_default();
+        let others = status.freezer.is_some() && status.freezer != wanted.freezer;
+        if others || (status.phase.is_finished() && status.phase != wanted.phase) {
             self.seen().remove(name);
-            return Err(ApiError::gone(format!("Freeze {name} is {phase}: another replica finished it")));
+            return Err(ApiError::gone(format!("Freeze {name} is {}: another replica has written it", status.phase)));
         }
         if let Some(version) = now.metadata.resource_version {
             self.seen().insert(name.clone(), version);
@@ -233,7 +234,7 @@ impl Records for Cluster {
         let about = FREEZES.about(&name.name);
         for _ in 0..TRIES {
             let Some(seen) = self.seen().get(name).cloned() else {
-                self.look_at(name, status.phase).await?;
+                self.look_at(name, status).await?;
                 continue;
             };
             match self.put_status(name, status, &seen).await {
@@ -243,7 +244,7 @@ impl Records for Cluster {
                 }
                 // What is there now says whether we may go on.
                 Err(kube::Error::Api(answer)) if answer.code == 409 => {
-                    self.look_at(name, status.phase).await?;
+                    self.look_at(name, status).await?;
                 }
                 Err(error) => return Err(told(&error, about)),
             }

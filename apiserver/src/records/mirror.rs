@@ -38,7 +38,7 @@ struct State<K> {
 
 type Key = (String, String);
 
-/// What followers are told. What is there they look up, so that no old version is kept for the slow.
+/// What followers are told. What is there they look up, so that of what is there only the newest version is kept.
 enum Change<K> {
     There(Key),
     Gone(Arc<K>),
@@ -285,6 +285,26 @@ mod tests {
         assert_eq!(next(&mut following, 2).await, ["c", "-b"]);
         assert_eq!((mirror.all(Some("ns")).len(), mirror.all(Some("other")).len()), (2, 0));
         assert_eq!(mirror.revision(), "7");
+    }
+
+    #[tokio::test]
+    async fn who_is_late_sees_the_newest_and_of_what_is_gone_only_that() {
+        let mirror = Mirror::<Database>::empty();
+        let mut following = mirror.follow();
+        mirror.take(watcher::Event::Apply(database("first", 1)));
+        assert_eq!(next(&mut following, 1).await, ["first"]);
+        for event in [
+            watcher::Event::Apply(database("a", 2)),
+            watcher::Event::Apply(database("b", 3)),
+            watcher::Event::Delete(database("b", 4)),
+            watcher::Event::Apply(database("a", 5)),
+        ] {
+            mirror.take(event);
+        }
+        let seen: Vec<_> = following.by_ref().take(3).collect().await;
+        assert_eq!(seen.iter().map(told).collect::<Vec<_>>(), ["a", "-b", "a"]);
+        let Seen::There(newest) = &seen[0] else { panic!("{}", told(&seen[0])) };
+        assert_eq!(newest.metadata.resource_version.as_deref(), Some("5"));
     }
 
     #[tokio::test]

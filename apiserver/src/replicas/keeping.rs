@@ -32,6 +32,8 @@ const LOOK: Duration = Duration::from_secs(1);
 const BURY: Duration = Duration::from_secs(600);
 /// How often it is looked for members' Leases whose Database is gone.
 const SWEEP: Duration = Duration::from_secs(60);
+/// How many of them are removed then: what is more urgent waits for it.
+const MOST_SWEPT: usize = 100;
 /// One write's share of the time between two renewals.
 const WRITE: Duration = Duration::from_secs(2);
 
@@ -227,15 +229,24 @@ impl Replicas {
     async fn sweep(&self) {
         let inner = &self.0;
         let databases: BTreeSet<Member> = inner.records.databases(None).iter().filter_map(|one| member(one)).collect();
+        let (mut asked, mut deleted): (HashMap<String, bool>, usize) = (HashMap::new(), 0);
         for lease in inner.mirror.all(None) {
             let gone = lease::member_of(&lease)
                 .is_some_and(|member| member != lease::leader() && !databases.contains(&member));
             let (Some(name), true) = (&lease.metadata.name, gone) else { continue };
-            if let Some(holder) = lease::holder(&lease)
-                && inner.lives(holder).await.unwrap_or(true)
-            {
-                continue;
+            if let Some(holder) = lease::holder(&lease) {
+                let lives = match asked.get(holder) {
+                    Some(lives) => *lives,
+                    None => *asked.entry(holder.to_owned()).or_insert(inner.lives(holder).await.unwrap_or(true)),
+                };
+                if lives {
+                    continue;
+                }
             }
+            if deleted == MOST_SWEPT {
+                return;
+            }
+            deleted += 1;
             let as_seen = Preconditions { resource_version: lease.metadata.resource_version.clone(), uid: None };
             let delete = DeleteParams { preconditions: Some(as_seen), ..DeleteParams::default() };
             if let Err(error) = inner.leases.delete(name, &delete).await {
@@ -250,7 +261,8 @@ impl Replicas {
         let mut dead: BTreeSet<Member> = BTreeSet::new();
         let mut asked: HashMap<String, bool> = HashMap::new();
         for freeze in inner.records.freezes() {
-            let Some(by) = freezer_of(&freeze).filter(|by| *by != inner.identity && is_left(&freeze)) else { continue };
+            let left = |by: &&str| *by != inner.identity && is_left(&freeze) && inner.is_due(&freeze);
+            let Some(by) = freezer_of(&freeze).filter(left) else { continue };
             let lives = match asked.get(by) {
                 Some(lives) => *lives,
                 None => *asked.entry(by.to_owned()).or_insert(inner.lives(by).await.unwrap_or(true)),

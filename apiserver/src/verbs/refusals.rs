@@ -56,7 +56,7 @@ pub(super) fn refusal(call: &Call<'_>, refused: Refused) -> ApiError {
             about,
             format!("what Freeze {} left is still being undone; see its status, and try again", freeze.name),
         ),
-        Refused::Stopping => ApiError::in_motion("the server is going down and begins no freeze; try again"),
+        Refused::Stopping { .. } => ApiError::in_motion("the server is going down and begins no freeze; try again"),
     }
 }
 

@@ -55,7 +55,7 @@ pub(super) fn cases() -> Vec<Case> {
             "while it is away: `kubectl get pods`, `kubectl api-resources` but for ours, the stored kinds, garbage collection \
              and ResourceQuota work. Within 10 s after it is back the APIService is `Available` and what is ours is found. A \
              namespace that is deleted now is gone within 30 s; those that were deleted meanwhile, also the one in which a \
-             freeze was held, when kube-controller-manager tries again, which is within 60 s",
+             freeze was held, within 70 s, for kube-controller-manager tries again within 60 s",
             killed,
         ),
         line(95, "the server is stopped (`SIGSTOP`), and goes on", "the same", stopped),

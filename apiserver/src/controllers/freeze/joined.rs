@@ -1,9 +1,11 @@
 //! A declared Freeze that joined another: it is what its own claim on that one is.
 
-use std::sync::Arc;
+use std::{collections::HashSet, sync::Arc};
 
-use api::{Freeze, FreezeStatus, Phase, conditions::reasons};
+use api::{Claim, ClaimKind, Freeze, FreezeStatus, Phase, conditions::reasons};
 use freeze::{FreezeName, Granted};
+use futures::{StreamExt, stream};
+use tokio::sync::Mutex;
 use tracing::warn;
 
 use super::{fail, name_of};
@@ -33,7 +35,7 @@ pub(super) async fn follow(verbs: &Verbs, name: &FreezeName, freeze: &Freeze, gr
         }
         status = Arc::clone(&watch.borrow_and_update());
     }
-    fail(verbs, name, reasons::FREEZER_DIED, "nothing holds it any more").await;
+    // The object of the other says how it ended: see [`Burial`].
 }
 
 /// The status of a Freeze whose claim is part of another freeze; pure. What is to be undone is the other's to undo, and no
@@ -61,20 +63,48 @@ pub(super) async fn conclude(verbs: &Verbs, name: &FreezeName, status: &FreezeSt
     verbs.records.change_freeze(name, &change).await
 }
 
-/// Says of one how it ended.
-pub(super) async fn bury(verbs: Verbs, name: FreezeName, end: End) {
-    match end {
-        End::As(status) => {
-            if let Err(error) = conclude(&verbs, &name, &status).await {
-                warn!(freeze = %name, message = %error.message, "the end of a Freeze could not be written");
-            }
-        }
-        End::Unknown => fail(&verbs, &name, reasons::FREEZER_DIED, "nothing holds it any more").await,
+/// Says of those that joined another how they ended, when nobody else does: the replica that followed them may be gone.
+#[derive(Default)]
+pub(super) struct Burial {
+    /// Of these no freeze knew when it was looked last.
+    unknown: HashSet<FreezeName>,
+    /// Full while what was found last is still being written.
+    writing: Arc<Mutex<()>>,
+}
+
+/// Freezes whose end is written at once.
+const TOGETHER: usize = 8;
+
+impl Burial {
+    pub(super) fn go_on(&mut self, verbs: &Verbs, all: &[Arc<Freeze>]) {
+        let Ok(writing) = Arc::clone(&self.writing).try_lock_owned() else { return };
+        let (known, unknown): (Vec<_>, Vec<_>) = ended(all).into_iter().partition(|(_, end)| *end != End::Unknown);
+        let unknown: HashSet<FreezeName> = unknown.into_iter().map(|(name, _)| name).collect();
+        // What a mirror does not show it may show in a moment.
+        let lost = unknown.intersection(&self.unknown).map(|name| (name.clone(), End::Unknown));
+        let due: Vec<_> = known.into_iter().chain(lost).collect();
+        self.unknown = unknown;
+        let task = verbs.clone();
+        verbs.tasks.spawn(async move {
+            stream::iter(due).for_each_concurrent(TOGETHER, |(name, end)| bury(&task, name, end)).await;
+            drop(writing);
+        });
     }
 }
 
-/// Those that joined another and have ended with it, but do not say so: the replica that followed them may be gone. Pure.
-pub(super) fn ended(all: &[Arc<Freeze>]) -> Vec<(FreezeName, End)> {
+async fn bury(verbs: &Verbs, name: FreezeName, end: End) {
+    match end {
+        End::As(status) => {
+            if let Err(error) = conclude(verbs, &name, &status).await {
+                warn!(freeze = %name, message = %error.message, "the end of a Freeze could not be written");
+            }
+        }
+        End::Unknown => fail(verbs, &name, reasons::FREEZER_DIED, "nothing holds it any more").await,
+    }
+}
+
+/// Those that joined another and have ended with it, but do not say so; pure.
+fn ended(all: &[Arc<Freeze>]) -> Vec<(FreezeName, End)> {
     let joined = all.iter().filter(|freeze| is_joined(freeze));
     joined.filter_map(|freeze| Some((name_of(freeze)?, end_of(freeze, all)?))).collect()
 }
@@ -88,24 +118,34 @@ fn is_joined(freeze: &Freeze) -> bool {
 
 /// How a Freeze that joined another has ended.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) enum End {
+enum End {
     As(Box<FreezeStatus>),
     /// No freeze knows of its claim.
     Unknown,
 }
 
-/// Its claim has its own uid. `None`: it has not.
+/// Its claim has its own uid, at a freeze of the same Databases. `None`: it has not ended. Claims that a verb made say nothing: their
+/// uids are whatever somebody chose.
 fn end_of(freeze: &Freeze, all: &[Arc<Freeze>]) -> Option<End> {
     let uid = freeze.metadata.uid.as_deref()?;
-    let claims_of = |other: &&Arc<Freeze>| {
-        let status = other.status.as_ref();
-        other.metadata.uid.as_deref() != Some(uid)
-            && status.is_some_and(|status| status.claims.iter().any(|claim| claim.uid == uid))
+    let covers = |other: &&Arc<Freeze>| {
+        other.metadata.namespace == freeze.metadata.namespace
+            && other.metadata.uid.as_deref() != Some(uid)
+            && other.status.as_ref().is_some_and(|status| status.freezer.is_some())
+            && other.spec.targets.iter().any(|one| freeze.spec.targets.iter().any(|own| own.database == one.database))
     };
-    let Some(joined) = all.iter().find(claims_of) else { return Some(End::Unknown) };
-    let (status, name) = (joined.status.as_ref()?, joined.metadata.name.as_deref()?);
-    let own = of_claim(status, uid, name);
-    own.phase.is_finished().then(|| End::As(Box::new(own)))
+    let own = |claim: &&Claim| claim.kind == ClaimKind::Freeze && claim.uid == uid;
+    let mut unfinished = false;
+    for other in all.iter().filter(covers) {
+        let (status, name) = (other.status.as_ref()?, other.metadata.name.as_deref()?);
+        if status.claims.iter().any(|claim| own(&claim)) {
+            let end = of_claim(status, uid, name);
+            return end.phase.is_finished().then(|| End::As(Box::new(end)));
+        }
+        unfinished |= !status.phase.is_finished();
+    }
+    // A claim may be granted a while before it is written.
+    (!unfinished).then_some(End::Unknown)
 }
 
 #[cfg(test)]
@@ -154,10 +194,21 @@ mod tests {
             json!({"kind": "Freeze", "name": "joins", "uid": "uid of joins", "user": "", "since": at, "until": at});
         let joins = freeze("joins", json!({"phase": "Frozen", "claims": [claim]}));
         let other = |phase: &str| freeze("other", json!({"phase": phase, "freezer": "dead", "claims": [claim]}));
-        let stranger = freeze("stranger", json!({"phase": "Lost", "freezer": "dead", "claims": []}));
+        let without = |phase: &str| freeze("without", json!({"phase": phase, "freezer": "dead", "claims": []}));
+        let mut by_verb = Freeze::clone(&other("Thawed"));
+        by_verb.status.as_mut().unwrap().claims[0].kind = ClaimKind::User;
+        let mut elsewhere = Freeze::clone(&other("Thawed"));
+        elsewhere.metadata.namespace = Some("aaa".to_owned());
+        let mut of_others = Freeze::clone(&other("Thawed"));
+        of_others.spec.targets[0].database = "billing".to_owned();
         assert!(is_joined(&joins) && !is_joined(&other("Frozen")) && !is_joined(&freeze("new", json!(null))));
         assert_eq!(end_of(&joins, &[joins.clone(), other("Frozen")]), None);
-        assert_eq!(end_of(&joins, &[joins.clone(), stranger]), Some(End::Unknown));
+        assert_eq!(end_of(&joins, &[joins.clone(), without("Frozen")]), None, "its claim is not written yet");
+        assert_eq!(end_of(&joins, &[joins.clone(), without("Lost")]), Some(End::Unknown));
+        for forged in [by_verb, elsewhere, of_others].map(Arc::new) {
+            let all = [forged.clone(), joins.clone(), other("Frozen")];
+            assert_eq!(end_of(&joins, &all), None, "{forged:?}");
+        }
         let Some(End::As(status)) = end_of(&joins, &[joins.clone(), other("Lost")]) else { panic!() };
         assert_eq!((status.phase, status.freezer), (Phase::Lost, None));
     }

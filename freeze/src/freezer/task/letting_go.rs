@@ -104,7 +104,7 @@ impl Task {
                 Finish::Released | Finish::Withdrawn(_) | Finish::Forced(_) => {
                     Refused::Withdrawn { freeze: self.freeze.clone() }
                 }
-                Finish::Shutdown => Refused::Stopping,
+                Finish::Shutdown => Refused::Stopping { begun: Some(self.freeze.clone()) },
                 _ => Refused::NotHeld {
                     freeze: self.freeze.clone(),
                     status: Arc::clone(&status),
