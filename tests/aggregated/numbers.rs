@@ -161,6 +161,9 @@ async fn a_replica_with_many_databases_and_freezes_is_small() {
         println!("{to} Databases, nothing asked: {:.1} % of a core", share * 100.0);
         shares.push(share);
     }
+    let linear = shares[1] <= shares[0] * 2.5 + 0.02;
+    println!("twice as many: {:.1} times the processor time", shares[1] / shares[0]);
+    assert!(linear, "more than in proportion: {shares:?}");
     let began = Instant::now();
     let paths = (0..FREEZES).map(|number| space.verb(&format!("d{number}"), "quiesce"));
     let spec = json!({"level": "Recoverable", "ttlSeconds": 60});

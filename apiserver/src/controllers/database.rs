@@ -1,6 +1,10 @@
 //! What a Database says of itself: `Reachable`, `Privileged`, `Ready`, its member, and the levels that it reaches.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
 
 use api::{
     Check, CheckResult, Copy, Database, DatabaseStatus, Level, LevelReach, MemberStatus,
@@ -24,7 +28,9 @@ type Name = (String, String);
 
 /// How often a Database is looked at when nothing changes.
 const EVERY: Duration = Duration::from_secs(60);
-/// How often it is looked who leads.
+/// How much of the time of all one look may take: of many Databases each is looked at less often, so that no number of them is a load.
+const SHARE: Duration = Duration::from_millis(20);
+/// How often it is looked who leads, and what is due.
 const LEADING: Duration = Duration::from_secs(2);
 /// Servers that are asked at once; those that do not answer take a while.
 const AT_ONCE: usize = 64;
@@ -49,7 +55,7 @@ pub async fn run(verbs: Verbs) {
     let mut databases = verbs.records.follow_databases();
     let mut tick = interval(LEADING);
     // The first look at each comes with its first event, where we lead from the beginning.
-    let (mut led, mut next_round) = (verbs.replicas.get().is_none(), Instant::now() + EVERY);
+    let (mut led, mut round) = (verbs.replicas.get().is_none(), Round::default());
     loop {
         tokio::select! {
             next = databases.next() => {
@@ -57,17 +63,47 @@ pub async fn run(verbs: Verbs) {
                 changed(&verbs, &looks, &mut looked, seen);
             }
             _ = tick.tick() => {
-                // Whoever leads anew has looked at none.
                 let leads = verbs.leads();
-                let all = leads && (!led || Instant::now() >= next_round);
+                if leads && !led {
+                    // What changed while nobody led.
+                    let all = verbs.records.databases(None);
+                    all.iter().filter(|one| is_unseen(one)).filter_map(|one| name_of(one)).for_each(|name| looks.take(name));
+                }
                 led = leads;
-                if all {
-                    next_round = Instant::now() + EVERY;
-                    verbs.records.databases(None).iter().filter_map(|one| name_of(one)).for_each(|name| looks.take(name));
+                if leads {
+                    round.due(|| verbs.records.databases(None)).for_each(|name| looks.take(name));
                 }
             }
         }
     }
+}
+
+/// All Databases by turns, each once in [`EVERY`], or seldomer if there are many; a few at a time.
+#[derive(Debug, Default)]
+struct Round {
+    left: VecDeque<Name>,
+    /// How often it is asked until it is over.
+    ticks: usize,
+}
+
+impl Round {
+    /// What is to be looked at now; called each [`LEADING`].
+    fn due(&mut self, all: impl FnOnce() -> Vec<Arc<Database>>) -> impl Iterator<Item = Name> {
+        if self.ticks == 0 {
+            self.left = all().iter().filter_map(|one| name_of(one)).collect();
+            let count = u32::try_from(self.left.len()).unwrap_or(u32::MAX);
+            let ticks = EVERY.max(SHARE.saturating_mul(count)).as_millis() / LEADING.as_millis();
+            self.ticks = usize::try_from(ticks).unwrap_or(usize::MAX).max(1);
+        }
+        let now = self.left.len().div_ceil(self.ticks);
+        self.ticks -= 1;
+        self.left.drain(..now)
+    }
+}
+
+/// What it says of itself is of an older spec, or of none.
+fn is_unseen(database: &Database) -> bool {
+    database.status.as_ref().and_then(|status| status.observed_generation) != database.metadata.generation
 }
 
 fn changed(verbs: &Verbs, looks: &Turns<Name>, looked: &mut HashMap<String, i64>, seen: Seen<Arc<Database>>) {
@@ -218,5 +254,36 @@ fn said(check: &Check) -> String {
     match &check.fix {
         Some(fix) => format!("{}; {fix}", check.message),
         None => check.message.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_round_sees_each_once_in_a_minute_and_of_very_many_no_more_than_fifty_a_second() {
+        for (count, ticks) in [(0_usize, 30), (1, 30), (300, 30), (10_000, 100)] {
+            let database = |at| -> Database {
+                serde_json::from_value(json!({
+                    "apiVersion": api::API_VERSION, "kind": "Database",
+                    "metadata": {"name": format!("d{at}"), "namespace": "shop"},
+                    "spec": {"engine": "PostgreSQL", "endpoint": {"host": "db"}},
+                }))
+                .unwrap()
+            };
+            let all: Vec<_> = (0..count).map(|at| Arc::new(database(at))).collect();
+            let mut round = Round::default();
+            for _ in 0..2 {
+                let seen: Vec<Vec<Name>> = (0..ticks).map(|_| round.due(|| all.clone()).collect()).collect();
+                assert!(seen.iter().all(|tick| tick.len() <= count.div_ceil(ticks)), "evenly");
+                let once: HashSet<Name> = seen.concat().into_iter().collect();
+                assert_eq!((once.len(), seen.concat().len()), (count, count), "each once");
+            }
+        }
     }
 }

@@ -149,6 +149,8 @@ impl Drop for Owned {
 pub(super) fn unreachable(error: &kube::Error) -> ApiError {
     ApiError {
         internal: Some(error.to_string()),
-        ..ApiError::unavailable("the Database cannot be claimed: the cluster's API server refused or was not reached")
+        ..ApiError::in_motion(
+            "the Database cannot be claimed: the cluster's API server refused or was not reached; try again",
+        )
     }
 }
