@@ -64,7 +64,9 @@ impl Members {
     }
 
     /// It was taken; perhaps by two calls at once, of which the first is under way.
-    pub(super) fn insert(&self, member: &Member, lease: Lease) {
+    pub(super) fn insert(&self, member: &Member, mut lease: Lease) {
+        // An API server that is sent none keeps what it has, and they are most of a Lease in memory.
+        lease.metadata.managed_fields = None;
         let now = Instant::now();
         let mut mine = self.lock();
         let mine =
