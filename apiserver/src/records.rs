@@ -71,5 +71,15 @@ pub trait Records: fmt::Debug + Send + Sync {
     fn lost(&self) -> BoxFuture<'static, ()>;
 }
 
+/// `None`: it is not stored yet.
+pub(crate) fn freeze_name(freeze: &Freeze) -> Option<FreezeName> {
+    Some(FreezeName { namespace: freeze.metadata.namespace.clone()?, name: freeze.metadata.name.clone()? })
+}
+
+/// In its namespace. `None`: it is not stored yet.
+pub(crate) fn database_name(database: &Database) -> Option<(String, String)> {
+    Some((database.metadata.namespace.clone()?, database.metadata.name.clone()?))
+}
+
 /// Applied to the newest status; again when somebody was faster. `None`: it is as it should be, and nothing is written.
 pub type Change<'a, S> = &'a (dyn Fn(S) -> Option<S> + Send + Sync);

@@ -7,7 +7,11 @@ use freeze::{FreezeName, Remains};
 use futures::StreamExt;
 use tracing::info;
 
-use crate::{metrics::Metrics, records::Seen, verbs::Verbs};
+use crate::{
+    metrics::Metrics,
+    records::{Seen, freeze_name},
+    verbs::Verbs,
+};
 
 /// What a stored Freeze is to the next freezer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +44,7 @@ pub fn recover(verbs: &Verbs) {
 
 /// A claim that is repeated under one uid is answered by its newest freeze.
 fn oldest_first(freezes: &[Arc<Freeze>]) -> Vec<(FreezeName, FreezeStatus)> {
-    let begun = freezes.iter().filter_map(|freeze| {
-        let (namespace, name) = (freeze.metadata.namespace.clone()?, freeze.metadata.name.clone()?);
-        Some((FreezeName { namespace, name }, freeze.status.clone()?))
-    });
+    let begun = freezes.iter().filter_map(|freeze| Some((freeze_name(freeze)?, freeze.status.clone()?)));
     let mut begun: Vec<_> = begun.collect();
     begun.sort_by_key(|(_, status)| status.requested_at.as_ref().map(|at| at.0));
     begun

@@ -31,7 +31,7 @@ use crate::{
     answer::Answer,
     error::ApiError,
     keyring::Keyring,
-    records::{Mirror, Records},
+    records::{Mirror, Records, freeze_name},
 };
 use lease::{Alive, FENCE, Member};
 pub(crate) use members::Owned;
@@ -352,15 +352,9 @@ impl Inner {
         let known: BTreeSet<FreezeName> = self.freezer.views().into_iter().map(|view| view.freeze).collect();
         let mut remains = Vec::new();
         for freeze in self.records.freezes().into_iter().filter(|freeze| is_left(freeze) && chosen(freeze)) {
-            let metadata = &freeze.metadata;
-            let (Some(namespace), Some(name), Some(status)) =
-                (metadata.namespace.clone(), metadata.name.clone(), freeze.status.clone())
-            else {
-                continue;
-            };
-            let name = FreezeName { namespace, name };
+            let (Some(name), Some(status)) = (freeze_name(&freeze), freeze.status.clone()) else { continue };
             if !known.contains(&name) {
-                let uid = metadata.uid.clone().unwrap_or_default();
+                let uid = freeze.metadata.uid.clone().unwrap_or_default();
                 self.laid.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, Instant::now());
                 remains.push(Remains { freeze: name, status });
             }

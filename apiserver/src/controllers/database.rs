@@ -18,7 +18,7 @@ use tokio::time::{Instant, interval};
 
 use super::turns::Turns;
 use crate::{
-    records::Seen,
+    records::{Seen, database_name},
     targets::{self, Ingredients, Wanted},
     verbs::Verbs,
 };
@@ -67,7 +67,7 @@ pub async fn run(verbs: Verbs) {
                 if leads && !led {
                     // What changed while nobody led.
                     let all = verbs.records.databases(None);
-                    all.iter().filter(|one| is_unseen(one)).filter_map(|one| name_of(one)).for_each(|name| looks.take(name));
+                    all.iter().filter(|one| is_unseen(one)).filter_map(|one| database_name(one)).for_each(|name| looks.take(name));
                 }
                 led = leads;
                 if leads {
@@ -90,7 +90,7 @@ impl Round {
     /// What is to be looked at now; called each [`LEADING`].
     fn due(&mut self, all: impl FnOnce() -> Vec<Arc<Database>>) -> impl Iterator<Item = Name> {
         if self.ticks == 0 {
-            self.left = all().iter().filter_map(|one| name_of(one)).collect();
+            self.left = all().iter().filter_map(|one| database_name(one)).collect();
             let count = u32::try_from(self.left.len()).unwrap_or(u32::MAX);
             let ticks = EVERY.max(SHARE.saturating_mul(count)).as_millis() / LEADING.as_millis();
             self.ticks = usize::try_from(ticks).unwrap_or(usize::MAX).max(1);
@@ -126,19 +126,15 @@ fn changed(verbs: &Verbs, looks: &Turns<Name>, looked: &mut HashMap<String, i64>
         return;
     }
     if looked.insert(uid, generation) != Some(generation)
-        && let Some(name) = name_of(database)
+        && let Some(name) = database_name(database)
     {
         looks.take(name);
     }
 }
 
-fn name_of(database: &Database) -> Option<Name> {
-    Some((database.metadata.namespace.clone()?, database.metadata.name.clone()?))
-}
-
 /// As a task: others do not wait until its server has let go.
 fn end(verbs: &Verbs, database: &Database, why: &'static str) {
-    let Some((namespace, name)) = name_of(database) else { return };
+    let Some((namespace, name)) = database_name(database) else { return };
     if verbs.freezer.view(&namespace, &name).is_some() {
         let freezer = verbs.freezer.clone();
         verbs.tasks.spawn(async move { freezer.end(&namespace, &name, Ending::Withdrawn { why }).await });

@@ -20,7 +20,11 @@ use tokio::time::interval;
 use tracing::{info, warn};
 
 use super::turns::Turns;
-use crate::{records::Seen, replicas::Place, verbs::Verbs};
+use crate::{
+    records::{Seen, freeze_name},
+    replicas::Place,
+    verbs::Verbs,
+};
 
 /// Who declared a Freeze; set by the registry, never by the author.
 pub const CREATED_BY: &str = "stillpoint.dev/created-by";
@@ -94,7 +98,7 @@ pub async fn run(verbs: Verbs) {
     });
     let take = |freeze: &Freeze| {
         if plan(freeze, Timestamp::now()) != Step::Nothing
-            && let Some(name) = name_of(freeze)
+            && let Some(name) = freeze_name(freeze)
         {
             turns.take(name);
         }
@@ -114,7 +118,7 @@ pub async fn run(verbs: Verbs) {
                 let all = verbs.records.freezes();
                 for freeze in &all {
                     take(freeze);
-                    if let Some(name) = name_of(freeze).filter(|name| is_forgotten(&verbs, &under_way, name, freeze)) {
+                    if let Some(name) = freeze_name(freeze).filter(|name| is_forgotten(&verbs, &under_way, name, freeze)) {
                         turns.take(name);
                     }
                 }
@@ -125,10 +129,6 @@ pub async fn run(verbs: Verbs) {
             }
         }
     }
-}
-
-fn name_of(freeze: &Freeze) -> Option<FreezeName> {
-    Some(FreezeName { namespace: freeze.metadata.namespace.clone()?, name: freeze.metadata.name.clone()? })
 }
 
 /// Freezes that this replica has said to begin, until that came to something.
@@ -176,7 +176,7 @@ fn is_elsewhere(verbs: &Verbs, freeze: &Freeze) -> bool {
 
 /// Lets go what a Freeze holds that is not there any more.
 fn gone(verbs: &Verbs, freeze: Arc<Freeze>) {
-    let Some(name) = name_of(&freeze) else { return };
+    let Some(name) = freeze_name(&freeze) else { return };
     let task = verbs.clone();
     verbs.tasks.spawn(async move {
         let ending = Ending::Withdrawn { why: "its Freeze was deleted" };
@@ -272,13 +272,13 @@ async fn begin(verbs: &Verbs, under_way: &UnderWay, name: FreezeName, freeze: Ar
             Ok(granted) if granted.freeze != name => joined::follow(&task, &name, &freeze, granted).await,
             Ok(_) => info!(freeze = %name, "declared freeze holds"),
             Err(Refused::NotHeld { freeze, .. } | Refused::Withdrawn { freeze }) if freeze == name => {}
-            // How a freeze of its own ended its freezer writes. Otherwise another replica begins it, or the next run of this one.
-            Err(Refused::Stopping { begun }) if begun.as_ref() == Some(&name) => {}
-            Err(Refused::Stopping { .. }) => put_back(&task, &name).await,
             Err(refused) => {
                 let message = match refused {
+                    // How a freeze of its own ended its freezer writes.
+                    Refused::Stopping { begun: Some(begun) } if begun == name => return,
+                    // Another replica begins it, or the next run of this one.
+                    Refused::Stopping { .. } => return put_back(&task, &name).await,
                     Refused::Conflict { freeze, why, .. } => format!("Freeze {} covers it: {why}", freeze.name),
-                    Refused::Stopping { .. } => "the server is going down".to_owned(),
                     Refused::Finished { freeze } => {
                         format!("its uid belongs to Freeze {}, which is finished", freeze.name)
                     }

@@ -7,8 +7,10 @@ use freeze::FreezeName;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Event, Namespace};
 use tokio::time::{MissedTickBehavior, interval};
+use tracing::debug;
 
 use crate::{
+    records::freeze_name,
     registry::{DeleteOptions, Registry},
     resources::{EVENTS, NAMESPACES},
     verbs::Verbs,
@@ -55,8 +57,11 @@ pub async fn freezes(verbs: Verbs) {
         }
         for name in over(&records.freezes(), Timestamp::now()) {
             // In this order: without its finalizer it would look like one that somebody declared.
-            records.delete_freeze(&name).await.ok();
-            records.let_go(&name).await.ok();
+            for removed in [records.delete_freeze(&name).await, records.let_go(&name).await] {
+                if let Err(error) = removed {
+                    debug!(freeze = %name, message = %error.message, "not removed yet; trying again");
+                }
+            }
         }
     }
 }
@@ -104,8 +109,7 @@ fn over(freezes: &[Arc<Freeze>], now: Timestamp) -> Vec<FreezeName> {
         let age = now.duration_since(created);
         let many = *count > KEEP_YOUNG_FREEZES || (*count > KEEP_FREEZES && age > older(FREEZE_AGE.0));
         if many || age > older(FREEZE_AGE.1) {
-            let names = freeze.metadata.namespace.clone().zip(freeze.metadata.name.clone());
-            over.extend(names.map(|(namespace, name)| FreezeName { namespace, name }));
+            over.extend(freeze_name(freeze));
         }
     }
     over

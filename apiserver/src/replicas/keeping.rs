@@ -6,7 +6,6 @@ use std::{
     time::Duration,
 };
 
-use api::Database;
 use freeze::Ending;
 use futures::{
     FutureExt, StreamExt,
@@ -24,7 +23,7 @@ use super::{
     lease::{self, FENCE, Member, RENEW},
     members::Taken,
 };
-use crate::records::Seen;
+use crate::records::{Seen, database_name};
 
 /// How often what is ours is looked through, and what the dead left.
 const LOOK: Duration = Duration::from_secs(1);
@@ -228,20 +227,17 @@ impl Replicas {
     /// Members' Leases that nobody who lives has, and whose Database is gone. One that somebody takes at that moment stays.
     async fn sweep(&self) {
         let inner = &self.0;
-        let databases: BTreeSet<Member> = inner.records.databases(None).iter().filter_map(|one| member(one)).collect();
+        let databases: BTreeSet<Member> =
+            inner.records.databases(None).iter().filter_map(|one| database_name(one)).collect();
         let (mut asked, mut deleted): (HashMap<String, bool>, usize) = (HashMap::new(), 0);
         for lease in inner.mirror.all(None) {
             let gone = lease::member_of(&lease)
                 .is_some_and(|member| member != lease::leader() && !databases.contains(&member));
             let (Some(name), true) = (&lease.metadata.name, gone) else { continue };
-            if let Some(holder) = lease::holder(&lease) {
-                let lives = match asked.get(holder) {
-                    Some(lives) => *lives,
-                    None => *asked.entry(holder.to_owned()).or_insert(inner.lives(holder).await.unwrap_or(true)),
-                };
-                if lives {
-                    continue;
-                }
+            if let Some(holder) = lease::holder(&lease)
+                && self.may_live(holder, &mut asked).await
+            {
+                continue;
             }
             if deleted == MOST_SWEPT {
                 return;
@@ -255,6 +251,14 @@ impl Replicas {
         }
     }
 
+    /// Whether a replica lives, as far as can be told; of each it is asked once.
+    async fn may_live(&self, identity: &str, asked: &mut HashMap<String, bool>) -> bool {
+        match asked.get(identity) {
+            Some(lives) => *lives,
+            None => *asked.entry(identity.to_owned()).or_insert(self.0.lives(identity).await.unwrap_or(true)),
+        }
+    }
+
     /// Claims the members of freezes whose freezer is dead, and undoes what these left.
     async fn take_over(&self) {
         let inner = &self.0;
@@ -263,11 +267,7 @@ impl Replicas {
         for freeze in inner.records.freezes() {
             let left = |by: &&str| *by != inner.identity && is_left(&freeze) && inner.is_due(&freeze);
             let Some(by) = freezer_of(&freeze).filter(left) else { continue };
-            let lives = match asked.get(by) {
-                Some(lives) => *lives,
-                None => *asked.entry(by.to_owned()).or_insert(inner.lives(by).await.unwrap_or(true)),
-            };
-            if !lives {
+            if !self.may_live(by, &mut asked).await {
                 let namespace = freeze.metadata.namespace.clone().unwrap_or_default();
                 dead.extend(freeze.spec.targets.iter().map(|target| (namespace.clone(), target.database.clone())));
             }
@@ -289,8 +289,4 @@ impl Replicas {
             inner.lay_to_rest_at(&member);
         }
     }
-}
-
-fn member(database: &Database) -> Option<Member> {
-    Some((database.metadata.namespace.clone()?, database.metadata.name.clone()?))
 }

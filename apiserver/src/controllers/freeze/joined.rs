@@ -8,8 +8,8 @@ use futures::{StreamExt, stream};
 use tokio::sync::Mutex;
 use tracing::warn;
 
-use super::{fail, name_of};
-use crate::{error::ApiError, verbs::Verbs};
+use super::fail;
+use crate::{error::ApiError, records::freeze_name, verbs::Verbs};
 
 /// A Freeze that joined another is what its own claim is: held while that holds, and ended with it, or before.
 pub(super) async fn follow(verbs: &Verbs, name: &FreezeName, freeze: &Freeze, granted: Granted) {
@@ -106,7 +106,7 @@ async fn bury(verbs: &Verbs, name: FreezeName, end: End) {
 /// Those that joined another and have ended with it, but do not say so; pure.
 fn ended(all: &[Arc<Freeze>]) -> Vec<(FreezeName, End)> {
     let joined = all.iter().filter(|freeze| is_joined(freeze));
-    joined.filter_map(|freeze| Some((name_of(freeze)?, end_of(freeze, all)?))).collect()
+    joined.filter_map(|freeze| Some((freeze_name(freeze)?, end_of(freeze, all)?))).collect()
 }
 
 /// It is part of another, and not over.
