@@ -63,15 +63,18 @@ pub fn remember(verbs: &Verbs) {
 pub(crate) async fn follow(verbs: Verbs, metrics: Arc<Metrics>) {
     let mut following = verbs.records.follow_freezes();
     while let Some(seen) = following.next().await {
-        // One that was deleted as soon as it was over may be seen only then.
-        let (Seen::There(freeze) | Seen::Gone(freeze)) = seen;
-        for (freeze, status) in oldest_first(&[freeze]) {
-            if left(&status) == Left::Memory {
-                metrics.remembered(&status);
-                verbs.freezer.remember(&freeze, &status);
-            }
+        if let Some((freeze, status)) = over(&seen) {
+            metrics.remembered(&status);
+            verbs.freezer.remember(&freeze, &status);
         }
     }
+}
+
+/// How a Freeze ended, if it did. One that was deleted as soon as it was over may be seen only then.
+fn over(seen: &Seen<Arc<Freeze>>) -> Option<(FreezeName, FreezeStatus)> {
+    let (Seen::There(freeze) | Seen::Gone(freeze)) = seen;
+    let status = freeze.status.clone().filter(|status| left(status) == Left::Memory)?;
+    Some((freeze_name(freeze)?, status))
 }
 
 fn left(status: &FreezeStatus) -> Left {
@@ -103,6 +106,16 @@ mod tests {
             |second: u32| json!({"phase": "Thawed", "requestedAt": format!("2026-01-01T00:00:{second:02}.000000Z")});
         let sorted = oldest_first(&[freeze("a", at(3)), freeze("b", at(1)), freeze("c", at(2))].map(Arc::new));
         assert_eq!(sorted.iter().map(|(freeze, _)| freeze.name.as_str()).collect::<Vec<_>>(), ["b", "c", "a"]);
+    }
+
+    #[test]
+    fn how_a_freeze_ended_is_heard_also_when_it_is_gone() {
+        let thawed = Arc::new(freeze("f", json!({"phase": "Thawed"})));
+        let frozen = Arc::new(freeze("f", json!({"phase": "Frozen"})));
+        for seen in [Seen::There(Arc::clone(&thawed)), Seen::Gone(thawed)] {
+            assert_eq!(over(&seen).map(|(name, status)| (name.name, status.phase)), Some(("f".into(), Phase::Thawed)));
+        }
+        assert_eq!(over(&Seen::Gone(frozen)), None, "it did not end: it was taken away");
     }
 
     #[test]

@@ -56,9 +56,7 @@ struct Inner {
     peers: Peers,
     records: Arc<dyn Records>,
     freezer: Freezer,
-    /// Freezes that dead replicas left, by their uids, and when we last took care of them: what cannot be undone now is not tried all
-    /// the time.
-    laid: Mutex<HashMap<String, Instant>>,
+    laid: Mutex<Laid>,
     /// When we last said that we live. Too long ago, and nothing is frozen here: looked at by the clock, not by who was in time to
     /// raise a flag, for a process may have been stopped.
     renewed: Mutex<Option<Instant>>,
@@ -66,6 +64,22 @@ struct Inner {
     leaving: CancellationToken,
     /// It has said goodbye, and must not say that it lives: requests go on for a while after that.
     left: CancellationToken,
+}
+
+/// Freezes that dead replicas left, by their uids, and when we last took care of them: what cannot be undone now is not tried all the
+/// time.
+#[derive(Debug, Default)]
+struct Laid(HashMap<String, Instant>);
+
+impl Laid {
+    fn is_due(&mut self, uid: &str, now: Instant) -> bool {
+        self.0.retain(|_, at| now.duration_since(*at) < LAY_AGAIN);
+        !self.0.contains_key(uid)
+    }
+
+    fn note(&mut self, uid: String, now: Instant) {
+        self.0.insert(uid, now);
+    }
 }
 
 /// Where a verb is to be executed.
@@ -341,10 +355,11 @@ impl Inner {
 
     /// Whether it is time to take care of what a dead replica left there.
     fn is_due(&self, freeze: &Freeze) -> bool {
-        let (now, uid) = (Instant::now(), freeze.metadata.uid.as_deref().unwrap_or_default());
-        let mut laid = self.laid.lock().unwrap_or_else(PoisonError::into_inner);
-        laid.retain(|_, at| now.duration_since(*at) < LAY_AGAIN);
-        !laid.contains_key(uid)
+        self.laid().is_due(freeze.metadata.uid.as_deref().unwrap_or_default(), Instant::now())
+    }
+
+    fn laid(&self) -> MutexGuard<'_, Laid> {
+        self.laid.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Hands what dead freezers left to ours, which undoes it. Only what is not finished, or has something to undo.
@@ -355,7 +370,7 @@ impl Inner {
             let (Some(name), Some(status)) = (freeze_name(&freeze), freeze.status.clone()) else { continue };
             if !known.contains(&name) {
                 let uid = freeze.metadata.uid.clone().unwrap_or_default();
-                self.laid.lock().unwrap_or_else(PoisonError::into_inner).insert(uid, Instant::now());
+                self.laid().note(uid, Instant::now());
                 remains.push(Remains { freeze: name, status });
             }
         }
@@ -387,4 +402,19 @@ fn is_left(freeze: &Freeze) -> bool {
         status.freezer.is_some()
             && (!status.phase.is_finished() || status.targets.iter().any(|target| !target.undo.is_empty()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_undone_is_tried_again_after_a_pause() {
+        let (mut laid, now) = (Laid::default(), Instant::now());
+        assert!(laid.is_due("one", now));
+        laid.note("one".to_owned(), now);
+        assert!(!laid.is_due("one", now + LAY_AGAIN / 2));
+        assert!(laid.is_due("other", now + LAY_AGAIN / 2));
+        assert!(laid.is_due("one", now + LAY_AGAIN));
+    }
 }

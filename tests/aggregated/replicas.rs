@@ -6,7 +6,7 @@ use fixtures::{Options, Server, ServerKind};
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use crate::world::{SOON, Space, World};
+use crate::world::{NAMESPACE, SOON, Space, World};
 
 async fn servers(space: &Space<'_>) -> Vec<Server> {
     let mut servers = Vec::new();
@@ -159,4 +159,60 @@ async fn a_replica_that_was_stopped_and_goes_on_holds_nothing_and_freezes_again(
     let object: Value =
         serde_json::from_str(&space.kubectl(&["get", "freeze", &freeze, "-o", "json"]).await.unwrap()).unwrap();
     assert_eq!(object["status"]["phase"], "Lost", "a finished phase never changes");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lease_of_a_database_that_is_gone_is_removed_and_others_stay() {
+    let space = World::get().await.space("swept").await.unwrap();
+    let _servers = servers(&space).await;
+    for name in ["orders", "billing"] {
+        assert_eq!(space.run(name, "quiesce").await.unwrap()["phase"], "Frozen");
+        assert_eq!(space.run(name, "unquiesce").await.unwrap()["phase"], "Thawed");
+    }
+    let leases = async || {
+        let leases = ["--namespace", NAMESPACE, "get", "leases", "-o", "json"];
+        let leases: Value = serde_json::from_str(&space.world.cluster.kubectl(&leases).await?.ok()?)?;
+        let of = |lease: &Value| lease["metadata"]["annotations"]["stillpoint.dev/member"].as_str().map(str::to_owned);
+        let all = leases["items"].as_array().into_iter().flatten().filter_map(of);
+        let mut ours: Vec<String> = all.filter_map(|of| Some(of.strip_prefix(&space.name)?.to_owned())).collect();
+        ours.sort();
+        anyhow::Ok(ours)
+    };
+    assert_eq!(leases().await.unwrap(), ["/billing", "/orders"]);
+    space.kubectl(&["delete", "databases.stillpoint.dev", "orders"]).await.unwrap();
+    // It is looked for them once a minute.
+    cluster::until("its Lease is removed", Duration::from_secs(150), async || {
+        let left = leases().await?;
+        anyhow::ensure!(left == ["/billing"], "{left:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+/// It says of a declared Freeze that it begins it, and does not: its status was written, and what was to follow came to nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_freeze_that_its_replica_has_forgotten_is_begun_all_the_same() {
+    let world = World::alone().await;
+    let space = world.space("forgotten").await.unwrap();
+    let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await.unwrap();
+    space.register("orders", &server).await.unwrap();
+    let held = space.run("orders", "quiesce").await.unwrap();
+    let freeze = held["freeze"].as_str().unwrap().to_owned();
+    let by = space.kubectl(&["get", "freeze", &freeze, "-o", "jsonpath={.status.freezer}"]).await.unwrap();
+    assert_eq!(space.run("orders", "unquiesce").await.unwrap()["phase"], "Thawed");
+    world.first(|replica| replica.signal("-STOP")).unwrap().unwrap();
+    let declared = json!({
+        "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"name": "forgotten"},
+        "spec": {"targets": [{"database": "orders"}], "ttlSeconds": 10},
+    });
+    space.apply(declared).await.unwrap();
+    let status = json!({"status": {"phase": "Preparing", "freezer": by}}).to_string();
+    let patch = ["patch", "freeze", "forgotten", "--subresource=status", "--type=merge", "--patch", &status];
+    let patched = space.kubectl(&patch).await;
+    world.back().await.unwrap();
+    patched.unwrap();
+    let frozen = |object: &Value| object["status"]["phase"] == "Frozen";
+    space.until_json("it holds", &["get", "freeze", "forgotten", "-o", "json"], frozen).await.unwrap();
+    space.kubectl(&["delete", "freeze", "forgotten", "--timeout=30s"]).await.unwrap();
 }

@@ -20,7 +20,7 @@ use tokio::{
 
 use crate::{
     replica::Replica,
-    world::{Setup, Space, World},
+    world::{APISERVICE, NAMESPACE, SERVICE, SOON, Setup, Space, World},
 };
 
 /// Of reads, at even distances; beside them, each Database is frozen and thawed as fast as that goes.
@@ -35,6 +35,8 @@ const QUIET: (usize, Duration) = (20, Duration::from_secs(60));
 /// Freezes that may fail to be written down in time although none did while nothing happened: what a busy machine does now and
 /// then. Each restart failing those under way (one of each Database, twice) would be more.
 const FEW: usize = 3;
+/// Our account's, in the whole cluster.
+const ROLE: &str = "stillpoint:apiserver";
 const DELAY: [&str; 2] = ["--shutdown-delay-seconds", "3"];
 
 struct Load {
@@ -226,4 +228,54 @@ async fn our_authority_is_exchanged_and_nobody_sees_it() {
     let now = world.authority().await.unwrap();
     crate::wire::Server { authority: now, ..shown.clone() }.get("/livez").await.unwrap();
     assert!(shown.get("/livez").await.is_err(), "the old authority's certificate is shown no more");
+}
+
+/// Whoever signs next is told to kube-apiserver first: until that could be done, what is shown is what it trusts.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_authority_that_nobody_could_be_told_of_signs_nothing() {
+    let arguments = ["--ca-overlap-seconds", "15"].map(str::to_owned).into();
+    let world = World::of(Setup { arguments, replicas: vec!["one"], ..Setup::default() }).await.unwrap();
+    let before = world.authority().await.unwrap();
+    let role = world.cluster.kubectl(&["get", "clusterrole", ROLE, "-o", "json"]).await.unwrap().ok().unwrap();
+    let role: Value = serde_json::from_str(&role).unwrap();
+    let mut rules = role["rules"].as_array().unwrap().iter();
+    let telling = rules.position(|rule| rule["apiGroups"][0] == "apiregistration.k8s.io").unwrap();
+    let given = role["rules"][telling]["verbs"].clone();
+    set_verbs(&world, telling, &json!(["get"]), "no").await;
+    let annotate =
+        ["--namespace", NAMESPACE, "annotate", "secret", "stillpoint-apiserver-ca", "stillpoint.dev/rotate=now"];
+    world.cluster.kubectl(&annotate).await.unwrap().ok().unwrap();
+    cluster::until("it waits", Duration::from_secs(60), || async {
+        assert_eq!(world.authority().await?, before, "nobody was told of this one");
+        ensure!(world.log_end().contains("signs nothing before the APIService trusts it"), "{}", world.log_end());
+        Ok(())
+    })
+    .await
+    .unwrap();
+    world.available(SOON).await.unwrap();
+    set_verbs(&world, telling, &given, "yes").await;
+    cluster::until("another authority signs", Duration::from_secs(60), || async {
+        ensure!(world.authority().await? != before, "the old one does");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    world.available(SOON).await.unwrap();
+}
+
+/// Changes a rule of our account's role, and waits until kube-apiserver knows whether it may change the APIService.
+async fn set_verbs(world: &World, rule: usize, verbs: &Value, may: &str) {
+    let patch = json!([{"op": "replace", "path": format!("/rules/{rule}/verbs"), "value": verbs}]).to_string();
+    let patch = ["patch", "clusterrole", ROLE, "--type=json", "--patch", &patch];
+    world.cluster.kubectl(&patch).await.unwrap().ok().unwrap();
+    let who = format!("--as=system:serviceaccount:{NAMESPACE}:{SERVICE}");
+    let can = ["auth", "can-i", "patch", &format!("apiservice/{APISERVICE}"), &who];
+    cluster::until("kube-apiserver knows", SOON, || async {
+        // It fails when it says no.
+        let said = world.cluster.kubectl(&can).await?;
+        ensure!(said.stdout.trim() == may, "{said:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
 }

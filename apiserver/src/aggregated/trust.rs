@@ -172,16 +172,16 @@ impl Certificates {
             return Ok(Followed::Same);
         };
         let mut kept = Kept::read(&secret)?;
-        let told = self.serving != Serving::Own || !leads || is_told(client, &kept).await;
-        if leads
-            && told
-            && let Some(next) = kept.step(Timestamp::now(), self.overlap)?
-        {
-            next.write(&mut secret);
-            // Whoever was faster has made this step.
-            secrets.replace(SECRET, &PostParams::default(), &secret).await?;
-            info!("our authority: {}", next.state());
-            kept = next;
+        if leads && let Some(next) = kept.step(Timestamp::now(), self.overlap)? {
+            if self.serving == Serving::Own && !is_told(client, &kept).await? {
+                info!("our next authority signs nothing before the APIService trusts it");
+            } else {
+                next.write(&mut secret);
+                // Whoever was faster has made this step.
+                secrets.replace(SECRET, &PostParams::default(), &secret).await?;
+                info!("our authority: {}", next.state());
+                kept = next;
+            }
         }
         let ring = Ring::of(kept)?;
         let same = ring.is(&known);
@@ -235,18 +235,11 @@ fn leaf(ring: &Ring, service: &Service, address: SocketAddr, now: Timestamp) -> 
 }
 
 /// Whether the APIService trusts what signs next: nothing is signed by what nobody was told of.
-async fn is_told(client: &Client, kept: &Kept) -> bool {
-    let Some(next) = kept.next() else { return true };
-    match Api::<APIService>::all(client.clone()).get_opt(&api_service()).await {
-        Ok(service) => {
-            let bundle = service.and_then(|service| service.spec?.ca_bundle).unwrap_or_default();
-            String::from_utf8_lossy(&bundle.0).contains(next.trim())
-        }
-        Err(error) => {
-            warn!(%error, "it is not known whether the APIService trusts our next authority, which signs nothing before");
-            false
-        }
-    }
+async fn is_told(client: &Client, kept: &Kept) -> anyhow::Result<bool> {
+    let Some(next) = kept.next() else { return Ok(true) };
+    let service = Api::<APIService>::all(client.clone()).get_opt(&api_service()).await?;
+    let bundle = service.and_then(|service| service.spec?.ca_bundle).unwrap_or_default();
+    Ok(String::from_utf8_lossy(&bundle.0).contains(next.trim()))
 }
 
 fn api_service() -> String {
