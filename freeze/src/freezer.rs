@@ -172,7 +172,7 @@ impl Freezer {
             let (handle, join) = self.claim(&request, answer)?;
             if let Some(command) = join {
                 // A task that is gone drops the answer, and with it ends the wait below.
-                handle.commands.send(command).await.ok();
+                handle.commands.send(Box::new(command)).await.ok();
             }
             if let Ok(answer) = waiting.await {
                 return answer;
@@ -200,7 +200,7 @@ impl Freezer {
         };
         let (answer, waiting) = oneshot::channel();
         // A command that is not taken comes back with its answer in it: it must be dropped, or we wait for ourselves.
-        let taken = handle.commands.send(Command::End { uid: uid.to_owned(), stage, answer }).await.is_ok();
+        let taken = handle.commands.send(Box::new(Command::End { uid: uid.to_owned(), stage, answer })).await.is_ok();
         match if taken { waiting.await } else { Ok(None) } {
             Ok(Some(answer)) => Some(answer),
             _ => self.outcome(namespace, uid).map(Ok),
@@ -212,7 +212,7 @@ impl Freezer {
     pub async fn renew(&self, namespace: &str, database: &str, uid: &str, ttl: Option<Duration>) -> Option<Granted> {
         let handle = self.table().handle(namespace, database)?;
         let (answer, waiting) = oneshot::channel();
-        handle.commands.send(Command::Renew { uid: uid.to_owned(), ttl, answer }).await.ok()?;
+        handle.commands.send(Box::new(Command::Renew { uid: uid.to_owned(), ttl, answer })).await.ok()?;
         waiting.await.ok().flatten()
     }
 
@@ -220,7 +220,7 @@ impl Freezer {
     pub async fn end(&self, namespace: &str, database: &str, ending: Ending) -> Option<Ended> {
         let handle = self.table().handle(namespace, database)?;
         let (answer, waiting) = oneshot::channel();
-        if handle.commands.send(Command::Thaw { ending, answer }).await.is_ok()
+        if handle.commands.send(Box::new(Command::Thaw { ending, answer })).await.is_ok()
             && let Ok(ended) = waiting.await
         {
             return Some(ended);

@@ -44,12 +44,14 @@ enum Change<K> {
     Gone(Arc<K>),
 }
 
-/// What nobody here reads, and what would be most of an object in memory: nothing that is mirrored is written back.
-fn lighten<K: Resource>(object: &mut K) {
+/// Without what nobody here reads, and what would be most of an object in memory: nothing that is mirrored is written back. A copy
+/// has no room to spare in its lists, where one that was just read has room for four of anything.
+fn lighten<K: Resource + Clone>(object: &mut K) {
     object.meta_mut().managed_fields = None;
     if let Some(annotations) = &mut object.meta_mut().annotations {
         annotations.remove(LAST_APPLIED);
     }
+    *object = object.clone();
 }
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";

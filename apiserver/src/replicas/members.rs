@@ -8,7 +8,11 @@ use std::{
 };
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::{Api, api::PostParams};
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -17,13 +21,15 @@ use crate::error::ApiError;
 
 /// How long a member stays ours when nothing of it is held: the next freeze is often soon, and often here.
 const IDLE: Duration = Duration::from_secs(2);
+
 /// The members that are ours.
 #[derive(Debug, Default)]
 pub(super) struct Members(Mutex<HashMap<Member, Mine>>);
 
 #[derive(Debug)]
 struct Mine {
-    lease: Lease,
+    /// Of its Lease, as we wrote it.
+    version: Option<String>,
     /// Calls that are under way.
     calls: usize,
     idle_since: Instant,
@@ -64,20 +70,17 @@ impl Members {
     }
 
     /// It was taken; perhaps by two calls at once, of which the first is under way.
-    pub(super) fn insert(&self, member: &Member, mut lease: Lease) {
-        // An API server that is sent none keeps what it has, and they are most of a Lease in memory.
-        lease.metadata.managed_fields = None;
+    pub(super) fn insert(&self, member: &Member, lease: Lease) {
         let now = Instant::now();
         let mut mine = self.lock();
-        let mine =
-            mine.entry(member.clone()).or_insert_with(|| Mine { lease: lease.clone(), calls: 0, idle_since: now });
-        (mine.lease, mine.idle_since) = (lease, now);
+        let mine = mine.entry(member.clone()).or_insert_with(|| Mine { version: None, calls: 0, idle_since: now });
+        (mine.version, mine.idle_since) = (lease.metadata.resource_version, now);
     }
 
     /// Gives back members of which nothing is held and nobody asks; `all`: at once.
     pub(super) async fn give_back(&self, leases: &Api<Lease>, is_held: impl Fn(&Member) -> bool, all: bool) {
         let now = Instant::now();
-        let idle: Vec<(Member, Lease)> = {
+        let idle: Vec<(Member, Option<String>)> = {
             let mut mine = self.lock();
             for (member, mine) in mine.iter_mut() {
                 if mine.calls > 0 || is_held(member) {
@@ -85,15 +88,14 @@ impl Members {
                 }
             }
             let idle = |mine: &Mine| all || now.duration_since(mine.idle_since) > IDLE;
-            let idle = mine.extract_if(|_, mine| idle(mine)).map(|(member, mine)| (member, mine.lease));
+            let idle = mine.extract_if(|_, mine| idle(mine)).map(|(member, mine)| (member, mine.version));
             idle.collect()
         };
-        for (member, mut lease) in idle {
-            if let Some(spec) = &mut lease.spec {
-                spec.holder_identity = None;
-            }
+        for (member, version) in idle {
             let name = lease::member_name(&member);
-            match leases.replace(&name, &PostParams::default(), &lease).await {
+            // Unless somebody else has it by now.
+            let free = json!({"metadata": {"resourceVersion": version}, "spec": {"holderIdentity": null}});
+            match leases.patch(&name, &PatchParams::default(), &Patch::Merge(free)).await {
                 Ok(_) => debug!(?member, "given back"),
                 Err(error) => warn!(?member, %error, "could not be given back; it is free when this replica is gone"),
             }

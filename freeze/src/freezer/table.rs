@@ -41,7 +41,7 @@ pub(super) struct Handle {
     pub(super) freeze: FreezeName,
     pub(super) members: Arc<[Member]>,
     pub(super) copy: Copy,
-    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) commands: mpsc::Sender<Box<Command>>,
     pub(super) shown: watch::Receiver<Arc<FreezeStatus>>,
     /// What a status does not say: it moves with every heartbeat.
     pub(super) vitals: Arc<Vitals>,

@@ -55,7 +55,8 @@ pub(super) struct Task {
     max_frozen: Duration,
     recorder: Arc<Recorder>,
     vitals: Arc<Vitals>,
-    commands: mpsc::Receiver<Command>,
+    /// Boxed, since a channel has room for 32 from the beginning (tokio `mpsc::block`), and most freezes are sent one or two.
+    commands: mpsc::Receiver<Box<Command>>,
     claims: Claims,
     /// Callers that wait for their claim to hold.
     waiting: Vec<Waiter>,

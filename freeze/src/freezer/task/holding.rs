@@ -75,7 +75,7 @@ impl Task {
                 }
                 command = self.commands.recv() => {
                     let Some(command) = command else { return (Some(group), Finish::Shutdown) };
-                    match self.while_holding(command, &mut group, hard_end).await {
+                    match self.while_holding(*command, &mut group, hard_end).await {
                         Ok(None) => {}
                         Ok(Some(finish)) => return (Some(group), finish),
                         Err(fault) => return (Some(group), Finish::Lost(fault)),
@@ -89,7 +89,7 @@ impl Task {
     async fn settle_claims(&mut self, group: &mut Group, hard_end: Instant) -> Result<Option<Finish>, Fault> {
         for _ in 0..COMMANDS {
             let Ok(command) = self.commands.try_recv() else { break };
-            if let Some(finish) = self.while_holding(command, group, hard_end).await? {
+            if let Some(finish) = self.while_holding(*command, group, hard_end).await? {
                 return Ok(Some(finish));
             }
         }

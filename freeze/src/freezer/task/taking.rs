@@ -41,7 +41,7 @@ impl Task {
                 () = thaw.cancelled() => return Err(Finish::Shutdown),
                 taken = &mut work => break taken.map_err(Finish::Failed)?,
                 Some(command) = self.commands.recv() => {
-                    if let Some(finish) = self.while_taking(command) {
+                    if let Some(finish) = self.while_taking(*command) {
                         return Err(finish);
                     }
                 }
