@@ -339,7 +339,7 @@ fn starting() -> ApiError {
 pub async fn preflight(request: &Request) -> QuiesceStatus {
     let checks = join_all(request.targets.iter().map(|target| async {
         let deadline = Instant::now() + target.prepare_timeout.min(PREFLIGHT);
-        let checks = target.driver.preflight(&target.member, &target.plan, deadline).await;
+        let checks = target.driver.preflight(&target.member, &target.plan, deadline).await.checks;
         checks.into_iter().map(|check| Check { database: target.database.clone(), ..check }).collect::<Vec<_>>()
     }));
     QuiesceStatus {

@@ -15,7 +15,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    driver::{Account, Acquired, Driver, Held, Member, Observed, Plan, Prepared, Recovered},
+    driver::{Account, Acquired, Driver, Held, Member, Observed, Plan, Preflight, Prepared, Recovered},
     error::Error,
     journal::{JournalError, UndoLog},
 };
@@ -170,7 +170,10 @@ async fn probe(subject: &dyn Subject) -> Outcome {
 
 async fn preflight(subject: &dyn Subject) -> Outcome {
     for level in Level::ALL {
-        let checks = subject.driver().preflight(&subject.member(), &plan(*level, Copy::Atomic), soon()).await;
+        let plan = plan(*level, Copy::Atomic);
+        let Preflight { checks, server } = subject.driver().preflight(&subject.member(), &plan, soon()).await;
+        let probed = subject.driver().probe(&subject.member(), soon()).await.expect("probe");
+        assert_eq!(server.map(|server| server.incarnation), Some(probed.incarnation), "the same server");
         assert_eq!(checks.first().map(|check| check.name.as_str()), Some("reachable"));
         let failed: Vec<_> = checks.iter().filter(|check| check.result == CheckResult::Fail).collect();
         assert!(failed.is_empty(), "{failed:?}");
@@ -401,7 +404,8 @@ async fn black_hole(subject: &dyn Subject) -> Outcome {
         assert!(matches!(driver.probe(&hole, deadline()).await, Err(Error::Timeout { .. })));
         let refused = driver.prepare(&hole, &plan, Arc::new(Noted::default()), deadline()).await;
         assert!(matches!(refused, Err(Error::Timeout { .. })));
-        let checks = driver.preflight(&hole, &plan, deadline()).await;
+        let Preflight { checks, server } = driver.preflight(&hole, &plan, deadline()).await;
+        assert!(server.is_none());
         assert_eq!(checks.first().and_then(|check| check.reason.as_deref()), Some("Timeout"));
     };
     timeout(limit * 3 + Duration::from_secs(2), all).await.expect("every wait ends");

@@ -72,6 +72,15 @@ pub struct ServerInfo {
     pub started_at: Option<Timestamp>,
 }
 
+/// What a look at a server found.
+#[derive(Clone, Debug, Default)]
+pub struct Preflight {
+    /// In a stable order: `reachable` first; later ones are absent when an earlier one makes them pointless.
+    pub checks: Vec<Check>,
+    /// Whoever answered, of a version that we know.
+    pub server: Option<ServerInfo>,
+}
+
 /// An instant, by both clocks: the wall's is shown to people, and may be set back meanwhile; the other one decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
@@ -160,9 +169,8 @@ pub trait Driver: fmt::Debug + Send + Sync + 'static {
     /// Asks the server who it is. Read only. Refuses poolers and unsupported versions.
     async fn probe(&self, member: &Member, deadline: Instant) -> Result<ServerInfo, Error>;
 
-    /// Every check for `plan`, in a stable order, nothing touched: `reachable` first; later ones are absent when an
-    /// earlier one makes them pointless.
-    async fn preflight(&self, member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check>;
+    /// Every check for `plan`, nothing touched.
+    async fn preflight(&self, member: &Member, plan: &Plan, deadline: Instant) -> Preflight;
 
     /// Connects and does all that is slow and blocks nobody, by `deadline`. Refuses what the preflight fails on.
     async fn prepare(

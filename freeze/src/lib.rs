@@ -29,8 +29,8 @@ mod lease;
 pub use blocker::Blocker;
 pub use directory::{Directory, Whereabouts};
 pub use driver::{
-    Account, Acquired, Driver, Farewell, Grant, Held, Member, Moment, Observed, Plan, Prepared, Pulse, Recovered,
-    Released, ServerInfo, Tls, TlsRoots,
+    Account, Acquired, Driver, Farewell, Grant, Held, Member, Moment, Observed, Plan, Preflight, Prepared, Pulse,
+    Recovered, Released, ServerInfo, Tls, TlsRoots,
 };
 pub use engines::{Drivers, text::chain};
 pub use error::Error;

@@ -10,7 +10,7 @@ use api::{
     Check, CheckResult, Copy, Database, DatabaseStatus, Level, LevelReach, MemberStatus,
     conditions::{self, reasons, types},
 };
-use freeze::{Ending, ServerInfo};
+use freeze::{Ending, Preflight, ServerInfo};
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -30,8 +30,9 @@ type Name = (String, String);
 const EVERY: Duration = Duration::from_secs(60);
 /// How much of the time of all one look may take: of many Databases each is looked at less often, so that no number of them is a load.
 const SHARE: Duration = Duration::from_millis(20);
-/// How often it is looked who leads, and what is due.
-const LEADING: Duration = Duration::from_secs(2);
+/// How often it is looked who leads, and what is due: often, so that many looks are spread, and no freeze stands behind a crowd of
+/// them.
+const LEADING: Duration = Duration::from_millis(250);
 /// Servers that are asked at once; those that do not answer take a while.
 const AT_ONCE: usize = 64;
 /// How long one look may last.
@@ -184,11 +185,7 @@ async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
         }
     };
     let deadline = Instant::now() + LOOK;
-    let checks = target.driver.preflight(&target.member, &target.plan, deadline).await;
-    let server = match checks.first() {
-        Some(check) if check.result == CheckResult::Pass => target.driver.probe(&target.member, deadline).await.ok(),
-        _ => None,
-    };
+    let Preflight { checks, server } = target.driver.preflight(&target.member, &target.plan, deadline).await;
     let mut levels = Vec::new();
     for level in Level::ALL {
         for copy in [Copy::Atomic, Copy::Files] {
@@ -263,7 +260,7 @@ mod tests {
 
     #[test]
     fn a_round_sees_each_once_in_a_minute_and_of_very_many_no_more_than_fifty_a_second() {
-        for (count, ticks) in [(0_usize, 30), (1, 30), (300, 30), (10_000, 100)] {
+        for (count, ticks) in [(0_usize, 240), (1, 240), (300, 240), (10_000, 800)] {
             let database = |at| -> Database {
                 serde_json::from_value(json!({
                     "apiVersion": api::API_VERSION, "kind": "Database",

@@ -19,12 +19,12 @@ mod hold;
 
 use std::sync::Arc;
 
-use api::{Artifact, Check, Copy, Engine, Incarnation, Level, Position, Undo};
+use api::{Artifact, Copy, Engine, Incarnation, Level, Position, Undo};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::{
-    driver::{Driver, Grant, Member, Observed, Plan, Prepared, Recovered, ServerInfo},
+    driver::{Driver, Grant, Member, Observed, Plan, Preflight, Prepared, Recovered, ServerInfo},
     error::Error,
     journal::UndoLog,
     lease::LONGEST_SERVER_TTL,
@@ -49,7 +49,7 @@ impl Driver for Mariadb {
         Ok(server)
     }
 
-    async fn preflight(&self, member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check> {
+    async fn preflight(&self, member: &Member, plan: &Plan, deadline: Instant) -> Preflight {
         checks::preflight(member, plan, deadline).await
     }
 

@@ -22,7 +22,8 @@ use tokio::{
 
 use crate::{
     driver::{
-        Acquired, Driver, Grant, Held, Member, Moment, Observed, Plan, Prepared, Pulse, Recovered, Released, ServerInfo,
+        Acquired, Driver, Grant, Held, Member, Moment, Observed, Plan, Preflight, Prepared, Pulse, Recovered, Released,
+        ServerInfo,
     },
     engines::deadline::by,
     error::Error,
@@ -309,10 +310,13 @@ impl Driver for MemoryDriver {
         Ok(self.server())
     }
 
-    async fn preflight(&self, member: &Member, _plan: &Plan, deadline: Instant) -> Vec<Check> {
+    async fn preflight(&self, member: &Member, _plan: &Plan, deadline: Instant) -> Preflight {
         match by(deadline, "connecting", self.connect(member)).await {
-            Ok(()) => vec![Check::pass("reachable", "it answers")],
-            Err(error) => vec![Check::fail("reachable", error.reason(), error.to_string(), error.advice())],
+            Ok(()) => Preflight { checks: vec![Check::pass("reachable", "it answers")], server: Some(self.server()) },
+            Err(error) => {
+                let check = Check::fail("reachable", error.reason(), error.to_string(), error.advice());
+                Preflight { checks: vec![check], server: None }
+            }
         }
     }
 

@@ -24,12 +24,12 @@ mod search;
 
 use std::sync::Arc;
 
-use api::{Artifact, Check, Copy, Engine, Incarnation, Level, Position, Role, Undo};
+use api::{Artifact, Copy, Engine, Incarnation, Level, Position, Role, Undo};
 use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::{
-    driver::{Driver, Grant, Member, Observed, Plan, Prepared, Recovered, ServerInfo},
+    driver::{Driver, Grant, Member, Observed, Plan, Preflight, Prepared, Recovered, ServerInfo},
     error::Error,
     journal::UndoLog,
     lease::LONGEST_SERVER_TTL,
@@ -57,7 +57,7 @@ impl Driver for Postgresql {
         Ok(server)
     }
 
-    async fn preflight(&self, member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check> {
+    async fn preflight(&self, member: &Member, plan: &Plan, deadline: Instant) -> Preflight {
         checks::preflight(member, plan, deadline).await
     }
 

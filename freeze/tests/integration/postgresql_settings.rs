@@ -49,7 +49,7 @@ async fn a_deadlock_timeout_that_leaves_no_time_is_refused_and_a_short_one_is_no
         server.execute("postgres", "CREATE TABLE t (n int)").await.unwrap();
         for (level, enough) in [(Level::WriteBlocked, enough), (Level::Durable, true)] {
             let plan = plan(level, Copy::Atomic);
-            let checks = Postgresql::default().preflight(&Real::at(server.port), &plan, soon()).await;
+            let checks = Postgresql::default().preflight(&Real::at(server.port), &plan, soon()).await.checks;
             let settings = checks.iter().find(|check| check.name == "settings").unwrap();
             assert_eq!(settings.result == CheckResult::Pass, enough, "{setting} {level}: {settings:?}");
             match take(&server, &plan).await {

@@ -9,25 +9,28 @@ use super::{
     connect::{Hello, Link, MARK, literal, text},
 };
 use crate::{
-    driver::{Grant, Member, Plan},
+    driver::{Grant, Member, Plan, Preflight},
     engines::text::{reachable, unverified},
     error::Error,
     lease::LONGEST_SERVER_TTL,
 };
 
 /// Every check, nothing touched.
-pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check> {
+pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -> Preflight {
     let mut link = match Link::open(member, LONGEST_SERVER_TTL, deadline).await {
         Ok(link) => link,
-        Err(error @ Error::Pooler { .. }) => return vec![reachable(member), error.check("pooler")],
-        Err(error) => return vec![error.check("reachable")],
+        Err(error @ Error::Pooler { .. }) => {
+            return Preflight { checks: vec![reachable(member), error.check("pooler")], server: None };
+        }
+        Err(error) => return Preflight { checks: vec![error.check("reachable")], server: None },
     };
     let hello = link.hello.clone();
+    let server = hello.supported().is_ok().then(|| hello.server());
     let mut checks = vec![reachable(member), Check::pass("pooler", "the server itself answers")];
     checks.extend(unverified(member));
     checks.extend(judge(&hello, plan));
     if hello.supported().is_err() {
-        return checks;
+        return Preflight { checks, server };
     }
     checks.push(durability(&mut link, &hello, plan, deadline).await);
     if plan.level > Level::Recoverable {
@@ -40,7 +43,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
         checks.push(blockers_now(&mut link, plan, deadline).await);
     }
     link.close(deadline).await;
-    checks
+    Preflight { checks, server }
 }
 
 /// The verdicts that follow from the server's own word, for prepare too: an error refuses.

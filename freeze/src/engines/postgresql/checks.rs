@@ -10,7 +10,7 @@ use super::{
     locks,
 };
 use crate::{
-    driver::{Grant, Member, Plan},
+    driver::{Grant, Member, Plan, Preflight},
     engines::text::{reachable, unverified},
     error::Error,
     lease::LONGEST_SERVER_TTL,
@@ -99,18 +99,21 @@ pub(super) async fn refuse_or_warn(link: &mut Link, plan: &Plan, deadline: Insta
 }
 
 /// Every check, nothing touched. The first of them says whether the rest could be made.
-pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -> Vec<Check> {
+pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -> Preflight {
     let mut link = match Link::open(member, None, None, LONGEST_SERVER_TTL, deadline).await {
         Ok(link) => link,
-        Err(error @ Error::Pooler { .. }) => return vec![reachable(member), error.check("pooler")],
-        Err(error) => return vec![error.check("reachable")],
+        Err(error @ Error::Pooler { .. }) => {
+            return Preflight { checks: vec![reachable(member), error.check("pooler")], server: None };
+        }
+        Err(error) => return Preflight { checks: vec![error.check("reachable")], server: None },
     };
+    let server = link.hello.supported().is_ok().then(|| link.hello.server());
     let mut checks = vec![reachable(member)];
     match second_session_is_ours(member, &link.hello, deadline).await {
         Ok(()) => checks.push(Check::pass("pooler", "the server itself answers")),
         Err(error) => {
             checks.push(error.check("pooler"));
-            return checks;
+            return Preflight { checks, server };
         }
     }
     checks.extend(unverified(member));
@@ -118,7 +121,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
         Ok(facts) => facts,
         Err(error) => {
             checks.push(error.check("settings"));
-            return checks;
+            return Preflight { checks, server };
         }
     };
     let named = said_at_connecting(&link.hello, plan).into_iter().chain(judge(&facts, plan));
@@ -127,7 +130,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
         checks.extend(write_block_checks(member, plan, &mut link, deadline).await);
     }
     link.close(deadline).await;
-    checks
+    Preflight { checks, server }
 }
 
 /// What the account needs, as statements. Minimal as tried on PostgreSQL 15 and 18.

@@ -26,7 +26,7 @@ async fn is_refused(member: &Member, what: &str) {
         assert!(matches!(error, Error::Pooler { .. }), "{what}, {level}: {error:?}");
         assert!(error.advice().contains("the server itself"), "{}", error.advice());
     }
-    let checks = driver.preflight(member, &plan(Level::WriteBlocked, Copy::Atomic), soon()).await;
+    let checks = driver.preflight(member, &plan(Level::WriteBlocked, Copy::Atomic), soon()).await.checks;
     let last = checks.last().expect(what);
     assert_eq!(
         (last.name.as_str(), last.result, last.reason.as_deref()),
@@ -69,7 +69,8 @@ async fn a_pooler_is_found_out_by_the_session_that_it_lends() {
     // The control: the same server, and nobody in between.
     let checks = driver(api::Engine::PostgreSQL)
         .preflight(&Real::at(server.port), &plan(Level::WriteBlocked, Copy::Atomic), soon())
-        .await;
+        .await
+        .checks;
     let pooler = checks.iter().find(|check| check.name == "pooler").unwrap();
     assert_eq!(pooler.result, CheckResult::Pass, "{checks:?}");
     assert!(checks.iter().all(|check| check.result != CheckResult::Fail), "{checks:?}");
@@ -105,7 +106,7 @@ async fn is_refused_at_startup(member: &Member, what: &str) {
     let driver = driver(api::Engine::PostgreSQL);
     let error = driver.probe(member, soon()).await.map(|_| ()).expect_err(what);
     assert!(matches!(error, Error::Pooler { .. }), "{what:?}: {error:?}");
-    let checks = driver.preflight(member, &plan(Level::Durable, Copy::Atomic), soon()).await;
+    let checks = driver.preflight(member, &plan(Level::Durable, Copy::Atomic), soon()).await.checks;
     let last = checks.last().expect(what);
     assert_eq!((last.result, last.reason.as_deref()), (CheckResult::Fail, Some(reasons::POOLER)), "{checks:?}");
 }

@@ -92,7 +92,7 @@ async fn hold(driver: &dyn Driver, member: &Member, level: Level, copy: Copy) ->
 /// The account `user` has all grants but one: what the preflight says of it, and what comes of a freeze.
 async fn without(driver: &dyn Driver, member: &Member, missing: &Missing) -> (Without, String) {
     let Missing { level, copy, grant, .. } = *missing;
-    let checks = driver.preflight(member, &plan(level, copy), soon()).await;
+    let checks = driver.preflight(member, &plan(level, copy), soon()).await.checks;
     let names = |result| checks.iter().find(move |check| check.result == result);
     let held = hold(driver, member, level, copy).await;
     let privilege = grant.split_whitespace().next_back().unwrap_or(grant);
@@ -141,7 +141,7 @@ async fn each_alone_is_missed(kind: ServerKind) {
         assert_eq!((found, check.as_str()), missing.without, "{kind} {level} {copy} without {grant}");
         // The control: with it, nothing fails.
         server.execute("postgres", &absent[0].statement).await.unwrap();
-        let checks = driver.preflight(&member, &plan(level, copy), soon()).await;
+        let checks = driver.preflight(&member, &plan(level, copy), soon()).await.checks;
         assert!(checks.iter().all(|check| check.result != CheckResult::Fail), "{checks:?}");
         hold(driver.as_ref(), &member, level, copy).await.unwrap();
     }

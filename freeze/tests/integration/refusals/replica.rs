@@ -18,7 +18,7 @@ fn of_a_replica(level: Level) -> Plan {
 
 async fn refused(driver: &dyn Driver, member: &Member, plan: &Plan) -> Error {
     let error = driver.prepare(member, plan, Arc::new(Noted::default()), soon()).await.unwrap_err();
-    let checks = driver.preflight(member, plan, soon()).await;
+    let checks = driver.preflight(member, plan, soon()).await.checks;
     let role = checks.iter().find(|check| check.name == "role").unwrap();
     assert_eq!((role.result, role.reason.as_deref()), (CheckResult::Fail, Some(error.reason())), "{checks:?}");
     error
@@ -38,7 +38,7 @@ async fn is_held_at_recoverable_only(engine: api::Engine, replica: &Server, what
         assert!(error.advice().contains("freeze the primary"), "{what}: {}", error.advice());
     }
     let plan = of_a_replica(Level::Recoverable);
-    let checks = driver.preflight(&member, &plan, soon()).await;
+    let checks = driver.preflight(&member, &plan, soon()).await.checks;
     assert!(checks.iter().all(|check| check.result != CheckResult::Fail), "{what}: {checks:?}");
     let prepared = driver.prepare(&member, &plan, Arc::new(Noted::default()), soon()).await.unwrap();
     let (mut held, _) = prepared.acquire().await.unwrap();

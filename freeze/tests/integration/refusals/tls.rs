@@ -70,7 +70,7 @@ async fn a_password_that_is_shown_to_who_is_not_verified_is_warned_of() {
         ] {
             let engine = if kind.engine == Engine::PostgreSQL { api::Engine::PostgreSQL } else { api::Engine::MariaDB };
             let plan = plan(Level::Durable, Copy::Atomic);
-            let checks = driver(engine).preflight(&member(server.port, mode, ca, host), &plan, soon()).await;
+            let checks = driver(engine).preflight(&member(server.port, mode, ca, host), &plan, soon()).await.checks;
             assert_eq!(checks[0].result, CheckResult::Pass, "{kind} {mode:?} at {host}: {checks:?}");
             let tls = checks.iter().find(|check| check.name == "tls");
             assert_eq!(tls.is_some_and(|tls| tls.result == CheckResult::Warn), warned, "{kind} {mode:?} at {host}");
