@@ -1,5 +1,7 @@
 //! An installation in a cluster, by its names: what `deploy/` makes, and what `kubectl still doctor` looks for.
 
+pub mod webhooks;
+
 /// Where it is installed unless told otherwise. The namespace of the APIService's Service says where it really is.
 pub const NAMESPACE: &str = "stillpoint";
 /// The API server's Service, its Deployment, and the ServiceAccount that it runs as.

@@ -14,6 +14,7 @@ pub mod conditions;
 pub mod crds;
 mod database;
 mod freeze;
+pub mod gate;
 pub mod install;
 mod live;
 mod position;

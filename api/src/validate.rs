@@ -19,6 +19,34 @@ pub enum CauseKind {
     Duplicate,
 }
 
+impl Cause {
+    /// As the API machinery says it: `Forbidden: is final` (apimachinery `util/validation/field/errors.go`).
+    pub fn said(&self) -> String {
+        format!("{}: {}", self.kind.word(), self.message)
+    }
+}
+
+impl CauseKind {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Required => "Required value",
+            Self::Invalid => "Invalid value",
+            Self::Forbidden => "Forbidden",
+            Self::Duplicate => "Duplicate value",
+        }
+    }
+
+    /// As `metav1.CauseType`.
+    pub fn reason(self) -> &'static str {
+        match self {
+            Self::Required => "FieldValueRequired",
+            Self::Invalid => "FieldValueInvalid",
+            Self::Forbidden => "FieldValueForbidden",
+            Self::Duplicate => "FieldValueDuplicate",
+        }
+    }
+}
+
 /// The most members that one freeze may hold.
 pub const MOST_TARGETS: usize = 16;
 /// The longest a claim may ask for: a Files copy of a large server.

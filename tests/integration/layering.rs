@@ -14,6 +14,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("apiserver", &["api", "certs", "freeze"]),
     ("cli", &["api", "certs", "freeze"]),
     ("deploy", &["api"]),
+    ("webhooks", &["api", "certs"]),
     ("tests", &["api", "fixtures"]),
 ];
 

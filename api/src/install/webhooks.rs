@@ -1,0 +1,325 @@
+//! The ValidatingWebhookConfiguration: which requests kube-apiserver shows to `stillpoint-webhooks`, and what becomes of them when
+//! nobody is there.
+//!
+//! Conditions only keep traffic away; whoever is asked looks at all of it again. `Ignore` is for everybody: an outage of ours costs
+//! consistency, and no copy. Namespaces that want no copy that is not consistent are in entries of their own, with `Fail`, and out of
+//! the others.
+
+use k8s_openapi::ByteString;
+use serde_json::{Value, json};
+
+use super::{LABELS, account_user};
+use crate::gate::{self, Gate};
+
+/// The configuration, and the Service, the Deployment and the ServiceAccount of the webhooks.
+pub const NAME: &str = "stillpoint-webhooks";
+/// Where reviews are sent: below these, `snapshot`, `content` and `content-create`.
+const GATES: &str = "/gates";
+const REQUIRED_GATES: &str = "/required";
+const OWN_KINDS: &str = "/validate";
+/// Before a cut as long as kube-apiserver waits for anybody; before that, and for our own kinds, nobody is kept.
+const CUT_SECONDS: u32 = 30;
+const PREFLIGHT_SECONDS: u32 = 10;
+const OWN_KINDS_SECONDS: u32 = 5;
+
+/// What an installation's configuration depends on.
+#[derive(Clone, Copy, Debug)]
+pub struct Webhooks<'a> {
+    /// Where we are installed.
+    pub namespace: &'a str,
+    /// Who signs the webhooks' serving certificate, PEM.
+    pub ca_bundle: &'a str,
+    /// Namespaces that want no copy that is not consistent.
+    pub required: &'a [String],
+    /// CSI drivers whose snapshotter does not mark contents before it cuts.
+    pub content_drivers: &'a [String],
+}
+
+/// An entry before it is written out.
+struct Entry {
+    name: &'static str,
+    path: String,
+    rules: Value,
+    conditions: Vec<(&'static str, String)>,
+    /// Of the namespaces of what is admitted; a content is in none.
+    namespaces: Option<Value>,
+    failure: &'static str,
+    seconds: u32,
+    side_effects: &'static str,
+}
+
+impl Webhooks<'_> {
+    /// The whole of it. The same arguments give the same bytes, whatever their order.
+    pub fn configuration(&self) -> Value {
+        let webhooks: Vec<Value> = self.entries().iter().map(|entry| self.written(entry)).collect();
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+            "metadata": {"name": NAME, "labels": labels()},
+            "webhooks": webhooks,
+        })
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let required = self.required();
+        let mut entries = Vec::new();
+        for (gate, preferred, strict) in [
+            (Gate::Cut, "cut.gates.stillpoint.dev", "cut.required.stillpoint.dev"),
+            (Gate::Content, "content.gates.stillpoint.dev", "content.required.stillpoint.dev"),
+            (Gate::Preflight, "preflight.gates.stillpoint.dev", "preflight.required.stillpoint.dev"),
+        ] {
+            if gate == Gate::Content && names(self.content_drivers).is_empty() {
+                continue;
+            }
+            entries.push(self.gate(gate, preferred, None));
+            if !required.is_empty() {
+                entries.push(self.gate(gate, strict, Some(&required)));
+            }
+        }
+        entries.push(Entry {
+            name: "validate.stillpoint.dev",
+            path: OWN_KINDS.to_owned(),
+            rules: json!([rule(crate::GROUP, "databases,freezes", "CREATE,UPDATE", "Namespaced")]),
+            conditions: Vec::new(),
+            namespaces: Some(not_in(&self.left_alone())),
+            failure: "Ignore",
+            seconds: OWN_KINDS_SECONDS,
+            side_effects: "None",
+        });
+        entries
+    }
+
+    /// One gate, for these namespaces or for all others.
+    fn gate(&self, gate: Gate, name: &'static str, only: Option<&[String]>) -> Entry {
+        let others = [self.left_alone(), self.required()].concat();
+        let of_content = |conditions: &mut Vec<_>| {
+            conditions.extend(content_conditions());
+            conditions.push(match only {
+                Some(only) => ("in-these-namespaces", format!("{CONTENT_NAMESPACE} in {}", cel_list(only))),
+                None => ("in-other-namespaces", format!("!({CONTENT_NAMESPACE} in {})", cel_list(&others))),
+            });
+        };
+        let mut conditions = self.common_conditions();
+        let (resources, path, seconds) = match gate {
+            Gate::Cut => {
+                conditions.insert(0, ("cut-begins", cut_begins()));
+                of_content(&mut conditions);
+                (CONTENTS, "content", CUT_SECONDS)
+            }
+            Gate::Content => {
+                conditions.insert(
+                    0,
+                    ("of-these-drivers", format!("object.spec.driver in {}", cel_list(self.content_drivers))),
+                );
+                of_content(&mut conditions);
+                (CONTENTS, "content-create", CUT_SECONDS)
+            }
+            Gate::Preflight => {
+                conditions.extend(snapshot_conditions());
+                (SNAPSHOTS, "snapshot", PREFLIGHT_SECONDS)
+            }
+        };
+        let operation = if gate == Gate::Cut { "UPDATE" } else { "CREATE" };
+        let [single, group, scope] = resources;
+        let rules = json!([
+            rule(gate::SNAPSHOTS, single, operation, scope),
+            rule(gate::GROUP_SNAPSHOTS, group, operation, scope),
+        ]);
+        let prefix = if only.is_some() { REQUIRED_GATES } else { GATES };
+        let namespaces = only.map_or_else(|| not_in(&others), is_in);
+        Entry {
+            name,
+            path: format!("{prefix}/{path}"),
+            rules,
+            conditions,
+            namespaces: (gate == Gate::Preflight).then_some(namespaces),
+            failure: if only.is_some() { "Fail" } else { "Ignore" },
+            seconds,
+            side_effects: "NoneOnDryRun",
+        }
+    }
+
+    fn written(&self, entry: &Entry) -> Value {
+        let service = json!({"namespace": self.namespace, "name": NAME, "path": entry.path, "port": 443});
+        let mut written = json!({
+            "name": entry.name,
+            "clientConfig": {"service": service, "caBundle": ByteString(self.ca_bundle.as_bytes().to_vec())},
+            "rules": entry.rules,
+            "matchPolicy": "Equivalent",
+            "sideEffects": entry.side_effects,
+            "timeoutSeconds": entry.seconds,
+            "failurePolicy": entry.failure,
+            "admissionReviewVersions": ["v1"],
+        });
+        if let Some(selector) = &entry.namespaces {
+            written["namespaceSelector"] = selector.clone();
+        }
+        if !entry.conditions.is_empty() {
+            let conditions = entry.conditions.iter();
+            written["matchConditions"] =
+                conditions.map(|(name, expression)| json!({"name": name, "expression": expression})).collect();
+        }
+        written
+    }
+
+    /// Nothing in these is ever waited for: what a cluster cannot live without, and ourselves.
+    fn left_alone(&self) -> Vec<String> {
+        vec!["kube-system".to_owned(), self.namespace.to_owned()]
+    }
+
+    fn required(&self) -> Vec<String> {
+        let left_alone = self.left_alone();
+        names(self.required).into_iter().filter(|name| !left_alone.contains(name)).collect()
+    }
+
+    fn common_conditions(&self) -> Vec<(&'static str, String)> {
+        let (quiesce, skip) = (gate::QUIESCE, gate::SKIP);
+        vec![
+            ("not-ours", format!("request.userInfo.username != '{}'", account_user(self.namespace))),
+            (
+                "not-skipped",
+                format!("!({} && object.metadata.annotations['{quiesce}'] == '{skip}')", annotated("object", quiesce)),
+            ),
+        ]
+    }
+}
+
+/// The resource of single snapshots, that of groups, and the scope of both.
+const CONTENTS: [&str; 3] = ["volumesnapshotcontents", "volumegroupsnapshotcontents", "Cluster"];
+const SNAPSHOTS: [&str; 3] = ["volumesnapshots", "volumegroupsnapshots", "Namespaced"];
+
+/// Of the snapshot that a content is of.
+const CONTENT_NAMESPACE: &str = "(has(object.spec.volumeSnapshotRef) ? object.spec.volumeSnapshotRef : object.spec.volumeGroupSnapshotRef).namespace";
+
+/// The snapshotter's mark is added by this update.
+fn cut_begins() -> String {
+    let added = |key| format!("{} && !({})", annotated("object", key), annotated("oldObject", key));
+    format!("({}) || ({})", added(gate::BEING_CREATED), added(gate::GROUP_BEING_CREATED))
+}
+
+fn content_conditions() -> Vec<(&'static str, String)> {
+    vec![
+        ("dynamic", "has(object.spec.source.volumeHandle) || has(object.spec.source.volumeHandles)".to_owned()),
+        ("not-cut-with-a-group", format!("!({})", annotated("object", gate::GROUP_MEMBER))),
+        (
+            // While the storage uploads the mark comes and goes: see webhooks/src/gates.rs.
+            "not-cut-before",
+            "!has(object.status) || !(has(object.status.snapshotHandle) || has(object.status.volumeGroupSnapshotHandle))"
+                .to_owned(),
+        ),
+    ]
+}
+
+fn snapshot_conditions() -> Vec<(&'static str, String)> {
+    vec![
+        ("dynamic", "has(object.spec.source.persistentVolumeClaimName) || has(object.spec.source.selector)".to_owned()),
+        (
+            "not-cut-with-a-group",
+            format!(
+                "!(has(object.metadata.ownerReferences) && object.metadata.ownerReferences.exists(o, o.kind == '{}'))",
+                gate::GROUP_KIND
+            ),
+        ),
+    ]
+}
+
+fn annotated(object: &str, key: &str) -> String {
+    format!("has({object}.metadata.annotations) && '{key}' in {object}.metadata.annotations")
+}
+
+/// A list as CEL has it: sorted, each once.
+pub fn cel_list(texts: &[String]) -> String {
+    let quoted: Vec<String> = names(texts).iter().map(|name| format!("'{name}'")).collect();
+    format!("[{}]", quoted.join(", "))
+}
+
+/// Those that can be the name of a namespace or of a driver; nothing else gets into an expression.
+fn names(texts: &[String]) -> Vec<String> {
+    let is_name = |text: &&String| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+        !text.is_empty() && text.len() <= gate::LONGEST_NAME && text.chars().all(plain)
+    };
+    let mut names: Vec<String> = texts.iter().filter(is_name).cloned().collect();
+    names.sort();
+    names.dedup();
+    names
+}
+
+/// Resources and operations are lists with commas.
+fn rule(group: &str, resources: &str, operations: &str, scope: &str) -> Value {
+    let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
+    json!({
+        "apiGroups": [group], "apiVersions": ["*"], "resources": list(resources), "operations": list(operations),
+        "scope": scope,
+    })
+}
+
+fn is_in(namespaces: &[String]) -> Value {
+    selector("In", namespaces)
+}
+
+fn not_in(namespaces: &[String]) -> Value {
+    selector("NotIn", namespaces)
+}
+
+fn selector(operator: &str, namespaces: &[String]) -> Value {
+    let expression = json!({"key": "kubernetes.io/metadata.name", "operator": operator, "values": names(namespaces)});
+    json!({"matchExpressions": [expression]})
+}
+
+fn labels() -> Value {
+    let [name, _] = LABELS;
+    [name, ("app.kubernetes.io/component", "webhooks")].into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+
+    use super::*;
+
+    fn owned(names: &[&str]) -> Vec<String> {
+        names.iter().map(|name| (*name).to_owned()).collect()
+    }
+
+    fn configuration(required: &[&str], drivers: &[&str]) -> Value {
+        let (required, content_drivers) = (&owned(required)[..], &owned(drivers)[..]);
+        Webhooks { namespace: "stillpoint", ca_bundle: "PEM", required, content_drivers }.configuration()
+    }
+
+    fn entries(configuration: &Value) -> Vec<(&str, &str)> {
+        let entries = configuration["webhooks"].as_array().unwrap();
+        entries.iter().map(|e| (e["name"].as_str().unwrap(), e["failurePolicy"].as_str().unwrap())).collect()
+    }
+
+    #[test]
+    fn nobody_is_in_the_way_of_anybody_unless_told() {
+        insta::assert_json_snapshot!(configuration(&[], &[]));
+    }
+
+    #[test]
+    fn namespaces_that_want_nothing_less_have_entries_of_their_own_and_drivers_that_do_not_tell_too() {
+        insta::assert_json_snapshot!(configuration(&["shop", "bank"], &["late.csi.example"]));
+    }
+
+    #[test]
+    fn it_is_what_kubernetes_reads() {
+        let value = configuration(&["shop"], &["late.csi.example"]);
+        let read: ValidatingWebhookConfiguration = serde_json::from_value(value.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), value, "a field is not Kubernetes'");
+    }
+
+    #[test]
+    fn empty_lists_leave_their_entries_out_and_their_order_does_not_matter() {
+        assert!(entries(&configuration(&[], &[])).iter().all(|(_, failure)| *failure == "Ignore"));
+        let fails = |value: &Value| entries(value).iter().filter(|(_, failure)| *failure == "Fail").count();
+        assert_eq!(fails(&configuration(&["shop"], &[])), 2);
+        assert_eq!(fails(&configuration(&["shop"], &["late.csi.example"])), 3);
+        assert_eq!(configuration(&["a", "b", "a"], &[]), configuration(&["b", "a"], &[]));
+    }
+
+    #[test]
+    fn what_is_no_name_gets_into_no_expression_and_what_is_left_alone_cannot_be_required() {
+        assert_eq!(cel_list(&owned(&["b", "a'] || true || ['", "a", "", "b"])), "['a', 'b']");
+        assert_eq!(configuration(&["kube-system", "stillpoint", "x'y"], &["'"]), configuration(&[], &[]));
+    }
+}

@@ -1,0 +1,219 @@
+//! What an admission is answered: allowed or denied, with what people should know. Everything is cut to its bound here, whoever
+//! has written it.
+
+use std::collections::BTreeMap;
+
+use api::{
+    gate::{self, Gate, GateAnswer, GateDecision},
+    validate::Cause,
+};
+use serde_json::{Value, json};
+
+/// The answer to one review.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// None: it is allowed.
+    pub denial: Option<Denial>,
+    pub warnings: Vec<String>,
+    pub audit: BTreeMap<String, String>,
+}
+
+/// Why it is denied, as `metav1.Status` has it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Denial {
+    pub code: u16,
+    pub reason: String,
+    pub message: String,
+    pub details: Value,
+}
+
+/// What a tool that gives up at the first error goes on after: it is kube-apiserver's own word for "try again" (kanister
+/// `pkg/kube/snapshot/snapshot.go` waits on when an error of a VolumeSnapshot reads so).
+pub const TRY_AGAIN: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
+/// When it is worth it: an apiserver that was lost has a successor by then.
+const RETRY_AFTER_SECONDS: u32 = 2;
+
+impl Answer {
+    /// Nothing to say.
+    pub fn allowed() -> Self {
+        Self::default()
+    }
+
+    pub fn warned(warning: impl Into<String>) -> Self {
+        Self { warnings: vec![warning.into()], ..Self::default() }
+    }
+
+    pub fn denied(denial: Denial) -> Self {
+        Self { denial: Some(denial), ..Self::default() }
+    }
+
+    pub fn is_allowed(&self) -> bool {
+        self.denial.is_none()
+    }
+
+    /// Nobody could be asked. `Preferred` never is in the way; `Required` waits for somebody who can.
+    pub fn unheld(gate: Gate, required: bool, why: &str) -> Self {
+        if required {
+            let message = format!(
+                "this namespace takes no copies that are not consistent, and this one would not be: {}; it may be tried again \
+                 as it is (kubectl still doctor says what is missing; the annotation {}: {} on the snapshot takes it all the \
+                 same): {TRY_AGAIN}",
+                cut(why, gate::LONGEST_MESSAGE / 2),
+                gate::QUIESCE,
+                gate::SKIP,
+            );
+            let details = json!({"retryAfterSeconds": RETRY_AFTER_SECONDS});
+            return Self::denied(Denial { code: 409, reason: "Conflict".to_owned(), message, details });
+        }
+        let (before, after) = match gate {
+            Gate::Preflight => ("not checked: ", "; it may be crash-consistent only"),
+            Gate::Cut | Gate::Content => ("not frozen: ", "; the snapshot will be crash-consistent"),
+        };
+        let room = gate::LONGEST_WARNING - before.len() - after.len();
+        Self::warned(format!("{before}{}{after}", cut(why, room)))
+    }
+
+    /// An object that cannot be, in the words of the API machinery (apimachinery `api/errors` NewInvalid).
+    pub fn invalid(kind: &str, name: &str, causes: &[Cause]) -> Self {
+        let said: Vec<String> = causes.iter().map(|cause| format!("{}: {}", cause.field, cause.said())).collect();
+        let list = match said.as_slice() {
+            [one] => one.clone(),
+            many => format!("[{}]", many.join(", ")),
+        };
+        let message = format!("{kind}.{} {name:?} is invalid: {list}", api::GROUP);
+        let causes: Vec<Value> = causes
+            .iter()
+            .map(|cause| json!({"reason": cause.kind.reason(), "message": cause.said(), "field": cause.field}))
+            .collect();
+        let details = json!({"name": name, "group": api::GROUP, "kind": kind, "causes": causes});
+        Self::denied(Denial { code: 422, reason: "Invalid".to_owned(), message, details })
+    }
+
+    /// `AdmissionResponse` for the request `uid`.
+    pub fn response(&self, uid: &str) -> Value {
+        let mut response = json!({"uid": uid, "allowed": self.is_allowed()});
+        if let Some(Denial { code, reason, message, details }) = &self.denial {
+            response["status"] = json!({
+                "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+                "code": code, "reason": reason, "message": cut(message, gate::LONGEST_MESSAGE),
+            });
+            if !details.is_null() {
+                response["status"]["details"] = details.clone();
+            }
+        }
+        if !self.warnings.is_empty() {
+            let warnings = self.warnings.iter().take(gate::MOST_WARNINGS);
+            response["warnings"] = warnings.map(|warning| cut(warning, gate::LONGEST_WARNING)).collect();
+        }
+        if !self.audit.is_empty() {
+            let audit = self.audit.iter().take(gate::MOST_AUDIT);
+            response["auditAnnotations"] =
+                audit.map(|(key, value)| (key.clone(), cut(value, gate::LONGEST_AUDIT))).collect::<Value>();
+        }
+        response
+    }
+}
+
+impl From<GateAnswer> for Answer {
+    fn from(answer: GateAnswer) -> Self {
+        let GateAnswer { decision, warnings, audit } = answer;
+        let denial = match decision {
+            GateDecision::Allow => None,
+            GateDecision::Deny { code, reason, message, retry_after_seconds } => {
+                let details = retry_after_seconds.map_or(Value::Null, |seconds| json!({"retryAfterSeconds": seconds}));
+                // A denial of any other code is an error of ours to kube-apiserver.
+                let code = if (400..600).contains(&code) { code } else { 403 };
+                Some(Denial { code, reason, message, details })
+            }
+        };
+        Self { denial, warnings, audit }
+    }
+}
+
+/// At most so many bytes of a text, never half a character, and visibly cut.
+pub fn cut(text: &str, longest: usize) -> String {
+    const MARK: &str = "…";
+    if text.len() <= longest {
+        return text.to_owned();
+    }
+    let end = text.floor_char_boundary(longest.saturating_sub(MARK.len()));
+    format!("{}{MARK}", &text[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_asked_is_a_warning_or_a_conflict_to_try_again_after() {
+        let allowed = Answer::unheld(Gate::Cut, false, "stillpoint-apiserver gave no answer in time");
+        assert!(allowed.is_allowed());
+        assert_eq!(
+            allowed.warnings,
+            ["not frozen: stillpoint-apiserver gave no answer in time; the snapshot will be crash-consistent"]
+        );
+        let denied = Answer::unheld(Gate::Cut, true, "stillpoint-apiserver gave no answer in time").response("u");
+        let status = &denied["status"];
+        assert_eq!((&status["code"], &status["reason"]), (&json!(409), &json!("Conflict")));
+        assert_eq!(status["details"]["retryAfterSeconds"], 2);
+        let message = status["message"].as_str().unwrap();
+        assert!(message.ends_with(TRY_AGAIN) && message.contains("gave no answer"), "{message}");
+    }
+
+    #[test]
+    fn what_the_apiserver_denies_is_denied_as_it_says() {
+        let denied = GateAnswer {
+            decision: GateDecision::Deny {
+                code: 429,
+                reason: "TooManyRequests".into(),
+                message: "orders is being frozen for another".into(),
+                retry_after_seconds: Some(3),
+            },
+            warnings: vec!["x".repeat(500)],
+            audit: [("engine".to_owned(), "MariaDB".to_owned())].into(),
+        };
+        let response = Answer::from(denied).response("u-1");
+        insta::assert_json_snapshot!(response, {".warnings" => "cut"}, @r#"
+        {
+          "allowed": false,
+          "auditAnnotations": {
+            "engine": "MariaDB"
+          },
+          "status": {
+            "apiVersion": "v1",
+            "code": 429,
+            "details": {
+              "retryAfterSeconds": 3
+            },
+            "kind": "Status",
+            "message": "orders is being frozen for another",
+            "metadata": {},
+            "reason": "TooManyRequests",
+            "status": "Failure"
+          },
+          "uid": "u-1",
+          "warnings": "cut"
+        }
+        "#);
+        assert_eq!(response["warnings"][0].as_str().map(str::len), Some(gate::LONGEST_WARNING));
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_text_is_within_its_bound_and_its_beginning_is_the_texts(text in "\\PC*", longest in 3_usize..80) {
+            let cut = cut(&text, longest);
+            prop_assert!(cut.len() <= longest);
+            prop_assert!(cut == text || text.starts_with(cut.trim_end_matches('…')));
+        }
+
+        #[test]
+        fn however_long_the_reason_a_warning_has_its_end(why in "\\PC{0,300}") {
+            let Answer { warnings, .. } = Answer::unheld(Gate::Content, false, &why);
+            prop_assert!(warnings[0].len() <= gate::LONGEST_WARNING);
+            prop_assert!(warnings[0].ends_with("; the snapshot will be crash-consistent"));
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! What a review needs: nothing, an answer that can be given here, or the apiserver's word. Pure.
+
+use api::gate::{Gate, GateRequest};
+
+use crate::{
+    answer::Answer,
+    gates::{content, cut, preflight},
+    own_kinds,
+    review::Request,
+};
+
+/// Where a review was sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Door {
+    Gate {
+        gate: Gate,
+        /// Of a namespace that wants no copy that is not consistent.
+        required: bool,
+    },
+    OwnKinds,
+}
+
+/// Who we are, and so whom we do not stand in the way of.
+#[derive(Clone, Debug)]
+pub struct Ours {
+    /// Where we are installed.
+    pub namespace: String,
+    /// What the apiserver's account is known by.
+    pub user: String,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision {
+    /// No business of ours, and why.
+    Allow(&'static str),
+    Answer(Answer),
+    Ask(Box<GateRequest>),
+    /// It should be asked, and cannot be.
+    Unaskable(String),
+}
+
+impl Door {
+    pub const ALL: [(&str, Self); 7] = [
+        ("/gates/snapshot", Self::Gate { gate: Gate::Preflight, required: false }),
+        ("/gates/content", Self::Gate { gate: Gate::Cut, required: false }),
+        ("/gates/content-create", Self::Gate { gate: Gate::Content, required: false }),
+        ("/required/snapshot", Self::Gate { gate: Gate::Preflight, required: true }),
+        ("/required/content", Self::Gate { gate: Gate::Cut, required: true }),
+        ("/required/content-create", Self::Gate { gate: Gate::Content, required: true }),
+        ("/validate", Self::OwnKinds),
+    ];
+
+    pub fn of(path: &str) -> Option<Self> {
+        Self::ALL.iter().find(|(known, _)| *known == path).map(|(_, door)| *door)
+    }
+}
+
+impl Ours {
+    pub fn in_namespace(namespace: &str) -> Self {
+        Self { namespace: namespace.to_owned(), user: api::install::account_user(namespace) }
+    }
+}
+
+/// Everything that a ValidatingWebhookConfiguration's rules and conditions would have kept away is looked at again here: one that
+/// is wrong costs time, and freezes nothing that it should not.
+pub fn decide(door: Door, request: &Request, ours: &Ours) -> Decision {
+    let asked = match door {
+        Door::OwnKinds => return own_kinds::decide(request),
+        Door::Gate { gate: Gate::Preflight, .. } => preflight::request(request, ours),
+        Door::Gate { gate: Gate::Cut, .. } => cut::request(request, ours),
+        Door::Gate { gate: Gate::Content, .. } => content::request(request, ours),
+    };
+    match asked {
+        Err(why) => Decision::Allow(why),
+        Ok(asked) => {
+            let required = matches!(door, Door::Gate { required: true, .. });
+            let asked = GateRequest { required, ..asked };
+            match asked.check() {
+                Ok(()) => Decision::Ask(Box::new(asked)),
+                Err(wrong) => Decision::Unaskable(wrong),
+            }
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Databases and Freezes are told what is wrong with them when they are written, not when they are frozen: by the same functions
+//! as the standalone registry and the controllers.
+
+use api::{
+    DatabaseSpec, FreezeSpec,
+    validate::{self, Cause},
+};
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::{
+    answer::Answer,
+    decide::Decision,
+    review::{Operation, Request},
+};
+
+pub(crate) fn decide(request: &Request) -> Decision {
+    if request.group != api::GROUP || !request.sub_resource.is_empty() || request.operation == Operation::Other {
+        return Decision::Allow("another resource");
+    }
+    // A finalizer must come off whatever the object looks like by now.
+    if request.object.pointer("/metadata/deletionTimestamp").is_some_and(|at| !at.is_null()) {
+        return Decision::Allow("being deleted");
+    }
+    let is_update = request.operation == Operation::Update;
+    // What was right once may be kept: a label must go on an object that a later version would refuse.
+    if is_update && request.object["spec"] == request.old_object["spec"] {
+        return Decision::Allow("nothing that is ours changes");
+    }
+    match request.resource.as_str() {
+        "databases" => judge::<DatabaseSpec>("Database", request, validate::database, validate::database_update),
+        "freezes" => judge::<FreezeSpec>("Freeze", request, validate::freeze, validate::freeze_update),
+        _ => Decision::Allow("another resource"),
+    }
+}
+
+fn judge<Spec: DeserializeOwned>(
+    kind: &str,
+    request: &Request,
+    create: impl Fn(&Spec) -> Vec<Cause>,
+    update: impl Fn(&Spec, &Spec) -> Vec<Cause>,
+) -> Decision {
+    let spec = match read::<Spec>(&request.object) {
+        Ok(spec) => spec,
+        // The schema has passed it: it is of a later version than we are, and whoever reads it will say more.
+        Err(error) => return Decision::Answer(Answer::warned(format!("not checked: spec cannot be read: {error}"))),
+    };
+    let causes = match (request.operation, read::<Spec>(&request.old_object)) {
+        (Operation::Update, Ok(old)) => update(&spec, &old),
+        _ => create(&spec),
+    };
+    if causes.is_empty() {
+        return Decision::Allow("valid");
+    }
+    Decision::Answer(Answer::invalid(kind, request.text("/metadata/name").unwrap_or_default(), &causes))
+}
+
+fn read<Spec: DeserializeOwned>(object: &Value) -> Result<Spec, serde_json::Error> {
+    Spec::deserialize(object.get("spec").unwrap_or(&Value::Null))
+}
