@@ -25,6 +25,11 @@ pub fn account_user(namespace: &str) -> String {
     format!("system:serviceaccount:{namespace}:{ACCOUNT}")
 }
 
+/// The same of the webhooks' account.
+pub fn webhooks_user(namespace: &str) -> String {
+    format!("system:serviceaccount:{namespace}:{}", webhooks::NAME)
+}
+
 /// ValidatingAdmissionPolicies, and their bindings of the same names.
 pub mod policies {
     /// A Freeze is declared only by who may quiesce each of its Databases.
@@ -50,12 +55,22 @@ pub struct Rule {
 }
 
 /// What the account needs everywhere: what it calls, and nothing beside.
-pub const EVERYWHERE: [Rule; 7] = [
+pub const EVERYWHERE: [Rule; 15] = [
     rule(crate::GROUP, "databases", "get,list,watch"),
     rule(crate::GROUP, "databases/status", "update"),
     rule(crate::GROUP, "freezes", "create,delete,get,list,patch,watch"),
     rule(crate::GROUP, "freezes/status", "patch,update"),
     rule("", "events", "create"),
+    // Whose data a volume holds, and who stands still for its cut.
+    rule("", "persistentvolumes,pods,services", "list,watch"),
+    rule("discovery.k8s.io", "endpointslices", "list,watch"),
+    rule(crate::LIVE_GROUP, "databases/quiesce,databases/renew,databases/unquiesce", "create"),
+    // How far a cut is, and what it is worth.
+    rule(crate::gate::SNAPSHOTS, "volumesnapshotcontents", "list,patch,watch"),
+    rule(crate::gate::SNAPSHOTS, "volumesnapshots", "get,patch"),
+    rule(crate::gate::SNAPSHOTS, "volumesnapshotclasses", "get"),
+    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotcontents", "list,patch,watch"),
+    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshots,volumegroupsnapshotclasses", "get,patch"),
     named("apiregistration.k8s.io", "apiservices", API_SERVICE, "get,patch"),
     named(
         "apiextensions.k8s.io",

@@ -25,6 +25,7 @@ use tracing::info;
 
 use crate::{
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
+    gates::{self, Gates},
     health::Condition,
     records::{Cluster, Records},
     recovery,
@@ -50,6 +51,8 @@ pub struct Place {
     pub identity: String,
     /// Where the other replicas reach us; our port is the one that we listen on.
     pub advertise: IpAddr,
+    /// Where gates are asked. `None`: nobody asks them, and no snapshot is followed.
+    pub gates: Option<SocketAddr>,
 }
 
 /// How long a connection to an API server may say nothing while we wait for its answer. The watch of Leases, too: on it our own
@@ -74,6 +77,10 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     let authority = Arc::new(Condition::new("authority"));
     let certificates = Certificates::begin(&place.service, place.serving, place.overlap, address, &authority)?;
     let (tls, keyring) = (certificates.tls()?, Arc::clone(&certificates.keyring));
+    let asked = match place.gates {
+        Some(listen) => Some((Bound::bind(listen).await?, certificates.tls()?)),
+        None => None,
+    };
 
     // Another run of the same pod is another replica.
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
@@ -91,7 +98,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
             Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, Vec::new(), true),
             Arc::clone(&keyring),
         )),
-        authorizer: Arc::new(SubjectAccessReviews::new(reviews)),
+        authorizer: Arc::new(SubjectAccessReviews::new(Arc::clone(&reviews) as _)),
         conditions: vec![authority, Arc::clone(&schema)],
         tasks,
         stopping,
@@ -107,9 +114,21 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
             }
         }
     });
+    let namespace = place.service.namespace;
+    let mut loops = Vec::new();
+    if let Some((bound, tls)) = asked {
+        let gates =
+            Gates::new(Arc::clone(&core.app), core.verbs.clone(), client.clone(), &namespace, core.stopping.clone());
+        loops.extend(gates.loops(&watching));
+        // A token that is meant for kube-apiserver is none for us.
+        let audience = vec![api::gate::AUDIENCE.to_owned()];
+        let authenticator = Arc::new(Delegated::new(Arc::clone(&trust), reviews as _, audience, false));
+        let asker = api::install::webhooks_user(&namespace);
+        loops.push(("gates", gates::serve(bound, tls, gates, authenticator, asker, core.over.clone()).boxed()));
+    }
     let replicas = Replicas::new(Us {
         client: client.clone(),
-        namespace: place.service.namespace,
+        namespace,
         identity,
         address: SocketAddr::new(place.advertise, address.port()).to_string(),
         keyring,
@@ -118,12 +137,12 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     });
     let verbs = core.verbs.clone();
     let leads = move || verbs.leads();
-    let mut loops = vec![
+    loops.extend([
         ("whom to trust", trust.follow(watching).boxed()),
         ("our certificates", certificates.keep(client.clone(), leads).boxed()),
         ("the CRDs' version", skew::look(client, schema).boxed()),
         ("what others finished", recovery::follow(core.verbs.clone(), Arc::clone(&core.app.metrics)).boxed()),
-    ];
+    ]);
     loops.extend(replicas.loops(core.verbs.stored.clone(), core.verbs.recovered.clone()));
     core.verbs.replicas.set(replicas).ok();
     Ok(Server { bound, tls, address, core, loops, ending })

@@ -36,6 +36,9 @@ pub struct Args {
     /// the kubeconfigs name. In a cluster: 0.0.0.0:6443 unless told.
     #[arg(long, value_name = "ADDRESS:PORT")]
     listen: Option<SocketAddr>,
+    /// In a cluster: where `stillpoint-webhooks` asks before a snapshot is cut. Without it no snapshot is waited for.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "standalone")]
+    gates_listen: Option<SocketAddr>,
     /// In a cluster: the Service that the APIService names; our certificate is for it, and our authority in its namespace.
     #[arg(
         long,
@@ -124,6 +127,7 @@ impl Args {
                     overlap: Duration::from_secs(self.ca_overlap_seconds),
                     kubeconfig: self.kubeconfig,
                     advertise: self.advertise,
+                    gates: self.gates_listen,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),
                 };
                 let server = aggregated::bind(place, ending, Drivers::real()).await?;

@@ -21,6 +21,7 @@ mod directory;
 mod discovery;
 mod documents;
 mod error;
+mod gates;
 mod health;
 mod journal;
 mod keyring;

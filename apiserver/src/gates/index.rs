@@ -1,16 +1,16 @@
-//! Whose data a claim holds: PersistentVolumeClaim → Pods that mount it → Databases whose endpoint leads to such a Pod. Pure; fed
-//! by what a watch says.
+//! Whose data a volume holds: CSI handle → PersistentVolumeClaim → Pods that mount it → Databases whose endpoint leads to such a Pod.
+//! Pure; fed by what a watch says.
 //!
-//! Only what the answer needs is kept of a Pod, a Service and an EndpointSlice: a cluster has many of them.
+//! Only what the answer needs is kept of a PersistentVolume, a Pod, a Service and an EndpointSlice: a cluster has many of them.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     net::IpAddr,
 };
 
 use api::Database;
 use k8s_openapi::api::{
-    core::v1::{Pod, Service},
+    core::v1::{PersistentVolume, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 
@@ -29,16 +29,31 @@ pub(super) struct Place {
     runs: bool,
 }
 
+/// A volume as its driver knows it: the driver's name, and the handle.
+pub(super) type Handle = (String, String);
+
+/// Pods that an EndpointSlice leads to.
+#[derive(Debug)]
+struct Slice {
+    service: String,
+    pods: BTreeSet<String>,
+}
+
 /// What stands where.
 #[derive(Debug, Default)]
 pub(super) struct Index {
+    /// The claim that each volume is bound to.
+    bound: HashMap<Handle, Name>,
+    /// By the names of PersistentVolumes.
+    handles: HashMap<String, Handle>,
     pods: HashMap<Name, Place>,
     /// Pods that mount a claim.
     mounted: HashMap<Name, BTreeSet<String>>,
     /// The addresses of Services themselves.
     services: HashMap<Name, Vec<IpAddr>>,
-    /// Service → EndpointSlice → Pods behind it.
-    behind: HashMap<Name, BTreeMap<String, BTreeSet<String>>>,
+    slices: HashMap<Name, Slice>,
+    /// The EndpointSlices of a Service.
+    slices_of: HashMap<Name, BTreeSet<String>>,
 }
 
 /// A Database whose data a claim holds, or a part of it.
@@ -61,6 +76,29 @@ pub(super) enum Holds {
 }
 
 impl Index {
+    pub(super) fn put_volume(&mut self, volume: &PersistentVolume) {
+        let Some(name) = volume.metadata.name.clone() else { return };
+        self.remove_volume(&name);
+        let Some(spec) = &volume.spec else { return };
+        let claim = spec.claim_ref.as_ref().and_then(|claim| Some((claim.namespace.clone()?, claim.name.clone()?)));
+        let handle = spec.csi.as_ref().map(|csi| (csi.driver.clone(), csi.volume_handle.clone()));
+        if let (Some(claim), Some(handle)) = (claim, handle) {
+            self.bound.insert(handle.clone(), claim);
+            self.handles.insert(name, handle);
+        }
+    }
+
+    pub(super) fn remove_volume(&mut self, name: &str) {
+        if let Some(handle) = self.handles.remove(name) {
+            self.bound.remove(&handle);
+        }
+    }
+
+    /// The claim that a volume is bound to.
+    pub(super) fn claim_of(&self, driver: &str, handle: &str) -> Option<&Name> {
+        self.bound.get(&(driver.to_owned(), handle.to_owned()))
+    }
+
     pub(super) fn put_pod(&mut self, pod: &Pod) {
         let Some(name) = name_of(&pod.metadata) else { return };
         self.remove_pod(&name);
@@ -97,21 +135,25 @@ impl Index {
     }
 
     pub(super) fn put_slice(&mut self, slice: &EndpointSlice) {
-        let (Some((namespace, name)), Some(service)) = (name_of(&slice.metadata), service_of(slice)) else { return };
-        let pods = slice.endpoints.iter().flatten().filter_map(|endpoint| {
+        let Some(name) = name_of(&slice.metadata) else { return };
+        self.remove_slice(&name);
+        let Some(service) = service_of(slice) else { return };
+        let pods = slice.endpoints.iter().filter_map(|endpoint| {
             let target = endpoint.target_ref.as_ref()?;
             (target.kind.as_deref() == Some("Pod")).then(|| target.name.clone())?
         });
-        self.behind.entry((namespace, service)).or_default().insert(name, pods.collect());
+        let pods = pods.collect();
+        self.slices_of.entry((name.0.clone(), service.clone())).or_default().insert(name.1.clone());
+        self.slices.insert(name, Slice { service, pods });
     }
 
-    pub(super) fn remove_slice(&mut self, slice: &EndpointSlice) {
-        let (Some((namespace, name)), Some(service)) = (name_of(&slice.metadata), service_of(slice)) else { return };
-        let service = (namespace, service);
-        if let Some(slices) = self.behind.get_mut(&service) {
-            slices.remove(&name);
+    pub(super) fn remove_slice(&mut self, name: &Name) {
+        let Some(Slice { service, .. }) = self.slices.remove(name) else { return };
+        let service = (name.0.clone(), service);
+        if let Some(slices) = self.slices_of.get_mut(&service) {
+            slices.remove(&name.1);
             if slices.is_empty() {
-                self.behind.remove(&service);
+                self.slices_of.remove(&service);
             }
         }
     }
@@ -165,8 +207,10 @@ impl Index {
         }
     }
 
-    fn pods_behind(&self, service: &Name) -> impl Iterator<Item = String> {
-        self.behind.get(service).into_iter().flat_map(BTreeMap::values).flatten().cloned()
+    fn pods_behind<'i>(&'i self, service: &'i Name) -> impl Iterator<Item = String> + 'i {
+        let slices = self.slices_of.get(service).into_iter().flatten();
+        let slices = slices.filter_map(|slice| self.slices.get(&(service.0.clone(), slice.clone())));
+        slices.flat_map(|slice| slice.pods.iter().cloned())
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Option<&Place> {
@@ -313,13 +357,30 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_is_known_by_its_driver_and_handle_while_it_is_bound() {
+        let volume = |claim: serde_json::Value| -> PersistentVolume {
+            serde_json::from_value(json!({
+                "metadata": {"name": "pv"},
+                "spec": {"csi": {"driver": "one", "volumeHandle": "h"}, "claimRef": claim},
+            }))
+            .unwrap()
+        };
+        let mut index = Index::default();
+        index.put_volume(&volume(json!({"namespace": "shop", "name": "data-0"})));
+        assert_eq!(index.claim_of("one", "h"), Some(&("shop".to_owned(), "data-0".to_owned())));
+        assert_eq!((index.claim_of("other", "h"), index.claim_of("one", "g")), (None, None));
+        index.put_volume(&volume(json!(null)));
+        assert_eq!(index.claim_of("one", "h"), None, "released");
+    }
+
+    #[test]
     fn a_database_follows_its_service_from_pod_to_pod() {
         let mut index = index();
         let database = database("primary");
         index.put_slice(&slice("primary", &["pg-1"]));
         assert_eq!(index.holds("shop", "data-0", [&database]), Holds::Unknown, "it has failed over");
         assert!(matches!(index.holds("shop", "data-1", [&database]), Holds::Databases(_)));
-        index.remove_slice(&slice("primary", &[]));
+        index.remove_slice(&("shop".to_owned(), "primary-x".to_owned()));
         assert_eq!(index.holds("shop", "data-1", [&database]), Holds::Unknown);
     }
 }

@@ -1,0 +1,155 @@
+//! What a VolumeSnapshotContent or VolumeGroupSnapshotContent says of its cut (external-snapshotter `client/v8/apis`). Pure.
+
+use api::gate::{BEING_CREATED, GROUP_BEING_CREATED, GROUP_MEMBER, Group};
+use jiff::Timestamp;
+use kube::api::DynamicObject;
+use serde_json::Value;
+
+/// Of a content, what its cut is judged by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Content {
+    pub(super) group: Group,
+    pub(super) uid: String,
+    pub(super) name: String,
+    pub(super) driver: String,
+    pub(super) class: Option<String>,
+    pub(super) handles: Vec<String>,
+    /// The snapshot that it is the content of: namespace and name.
+    pub(super) snapshot: (String, String),
+    pub(super) fate: Fate,
+    pub(super) made: Timestamp,
+    /// It says already what it is worth.
+    pub(super) is_judged: bool,
+}
+
+/// The label that says what a snapshot is worth, on it and on its content.
+pub(super) const CONSISTENCY: &str = "stillpoint.dev/consistency";
+
+/// How far its cut is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The driver was not called yet, or has said no for good, and is asked anew later: then the gate is, too.
+    Before,
+    /// The driver is being called. `failed`: a call has ended without saying what it did.
+    Calling { failed: bool },
+    /// When, by the driver's clock, if it says so.
+    Cut { created: Option<Timestamp> },
+}
+
+impl Content {
+    /// `None`: one that was not made by a cut (restored, or of before our time), a member of a group, or nonsense.
+    pub(super) fn read(object: &DynamicObject, group: Group) -> Option<Self> {
+        let (spec, status) = (&object.data["spec"], &object.data["status"]);
+        let source = &spec["source"];
+        let annotations = object.metadata.annotations.as_ref();
+        let annotated = |name: &str| annotations.is_some_and(|all| all.contains_key(name));
+        if annotated(GROUP_MEMBER) {
+            return None;
+        }
+        let (handles, reference, handle, being_created) = match group {
+            Group::Single => {
+                let handle = source["volumeHandle"].as_str()?.to_owned();
+                (vec![handle], "volumeSnapshotRef", "snapshotHandle", BEING_CREATED)
+            }
+            Group::Group => {
+                let handles = source["volumeHandles"].as_array()?.iter();
+                let handles = handles.filter_map(Value::as_str).map(str::to_owned).collect();
+                (handles, "volumeGroupSnapshotRef", "volumeGroupSnapshotHandle", GROUP_BEING_CREATED)
+            }
+        };
+        let text = |value: &Value| value.as_str().map(str::to_owned);
+        let fate = if status[handle].is_string() {
+            Fate::Cut { created: created(&status["creationTime"]) }
+        } else if annotated(being_created) {
+            Fate::Calling { failed: status["error"].is_object() }
+        } else {
+            Fate::Before
+        };
+        Some(Self {
+            group,
+            uid: object.metadata.uid.clone()?,
+            name: object.metadata.name.clone()?,
+            driver: text(&spec["driver"])?,
+            class: text(&spec["volumeSnapshotClassName"]).or_else(|| text(&spec["volumeGroupSnapshotClassName"])),
+            handles,
+            snapshot: (text(&spec[reference]["namespace"])?, text(&spec[reference]["name"])?),
+            fate,
+            made: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0),
+            is_judged: object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(CONSISTENCY)),
+        })
+    }
+}
+
+/// Nanoseconds since 1970 of a single content; RFC 3339 of a group's.
+fn created(value: &Value) -> Option<Timestamp> {
+    match value {
+        Value::Number(number) => Timestamp::from_nanosecond(i128::from(number.as_i64()?)).ok(),
+        Value::String(text) => text.parse().ok(),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn content(annotations: Value, status: Value) -> DynamicObject {
+        serde_json::from_value(json!({
+            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent",
+            "metadata": {"name": "snapcontent-1", "uid": "u", "annotations": annotations},
+            "spec": {
+                "driver": "d", "volumeSnapshotClassName": "fast", "source": {"volumeHandle": "h"},
+                "volumeSnapshotRef": {"namespace": "shop", "name": "noon"},
+            },
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn how_far_a_cut_is_follows_from_the_mark_and_the_handle() {
+        let mark = json!({BEING_CREATED: "yes"});
+        let error = json!({"error": {"message": "no"}});
+        let cut = json!({"snapshotHandle": "s", "creationTime": 1_800_000_000_000_000_000_i64});
+        let at = Timestamp::from_second(1_800_000_000).ok();
+        for (annotations, status, fate) in [
+            (json!({}), json!(null), Fate::Before),
+            (json!({}), error.clone(), Fate::Before),
+            (mark.clone(), json!(null), Fate::Calling { failed: false }),
+            (mark.clone(), error, Fate::Calling { failed: true }),
+            (mark, cut.clone(), Fate::Cut { created: at }),
+            (json!({}), cut, Fate::Cut { created: at }),
+            (json!({}), json!({"snapshotHandle": "s"}), Fate::Cut { created: None }),
+        ] {
+            let content = Content::read(&content(annotations, status), Group::Single).unwrap();
+            assert_eq!((content.fate, content.snapshot.1.as_str()), (fate, "noon"));
+        }
+    }
+
+    #[test]
+    fn what_was_not_cut_for_itself_is_not_ours() {
+        assert!(Content::read(&content(json!({GROUP_MEMBER: "g"}), json!(null)), Group::Single).is_none());
+        let mut restored = content(json!({}), json!(null));
+        restored.data["spec"]["source"] = json!({"snapshotHandle": "s"});
+        assert!(Content::read(&restored, Group::Single).is_none());
+    }
+
+    #[test]
+    fn a_group_has_all_its_volumes() {
+        let group: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "groupsnapshot.storage.k8s.io/v1", "kind": "VolumeGroupSnapshotContent",
+            "metadata": {"name": "g", "uid": "u", "annotations": {GROUP_BEING_CREATED: "yes"}},
+            "spec": {
+                "driver": "d", "source": {"volumeHandles": ["a", "b"]},
+                "volumeGroupSnapshotRef": {"namespace": "shop", "name": "noon"},
+            },
+            "status": {"volumeGroupSnapshotHandle": "s", "creationTime": "2026-01-01T00:00:00Z"},
+        }))
+        .unwrap();
+        let content = Content::read(&group, Group::Group).unwrap();
+        assert_eq!(content.handles, ["a", "b"]);
+        assert!(matches!(content.fate, Fate::Cut { created: Some(_) }));
+    }
+}

@@ -1,0 +1,237 @@
+//! Right before a cut: which Databases have data on the volumes, and holding them.
+
+use std::collections::BTreeSet;
+
+use api::{
+    Database, Level, Quiesce, QuiesceSpec, QuiesceStatus,
+    gate::{GateAnswer, GateDecision, GateRequest, Group},
+};
+
+use super::index::{Holds, Index, Name};
+
+/// What a cut asks for; pure.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Wanted {
+    /// Nothing of ours is on these volumes, and nobody waits for us.
+    Nothing(Why),
+    Hold(Together),
+}
+
+/// Why a cut needs no freeze.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Why {
+    /// No PersistentVolume that we know has this handle: it is bound to no claim.
+    NotBound,
+    /// No Pod mounts any of it.
+    NotMounted,
+    /// No Database's endpoint leads to who mounts it.
+    NoDatabase,
+}
+
+/// Databases that are held for one cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Together {
+    pub(super) namespace: String,
+    /// In the order in which members are claimed.
+    pub(super) databases: BTreeSet<String>,
+    /// The highest of their levels.
+    pub(super) level: Level,
+    /// Claims that are cut.
+    pub(super) cut: BTreeSet<String>,
+    /// All claims that these Databases have data on.
+    pub(super) of: BTreeSet<String>,
+}
+
+/// The claims that are cut, as far as they are known. They are of one namespace: a snapshot's is theirs.
+pub(super) fn claims(index: &Index, driver: &str, handles: &[String]) -> BTreeSet<Name> {
+    handles.iter().filter_map(|handle| index.claim_of(driver, handle)).cloned().collect()
+}
+
+/// What the cut of these claims asks for; `databases` are those of the namespace.
+pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Database]) -> Wanted {
+    let Some((namespace, _)) = claims.first() else { return Wanted::Nothing(Why::NotBound) };
+    let mut together = Together {
+        namespace: namespace.clone(),
+        databases: BTreeSet::new(),
+        level: Level::Recoverable,
+        cut: claims.iter().map(|(_, claim)| claim.clone()).collect(),
+        of: BTreeSet::new(),
+    };
+    let mut why = Why::NotMounted;
+    for claim in &together.cut {
+        match index.holds(namespace, claim, databases.iter().copied()) {
+            Holds::Nobody => {}
+            Holds::Unknown => why = Why::NoDatabase,
+            Holds::Databases(found) => {
+                for one in found {
+                    together.of.extend(one.claims);
+                    together.databases.insert(one.database);
+                }
+            }
+        }
+    }
+    if together.databases.is_empty() {
+        return Wanted::Nothing(why);
+    }
+    let named = |database: &&&Database| {
+        database.metadata.name.as_ref().is_some_and(|name| together.databases.contains(name))
+    };
+    let levels = databases.iter().filter(named).map(|database| database.spec.freeze.level);
+    together.level = levels.max().unwrap_or_default();
+    Wanted::Hold(together)
+}
+
+/// The uid of the claim by which a content holds its Databases, the `again`-th time: one that has ended stays ended.
+pub(super) fn claim_uid(kind: Group, content: &str, again: u32) -> String {
+    let kind = match kind {
+        Group::Single => "VolumeSnapshotContent",
+        Group::Group => "VolumeGroupSnapshotContent",
+    };
+    if again == 0 { format!("{kind}/{content}") } else { format!("{kind}/{content}/{again}") }
+}
+
+/// The content of such a uid.
+pub(super) fn content_of(uid: &str) -> Option<(Group, &str)> {
+    let (kind, rest) = uid.split_once('/')?;
+    let content = rest.split('/').next()?;
+    match kind {
+        "VolumeSnapshotContent" => Some((Group::Single, content)),
+        "VolumeGroupSnapshotContent" => Some((Group::Group, content)),
+        _ => None,
+    }
+}
+
+/// The verb's body, to be asked of the first of them.
+pub(super) fn quiesce(together: &Together, uid: String, reason: String) -> Quiesce {
+    let with = together.databases.iter().skip(1).cloned().collect();
+    let spec = QuiesceSpec { uid: Some(uid), with, level: Some(together.level), reason: Some(reason), ..QuiesceSpec::default() };
+    Quiesce { spec, ..Quiesce::default() }
+}
+
+/// For people, of whom a cut is made.
+pub(super) fn reason(request: &GateRequest) -> String {
+    let kind = match request.object.group {
+        Group::Single => "VolumeSnapshot",
+        Group::Group => "VolumeGroupSnapshot",
+    };
+    match &request.snapshot {
+        Some(snapshot) => format!("{kind} {}/{}", snapshot.namespace, snapshot.name),
+        None => format!("{kind}Content {}", request.object.name),
+    }
+}
+
+/// They are held: the cut may be made.
+pub(super) fn held(together: &Together, status: &QuiesceStatus) -> GateAnswer {
+    let databases: Vec<&str> = together.databases.iter().map(String::as_str).collect();
+    let mut answer = GateAnswer::allow();
+    answer.audit = [
+        ("freeze".to_owned(), status.freeze.clone().unwrap_or_default()),
+        ("databases".to_owned(), databases.join(",")),
+        ("level".to_owned(), together.level.to_string()),
+    ]
+    .into();
+    answer.warnings.clone_from(&status.warnings);
+    answer
+}
+
+/// They are not: the cut waits where that is wanted, and else is made all the same.
+pub(super) fn not_held(required: bool, message: &str) -> GateAnswer {
+    let mut answer = GateAnswer::allow();
+    if required {
+        answer.decision = GateDecision::Deny {
+            code: 409,
+            reason: "Conflict".to_owned(),
+            message: format!("not held: {message}; {RETRIABLE}"),
+            retry_after_seconds: Some(RETRY_SECONDS),
+        };
+    } else {
+        answer.warnings.push(format!("not held, the copy is crash-consistent: {message}"));
+    }
+    answer.audit.insert("not-held".to_owned(), message.to_owned());
+    answer
+}
+
+/// What Kanister tries again for (`pkg/kube/snapshot`); others try whatever it says.
+const RETRIABLE: &str = "the object has been modified; please apply your changes to the latest version and try again";
+const RETRY_SECONDS: u32 = 2;
+
+#[cfg(test)]
+mod tests {
+    use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+    use serde_json::json;
+
+    use super::*;
+
+    fn database(name: &str, host: &str, level: &str) -> Database {
+        serde_json::from_value(json!({
+            "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"namespace": "shop", "name": name},
+            "spec": {"engine": "PostgreSQL", "endpoint": {"host": host}, "freeze": {"level": level}},
+        }))
+        .unwrap()
+    }
+
+    fn index() -> Index {
+        let mut index = Index::default();
+        for (volume, claim) in [("h-data", "data"), ("h-wal", "wal"), ("h-files", "files"), ("h-old", "old")] {
+            let volume: PersistentVolume = serde_json::from_value(json!({
+                "metadata": {"name": volume},
+                "spec": {
+                    "csi": {"driver": "d", "volumeHandle": volume},
+                    "claimRef": {"namespace": "shop", "name": claim},
+                },
+            }))
+            .unwrap();
+            index.put_volume(&volume);
+        }
+        for (pod, ip, claims) in [("pg", "10.0.0.1", &["data", "wal"][..]), ("web", "10.0.0.2", &["files"])] {
+            let volumes: Vec<_> =
+                claims.iter().map(|claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}})).collect();
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {"namespace": "shop", "name": pod}, "spec": {"containers": [], "volumes": volumes},
+                "status": {"phase": "Running", "podIPs": [{"ip": ip}]},
+            }))
+            .unwrap();
+            index.put_pod(&pod);
+        }
+        index
+    }
+
+    #[test]
+    fn a_cut_wants_all_databases_of_its_volumes_and_nothing_of_others() {
+        let (index, one) = (index(), database("orders", "10.0.0.1", "Durable"));
+        let two = database("audit", "10.0.0.1", "WriteBlocked");
+        let wanted = |handles: &[&str], databases: &[&Database]| {
+            let handles: Vec<String> = handles.iter().map(|handle| (*handle).to_owned()).collect();
+            wanted(&index, &claims(&index, "d", &handles), databases)
+        };
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        let together = |databases: &[&str], level, cut: &[&str]| {
+            let (databases, cut, of) = (names(databases), names(cut), names(&["data", "wal"]));
+            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of })
+        };
+        assert_eq!(wanted(&["h-data"], &[&one]), together(&["orders"], Level::Durable, &["data"]));
+        assert_eq!(wanted(&["h-data", "h-wal"], &[&one]), together(&["orders"], Level::Durable, &["data", "wal"]));
+        let both = together(&["audit", "orders"], Level::WriteBlocked, &["data"]);
+        assert_eq!(wanted(&["h-data"], &[&one, &two]), both);
+        assert_eq!(wanted(&["h-files"], &[&one]), Wanted::Nothing(Why::NoDatabase));
+        assert_eq!(wanted(&["h-old"], &[&one]), Wanted::Nothing(Why::NotMounted));
+        assert_eq!(wanted(&["h-unheard-of"], &[&one]), Wanted::Nothing(Why::NotBound));
+    }
+
+    #[test]
+    fn a_claims_uid_names_its_content_however_often_it_is_tried() {
+        for again in 0..3 {
+            let uid = claim_uid(Group::Single, "u-1", again);
+            assert_eq!(content_of(&uid), Some((Group::Single, "u-1")), "{uid}");
+        }
+        assert_eq!(content_of("nightly"), None);
+        assert_eq!(content_of("Pod/u-1"), None);
+    }
+
+    #[test]
+    fn what_is_not_held_waits_only_where_that_is_wanted() {
+        assert_eq!(not_held(false, "why").decision, GateDecision::Allow);
+        let GateDecision::Deny { code, message, .. } = not_held(true, "why").decision else { panic!() };
+        assert!(code == 409 && message.contains("why") && message.contains(RETRIABLE), "{message}");
+    }
+}
