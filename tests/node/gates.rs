@@ -136,11 +136,18 @@ async fn a_snapshot_that_anybody_takes_is_consistent_and_says_so() {
     let freeze = object(&cluster, "freezes.stillpoint.dev", &freeze).await.unwrap();
     let phase = (&freeze["status"]["phase"], &freeze["status"]["proved"]);
     assert_eq!(phase, (&json!("Thawed"), &json!(true)), "{freeze}");
-    let content = object(&cluster, "volumesnapshot", "noon").await.unwrap();
-    let content = content["status"]["boundVolumeSnapshotContentName"].as_str().unwrap().to_owned();
-    let content = object(&cluster, "volumesnapshotcontent", &content).await.unwrap();
+    let uid = said["uid"].as_str().unwrap();
+    let content = object(&cluster, "volumesnapshotcontent", &format!("snapcontent-{uid}")).await.unwrap();
     assert_eq!(content["metadata"]["labels"]["stillpoint.dev/consistency"], "application", "{content}");
     psql(&cluster, "shop", "INSERT INTO orders VALUES (1001)").await.unwrap();
+    let ready = ["wait", "--for=jsonpath={.status.readyToUse}=true", "--timeout=60s", "volumesnapshot/noon"];
+    cluster.kubectl(&ready).await.unwrap().ok().unwrap();
+    let [pod, service] = workload::postgresql("copy");
+    for object in [workload::claim("copy", Some("noon")), pod, service] {
+        cluster.apply(&object.to_string()).await.unwrap();
+    }
+    cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", "pod/copy"]).await.unwrap().ok().unwrap();
+    assert_eq!(psql(&cluster, "copy", "SELECT count(*), max(n) FROM orders").await.unwrap(), "1000|1000");
 
     // Whoever only asks what would happen holds nothing still.
     let freezes = ["get", "freezes.stillpoint.dev", "-o", "name"];

@@ -26,7 +26,7 @@ use super::{
     Gates, atomic,
     contents::{CONSISTENCY, Content, Fate},
     cut::{self, Wanted},
-    verdict::{Calls, Held, Seen, Verdict, Window, judge},
+    verdict::{self, Calls, Held, Seen, Verdict, Window, judge},
 };
 
 /// How often it is looked for claims whose admission was never stored.
@@ -211,8 +211,10 @@ struct Observed {
 async fn judged(gates: &Gates, ours: &Ours, content: &Content, status: &FreezeStatus, seen: Observed) -> Verdict {
     let class = class_says(gates, content).await;
     let atomic = atomic::is_atomic(&content.driver, content.group, class.as_deref());
-    // Its Pod may be gone by now: what it had is not known, and these volumes it had.
-    let (cut, of) = volumes(gates, content).unwrap_or_default();
+    let Some((cut, of)) = volumes(gates, content) else {
+        // Its Pod is gone by now: nobody can tell whether these are all volumes that it had.
+        return verdict::unknown("PodGone", "whoever had its volumes was gone when the cut was seen");
+    };
     let claim = status.claims.iter().rev().find(|claim| claim.uid == ours.claim.uid).unwrap_or(&ours.claim);
     let proved =
         !status.targets.is_empty() && status.targets.iter().all(|target| target.proof.as_ref().is_some_and(|p| p.held));

@@ -121,6 +121,11 @@ pub(super) fn judge(seen: &Seen) -> Verdict {
     verdict(Consistency::Application, "Proved", "held from before the cut until after it, and proved".to_owned())
 }
 
+/// Of a cut of which not even that is known which volumes it should have.
+pub(super) fn unknown(reason: &'static str, message: &str) -> Verdict {
+    verdict(Consistency::Unknown, reason, message.to_owned())
+}
+
 fn verdict(consistency: Consistency, reason: &'static str, message: String) -> Verdict {
     Verdict { consistency, reason, message }
 }
