@@ -83,7 +83,7 @@ pub const EVERYWHERE: [Rule; 15] = [
 pub const AT_HOME: [Rule; 3] = [
     rule("", "secrets", "create"),
     named("", "secrets", AUTHORITY, "get,update"),
-    rule("coordination.k8s.io", "leases", "create,delete,get,list,patch,update,watch"),
+    rule("coordination.k8s.io", "leases", "create,delete,get,list,update,watch"),
 ];
 /// What the ClusterRole `system:auth-delegator` grants: to ask who a token belongs to, and who may what.
 pub const REVIEWS: [Rule; 2] = [

@@ -73,8 +73,8 @@ pub(crate) async fn follow(verbs: Verbs, metrics: Arc<Metrics>) {
 /// How a Freeze ended, if it did. One that was deleted as soon as it was over may be seen only then.
 fn over(seen: &Seen<Arc<Freeze>>) -> Option<(FreezeName, FreezeStatus)> {
     let (Seen::There(freeze) | Seen::Gone(freeze)) = seen;
-    let status = freeze.status.clone().filter(|status| left(status) == Left::Memory)?;
-    Some((freeze_name(freeze)?, status))
+    let status = freeze.status.as_ref().filter(|status| left(status) == Left::Memory)?;
+    Some((freeze_name(freeze)?, status.clone()))
 }
 
 fn left(status: &FreezeStatus) -> Left {

@@ -168,7 +168,7 @@ pub(crate) fn network() -> Value {
 pub(crate) fn flows() -> [Value; 2] {
     let leases = json!({
         "apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "namespaces": [NAMESPACE],
-        "verbs": ["create", "delete", "get", "patch", "update"],
+        "verbs": ["create", "delete", "get", "update"],
     });
     let freezes = json!({
         "apiGroups": [api::GROUP], "resources": ["freezes", "freezes/status"], "namespaces": ["*"],

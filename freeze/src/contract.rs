@@ -15,7 +15,7 @@ use futures::{FutureExt, future::BoxFuture};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{
-    driver::{Account, Acquired, Driver, Held, Member, Observed, Plan, Preflight, Prepared, Recovered},
+    driver::{Account, Acquired, Driver, Held, Member, Observed, Plan, Preflight, Prepared, Recovered, ServerInfo},
     error::Error,
     journal::{JournalError, UndoLog},
 };
@@ -173,7 +173,9 @@ async fn preflight(subject: &dyn Subject) -> Outcome {
         let plan = plan(*level, Copy::Atomic);
         let Preflight { checks, server } = subject.driver().preflight(&subject.member(), &plan, soon()).await;
         let probed = subject.driver().probe(&subject.member(), soon()).await.expect("probe");
-        assert_eq!(server.map(|server| server.incarnation), Some(probed.incarnation), "the same server");
+        let server = server.expect("a server that we know");
+        let who = |server: &ServerInfo| (server.incarnation.server.clone(), server.role, server.version.clone());
+        assert_eq!(who(&server), who(&probed), "the same server");
         assert_eq!(checks.first().map(|check| check.name.as_str()), Some("reachable"));
         let failed: Vec<_> = checks.iter().filter(|check| check.result == CheckResult::Fail).collect();
         assert!(failed.is_empty(), "{failed:?}");

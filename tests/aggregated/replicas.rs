@@ -204,13 +204,15 @@ async fn a_freeze_that_its_replica_has_forgotten_is_begun_all_the_same() {
     world.first(|replica| replica.signal("-STOP")).unwrap().unwrap();
     let declared = json!({
         "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"name": "forgotten"},
-        "spec": {"targets": [{"database": "orders"}], "ttlSeconds": 10},
+        "spec": {"targets": [{"database": "orders"}]},
     });
-    space.apply(declared).await.unwrap();
+    // Whatever becomes of it, the replica goes on: others' tests need it.
+    let applied = space.apply(declared).await;
     let status = json!({"status": {"phase": "Preparing", "freezer": by}}).to_string();
     let patch = ["patch", "freeze", "forgotten", "--subresource=status", "--type=merge", "--patch", &status];
     let patched = space.kubectl(&patch).await;
     world.back().await.unwrap();
+    applied.unwrap();
     patched.unwrap();
     let frozen = |object: &Value| object["status"]["phase"] == "Frozen";
     space.until_json("it holds", &["get", "freeze", "forgotten", "-o", "json"], frozen).await.unwrap();

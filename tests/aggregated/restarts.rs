@@ -241,6 +241,7 @@ async fn an_authority_that_nobody_could_be_told_of_signs_nothing() {
     let mut rules = role["rules"].as_array().unwrap().iter();
     let telling = rules.position(|rule| rule["apiGroups"][0] == "apiregistration.k8s.io").unwrap();
     let given = role["rules"][telling]["verbs"].clone();
+    assert!(given.to_string().contains("patch"), "{given}");
     set_verbs(&world, telling, &json!(["get"]), "no").await;
     let annotate =
         ["--namespace", NAMESPACE, "annotate", "secret", "stillpoint-apiserver-ca", "stillpoint.dev/rotate=now"];
@@ -255,7 +256,9 @@ async fn an_authority_that_nobody_could_be_told_of_signs_nothing() {
     world.available(SOON).await.unwrap();
     set_verbs(&world, telling, &given, "yes").await;
     cluster::until("another authority signs", Duration::from_secs(60), || async {
-        ensure!(world.authority().await? != before, "the old one does");
+        let now = world.authority().await?;
+        ensure!(now != before, "the old one does");
+        assert!(world.trusted().await?.contains(now.trim()), "kube-apiserver was told first");
         Ok(())
     })
     .await

@@ -173,14 +173,19 @@ impl Certificates {
         };
         let mut kept = Kept::read(&secret)?;
         if leads && let Some(next) = kept.step(Timestamp::now(), self.overlap)? {
-            if self.serving == Serving::Own && !is_told(client, &kept).await? {
-                info!("our next authority signs nothing before the APIService trusts it");
-            } else {
+            let told = match self.serving {
+                Serving::Own => is_told(client, &kept).await,
+                Serving::Files { .. } => Ok(true),
+            };
+            if told.as_ref().is_ok_and(|told| *told) {
                 next.write(&mut secret);
                 // Whoever was faster has made this step.
                 secrets.replace(SECRET, &PostParams::default(), &secret).await?;
                 info!("our authority: {}", next.state());
                 kept = next;
+            } else {
+                let error = told.err().map(|error| error.to_string()).unwrap_or_default();
+                warn!(error, "our next authority signs nothing before the APIService trusts it");
             }
         }
         let ring = Ring::of(kept)?;
@@ -235,7 +240,7 @@ fn leaf(ring: &Ring, service: &Service, address: SocketAddr, now: Timestamp) -> 
 }
 
 /// Whether the APIService trusts what signs next: nothing is signed by what nobody was told of.
-async fn is_told(client: &Client, kept: &Kept) -> anyhow::Result<bool> {
+async fn is_told(client: &Client, kept: &Kept) -> Result<bool, kube::Error> {
     let Some(next) = kept.next() else { return Ok(true) };
     let service = Api::<APIService>::all(client.clone()).get_opt(&api_service()).await?;
     let bundle = service.and_then(|service| service.spec?.ca_bundle).unwrap_or_default();

@@ -14,7 +14,7 @@ use freeze::{Ending, Preflight, ServerInfo};
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::time::{Instant, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::turns::Turns;
 use crate::{
@@ -55,6 +55,7 @@ pub async fn run(verbs: Verbs) {
     let mut looked: HashMap<String, i64> = HashMap::new();
     let mut databases = verbs.records.follow_databases();
     let mut tick = interval(LEADING);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     // The first look at each comes with its first event, where we lead from the beginning.
     let (mut led, mut round) = (verbs.replicas.get().is_none(), Round::default());
     loop {
@@ -170,7 +171,7 @@ async fn look_at(verbs: Verbs, namespace: String, name: String) {
 
 /// Its Secrets cannot be read: then nobody knows more of it, and that is what it says.
 fn without_secrets(why: &str) -> Look {
-    let check = Check::fail("resolved", reasons::CREDENTIALS_MISSING, why, "it is looked at again within a minute");
+    let check = Check::fail("resolved", reasons::CREDENTIALS_MISSING, why, "it is looked at again by itself");
     Look { server: None, checks: vec![check], levels: Vec::new() }
 }
 

@@ -44,8 +44,9 @@ enum Change<K> {
     Gone(Arc<K>),
 }
 
-/// Without what nobody here reads, and what would be most of an object in memory: nothing that is mirrored is written back. A copy
-/// has no room to spare in its lists, where one that was just read has room for four of anything.
+/// Without what nobody here reads, and what would be most of an object in memory; of what is written back (a Lease), an API server
+/// that is sent no managedFields keeps what it has. A copy has no room to spare in its lists, where one that was just read has room
+/// for four of anything.
 fn lighten<K: Resource + Clone>(object: &mut K) {
     object.meta_mut().managed_fields = None;
     if let Some(annotations) = &mut object.meta_mut().annotations {

@@ -17,6 +17,8 @@ use k8s_openapi::{
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
+use super::members::Written;
+
 /// A Database, in its namespace.
 pub(crate) type Member = (String, String);
 
@@ -147,6 +149,14 @@ pub(super) fn taken(spec: LeaseSpec, identity: &str, now: Timestamp) -> LeaseSpe
         lease_transitions: Some(spec.lease_transitions.unwrap_or(0) + 1),
         ..spec
     }
+}
+
+/// A member's that nobody has; refused if somebody has it by now.
+pub(super) fn given_back(member: &Member, written: Written) -> Lease {
+    let spec = LeaseSpec { lease_transitions: written.transitions, ..LeaseSpec::default() };
+    let mut lease = lease(member_name(member), "member", (MEMBER, format!("{}/{}", member.0, member.1)), spec);
+    lease.metadata.resource_version = Some(written.version);
+    lease
 }
 
 /// Of names that a Lease cannot have, and that may be too long.

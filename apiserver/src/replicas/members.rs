@@ -8,11 +8,7 @@ use std::{
 };
 
 use k8s_openapi::api::coordination::v1::Lease;
-use kube::{
-    Api,
-    api::{Patch, PatchParams},
-};
-use serde_json::json;
+use kube::{Api, api::PostParams};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
@@ -28,11 +24,17 @@ pub(super) struct Members(Mutex<HashMap<Member, Mine>>);
 
 #[derive(Debug)]
 struct Mine {
-    /// Of its Lease, as we wrote it.
-    version: Option<String>,
+    /// Of its Lease, as we wrote it: all that is not the same in every Lease of this member.
+    written: Written,
     /// Calls that are under way.
     calls: usize,
     idle_since: Instant,
+}
+
+#[derive(Clone, Debug, Default)]
+pub(super) struct Written {
+    pub(super) version: String,
+    pub(super) transitions: Option<i32>,
 }
 
 /// Members that stay ours while this lives.
@@ -73,14 +75,20 @@ impl Members {
     pub(super) fn insert(&self, member: &Member, lease: Lease) {
         let now = Instant::now();
         let mut mine = self.lock();
-        let mine = mine.entry(member.clone()).or_insert_with(|| Mine { version: None, calls: 0, idle_since: now });
-        (mine.version, mine.idle_since) = (lease.metadata.resource_version, now);
+        let mine = mine.entry(member.clone()).or_insert_with(|| Mine {
+            written: Written::default(),
+            calls: 0,
+            idle_since: now,
+        });
+        let transitions = lease.spec.and_then(|spec| spec.lease_transitions);
+        let version = lease.metadata.resource_version.unwrap_or_default();
+        (mine.written, mine.idle_since) = (Written { version, transitions }, now);
     }
 
     /// Gives back members of which nothing is held and nobody asks; `all`: at once.
     pub(super) async fn give_back(&self, leases: &Api<Lease>, is_held: impl Fn(&Member) -> bool, all: bool) {
         let now = Instant::now();
-        let idle: Vec<(Member, Option<String>)> = {
+        let idle: Vec<(Member, Written)> = {
             let mut mine = self.lock();
             for (member, mine) in mine.iter_mut() {
                 if mine.calls > 0 || is_held(member) {
@@ -88,14 +96,12 @@ impl Members {
                 }
             }
             let idle = |mine: &Mine| all || now.duration_since(mine.idle_since) > IDLE;
-            let idle = mine.extract_if(|_, mine| idle(mine)).map(|(member, mine)| (member, mine.version));
+            let idle = mine.extract_if(|_, mine| idle(mine)).map(|(member, mine)| (member, mine.written));
             idle.collect()
         };
-        for (member, version) in idle {
+        for (member, written) in idle {
             let name = lease::member_name(&member);
-            // Unless somebody else has it by now.
-            let free = json!({"metadata": {"resourceVersion": version}, "spec": {"holderIdentity": null}});
-            match leases.patch(&name, &PatchParams::default(), &Patch::Merge(free)).await {
+            match leases.replace(&name, &PostParams::default(), &lease::given_back(&member, written)).await {
                 Ok(_) => debug!(?member, "given back"),
                 Err(error) => warn!(?member, %error, "could not be given back; it is free when this replica is gone"),
             }
