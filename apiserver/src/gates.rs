@@ -65,7 +65,13 @@ const AGAIN: u32 = 16;
 const WAY_BACK: Duration = Duration::from_millis(200);
 
 impl Gates {
-    pub(crate) fn new(app: Arc<App>, verbs: Verbs, client: Client, namespace: &str, stopping: CancellationToken) -> Self {
+    pub(crate) fn new(
+        app: Arc<App>,
+        verbs: Verbs,
+        client: Client,
+        namespace: &str,
+        stopping: CancellationToken,
+    ) -> Self {
         let us = User {
             name: api::install::account_user(namespace),
             groups: ["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}"), "system:authenticated"]
@@ -90,7 +96,8 @@ impl Gates {
             Gate::Preflight => GateAnswer::allow(),
             Gate::Cut | Gate::Content => {
                 let answered = timeout_at(deadline, self.cut(request)).await;
-                answered.unwrap_or_else(|_| cut::not_held(request.required, "its databases did not stand still in time"))
+                answered
+                    .unwrap_or_else(|_| cut::not_held(request.required, "its databases did not stand still in time"))
             }
         }
     }

@@ -38,7 +38,8 @@ async fn gates(cluster: &Cluster) -> Result<Webhooks> {
     let patch = json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": argument}]);
     let patched = ["patch", DEPLOYMENT, "-n", NAMESPACE, "--type=json", "--patch", &patch.to_string()];
     cluster.kubectl(&patched).await?.ok()?;
-    let port = json!([{"op": "add", "path": "/spec/ports/-", "value": {"name": "gates", "port": GATES, "targetPort": GATES}}]);
+    let port =
+        json!([{"op": "add", "path": "/spec/ports/-", "value": {"name": "gates", "port": GATES, "targetPort": GATES}}]);
     let service = "service/stillpoint-apiserver";
     let patched = ["patch", service, "-n", NAMESPACE, "--type=json", "--patch", &port.to_string()];
     cluster.kubectl(&patched).await?.ok()?;
@@ -79,8 +80,12 @@ async fn gates(cluster: &Cluster) -> Result<Webhooks> {
     let webhooks = Webhooks(child);
     cluster.register_service(NAMESPACE, WEBHOOKS, &[ServicePort::https(&[listen.port()])]).await?;
     let ca_bundle = authority.certificate().to_owned();
-    let configured =
-        api::install::webhooks::Webhooks { namespace: NAMESPACE, ca_bundle: &ca_bundle, required: &[], content_drivers: &[] };
+    let configured = api::install::webhooks::Webhooks {
+        namespace: NAMESPACE,
+        ca_bundle: &ca_bundle,
+        required: &[],
+        content_drivers: &[],
+    };
     cluster.apply(&configured.configuration().to_string()).await?;
     Ok(webhooks)
 }

@@ -73,9 +73,8 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
     if together.databases.is_empty() {
         return Wanted::Nothing(why);
     }
-    let named = |database: &&&Database| {
-        database.metadata.name.as_ref().is_some_and(|name| together.databases.contains(name))
-    };
+    let named =
+        |database: &&&Database| database.metadata.name.as_ref().is_some_and(|name| together.databases.contains(name));
     let levels = databases.iter().filter(named).map(|database| database.spec.freeze.level);
     together.level = levels.max().unwrap_or_default();
     Wanted::Hold(together)
@@ -104,7 +103,13 @@ pub(super) fn content_of(uid: &str) -> Option<(Group, &str)> {
 /// The verb's body, to be asked of the first of them.
 pub(super) fn quiesce(together: &Together, uid: String, reason: String) -> Quiesce {
     let with = together.databases.iter().skip(1).cloned().collect();
-    let spec = QuiesceSpec { uid: Some(uid), with, level: Some(together.level), reason: Some(reason), ..QuiesceSpec::default() };
+    let spec = QuiesceSpec {
+        uid: Some(uid),
+        with,
+        level: Some(together.level),
+        reason: Some(reason),
+        ..QuiesceSpec::default()
+    };
     Quiesce { spec, ..Quiesce::default() }
 }
 
@@ -184,8 +189,10 @@ mod tests {
             index.put_volume(&volume);
         }
         for (pod, ip, claims) in [("pg", "10.0.0.1", &["data", "wal"][..]), ("web", "10.0.0.2", &["files"])] {
-            let volumes: Vec<_> =
-                claims.iter().map(|claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}})).collect();
+            let volumes: Vec<_> = claims
+                .iter()
+                .map(|claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}}))
+                .collect();
             let pod: Pod = serde_json::from_value(json!({
                 "metadata": {"namespace": "shop", "name": pod}, "spec": {"containers": [], "volumes": volumes},
                 "status": {"phase": "Running", "podIPs": [{"ip": ip}]},

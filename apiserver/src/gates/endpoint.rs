@@ -76,4 +76,3 @@ async fn answer(
     let bytes = serde_json::to_vec(&answer).map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()))?;
     Ok(Bytes::from(bytes))
 }
-

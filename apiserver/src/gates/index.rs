@@ -166,8 +166,10 @@ impl Index {
         databases: impl IntoIterator<Item = &'d Database>,
     ) -> Holds {
         let mounted = self.mounted.get(&(namespace.to_owned(), claim.to_owned())).into_iter().flatten();
-        let running: BTreeSet<&str> =
-            mounted.filter(|pod| self.pod(namespace, pod).is_some_and(|place| place.runs)).map(String::as_str).collect();
+        let running: BTreeSet<&str> = mounted
+            .filter(|pod| self.pod(namespace, pod).is_some_and(|place| place.runs))
+            .map(String::as_str)
+            .collect();
         if running.is_empty() {
             return Holds::Nobody;
         }
@@ -189,9 +191,8 @@ impl Index {
         if let Ok(address) = host.parse::<IpAddr>() {
             let pods = self.pods.iter().filter(of_namespace);
             let own = pods.filter(|(_, place)| place.addresses.contains(&address)).map(|((_, pod), _)| pod.clone());
-            let services = self.services.iter().filter(|((of, _), addresses)| {
-                of == namespace && addresses.contains(&address)
-            });
+            let services =
+                self.services.iter().filter(|((of, _), addresses)| of == namespace && addresses.contains(&address));
             return own.chain(services.flat_map(|(service, _)| self.pods_behind(service))).collect();
         }
         match host_in(host, namespace) {

@@ -55,7 +55,11 @@ struct Ours {
 /// Why a claim ends.
 #[derive(Clone, Debug)]
 enum End {
-    Cut { content: Content, created: Option<Timestamp>, again: bool },
+    Cut {
+        content: Content,
+        created: Option<Timestamp>,
+        again: bool,
+    },
     /// The driver has refused, the content is gone, or its admission was never stored.
     Nobody,
 }
@@ -102,9 +106,7 @@ pub(super) async fn run(gates: Gates, watching: Client) {
             let young = Timestamp::now().duration_since(ours.claim.since.0).unsigned_abs() < STORED;
             let end = match contents.get(uid) {
                 Some(content) => match content.fate {
-                    Fate::Cut { created } => {
-                        End::Cut { created, again: failed.remove(uid), content: content.clone() }
-                    }
+                    Fate::Cut { created } => End::Cut { created, again: failed.remove(uid), content: content.clone() },
                     Fate::Calling { .. } => continue,
                     Fate::Before if young => continue,
                     Fate::Before => End::Nobody,
@@ -146,9 +148,11 @@ fn held_here(gates: &Gates) -> Vec<Ours> {
 
 fn claims<'v>(view: &'v FreezeView, us: &'v str) -> impl Iterator<Item = Ours> + 'v {
     let database = view.status.targets.first().map(|target| target.database.clone()).unwrap_or_default();
-    let live = view.status.claims.iter().filter(move |claim| {
-        claim.ended_at.is_none() && claim.user == us && cut::content_of(&claim.uid).is_some()
-    });
+    let live = view
+        .status
+        .claims
+        .iter()
+        .filter(move |claim| claim.ended_at.is_none() && claim.user == us && cut::content_of(&claim.uid).is_some());
     live.map(move |claim| Ours {
         namespace: view.freeze.namespace.clone(),
         database: database.clone(),
@@ -194,7 +198,8 @@ async fn not_held(gates: Gates, content: Content) {
         // Nothing of ours is on it.
         None => return,
     };
-    let why = "nobody asked before the cut, or it could not be held: see its Events, and the log of stillpoint-apiserver";
+    let why =
+        "nobody asked before the cut, or it could not be held: see its Events, and the log of stillpoint-apiserver";
     let verdict = judge(&Seen { atomic: false, cut, of, held: Held::Not { why: why.to_owned() } });
     info!(content = content.name, consistency = verdict.consistency.word(), "a cut that nobody was held for is judged");
     write(&gates, &content, None, &verdict).await;
@@ -219,7 +224,9 @@ async fn judged(gates: &Gates, ours: &Ours, content: &Content, status: &FreezeSt
     let proved =
         !status.targets.is_empty() && status.targets.iter().all(|target| target.proof.as_ref().is_some_and(|p| p.held));
     let held = match claim.frozen_at.as_ref().or(status.frozen_at.as_ref()) {
-        _ if claim.until.0 < seen.seen_at => Held::Ended { why: "its claim had lapsed before the cut was seen".to_owned() },
+        _ if claim.until.0 < seen.seen_at => {
+            Held::Ended { why: "its claim had lapsed before the cut was seen".to_owned() }
+        }
         None => Held::Ended { why: status.message.clone().unwrap_or_else(|| "it never held".to_owned()) },
         Some(from) => {
             let calls = if seen.again { Calls::Again { created: seen.created } } else { Calls::Once };
@@ -249,7 +256,8 @@ async fn class_says(gates: &Gates, content: &Content) -> Option<String> {
     let classes: Api<DynamicObject> = Api::all_with(gates.0.client.clone(), &kind);
     let class = classes.get_opt(content.class.as_deref()?).await;
     let metadata = class.inspect_err(|error| warn!(%error, "a snapshot class could not be read")).ok()??.metadata;
-    let said = |all: &Option<std::collections::BTreeMap<String, String>>| all.as_ref()?.get(atomic::SAID_BY_CLASS).cloned();
+    let said =
+        |all: &Option<std::collections::BTreeMap<String, String>>| all.as_ref()?.get(atomic::SAID_BY_CLASS).cloned();
     said(&metadata.labels).or_else(|| said(&metadata.annotations))
 }
 

@@ -53,7 +53,9 @@ pub(super) enum Calls {
     Once,
     /// A call before failed in a way that says nothing of what it did, and the driver may answer with what it cut then. When that was,
     /// by its clock: `None` or 1970 from drivers that do not say.
-    Again { created: Option<Timestamp> },
+    Again {
+        created: Option<Timestamp>,
+    },
 }
 
 /// What is said of it: one word as a reason, and a sentence.
