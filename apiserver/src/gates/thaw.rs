@@ -56,7 +56,7 @@ struct Ours {
 #[derive(Clone, Debug)]
 enum End {
     Cut {
-        content: Content,
+        content: Box<Content>,
         created: Option<Timestamp>,
         again: bool,
     },
@@ -106,7 +106,9 @@ pub(super) async fn run(gates: Gates, watching: Client) {
             let young = Timestamp::now().duration_since(ours.claim.since.0).unsigned_abs() < STORED;
             let end = match contents.get(uid) {
                 Some(content) => match content.fate {
-                    Fate::Cut { created } => End::Cut { created, again: failed.remove(uid), content: content.clone() },
+                    Fate::Cut { created } => {
+                        End::Cut { created, again: failed.remove(uid), content: Box::new(content.clone()) }
+                    }
                     Fate::Calling { .. } => continue,
                     Fate::Before if young => continue,
                     Fate::Before => End::Nobody,
@@ -193,11 +195,8 @@ async fn not_held(gates: Gates, content: Content) {
         Ok(_) => return,
         Err(error) => warn!(content = content.name, %error, "it could not be read again"),
     }
-    let (cut, of) = match volumes(&gates, &content) {
-        Some(volumes) => volumes,
-        // Nothing of ours is on it.
-        None => return,
-    };
+    // Else nothing of ours is on it.
+    let Some((cut, of)) = volumes(&gates, &content) else { return };
     let why =
         "nobody asked before the cut, or it could not be held: see its Events, and the log of stillpoint-apiserver";
     let verdict = judge(&Seen { atomic: false, cut, of, held: Held::Not { why: why.to_owned() } });
