@@ -72,12 +72,12 @@ struct Inner {
 struct Laid(HashMap<String, Instant>);
 
 impl Laid {
-    fn is_due(&mut self, uid: &str, now: Instant) -> bool {
-        self.0.retain(|_, at| now.duration_since(*at) < LAY_AGAIN);
-        !self.0.contains_key(uid)
+    fn is_due(&self, uid: &str, now: Instant) -> bool {
+        self.0.get(uid).is_none_or(|at| now.duration_since(*at) >= LAY_AGAIN)
     }
 
     fn note(&mut self, uid: String, now: Instant) {
+        self.0.retain(|_, at| now.duration_since(*at) < LAY_AGAIN);
         self.0.insert(uid, now);
     }
 }

@@ -73,12 +73,19 @@ pub struct ServerInfo {
 }
 
 /// What a look at a server found.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Preflight {
     /// In a stable order: `reachable` first; later ones are absent when an earlier one makes them pointless.
     pub checks: Vec<Check>,
     /// Whoever answered, of a version that we know.
     pub server: Option<ServerInfo>,
+}
+
+impl Preflight {
+    /// Nobody answered who is the server itself.
+    pub(crate) fn unreached(checks: Vec<Check>) -> Self {
+        Self { checks, server: None }
+    }
 }
 
 /// An instant, by both clocks: the wall's is shown to people, and may be set back meanwhile; the other one decides.

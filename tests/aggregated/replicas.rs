@@ -180,7 +180,7 @@ async fn the_lease_of_a_database_that_is_gone_is_removed_and_others_stay() {
     };
     assert_eq!(leases().await.unwrap(), ["/billing", "/orders"]);
     space.kubectl(&["delete", "databases.stillpoint.dev", "orders"]).await.unwrap();
-    // It is looked for them once a minute.
+    // Such Leases are looked for once a minute.
     cluster::until("its Lease is removed", Duration::from_secs(150), async || {
         let left = leases().await?;
         anyhow::ensure!(left == ["/billing"], "{left:?}");

@@ -205,9 +205,7 @@ async fn our_authority_is_exchanged_and_nobody_sees_it() {
     let world = World::of(Setup { arguments, ..Setup::default() }).await.unwrap();
     let before = world.authority().await.unwrap();
     let load = under_load(&world, async |_| {
-        let annotate =
-            ["--namespace", "stillpoint", "annotate", "secret", "stillpoint-apiserver-ca", "stillpoint.dev/rotate=now"];
-        world.cluster.kubectl(&annotate).await.unwrap().ok().unwrap();
+        ask_for_another_authority(&world).await;
         cluster::until(
             "another authority, and the old one is not trusted any more",
             Duration::from_secs(90),
@@ -243,9 +241,7 @@ async fn an_authority_that_nobody_could_be_told_of_signs_nothing() {
     let given = role["rules"][telling]["verbs"].clone();
     assert!(given.to_string().contains("patch"), "{given}");
     set_verbs(&world, telling, &json!(["get"]), "no").await;
-    let annotate =
-        ["--namespace", NAMESPACE, "annotate", "secret", "stillpoint-apiserver-ca", "stillpoint.dev/rotate=now"];
-    world.cluster.kubectl(&annotate).await.unwrap().ok().unwrap();
+    ask_for_another_authority(&world).await;
     cluster::until("it waits", Duration::from_secs(60), || async {
         assert_eq!(world.authority().await?, before, "nobody was told of this one");
         ensure!(world.log_end().contains("signs nothing before the APIService trusts it"), "{}", world.log_end());
@@ -264,6 +260,12 @@ async fn an_authority_that_nobody_could_be_told_of_signs_nothing() {
     .await
     .unwrap();
     world.available(SOON).await.unwrap();
+}
+
+async fn ask_for_another_authority(world: &World) {
+    let annotate =
+        ["--namespace", NAMESPACE, "annotate", "secret", api::install::AUTHORITY, "stillpoint.dev/rotate=now"];
+    world.cluster.kubectl(&annotate).await.unwrap().ok().unwrap();
 }
 
 /// Changes a rule of our account's role, and waits until kube-apiserver knows whether it may change the APIService.

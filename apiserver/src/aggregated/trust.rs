@@ -177,15 +177,16 @@ impl Certificates {
                 Serving::Own => is_told(client, &kept).await,
                 Serving::Files { .. } => Ok(true),
             };
-            if told.as_ref().is_ok_and(|told| *told) {
-                next.write(&mut secret);
-                // Whoever was faster has made this step.
-                secrets.replace(SECRET, &PostParams::default(), &secret).await?;
-                info!("our authority: {}", next.state());
-                kept = next;
-            } else {
-                let error = told.err().map(|error| error.to_string()).unwrap_or_default();
-                warn!(error, "our next authority signs nothing before the APIService trusts it");
+            match told {
+                Ok(true) => {
+                    next.write(&mut secret);
+                    // Whoever was faster has made this step.
+                    secrets.replace(SECRET, &PostParams::default(), &secret).await?;
+                    info!("our authority: {}", next.state());
+                    kept = next;
+                }
+                Ok(false) => warn!("our next authority signs nothing before the APIService trusts it"),
+                Err(error) => warn!(%error, "it is not known whether the APIService trusts our next authority"),
             }
         }
         let ring = Ring::of(kept)?;

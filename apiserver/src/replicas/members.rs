@@ -31,6 +31,7 @@ struct Mine {
     idle_since: Instant,
 }
 
+/// Without a version, which no API server leaves out, Leases are not written (Kubernetes `registry/coordination/lease/strategy.go`).
 #[derive(Clone, Debug, Default)]
 pub(super) struct Written {
     pub(super) version: String,

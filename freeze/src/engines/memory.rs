@@ -315,7 +315,7 @@ impl Driver for MemoryDriver {
             Ok(()) => Preflight { checks: vec![Check::pass("reachable", "it answers")], server: Some(self.server()) },
             Err(error) => {
                 let check = Check::fail("reachable", error.reason(), error.to_string(), error.advice());
-                Preflight { checks: vec![check], server: None }
+                Preflight::unreached(vec![check])
             }
         }
     }

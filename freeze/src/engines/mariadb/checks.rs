@@ -20,16 +20,16 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
     let mut link = match Link::open(member, LONGEST_SERVER_TTL, deadline).await {
         Ok(link) => link,
         Err(error @ Error::Pooler { .. }) => {
-            return Preflight { checks: vec![reachable(member), error.check("pooler")], server: None };
+            return Preflight::unreached(vec![reachable(member), error.check("pooler")]);
         }
-        Err(error) => return Preflight { checks: vec![error.check("reachable")], server: None },
+        Err(error) => return Preflight::unreached(vec![error.check("reachable")]),
     };
     let hello = link.hello.clone();
     let server = hello.supported().is_ok().then(|| hello.server());
     let mut checks = vec![reachable(member), Check::pass("pooler", "the server itself answers")];
     checks.extend(unverified(member));
     checks.extend(judge(&hello, plan));
-    if hello.supported().is_err() {
+    if server.is_none() {
         return Preflight { checks, server };
     }
     checks.push(durability(&mut link, &hello, plan, deadline).await);

@@ -103,9 +103,9 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
     let mut link = match Link::open(member, None, None, LONGEST_SERVER_TTL, deadline).await {
         Ok(link) => link,
         Err(error @ Error::Pooler { .. }) => {
-            return Preflight { checks: vec![reachable(member), error.check("pooler")], server: None };
+            return Preflight::unreached(vec![reachable(member), error.check("pooler")]);
         }
-        Err(error) => return Preflight { checks: vec![error.check("reachable")], server: None },
+        Err(error) => return Preflight::unreached(vec![error.check("reachable")]),
     };
     let server = link.hello.supported().is_ok().then(|| link.hello.server());
     let mut checks = vec![reachable(member)];
@@ -126,7 +126,7 @@ pub(super) async fn preflight(member: &Member, plan: &Plan, deadline: Instant) -
     };
     let named = said_at_connecting(&link.hello, plan).into_iter().chain(judge(&facts, plan));
     checks.extend(named.map(|(name, verdict)| check(name, verdict)));
-    if plan.level == Level::WriteBlocked && link.hello.supported().is_ok() {
+    if plan.level == Level::WriteBlocked && server.is_some() {
         checks.extend(write_block_checks(member, plan, &mut link, deadline).await);
     }
     link.close(deadline).await;
