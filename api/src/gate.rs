@@ -60,6 +60,29 @@ pub const GROUP_KIND: &str = "VolumeGroupSnapshot";
 /// Annotation of whoever does not want a snapshot to be waited for; its one value is [`SKIP`].
 pub const QUIESCE: &str = "stillpoint.dev/quiesce";
 pub const SKIP: &str = "skip";
+/// Label of a Namespace: [`REQUIRED`], or [`PREFERRED`], which is what is meant without it.
+pub const POLICY: &str = "stillpoint.dev/snapshots";
+/// No copy that is not consistent is taken: it waits, and then see [`ON_MISSED`].
+pub const REQUIRED: &str = "Required";
+/// Stillpoint is never in the way: what could not be held is taken all the same, and says so.
+pub const PREFERRED: &str = "Preferred";
+/// Annotation of a snapshot, or of its Namespace for all that say nothing: what becomes of a snapshot of a [`REQUIRED`] namespace
+/// whose databases could not be held for [`DEADLINE_SECONDS`]. `Fail` (the default): it is never cut. `Keep`: it is cut as it is.
+pub const ON_MISSED: &str = "stillpoint.dev/on-missed";
+/// Annotation of the same two: since the snapshot was made.
+pub const DEADLINE_SECONDS: &str = "stillpoint.dev/deadline-seconds";
+/// Label of a snapshot and of its content: `application`, `partial`, `crash` or `unknown`.
+pub const CONSISTENCY: &str = "stillpoint.dev/consistency";
+/// Annotations beside it: one word, a sentence, the Freeze, its level, where each database stood (JSON), how long it held.
+pub const REASON: &str = "stillpoint.dev/reason";
+pub const MESSAGE: &str = "stillpoint.dev/message";
+pub const FREEZE: &str = "stillpoint.dev/freeze";
+pub const LEVEL: &str = "stillpoint.dev/level";
+pub const POSITION: &str = "stillpoint.dev/position";
+pub const FROZEN_MILLISECONDS: &str = "stillpoint.dev/frozen-milliseconds";
+/// Label or annotation of a VolumeSnapshotClass or VolumeGroupSnapshotClass: `"true"` or `"false"`, whether its driver cuts as of one
+/// instant, whatever our table of drivers says.
+pub const ATOMIC: &str = "stillpoint.dev/atomic";
 /// The API groups of single snapshots and of group snapshots.
 pub const SNAPSHOTS: &str = "snapshot.storage.k8s.io";
 pub const GROUP_SNAPSHOTS: &str = "groupsnapshot.storage.k8s.io";

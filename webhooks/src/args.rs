@@ -59,7 +59,7 @@ pub struct Args {
         long,
         value_name = "FILE",
         env = "STILLPOINT_APISERVER_CA_FILE",
-        default_value = "/etc/stillpoint/apiserver/ca.crt"
+        default_value = "/etc/stillpoint/serving/ca.crt"
     )]
     apiserver_ca_file: PathBuf,
     /// Our token for it, of the audience gates.stillpoint.dev; read again when it changes.

@@ -13,6 +13,12 @@ use crate::gate::{self, Gate};
 
 /// The configuration, and the Service, the Deployment and the ServiceAccount of the webhooks.
 pub const NAME: &str = "stillpoint-webhooks";
+/// The Secret of their serving certificate: `tls.crt`, `tls.key`, and `ca.crt`, by which they know the apiserver. The leader keeps it.
+pub const SERVING: &str = "stillpoint-webhooks-tls";
+/// Where they listen in their Pods.
+pub const PORT: u16 = 9443;
+/// On the configuration: CSI drivers whose snapshotter was seen to cut without its mark, with commas.
+pub const CONTENT_DRIVERS: &str = "stillpoint.dev/content-drivers";
 /// Where reviews are sent: below these, `snapshot`, `content` and `content-create`.
 const GATES: &str = "/gates";
 const REQUIRED_GATES: &str = "/required";

@@ -3,9 +3,6 @@
 
 use api::gate;
 
-/// On a VolumeSnapshotClass or VolumeGroupSnapshotClass: `"true"` or `"false"`, whatever the table says.
-pub(super) const SAID_BY_CLASS: &str = "stillpoint.dev/atomic";
-
 /// Drivers whose snapshot of one volume is as of one instant, by what their manuals say of the storage below. Group snapshots are of
 /// one instant for all members only where the driver's entry says so.
 const ATOMIC: [Driver; 14] = [

@@ -1,6 +1,6 @@
 //! What a VolumeSnapshotContent or VolumeGroupSnapshotContent says of its cut (external-snapshotter `client/v8/apis`). Pure.
 
-use api::gate::{BEING_CREATED, GROUP_BEING_CREATED, GROUP_MEMBER, Group};
+use api::gate::{BEING_CREATED, CONSISTENCY, GROUP_BEING_CREATED, GROUP_MEMBER, Group};
 use jiff::Timestamp;
 use kube::api::DynamicObject;
 use serde_json::Value;
@@ -21,9 +21,6 @@ pub(super) struct Content {
     /// It says already what it is worth.
     pub(super) is_judged: bool,
 }
-
-/// The label that says what a snapshot is worth, on it and on its content.
-pub(super) const CONSISTENCY: &str = "stillpoint.dev/consistency";
 
 /// How far its cut is.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use std::{
 
 use api::{
     Claim, FreezeStatus, Stage,
-    gate::{GROUP_SNAPSHOTS, Group, SNAPSHOTS},
+    gate::{self, CONSISTENCY, GROUP_SNAPSHOTS, Group, SNAPSHOTS},
 };
 use freeze::FreezeView;
 use futures::{StreamExt, stream::select};
@@ -24,7 +24,7 @@ use tracing::{debug, info, warn};
 
 use super::{
     Gates, atomic,
-    contents::{CONSISTENCY, Content, Fate},
+    contents::{Content, Fate},
     cut::{self, Wanted},
     verdict::{self, Calls, Held, Seen, Verdict, Window, judge},
 };
@@ -35,14 +35,6 @@ const LOOK: Duration = Duration::from_secs(1);
 const STORED: Duration = Duration::from_secs(10);
 /// How long whoever held for a cut is let to say what it is worth, before it is said that nobody did.
 const FIRST: Duration = Duration::from_secs(5);
-
-/// On content and snapshot.
-const REASON: &str = "stillpoint.dev/reason";
-const MESSAGE: &str = "stillpoint.dev/message";
-const FREEZE: &str = "stillpoint.dev/freeze";
-const LEVEL: &str = "stillpoint.dev/level";
-const POSITION: &str = "stillpoint.dev/position";
-const HELD_MILLISECONDS: &str = "stillpoint.dev/frozen-milliseconds";
 
 /// A claim that is held here for a content.
 #[derive(Clone, Debug)]
@@ -255,25 +247,24 @@ async fn class_says(gates: &Gates, content: &Content) -> Option<String> {
     let classes: Api<DynamicObject> = Api::all_with(gates.0.client.clone(), &kind);
     let class = classes.get_opt(content.class.as_deref()?).await;
     let metadata = class.inspect_err(|error| warn!(%error, "a snapshot class could not be read")).ok()??.metadata;
-    let said =
-        |all: &Option<std::collections::BTreeMap<String, String>>| all.as_ref()?.get(atomic::SAID_BY_CLASS).cloned();
+    let said = |all: &Option<std::collections::BTreeMap<String, String>>| all.as_ref()?.get(gate::ATOMIC).cloned();
     said(&metadata.labels).or_else(|| said(&metadata.annotations))
 }
 
 /// On the content and on its snapshot. What cannot be written is told in the log: the Freeze has it, too.
 async fn write(gates: &Gates, content: &Content, held: Option<(&str, &FreezeStatus)>, verdict: &Verdict) {
-    let mut annotations = json!({REASON: verdict.reason, MESSAGE: verdict.message});
+    let mut annotations = json!({gate::REASON: verdict.reason, gate::MESSAGE: verdict.message});
     if let Some((freeze, status)) = held {
         let positions: serde_json::Map<String, Value> = status
             .targets
             .iter()
             .filter_map(|target| Some((target.database.clone(), serde_json::to_value(target.position.as_ref()?).ok()?)))
             .collect();
-        annotations[FREEZE] = freeze.into();
-        annotations[LEVEL] = status.level.unwrap_or_default().to_string().into();
-        annotations[POSITION] = Value::Object(positions).to_string().into();
+        annotations[gate::FREEZE] = freeze.into();
+        annotations[gate::LEVEL] = status.level.unwrap_or_default().to_string().into();
+        annotations[gate::POSITION] = Value::Object(positions).to_string().into();
         if let Some(held) = status.frozen_milliseconds {
-            annotations[HELD_MILLISECONDS] = held.to_string().into();
+            annotations[gate::FROZEN_MILLISECONDS] = held.to_string().into();
         }
     }
     let patch = json!({"metadata": {"labels": {CONSISTENCY: verdict.consistency.word()}, "annotations": annotations}});
