@@ -83,7 +83,7 @@ async fn the_gates_make_room_for_the_servers_port_and_are_found_by_name() {
         let named = ports.iter().find(|port| port["name"] == "gates").unwrap();
         assert!(gates.ends_with(&format!(":{}", named["containerPort"])), "{named}");
     }
-    let objects = rendered("listenAddress='[::]',webhooks.port=10250").await.unwrap();
+    let objects = rendered("listenAddress=[::],webhooks.port=10250").await.unwrap();
     let webhooks = container(&objects, api::install::webhooks::NAME);
     assert_eq!(argument(&webhooks, "--listen=").as_deref(), Some("[::]:10250"));
     let asked = argument(&webhooks, "--apiserver=").unwrap();
