@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
+use api::install::webhooks;
 use cluster::until;
 use fixtures::{Options, Server, ServerKind};
 use serde_json::{Value, json};
@@ -101,6 +102,36 @@ async fn alerts_are_of_metrics_that_there_are(here: &Installation) -> Result<()>
         ensure!(rules.contains(phase) && known.is_ok(), "{phase}");
     }
     Ok(())
+}
+
+/// What nobody answers to must not be asked: kube-apiserver would wait for it at each snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_goes_on_without_webhooks_has_nobody_asked() {
+    let mut here = Installation::begin().await.unwrap();
+    here.documented("helm-install").await.unwrap();
+    here.start_pod().await.unwrap();
+    let asked = format!("kubectl get validatingwebhookconfiguration {}", webhooks::NAME);
+    until("kube-apiserver asks", SOON, || here.run(&asked)).await.unwrap();
+    let upgrade = format!("helm upgrade stillpoint deploy/chart --namespace {NAMESPACE}");
+    here.run(&format!("{upgrade} --set webhooks.enabled=false")).await.unwrap();
+    here.start_pod().await.unwrap();
+    let old = here.end_pod(0).await.unwrap();
+    // Whoever leads looks once a minute.
+    until("nobody is asked", SOON * 4, || async {
+        let said = here.shell(&asked).await?;
+        ensure!(said.code != 0 && said.stderr.contains("NotFound"), "{}{}", said.stdout, said.stderr);
+        Ok(())
+    })
+    .await
+    .unwrap();
+    drop(old);
+    let doctor = here.shell("kubectl still doctor").await.unwrap().stdout;
+    assert!(doctor.contains("they are off: nobody is asked before a snapshot is cut"), "{doctor}");
+
+    here.run(&format!("{upgrade} --set webhooks.enabled=true")).await.unwrap();
+    here.start_pod().await.unwrap();
+    drop(here.end_pod(0).await.unwrap());
+    until("kube-apiserver asks again", SOON, || here.run(&asked)).await.unwrap();
 }
 
 /// The negative control of both: a pod that has no time to drain ends what it holds, and that is seen.
@@ -217,7 +248,7 @@ async fn shop(here: &Installation) -> Result<Server> {
 
 /// The namespace admits restricted pods only; it admits these, and one that is a little less so it does not.
 async fn pods_are_admitted(here: &Installation) -> Result<()> {
-    for name in [SERVICE, api::install::webhooks::NAME] {
+    for name in [SERVICE, webhooks::NAME] {
         let deployment = here.object(&format!("get deployment {name} -n {NAMESPACE}")).await?;
         let template = &deployment["spec"]["template"];
         let component = template["metadata"]["labels"]["app.kubernetes.io/component"].as_str().unwrap_or_default();
@@ -302,9 +333,23 @@ async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<
     declare(here, "held").await?;
     ensure!(server.execute("postgres", WRITE).await.is_err(), "it holds");
     let before = here.ours().await?;
-    for kind in ["leases", "secrets", "clusterroles", "rolebindings", "apiservices", "freezes", "deployments"] {
+    for kind in [
+        "leases",
+        "secrets",
+        "clusterroles",
+        "rolebindings",
+        "apiservices",
+        "freezes",
+        "deployments",
+        "validatingwebhook",
+    ] {
         ensure!(before.iter().any(|object| object.starts_with(kind)), "the list would show {kind}: {before:?}");
     }
+
+    ensure!(
+        before.contains(&format!("secrets {NAMESPACE}/{}", webhooks::SERVING)),
+        "the list would show it: {before:?}"
+    );
 
     here.documented(block).await?;
     // What a kubelet does for pods that are deleted.

@@ -231,9 +231,9 @@ fn arguments(deployment: &Value, name: &str) -> Result<Vec<String>> {
     let all = container["args"].as_array().context("no args")?;
     let values = [("$(POD_NAME)", name), ("$(POD_IP)", "127.0.0.1")];
     let told = all.iter().filter_map(Value::as_str).filter(|argument| !argument.starts_with("--listen="));
-    let told = told.map(|argument| match argument.starts_with("--gates-listen=") {
-        true => "--gates-listen=127.0.0.1:0",
-        false => argument,
+    let told = told.map(|argument| match argument.strip_prefix("--gates-listen=") {
+        Some(_) => "--gates-listen=127.0.0.1:0",
+        None => argument,
     });
     Ok(told.map(|argument| values.iter().fold(argument.to_owned(), |told, (of, is)| told.replace(of, is))).collect())
 }

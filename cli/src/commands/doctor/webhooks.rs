@@ -99,7 +99,7 @@ fn off(found: &Found) -> Option<Finding> {
             "webhooks",
             format!("{message}, and ValidatingWebhookConfiguration {NAME} has kube-apiserver ask all the same"),
             format!(
-                "whoever leads removes it within seconds; if it stays, see the log of the replicas, and kubectl delete \
+                "whoever leads removes it within a minute or two; if it stays, see the log of the replicas, and kubectl delete \
                  validatingwebhookconfiguration {NAME}"
             ),
         ),
