@@ -1,0 +1,211 @@
+//! What a namespace and a snapshot say of how they want to be treated, whoever is there to hear it; and that the leader keeps what
+//! the webhooks need.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use cluster::{Cluster, Output, until, workload};
+use serde_json::{Value, json};
+
+use crate::{
+    gates::{gated, object, worth},
+    installed::{NAMESPACE, SOON, WEBHOOKS, database, rolled_out, start},
+};
+
+const CONFIGURATION: [&str; 3] = ["get", "validatingwebhookconfiguration", api::install::webhooks::NAME];
+
+/// With `kubectl create`, and so with its warnings and errors.
+async fn create(cluster: &Cluster, name: &str, metadata: Value) -> Result<Output> {
+    let mut snapshot = workload::snapshot(name, "shop");
+    for (key, value) in metadata.as_object().into_iter().flatten() {
+        snapshot["metadata"][key] = value.clone();
+    }
+    let file = cluster.root().join(format!("{name}.json"));
+    fs::write(&file, snapshot.to_string())?;
+    cluster.kubectl(&["create", "-f", &file.display().to_string()]).await
+}
+
+async fn scale(cluster: &Cluster, replicas: u32) -> Result<()> {
+    let replicas_ = format!("--replicas={replicas}");
+    cluster.kubectl(&["scale", WEBHOOKS, "-n", NAMESPACE, &replicas_]).await?.ok()?;
+    if replicas > 0 {
+        return rolled_out(cluster, WEBHOOKS).await;
+    }
+    let pods = ["get", "pods", "-n", NAMESPACE, "-l", "app.kubernetes.io/component=webhooks", "-o", "name"];
+    until("the webhooks are gone", SOON, || async {
+        let left = cluster.kubectl(&pods).await?.ok()?;
+        ensure!(left.is_empty(), "{left}");
+        Ok(())
+    })
+    .await
+}
+
+async fn pause(cluster: &Cluster, paused: bool) -> Result<()> {
+    let patch = json!({"spec": {"paused": paused}}).to_string();
+    let patch = ["patch", "databases.stillpoint.dev", "shop", "--type=merge", "--patch", &patch];
+    cluster.kubectl(&patch).await?.ok()?;
+    let status = format!("--for=condition=Ready={}", !paused);
+    cluster.kubectl(&["wait", &status, "--timeout=60s", "databases.stillpoint.dev", "shop"]).await?.ok().map(drop)
+}
+
+async fn described(cluster: &Cluster, name: &str) -> Result<String> {
+    cluster.kubectl(&["describe", "volumesnapshot", name]).await?.ok()
+}
+
+async fn freezes(cluster: &Cluster) -> Result<String> {
+    cluster.kubectl(&["get", "freezes.stillpoint.dev", "-o", "name"]).await?.ok()
+}
+
+fn said<'v>(metadata: &'v Value, key: &str) -> &'v str {
+    let said = metadata["labels"][key].as_str().or_else(|| metadata["annotations"][key].as_str());
+    said.unwrap_or_default()
+}
+
+#[tokio::test]
+async fn a_snapshot_is_treated_as_its_namespace_and_itself_say() {
+    let cluster = start().await.unwrap();
+    gated(&cluster).await.unwrap();
+    database(&cluster, "shop").await.unwrap();
+    cluster
+        .kubectl(&["label", "volumesnapshotclass", "test", "stillpoint.dev/atomic=true"])
+        .await
+        .unwrap()
+        .ok()
+        .unwrap();
+
+    with_nobody_there(&cluster).await.context("nobody is there").unwrap();
+    what_cannot_be_held_waits(&cluster).await.context("what cannot be held").unwrap();
+    who_does_not_want_it_is_left_alone(&cluster).await.context("who does not want it").unwrap();
+    the_leader_keeps_what_the_webhooks_need(&cluster).await.context("the leader").unwrap();
+}
+
+/// `Preferred` is never in the way; `Required` takes nothing less.
+async fn with_nobody_there(cluster: &Cluster) -> Result<()> {
+    scale(cluster, 0).await?;
+    create(cluster, "down", json!({})).await?.ok()?;
+    let metadata = worth(cluster, "down").await?;
+    ensure!(said(&metadata, api::gate::CONSISTENCY) == "crash", "{metadata}");
+    ensure!(said(&metadata, api::gate::REASON) == "NotFrozen", "{metadata}");
+    let told = described(cluster, "down").await?;
+    ensure!(told.contains("NotFrozen") && told.contains("nobody asked before the cut"), "{told}");
+
+    cluster.kubectl(&["label", "namespace", "default", "stillpoint.dev/snapshots=Required"]).await?.ok()?;
+    until("the namespace has entries of its own", SOON, || async {
+        let configuration = cluster.kubectl(&[&CONFIGURATION[..], &["-o", "yaml"]].concat()).await?.ok()?;
+        ensure!(configuration.contains("cut.required.stillpoint.dev"), "{configuration}");
+        Ok(())
+    })
+    .await?;
+    until("a snapshot is refused", SOON, || async {
+        let refused = create(cluster, "refused", json!({})).await?;
+        // kube-apiserver hears of a new configuration a moment later.
+        cluster.kubectl(&["delete", "volumesnapshot", "refused", "--ignore-not-found"]).await?.ok()?;
+        ensure!(refused.code != 0 && refused.stderr.contains("preflight.required.stillpoint.dev"), "{refused:?}");
+        Ok(())
+    })
+    .await?;
+
+    scale(cluster, 2).await?;
+    create(cluster, "again", json!({})).await?.ok()?;
+    let metadata = worth(cluster, "again").await?;
+    ensure!(said(&metadata, api::gate::CONSISTENCY) == "application", "{metadata}");
+    Ok(())
+}
+
+/// In the namespace that takes nothing less.
+async fn what_cannot_be_held_waits(cluster: &Cluster) -> Result<()> {
+    pause(cluster, true).await?;
+    let created = create(cluster, "waits", json!({})).await?;
+    ensure!(created.stderr.contains("Database shop is paused"), "{created:?}");
+    created.ok()?;
+    until("it says why it waits", SOON, || async {
+        let told = described(cluster, "waits").await?;
+        ensure!(told.contains("CutWaits") && told.contains("paused"), "{told}");
+        let snapshot = object(cluster, "volumesnapshot", "waits").await?;
+        let error = snapshot["status"]["error"]["message"].as_str().unwrap_or_default();
+        ensure!(error.contains("not held") && error.contains("try again"), "{snapshot}");
+        Ok(())
+    })
+    .await?;
+    let mut keep = json!({"annotations": {"stillpoint.dev/on-missed": "Keep", "stillpoint.dev/deadline-seconds": "1"}});
+    create(cluster, "kept", keep.take()).await?.ok()?;
+    let metadata = worth(cluster, "kept").await?;
+    ensure!(said(&metadata, api::gate::CONSISTENCY) == "crash", "{metadata}");
+    ensure!(said(&metadata, api::gate::MESSAGE).contains("paused"), "{metadata}");
+    let uncut = object(cluster, "volumesnapshot", "waits").await?;
+    ensure!(uncut["metadata"]["labels"].is_null() && uncut["status"]["readyToUse"] != true, "{uncut}");
+
+    pause(cluster, false).await?;
+    let metadata = worth(cluster, "waits").await?;
+    ensure!(said(&metadata, api::gate::CONSISTENCY) == "application", "{metadata}");
+    Ok(())
+}
+
+async fn who_does_not_want_it_is_left_alone(cluster: &Cluster) -> Result<()> {
+    let before = freezes(cluster).await?;
+    create(cluster, "skipped", json!({"annotations": {"stillpoint.dev/quiesce": "skip"}})).await?.ok()?;
+    let metadata = worth(cluster, "skipped").await?;
+    ensure!(said(&metadata, api::gate::REASON) == "Skipped", "{metadata}");
+    create(cluster, "operators", json!({"labels": {"cnpg.io/backupName": "nightly"}})).await?.ok()?;
+    let ready = ["wait", "--for=jsonpath={.status.readyToUse}=true", "--timeout=60s", "volumesnapshot/operators"];
+    cluster.kubectl(&ready).await?.ok()?;
+    // A snapshot of somebody who wants it: by now the other would have been judged, too.
+    let now = freezes(cluster).await?;
+    ensure!(now == before, "{before} became {now}");
+    create(cluster, "last", json!({})).await?.ok()?;
+    worth(cluster, "last").await?;
+    let left_alone = object(cluster, "volumesnapshot", "operators").await?;
+    ensure!(left_alone["metadata"]["labels"] == json!({"cnpg.io/backupName": "nightly"}), "{left_alone}");
+    ensure!(freezes(cluster).await? != before, "nothing was held for the last");
+    Ok(())
+}
+
+async fn the_leader_keeps_what_the_webhooks_need(cluster: &Cluster) -> Result<()> {
+    let is_right = || async {
+        let configuration: Value =
+            serde_json::from_str(&cluster.kubectl(&[&CONFIGURATION[..], &["-o", "json"]].concat()).await?.ok()?)?;
+        let secret = ["get", "secret", api::install::webhooks::SERVING, "-n", NAMESPACE, "-o", "json"];
+        let secret: Value = serde_json::from_str(&cluster.kubectl(&secret).await?.ok()?)?;
+        let entries = configuration["webhooks"].as_array().context("no entries")?;
+        let trusts = entries.iter().all(|entry| entry["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]);
+        ensure!(trusts && entries.len() > 3, "{configuration}");
+        Ok(configuration)
+    };
+    let configuration = until("all is right", SOON, is_right).await?;
+    ensure!(configuration["metadata"]["ownerReferences"][0]["name"] == api::install::ROLE, "{configuration}");
+    let name = api::install::webhooks::NAME;
+    cluster.kubectl(&["delete", "validatingwebhookconfiguration", name]).await?.ok()?;
+    until("it is there again", SOON, is_right).await?;
+    cluster.kubectl(&["delete", "secret", api::install::webhooks::SERVING, "-n", NAMESPACE]).await?.ok()?;
+    until("the certificate is there again", SOON, is_right).await?;
+    let edit = json!([{"op": "remove", "path": "/webhooks/0"}]).to_string();
+    let edited = ["patch", "validatingwebhookconfiguration", name, "--type=json", "--patch", &edit];
+    cluster.kubectl(&edited).await?.ok()?;
+    until("what somebody took out is in again", SOON, || async {
+        let now = is_right().await?;
+        let count = |configuration: &Value| configuration["webhooks"].as_array().map_or(0, Vec::len);
+        ensure!(count(&now) == count(&configuration), "{now}");
+        Ok(())
+    })
+    .await?;
+
+    // The first cut of this driver nobody could ask about; before the next one somebody is asked.
+    let content = json!({
+        "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent", "metadata": {"name": "unmarked"},
+        "spec": {
+            "driver": "unmarked.csi.example", "deletionPolicy": "Retain", "source": {"volumeHandle": "h"},
+            "volumeSnapshotRef": {"namespace": "default", "name": "of-nobody"},
+        },
+    });
+    cluster.apply(&content.to_string()).await?;
+    let cut = json!({"status": {"snapshotHandle": "s", "readyToUse": true}}).to_string();
+    let cut = ["patch", "volumesnapshotcontent", "unmarked", "--subresource=status", "--type=merge", "--patch", &cut];
+    cluster.kubectl(&cut).await?.ok()?;
+    until("the driver is asked about when its contents are made", SOON, || async {
+        let now = is_right().await?;
+        ensure!(now.to_string().contains("object.spec.driver in ['unmarked.csi.example']"), "{now}");
+        Ok(())
+    })
+    .await?;
+    Ok(())
+}
