@@ -9,12 +9,12 @@ use serde_json::{Value, json};
 
 use crate::installed::{NAMESPACE, SOON, WEBHOOKS, database, psql, start};
 
-async fn object(cluster: &Cluster, kind: &str, name: &str) -> Result<Value> {
+pub(crate) async fn object(cluster: &Cluster, kind: &str, name: &str) -> Result<Value> {
     Ok(serde_json::from_str(&cluster.kubectl(&["get", kind, name, "-o", "json"]).await?.ok()?)?)
 }
 
 /// What a snapshot says that it is worth.
-async fn worth(cluster: &Cluster, name: &str) -> Result<Value> {
+pub(crate) async fn worth(cluster: &Cluster, name: &str) -> Result<Value> {
     until(&format!("{name} is judged"), SOON, || async {
         let snapshot = object(cluster, "volumesnapshot", name).await?;
         ensure!(
@@ -37,7 +37,7 @@ async fn logs(cluster: &Cluster) -> String {
 }
 
 /// Until kube-apiserver asks the webhooks.
-async fn gated(cluster: &Cluster) -> Result<()> {
+pub(crate) async fn gated(cluster: &Cluster) -> Result<()> {
     until("the webhooks' configuration is there", SOON, || async {
         let configuration = ["get", "validatingwebhookconfiguration", api::install::webhooks::NAME];
         cluster.kubectl(&configuration).await?.ok().map(drop)

@@ -4,5 +4,6 @@
 
 mod gates;
 mod installed;
+mod policy;
 mod restarts;
 mod snapshots;

@@ -23,6 +23,8 @@ pub(super) struct Content {
     /// The snapshot that it is the content of: namespace and name.
     pub(super) snapshot: (String, String),
     pub(super) fate: Fate,
+    /// The newest error, of whatever was tried; it stays until something succeeds.
+    pub(super) error: Option<String>,
     pub(super) made: Timestamp,
     /// It says already what it is worth.
     pub(super) is_judged: bool,
@@ -61,8 +63,8 @@ pub(super) struct Member {
 pub(super) enum Fate {
     /// The driver was not called yet, or has said no for good, and is asked anew later: then the gate is, too.
     Before,
-    /// The driver is being called. `failed`: a call has ended without saying what it did.
-    Calling { failed: bool },
+    /// The driver is being called.
+    Calling,
     /// When, by the driver's clock, if it says so.
     Cut { created: Option<Timestamp> },
 }
@@ -92,7 +94,7 @@ impl Content {
         let fate = if status[handle].is_string() {
             Fate::Cut { created: created(&status["creationTime"]) }
         } else if annotated(being_created) {
-            Fate::Calling { failed: status["error"].is_object() }
+            Fate::Calling
         } else {
             Fate::Before
         };
@@ -105,6 +107,7 @@ impl Content {
             handles,
             snapshot: (text(&spec[reference]["namespace"])?, text(&spec[reference]["name"])?),
             fate,
+            error: status["error"].is_object().then(|| status["error"].to_string()),
             made: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0),
             is_judged: is_judged(object),
             version: object.metadata.resource_version.clone(),
@@ -180,8 +183,8 @@ mod tests {
         for (annotations, status, fate) in [
             (json!({}), json!(null), Fate::Before),
             (json!({}), error.clone(), Fate::Before),
-            (mark.clone(), json!(null), Fate::Calling { failed: false }),
-            (mark.clone(), error, Fate::Calling { failed: true }),
+            (mark.clone(), json!(null), Fate::Calling),
+            (mark.clone(), error, Fate::Calling),
             (mark, cut.clone(), Fate::Cut { created: at }),
             (json!({}), cut, Fate::Cut { created: at }),
             (json!({}), json!({"snapshotHandle": "s"}), Fate::Cut { created: None }),

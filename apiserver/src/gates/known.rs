@@ -20,6 +20,8 @@ pub(super) struct Known {
 struct Seen {
     content: Content,
     mark: Mark,
+    /// The error that there was when the driver was about to be called: it is not of that call.
+    error_before: Option<String>,
     /// A call has ended without saying what it did.
     failed: bool,
     cut_at: Option<Instant>,
@@ -79,16 +81,22 @@ impl Known {
         let was_cut = before.as_ref().is_some_and(|before| before.cut_at.is_some());
         let is_cut = matches!(content.fate, Fate::Cut { .. });
         let mark = match (&content.fate, before.as_ref().map(|before| before.mark)) {
-            (Fate::Calling { .. }, _) => Mark::Seen,
+            (Fate::Calling, _) => Mark::Seen,
             (_, Some(mark)) if whole || mark == Mark::Seen => mark,
             (Fate::Before, None) if whole => Mark::Never,
             _ => Mark::Unsure,
         };
-        let failed =
-            matches!(content.fate, Fate::Calling { failed: true }) || before.as_ref().is_some_and(|b| b.failed);
+        // A call is made when its mark is there, and an error that comes after that is what it came to.
+        let error_before = match (&content.fate, &before) {
+            (Fate::Calling, Some(before)) if before.content.fate == Fate::Calling => before.error_before.clone(),
+            (Fate::Calling, Some(_)) => content.error.clone(),
+            _ => None,
+        };
+        let fails = content.fate == Fate::Calling && content.error.is_some() && content.error != error_before;
+        let failed = fails || before.as_ref().is_some_and(|before| before.failed);
         let cut_at = before.and_then(|before| before.cut_at).or(is_cut.then_some(now));
         let unmarked_driver = (is_cut && !was_cut && mark == Mark::Never).then(|| content.driver.clone());
-        let seen = Seen { content: content.clone(), mark, failed, cut_at };
+        let seen = Seen { content: content.clone(), mark, error_before, failed, cut_at };
         self.contents.insert(content.uid.clone(), seen);
         News { content: Some(content), unmarked_driver }
     }
@@ -168,15 +176,36 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_failed_is_remembered_until_the_content_is_gone() {
-        let mut known = Known::default();
-        let now = Instant::now();
-        let error = json!({"error": {"message": "no"}});
-        known.take(Group::Single, Event::Apply(content(json!({BEING_CREATED: "yes"}), error)), now);
-        known.take(Group::Single, Event::Apply(content(json!({}), json!({"snapshotHandle": "s"}))), now);
-        assert!(known.has_failed("u"));
-        known.take(Group::Single, Event::Delete(content(json!({}), json!(null))), now);
-        assert!(!known.has_failed("u") && known.get("u").is_none());
+    fn a_call_that_failed_is_remembered_until_the_content_is_gone_and_an_error_of_before_is_none_of_its() {
+        let error = |time: &str| json!({"error": {"message": "no", "time": time}});
+        let (plain, marked) = (json!({}), json!({BEING_CREATED: "yes"}));
+        let cut = || (plain.clone(), json!({"snapshotHandle": "s"}));
+        for (states, failed) in [
+            (vec![(marked.clone(), json!(null)), (marked.clone(), error("1")), cut()], true),
+            (vec![(marked.clone(), json!(null)), cut()], false),
+            // The mark was denied, and is there when it is not any more.
+            (vec![(plain.clone(), error("1")), (marked.clone(), error("1")), cut()], false),
+            (
+                vec![(plain.clone(), error("1")), (marked.clone(), error("1")), (marked.clone(), error("2")), cut()],
+                true,
+            ),
+            // Whoever sees it so first does not know.
+            (vec![(marked.clone(), error("1")), cut()], true),
+            // It failed for good, and was called anew.
+            (
+                vec![(marked.clone(), json!(null)), (plain.clone(), error("1")), (marked.clone(), error("1")), cut()],
+                false,
+            ),
+        ] {
+            let mut known = Known::default();
+            for (annotations, status) in &states {
+                let event = Event::Apply(content(annotations.clone(), status.clone()));
+                known.take(Group::Single, event, Instant::now());
+            }
+            assert_eq!(known.has_failed("u"), failed, "{states:?}");
+            known.take(Group::Single, Event::Delete(content(json!({}), json!(null))), Instant::now());
+            assert!(!known.has_failed("u") && known.get("u").is_none());
+        }
     }
 
     #[test]

@@ -167,7 +167,7 @@ fn why(gates: &Gates, ours: &Ours) -> Option<End> {
         Fate::Cut { created } => {
             Some(End::Cut { created, again: known.has_failed(uid), content: Box::new(content.clone()) })
         }
-        Fate::Calling { .. } => None,
+        Fate::Calling => None,
         // Nothing tells when such a driver is called.
         Fate::Before if gates.0.is_unmarked(&content.driver) => None,
         Fate::Before => (!young).then_some(End::Nobody),

@@ -98,14 +98,18 @@ pub(super) fn judge(seen: &Seen) -> Verdict {
                 let message = "the driver was called again after an error, and does not say when it cut";
                 return verdict(Consistency::Unknown, "CutUnknown", message.to_owned());
             }
-            Some(created) if created < window.from + SKEW || created > window.to - SKEW => {
+            Some(created) => {
+                let Window { from, to } = window;
                 let message = format!(
-                    "the driver was called again after an error and cut at {created}; it was held from {} to {}",
-                    window.from, window.to
+                    "the driver was called again after an error and cut at {created} by its clock; it was held from {from} to {to}"
                 );
-                return verdict(Consistency::Crash, "CutOutside", message);
+                if created < from - SKEW || created > to + SKEW {
+                    return verdict(Consistency::Crash, "CutOutside", message);
+                }
+                if created < from + SKEW || created > to - SKEW {
+                    return verdict(Consistency::Unknown, "CutUnknown", message);
+                }
             }
-            Some(_) => {}
         }
     }
     if !seen.atomic {
@@ -175,8 +179,10 @@ mod tests {
             (seen(true, all, not()), Crash, "NotFrozen"),
             (seen(true, all, ended()), Crash, "FreezeEnded"),
             (seen(true, all, held(again(Some(at(30))), true)), Application, "Proved"),
-            (seen(true, all, held(again(Some(at(1))), true)), Crash, "CutOutside"),
-            (seen(true, all, held(again(Some(at(59))), true)), Crash, "CutOutside"),
+            (seen(true, all, held(again(Some(at(1))), true)), Unknown, "CutUnknown"),
+            (seen(true, all, held(again(Some(at(-1))), true)), Unknown, "CutUnknown"),
+            (seen(true, all, held(again(Some(at(59))), true)), Unknown, "CutUnknown"),
+            (seen(true, all, held(again(Some(at(63))), true)), Crash, "CutOutside"),
             (seen(true, all, held(again(Some(at(-300))), true)), Crash, "CutOutside"),
             (seen(true, all, held(again(None), true)), Unknown, "CutUnknown"),
             (seen(true, all, held(again(Some(Timestamp::UNIX_EPOCH)), true)), Unknown, "CutUnknown"),
