@@ -385,9 +385,19 @@ fn labels(selector: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
+
+    proptest! {
+        #[test]
+        fn whatever_selects_is_asked_for_or_not(key in "\\PC{0,20}", operator in "\\PC{0,12}|In|Exists", values: Vec<i8>) {
+            let expression = json!({"key": key, "operator": operator, "values": values});
+            labels(&json!({"matchLabels": {key: values}, "matchExpressions": [expression]}));
+            labels(&json!(operator));
+        }
+    }
 
     #[test]
     fn a_selector_is_asked_for_as_kubernetes_reads_it() {

@@ -157,6 +157,7 @@ fn created(value: &Value) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -200,6 +201,44 @@ mod tests {
         let mut restored = content(json!({}), json!(null));
         restored.data["spec"]["source"] = json!({"snapshotHandle": "s"});
         assert!(Content::read(&restored, Group::Single).is_none());
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "\\PC{0,40}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("[a-zA-Z]{1,12}", inner, 0..4)
+                    .prop_map(|map| map.into_iter().collect::<Value>()),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Whatever stands where: it is read or not, and only a handle that is a text is a cut.
+        #[test]
+        fn whatever_a_content_says_it_is_read_or_not(
+            spec in any_json(), handle in any_json(), created in any_json(), error in any_json(), group in any::<bool>(),
+            volumes in any_json(), annotated in prop::collection::btree_map("\\PC{0,60}", "\\PC{0,40}", 0..3),
+        ) {
+            let mut object = content(json!(annotated), json!({
+                "snapshotHandle": handle, "volumeGroupSnapshotHandle": handle, "creationTime": created, "error": error,
+            }));
+            let group = if group { Group::Group } else { Group::Single };
+            let is_cut = Content::read(&object, group).is_some_and(|all| matches!(all.fate, Fate::Cut { .. }));
+            prop_assert!(!is_cut || handle.is_string());
+            object.data["spec"]["source"] = volumes;
+            Content::read(&object, group);
+            object.data["spec"] = spec;
+            Content::read(&object, group);
+            Member::read(&object);
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use anyhow::Context;
 use api::install::{
     ROLE,
-    webhooks::{CONTENT_DRIVERS, NAME, SERVING, Webhooks},
+    webhooks::{CONTENT_DRIVERS, LABELS, NAME, SERVING, Webhooks},
 };
 use certs::{KeyPairPem, Names};
 use jiff::Timestamp;
@@ -79,7 +79,7 @@ impl Keeper {
     pub(crate) async fn remove(client: Client, leads: impl Fn() -> bool) {
         let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client);
         loop {
-            sleep(REMOVE_EVERY).await;
+            sleep(LOOK_EVERY).await;
             if !leads() {
                 continue;
             }
@@ -88,6 +88,7 @@ impl Keeper {
                 Err(kube::Error::Api(status)) if status.code == 404 => {}
                 Err(error) => warn!(%error, "the webhooks' configuration could not be removed"),
             }
+            sleep(REMOVE_EVERY).await;
         }
     }
 
@@ -206,8 +207,7 @@ fn text<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
 }
 
 fn labels() -> BTreeMap<String, String> {
-    let [name, _] = api::install::LABELS;
-    [name, ("app.kubernetes.io/component", "webhooks")].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+    LABELS.map(|(key, value)| (key.to_owned(), value.to_owned())).into()
 }
 
 #[cfg(test)]

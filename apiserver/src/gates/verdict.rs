@@ -147,6 +147,8 @@ fn verdict(consistency: Consistency, reason: &'static str, message: String) -> V
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn at(second: i64) -> Timestamp {
@@ -191,6 +193,27 @@ mod tests {
             let verdict = judge(&seen);
             assert_eq!((verdict.consistency, verdict.reason), (consistency, reason), "{seen:?}");
             assert!(!verdict.message.is_empty());
+        }
+    }
+
+    proptest! {
+        /// In doubt for the lesser, whatever was seen.
+        #[test]
+        fn nothing_is_application_that_was_not_held_whole_at_one_instant_and_proved(
+            atomic: bool, proved: bool, kind in 0..3_u8, created in prop::option::of(-100_i64..200), again: bool,
+            cut in prop::collection::btree_set("[a-d]", 0..4), of in prop::collection::btree_set("[a-d]", 0..4),
+        ) {
+            let created = created.map(at);
+            let calls = if again { Calls::Again { created } } else { Calls::Once };
+            let held = match kind {
+                0 => Held::Not { why: String::new() },
+                1 => Held::Ended { why: String::new() },
+                _ => held(calls, proved),
+            };
+            let within = !again || created.is_some_and(|created| created >= at(2) && created <= at(58));
+            let whole = of.is_subset(&cut);
+            let consistency = judge(&Seen { atomic, cut, of, held }).consistency;
+            prop_assert_eq!(consistency == Consistency::Application, atomic && proved && kind == 2 && within && whole);
         }
     }
 
