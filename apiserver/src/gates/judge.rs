@@ -92,6 +92,7 @@ pub(super) async fn of_not_held(gates: Gates, content: Content) {
                 sleep(LOOK).await;
                 continue;
             }
+            (Some(Freezed::Ended(why)), _) | (Some(Freezed::Thawed), Some(why)) => nothing_held(Held::Ended { why }),
             (Some(Freezed::Thawed), _) if thawed < LOOKS_AFTER_THAW => {
                 thawed += 1;
                 sleep(LOOK).await;
@@ -100,7 +101,6 @@ pub(super) async fn of_not_held(gates: Gates, content: Content) {
             (Some(Freezed::Thawed), _) => {
                 verdict::unknown("NotJudged", "whoever held for it was gone before it had said what the copy is worth")
             }
-            (Some(Freezed::Ended(why)), _) => nothing_held(Held::Ended { why }),
             (None, _) if treated == Treatment::Skip => verdict::skipped(),
             (None, Some(why)) => nothing_held(Held::Not { why }),
             (None, None) => nothing_held(Held::Not {

@@ -41,6 +41,8 @@ enum Mark {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct News {
     pub(super) content: Option<Content>,
+    /// It is gone.
+    pub(super) gone: bool,
     /// A driver that was called without a mark before: nobody can be asked in time.
     pub(super) unmarked_driver: Option<String>,
 }
@@ -60,7 +62,7 @@ impl Known {
                 let uid = object.metadata.uid.unwrap_or_default();
                 self.members.remove(&uid);
                 let gone = self.contents.remove(&uid).map(|seen| seen.content);
-                return News { content: gone, unmarked_driver: None };
+                return News { content: gone, gone: true, unmarked_driver: None };
             }
         };
         if let Some(member) = Member::read(&object) {
@@ -98,7 +100,7 @@ impl Known {
         let unmarked_driver = (is_cut && !was_cut && mark == Mark::Never).then(|| content.driver.clone());
         let seen = Seen { content: content.clone(), mark, error_before, failed, cut_at };
         self.contents.insert(content.uid.clone(), seen);
-        News { content: Some(content), unmarked_driver }
+        News { content: Some(content), gone: false, unmarked_driver }
     }
 
     pub(super) fn get(&self, uid: &str) -> Option<&Content> {

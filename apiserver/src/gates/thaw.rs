@@ -2,7 +2,7 @@
 //! said that it has cut, or nobody waits for it any more.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -34,7 +34,7 @@ use super::{
 /// How often it is looked for claims whose admission was never stored.
 const LOOK: Duration = Duration::from_secs(1);
 /// How long an admitted mark may take until it is stored, and seen here.
-const STORED: Duration = Duration::from_secs(10);
+const STORED: Duration = Duration::from_secs(5);
 /// How often it is asked whether a cluster has these kinds now.
 const NOT_SERVED: Duration = Duration::from_secs(30);
 
@@ -54,9 +54,13 @@ enum End {
         created: Option<Timestamp>,
         again: bool,
     },
-    /// The driver has refused, the content is gone, or its admission was never stored.
-    Nobody,
+    /// Nobody waits for it any more.
+    Nobody(&'static str),
 }
+
+/// Since when each claim has been asked for: whoever asks again renews it.
+#[derive(Debug, Default)]
+struct Ages(HashMap<String, (Timestamp, Instant)>);
 
 /// What is being done in the background, each once.
 #[derive(Clone, Debug, Default)]
@@ -66,7 +70,7 @@ struct Doing(Arc<Mutex<HashSet<String>>>);
 pub(super) async fn run(gates: Gates, watching: Kinds) {
     let mut events = select(events(watching.clone(), Group::Single), events(watching, Group::Group));
     let began = Timestamp::now();
-    let (ending, judging) = (Doing::default(), Doing::default());
+    let (ending, judging, mut ages) = (Doing::default(), Doing::default(), Ages::default());
     let mut tick = interval(LOOK);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -79,15 +83,23 @@ pub(super) async fn run(gates: Gates, watching: Kinds) {
                 let Some(content) = news.content else { continue };
                 let of_it = |ours: &Ours| cut::content_of(&ours.claim.uid).is_some_and(|(_, uid)| uid == content.uid);
                 for ours in held_here(&gates).into_iter().filter(of_it) {
-                    end(&gates, ours, &ending);
+                    let gone = news.gone.then_some(End::Nobody("its content is gone"));
+                    let why = gone.or_else(|| why(&gates, &ours, ages.is_young(&ours.claim, Instant::now())));
+                    end(&gates, ours, why, &ending);
+                }
+                if news.gone {
+                    continue;
                 }
                 if matches!(content.fate, Fate::Cut { .. }) && gates.missed(&content.uid).is_some() && !content.is_judged {
                     not_held(&gates, content, &judging);
                 }
             }
             _ = tick.tick() => {
-                for ours in held_here(&gates) {
-                    end(&gates, ours, &ending);
+                let held = held_here(&gates);
+                ages.retain(&held);
+                for ours in held {
+                    let why = why(&gates, &ours, ages.is_young(&ours.claim, Instant::now()));
+                    end(&gates, ours, why, &ending);
                 }
                 gates.0.forget();
                 if gates.0.verbs.leads() {
@@ -151,18 +163,18 @@ fn claims<'v>(view: &'v FreezeView, us: &'v str) -> impl Iterator<Item = Ours> +
 }
 
 /// Ends a claim if there is a reason to.
-fn end(gates: &Gates, ours: Ours, ending: &Doing) {
-    let Some(why) = why(gates, &ours) else { return };
+fn end(gates: &Gates, ours: Ours, why: Option<End>, ending: &Doing) {
+    let Some(why) = why else { return };
     let seen_at = Timestamp::now();
     let gates_ = gates.clone();
     ending.once(gates, ours.claim.uid.clone(), async move { finish(&gates_, ours, why, seen_at).await });
 }
 
-fn why(gates: &Gates, ours: &Ours) -> Option<End> {
+/// `young`: its admission may yet be stored, and seen here.
+fn why(gates: &Gates, ours: &Ours, young: bool) -> Option<End> {
     let (_, uid) = cut::content_of(&ours.claim.uid)?;
-    let young = Timestamp::now().duration_since(ours.claim.since.0).unsigned_abs() < STORED;
     let known = gates.known();
-    let Some(content) = known.get(uid) else { return (!young).then_some(End::Nobody) };
+    let Some(content) = known.get(uid) else { return (!young).then_some(End::Nobody("its content is not there")) };
     match content.fate {
         Fate::Cut { created } => {
             Some(End::Cut { created, again: known.has_failed(uid), content: Box::new(content.clone()) })
@@ -170,7 +182,8 @@ fn why(gates: &Gates, ours: &Ours) -> Option<End> {
         Fate::Calling => None,
         // Nothing tells when such a driver is called.
         Fate::Before if gates.0.is_unmarked(&content.driver) => None,
-        Fate::Before => (!young).then_some(End::Nobody),
+        // Somebody else has denied it, or the driver has said no for good; whoever tries again asks again.
+        Fate::Before => (!young).then_some(End::Nobody("the cut that it was held for did not begin")),
     }
 }
 
@@ -182,9 +195,15 @@ async fn finish(gates: &Gates, ours: Ours, end: End, seen_at: Timestamp) {
         debug!(claim = ours.claim.uid, ?ended, "it was let go already");
         return;
     };
-    let End::Cut { content, created, again } = end else {
-        info!(claim = ours.claim.uid, "nobody waits for this cut any more");
-        return;
+    let (content, created, again) = match end {
+        End::Cut { content, created, again } => (content, created, again),
+        End::Nobody(why) => {
+            info!(claim = ours.claim.uid, why, "let go without a cut");
+            if let Some((_, uid)) = cut::content_of(&ours.claim.uid) {
+                gates.is_missed(uid, why);
+            }
+            return;
+        }
     };
     if ended.status.phase.is_finished() {
         let thawed = ended.status.thawed_at.as_ref().map_or_else(Timestamp::now, |at| at.0);
@@ -221,6 +240,22 @@ fn not_held(gates: &Gates, content: Content, judging: &Doing) {
     judging.once(gates, content.uid.clone(), judge::of_not_held(gates_, content));
 }
 
+impl Ages {
+    fn is_young(&mut self, claim: &Claim, now: Instant) -> bool {
+        let until = claim.until.0;
+        let (known, since) = self.0.entry(claim.uid.clone()).or_insert((until, now));
+        if *known != until {
+            (*known, *since) = (until, now);
+        }
+        now.duration_since(*since) < STORED
+    }
+
+    fn retain(&mut self, held: &[Ours]) {
+        let held: HashSet<&str> = held.iter().map(|ours| ours.claim.uid.as_str()).collect();
+        self.0.retain(|uid, _| held.contains(uid.as_str()));
+    }
+}
+
 impl Doing {
     /// Until it is done, or the server ends.
     fn once(&self, gates: &Gates, key: String, work: impl Future<Output = ()> + Send + 'static) {
@@ -236,5 +271,31 @@ impl Doing {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, HashSet<String>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_claim_that_is_renewed_is_young_again() {
+        let claim = |until: &str| -> Claim {
+            serde_json::from_value(json!({
+                "kind": "User", "name": "us", "uid": "VolumeSnapshotContent/u", "user": "us",
+                "since": "2026-01-01T00:00:00Z", "until": until,
+            }))
+            .unwrap()
+        };
+        let (mut ages, now) = (Ages::default(), Instant::now());
+        let (first, renewed) = (claim("2026-01-01T00:01:00Z"), claim("2026-01-01T00:01:04Z"));
+        assert!(ages.is_young(&first, now) && ages.is_young(&first, now + STORED / 2));
+        assert!(!ages.is_young(&first, now + STORED));
+        assert!(ages.is_young(&renewed, now + STORED));
+        assert!(!ages.is_young(&renewed, now + STORED * 2));
+        ages.retain(&[]);
+        assert!(ages.is_young(&renewed, now + STORED * 2), "it is forgotten when it is over");
     }
 }
