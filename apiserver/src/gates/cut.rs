@@ -43,6 +43,8 @@ pub(super) struct Together {
     pub(super) cut: BTreeSet<String>,
     /// All claims that these Databases have data on.
     pub(super) of: BTreeSet<String>,
+    /// For each of them it is sure that whoever connects to it connects to the Pod whose volumes these are.
+    pub(super) is_sure: bool,
 }
 
 /// The claims that are cut, as far as they are known. They are of one namespace: a snapshot's is theirs.
@@ -59,6 +61,7 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
         level: Level::Recoverable,
         cut: claims.iter().map(|(_, claim)| claim.clone()).collect(),
         of: BTreeSet::new(),
+        is_sure: true,
     };
     let mut why = Why::NotMounted;
     for claim in &together.cut {
@@ -68,6 +71,7 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
             Holds::Databases(found) => {
                 for one in found {
                     together.of.extend(one.claims);
+                    together.is_sure &= one.is_the_one;
                     together.databases.insert(one.database);
                 }
             }
@@ -80,6 +84,10 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
         |database: &&&Database| database.metadata.name.as_ref().is_some_and(|name| together.databases.contains(name));
     let levels = databases.iter().filter(named).map(|database| database.spec.freeze.level);
     together.level = levels.max().unwrap_or_default();
+    // Or one could acknowledge what another's copy does not know.
+    if together.databases.len() > 1 {
+        together.level = Level::WriteBlocked;
+    }
     Wanted::Hold(together)
 }
 
@@ -203,6 +211,7 @@ mod tests {
                     "csi": {"driver": "d", "volumeHandle": volume},
                     "claimRef": {"namespace": "shop", "name": claim},
                 },
+                "status": {"phase": "Bound"},
             }))
             .unwrap();
             index.put_volume(&volume);
@@ -234,7 +243,7 @@ mod tests {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         let together = |databases: &[&str], level, cut: &[&str]| {
             let (databases, cut, of) = (names(databases), names(cut), names(&["data", "wal"]));
-            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of })
+            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of, is_sure: true })
         };
         assert_eq!(wanted(&["h-data"], &[&one]), together(&["orders"], Level::Durable, &["data"]));
         assert_eq!(wanted(&["h-data", "h-wal"], &[&one]), together(&["orders"], Level::Durable, &["data", "wal"]));
