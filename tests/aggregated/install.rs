@@ -9,7 +9,7 @@ use fixtures::{Options, Server, ServerKind};
 use serde_json::{Value, json};
 
 use crate::{
-    installation::{Installation, SHOP},
+    installation::{Installation, SHOP, block_of_readme},
     world::{NAMESPACE, SERVICE, SOON},
 };
 
@@ -31,8 +31,10 @@ async fn a_release_is_upgraded_under_a_freeze_goes_back_and_leaves_nothing() {
     // The release takes over the binding that `enable` made, which is the same.
     here.run("kubectl still disable shop").await.unwrap();
     let authority = trusted(&here).await.unwrap();
+    let filled = asked(&here).await.unwrap();
     here.run(&upgrade).await.unwrap();
     assert_eq!(trusted(&here).await.unwrap(), authority, "an upgrade does not take away whom kube-apiserver trusts");
+    assert_eq!(asked(&here).await.unwrap(), filled, "nor whom it asks before a cut");
     roll(&mut here, &held).await.unwrap();
 
     here.run(&format!("helm rollback stillpoint 1 --namespace {NAMESPACE}")).await.unwrap();
@@ -53,7 +55,9 @@ async fn one_file_installs_again_over_itself_under_a_freeze_and_leaves_nothing()
     pods_are_admitted(&here).await.unwrap();
     let server = shop(&here).await.unwrap();
     let held = here.verb("orders", "quiesce").await.unwrap();
+    let filled = asked(&here).await.unwrap();
     here.documented("plain-install").await.unwrap();
+    assert_eq!(asked(&here).await.unwrap(), filled, "whom kube-apiserver asks before a cut stays");
     roll(&mut here, &held).await.unwrap();
     alerts_are_of_metrics_that_there_are(&here).await.unwrap();
     leave(&mut here, &server, "plain-uninstall").await.unwrap();
@@ -110,28 +114,39 @@ async fn a_release_that_goes_on_without_webhooks_has_nobody_asked() {
     let mut here = Installation::begin().await.unwrap();
     here.documented("helm-install").await.unwrap();
     here.start_pod().await.unwrap();
-    let asked = format!("kubectl get validatingwebhookconfiguration {}", webhooks::NAME);
-    until("kube-apiserver asks", SOON, || here.run(&asked)).await.unwrap();
+    asked(&here).await.unwrap();
     let upgrade = format!("helm upgrade stillpoint deploy/chart --namespace {NAMESPACE}");
     here.run(&format!("{upgrade} --set webhooks.enabled=false")).await.unwrap();
+    nobody_is_asked(&here).await.unwrap();
     here.start_pod().await.unwrap();
     let old = here.end_pod(0).await.unwrap();
-    // Whoever leads looks once a minute.
-    until("nobody is asked", SOON * 4, || async {
-        let said = here.shell(&asked).await?;
-        ensure!(said.code != 0 && said.stderr.contains("NotFound"), "{}{}", said.stdout, said.stderr);
-        Ok(())
-    })
-    .await
-    .unwrap();
     drop(old);
     let doctor = here.shell("kubectl still doctor").await.unwrap().stdout;
     assert!(doctor.contains("they are off: nobody is asked before a snapshot is cut"), "{doctor}");
+    nobody_is_asked(&here).await.unwrap();
 
     here.run(&format!("{upgrade} --set webhooks.enabled=true")).await.unwrap();
     here.start_pod().await.unwrap();
     drop(here.end_pod(0).await.unwrap());
-    until("kube-apiserver asks again", SOON, || here.run(&asked)).await.unwrap();
+    asked(&here).await.unwrap();
+}
+
+/// What the leader has filled in of whom kube-apiserver asks before a cut; waits until it has.
+async fn asked(here: &Installation) -> Result<Value> {
+    until("kube-apiserver asks", SOON, || async {
+        let mut configuration = here.object(&format!("get validatingwebhookconfiguration {}", webhooks::NAME)).await?;
+        let entries = configuration["webhooks"].take();
+        ensure!(entries.as_array().is_some_and(|entries| !entries.is_empty()), "{configuration}");
+        Ok(entries)
+    })
+    .await
+}
+
+async fn nobody_is_asked(here: &Installation) -> Result<()> {
+    let configuration = format!("kubectl get validatingwebhookconfiguration {}", webhooks::NAME);
+    let said = here.shell(&configuration).await?;
+    ensure!(said.code != 0 && said.stderr.contains("NotFound"), "{}{}", said.stdout, said.stderr);
+    Ok(())
 }
 
 /// The negative control of both: a pod that has no time to drain ends what it holds, and that is seen.
@@ -328,6 +343,17 @@ async fn comes_back(here: &Installation, were_a_releases: bool) -> Result<()> {
     here.documented("helm-uninstall").await
 }
 
+/// Where nobody answers, snapshots of namespaces that are `Required` are refused.
+async fn asked_while_somebody_answers(here: &Installation) -> Result<()> {
+    let there = async |what: &str| -> Result<bool> {
+        let found = here.run(&format!("kubectl get {what} {} --ignore-not-found -o name", webhooks::NAME)).await?;
+        Ok(!found.is_empty())
+    };
+    let asked = there("validatingwebhookconfiguration").await?;
+    ensure!(!asked || there(&format!("deployment -n {NAMESPACE}")).await?, "nobody is there who is asked");
+    Ok(())
+}
+
 /// By the documented lines, with a freeze held at the time.
 async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<()> {
     declare(here, "held").await?;
@@ -351,7 +377,10 @@ async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<
         "the list would show it: {before:?}"
     );
 
-    here.documented(block).await?;
+    for line in block_of_readme(block)? {
+        here.run(&line).await?;
+        asked_while_somebody_answers(here).await.with_context(|| line)?;
+    }
     // What a kubelet does for pods that are deleted.
     for at in (0..here.replicas.len()).rev() {
         drop(here.replicas.remove(at));

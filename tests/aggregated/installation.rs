@@ -217,7 +217,7 @@ pub(crate) fn repository() -> PathBuf {
 }
 
 /// The commands of a fenced block that has this name.
-fn block_of_readme(name: &str) -> Result<Vec<String>> {
+pub(crate) fn block_of_readme(name: &str) -> Result<Vec<String>> {
     let readme = fs::read_to_string(repository().join("deploy/README.md"))?;
     let (_, block) = readme.split_once(&format!("```sh {name}\n")).with_context(|| format!("no block {name}"))?;
     let (block, _) = block.split_once("```").context("a block without an end")?;

@@ -57,15 +57,22 @@ struct Entry {
     side_effects: &'static str,
 }
 
+/// What an installation makes of it, so that it goes with the installation. It says nothing of `webhooks`: whoever applies it again
+/// takes nothing back of what the leader has filled in.
+pub fn stub() -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": NAME, "labels": LABELS.into_iter().collect::<Value>()},
+    })
+}
+
 impl Webhooks<'_> {
     /// The whole of it. The same arguments give the same bytes, whatever their order.
     pub fn configuration(&self) -> Value {
         let webhooks: Vec<Value> = self.entries().iter().map(|entry| self.written(entry)).collect();
-        json!({
-            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-            "metadata": {"name": NAME, "labels": labels()},
-            "webhooks": webhooks,
-        })
+        let mut configuration = stub();
+        configuration["webhooks"] = webhooks.into();
+        configuration
     }
 
     fn entries(&self) -> Vec<Entry> {
@@ -89,7 +96,7 @@ impl Webhooks<'_> {
             path: OWN_KINDS.to_owned(),
             rules: json!([rule(crate::GROUP, "databases,freezes", "CREATE,UPDATE", "Namespaced")]),
             conditions: Vec::new(),
-            namespaces: Some(not_in(&self.left_alone())),
+            namespaces: Some(not_in(&owned(&left_alone(self.namespace)))),
             failure: "Ignore",
             seconds: OWN_KINDS_SECONDS,
             side_effects: "None",
@@ -99,7 +106,7 @@ impl Webhooks<'_> {
 
     /// One gate, for these namespaces or for all others.
     fn gate(&self, gate: Gate, name: &'static str, only: Option<&[String]>) -> Entry {
-        let others = [self.left_alone(), self.required()].concat();
+        let others = [owned(&left_alone(self.namespace)), self.required()].concat();
         let of_content = |conditions: &mut Vec<_>| {
             conditions.extend(content_conditions());
             conditions.push(match only {
@@ -170,14 +177,9 @@ impl Webhooks<'_> {
         written
     }
 
-    /// Nothing in these is ever waited for: what a cluster cannot live without, and ourselves.
-    fn left_alone(&self) -> Vec<String> {
-        vec!["kube-system".to_owned(), self.namespace.to_owned()]
-    }
-
     fn required(&self) -> Vec<String> {
-        let left_alone = self.left_alone();
-        names(self.required).into_iter().filter(|name| !left_alone.contains(name)).collect()
+        let left_alone = left_alone(self.namespace);
+        names(self.required).into_iter().filter(|name| !left_alone.contains(&name.as_str())).collect()
     }
 
     fn common_conditions(&self) -> Vec<(&'static str, String)> {
@@ -190,6 +192,15 @@ impl Webhooks<'_> {
             ),
         ]
     }
+}
+
+/// Nothing in these is ever waited for: what a cluster cannot live without, and what is installed in `home` itself.
+pub fn left_alone(home: &str) -> [&str; 2] {
+    ["kube-system", home]
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
 /// The resource of single snapshots, that of groups, and the scope of both.
@@ -275,19 +286,11 @@ fn selector(operator: &str, namespaces: &[String]) -> Value {
     json!({"matchExpressions": [expression]})
 }
 
-fn labels() -> Value {
-    LABELS.into_iter().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 
     use super::*;
-
-    fn owned(names: &[&str]) -> Vec<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
-    }
 
     fn configuration(required: &[&str], drivers: &[&str]) -> Value {
         let (required, content_drivers) = (&owned(required)[..], &owned(drivers)[..]);
