@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use api::{
     Database, Level, Quiesce, QuiesceSpec, QuiesceStatus,
-    gate::{GateAnswer, GateDecision, GateRequest, Group, ON_MISSED},
+    gate::{GateAnswer, GateDecision, GateRequest, Group, ON_MISSED, RETRY_AFTER_SECONDS, TRY_AGAIN},
 };
 
 use super::{
@@ -47,7 +47,7 @@ pub(super) struct Together {
     pub(super) is_sure: bool,
 }
 
-/// The claims that are cut, as far as they are known. They are of one namespace: a snapshot's is theirs.
+/// The claims that are cut, as far as they are known. They are of one namespace: a snapshot's is theirs, unless somebody lies.
 pub(super) fn claims(index: &Index, driver: &str, handles: &[String]) -> BTreeSet<Name> {
     handles.iter().filter_map(|handle| index.claim_of(driver, handle)).cloned().collect()
 }
@@ -98,6 +98,12 @@ pub(super) fn claim_uid(kind: Group, content: &str, again: u32) -> String {
         Group::Group => "VolumeGroupSnapshotContent",
     };
     if again == 0 { format!("{kind}/{content}") } else { format!("{kind}/{content}/{again}") }
+}
+
+/// Which of the claims of this content a uid is.
+pub(super) fn number_of(uid: &str, kind: Group, content: &str) -> Option<u32> {
+    let number = uid.strip_prefix(&claim_uid(kind, content, 0))?;
+    if number.is_empty() { Some(0) } else { number.strip_prefix('/')?.parse().ok() }
 }
 
 /// The content of such a uid.
@@ -170,22 +176,27 @@ pub(super) fn not_held(missed: Option<Missed>, why: &str) -> GateAnswer {
             )
         }
     };
-    answer.decision = conflict(format!("{message}: {RETRIABLE}"));
+    answer.decision = conflict(format!("{message}: {TRY_AGAIN}"));
     answer
 }
 
-/// Of what nobody can have a reason for.
-pub(super) fn denied(why: &str) -> GateAnswer {
-    GateAnswer { decision: conflict(format!("{why}: {RETRIABLE}")), ..GateAnswer::allow() }
+/// Of what nobody can have a reason for, nothing is held; where nothing less is wanted it waits, should it be real after all.
+pub(super) fn unreal(required: bool, why: &str) -> GateAnswer {
+    let mut answer = GateAnswer::allow();
+    if required {
+        answer.decision = conflict(format!("{why}: {TRY_AGAIN}"));
+    }
+    answer
 }
 
 fn conflict(message: String) -> GateDecision {
-    GateDecision::Deny { code: 409, reason: "Conflict".to_owned(), message, retry_after_seconds: Some(RETRY_SECONDS) }
+    GateDecision::Deny {
+        code: 409,
+        reason: "Conflict".to_owned(),
+        message,
+        retry_after_seconds: Some(RETRY_AFTER_SECONDS),
+    }
 }
-
-/// What Kanister tries again for (`pkg/kube/snapshot`); others try whatever it says.
-const RETRIABLE: &str = "the object has been modified; please apply your changes to the latest version and try again";
-const RETRY_SECONDS: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -259,6 +270,8 @@ mod tests {
         for again in 0..3 {
             let uid = claim_uid(Group::Single, "u-1", again);
             assert_eq!(content_of(&uid), Some((Group::Single, "u-1")), "{uid}");
+            assert_eq!(number_of(&uid, Group::Single, "u-1"), Some(again), "{uid}");
+            assert_eq!((number_of(&uid, Group::Group, "u-1"), number_of(&uid, Group::Single, "u")), (None, None));
         }
         assert_eq!(content_of("nightly"), None);
         assert_eq!(content_of("Pod/u-1"), None);
@@ -273,7 +286,7 @@ mod tests {
         }
         for missed in [Missed::Again { within }, Missed::Failed { after: within }] {
             let GateDecision::Deny { code, message, .. } = not_held(Some(missed), "why").decision else { panic!() };
-            let told = ["why", "300 s", ON_MISSED, RETRIABLE];
+            let told = ["why", "300 s", ON_MISSED, TRY_AGAIN];
             assert!(code == 409 && told.iter().all(|told| message.contains(told)), "{message}");
         }
     }

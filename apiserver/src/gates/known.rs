@@ -24,7 +24,7 @@ pub(super) struct Known {
 #[derive(Debug)]
 struct Seen {
     content: Content,
-    first_seen: Timestamp,
+    first_at: Timestamp,
     called: Called,
     /// The snapshotter has said that it is about to cut.
     marked: bool,
@@ -125,8 +125,8 @@ impl Known {
         let marks = if is_marked { Some(true) } else { unmarked.then_some(false) };
         let cut_at = before.as_ref().and_then(|before| before.cut_at).or(is_cut.then(Instant::now));
         let settled = before.as_ref().is_some_and(|before| before.settled);
-        let first_seen = before.map_or(now, |before| before.first_seen);
-        let seen = Seen { content: content.clone(), first_seen, called, marked, cut_at, settled };
+        let first_at = before.map_or(now, |before| before.first_at);
+        let seen = Seen { content: content.clone(), first_at, called, marked, cut_at, settled };
         self.contents.insert(content.uid.clone(), seen);
         News { content: Some(content), gone: false, marks }
     }
@@ -138,7 +138,7 @@ impl Known {
     pub(super) fn called(&self, uid: &str) -> Called {
         match self.contents.get(uid) {
             // Nothing tells when such a driver is called.
-            Some(Seen { called: Called::NotBefore(_), marked: false, first_seen, .. }) => Called::NotBefore(*first_seen),
+            Some(Seen { called: Called::NotBefore(_), marked: false, first_at, .. }) => Called::NotBefore(*first_at),
             Some(seen) => seen.called,
             None => Called::Unsure,
         }
@@ -240,9 +240,15 @@ mod tests {
         for (events, called) in [
             (vec![apply(plain()), apply(marked()), apply(cut())], Called::NotBefore(at(1))),
             // It failed for good and is called again: the first call counts.
-            (vec![apply(plain()), apply(marked()), apply(plain()), apply(marked()), apply(cut())], Called::NotBefore(at(1))),
+            (
+                vec![apply(plain()), apply(marked()), apply(plain()), apply(marked()), apply(cut())],
+                Called::NotBefore(at(1)),
+            ),
             // It waited for long.
-            (vec![apply(plain()), apply(plain()), apply(plain()), apply(marked()), apply(cut())], Called::NotBefore(at(3))),
+            (
+                vec![apply(plain()), apply(plain()), apply(plain()), apply(marked()), apply(cut())],
+                Called::NotBefore(at(3)),
+            ),
             // A snapshotter without marks calls at any time after the content is made.
             (vec![apply(plain()), apply(plain()), apply(cut())], Called::NotBefore(at(0))),
             (vec![init(plain()), apply(marked()), apply(cut())], Called::Unsure),
@@ -250,7 +256,10 @@ mod tests {
             (vec![apply(plain()), apply(marked()), init(cut())], Called::NotBefore(at(1))),
             (vec![apply(marked()), apply(cut())], Called::Unsure),
             // Made again for the same snapshot.
-            (vec![apply(plain()), apply(marked()), Event::Delete(marked()), apply(plain()), apply(marked())], Called::Unsure),
+            (
+                vec![apply(plain()), apply(marked()), Event::Delete(marked()), apply(plain()), apply(marked())],
+                Called::Unsure,
+            ),
             (vec![apply(plain()), Event::Delete(plain()), apply(plain()), apply(marked())], Called::NotBefore(at(3))),
         ] {
             let mut known = Known::default();
@@ -305,7 +314,6 @@ mod tests {
     #[test]
     fn a_member_waits_for_what_its_group_says() {
         let mut known = Known::default();
-        let now = Instant::now();
         let group = |labels: Value| -> DynamicObject {
             serde_json::from_value(json!({
                 "apiVersion": "groupsnapshot.storage.k8s.io/v1", "kind": "VolumeGroupSnapshotContent",
