@@ -132,7 +132,7 @@ async fn a_release_that_goes_on_without_webhooks_has_nobody_asked() {
 }
 
 /// What the leader has filled in of whom kube-apiserver asks before a cut; waits until it has.
-async fn asked(here: &Installation) -> Result<Value> {
+pub(crate) async fn asked(here: &Installation) -> Result<Value> {
     until("kube-apiserver asks", SOON, || async {
         let mut configuration = here.object(&format!("get validatingwebhookconfiguration {}", webhooks::NAME)).await?;
         let entries = configuration["webhooks"].take();
@@ -253,7 +253,7 @@ async fn stands(here: &mut Installation) -> Result<()> {
 }
 
 /// A Database of a real server, whose Secrets may be read.
-async fn shop(here: &Installation) -> Result<Server> {
+pub(crate) async fn shop(here: &Installation) -> Result<Server> {
     let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await?;
     server.execute("postgres", "CREATE TABLE t (n int)").await?;
     here.documented("enable").await?;

@@ -17,7 +17,7 @@ use api::{
 use serde_json::Value;
 
 use crate::{
-    decide::Ours,
+    decide::{OUR_OWN, Ours},
     review::{Operation, Request},
 };
 
@@ -40,7 +40,7 @@ fn group(request: &Request, operation: Operation, resources: [&str; 2]) -> Resul
 /// What holds at each gate: whose request it is, where the snapshot is, and whether it wants to be waited for.
 fn is_wanted(request: &Request, namespace: &str, ours: &Ours) -> Result<(), Spared> {
     if request.user == ours.user {
-        return Err("our own request");
+        return Err(OUR_OWN);
     }
     if left_alone(&ours.namespace).contains(&namespace) {
         return Err("a namespace that is left alone");

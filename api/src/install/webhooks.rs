@@ -95,7 +95,8 @@ impl Webhooks<'_> {
             name: "validate.stillpoint.dev",
             path: OWN_KINDS.to_owned(),
             rules: json!([rule(crate::GROUP, "databases,freezes", "CREATE,UPDATE", "Namespaced")]),
-            conditions: Vec::new(),
+            // What a freeze writes down must not wait for webhooks that are not there: it gives itself as long as they would have.
+            conditions: vec![self.not_ours()],
             namespaces: Some(not_in(&owned(&left_alone(self.namespace)))),
             failure: "Ignore",
             seconds: OWN_KINDS_SECONDS,
@@ -156,6 +157,9 @@ impl Webhooks<'_> {
 
     fn written(&self, entry: &Entry) -> Value {
         let service = json!({"namespace": self.namespace, "name": NAME, "path": entry.path, "port": 443});
+        let conditions = entry.conditions.iter();
+        let conditions: Value =
+            conditions.map(|(name, expression)| json!({"name": name, "expression": expression})).collect();
         let mut written = json!({
             "name": entry.name,
             "clientConfig": {"service": service, "caBundle": ByteString(self.ca_bundle.as_bytes().to_vec())},
@@ -164,15 +168,11 @@ impl Webhooks<'_> {
             "sideEffects": entry.side_effects,
             "timeoutSeconds": entry.seconds,
             "failurePolicy": entry.failure,
+            "matchConditions": conditions,
             "admissionReviewVersions": ["v1"],
         });
         if let Some(selector) = &entry.namespaces {
             written["namespaceSelector"] = selector.clone();
-        }
-        if !entry.conditions.is_empty() {
-            let conditions = entry.conditions.iter();
-            written["matchConditions"] =
-                conditions.map(|(name, expression)| json!({"name": name, "expression": expression})).collect();
         }
         written
     }
@@ -182,10 +182,14 @@ impl Webhooks<'_> {
         names(self.required).into_iter().filter(|name| !left_alone.contains(&name.as_str())).collect()
     }
 
+    fn not_ours(&self) -> (&'static str, String) {
+        ("not-ours", format!("request.userInfo.username != '{}'", account_user(self.namespace)))
+    }
+
     fn common_conditions(&self) -> Vec<(&'static str, String)> {
         let (quiesce, skip) = (gate::QUIESCE, gate::SKIP);
         vec![
-            ("not-ours", format!("request.userInfo.username != '{}'", account_user(self.namespace))),
+            self.not_ours(),
             (
                 "not-skipped",
                 format!("!({} && object.metadata.annotations['{quiesce}'] == '{skip}')", annotated("object", quiesce)),
@@ -310,6 +314,17 @@ mod tests {
     #[test]
     fn namespaces_that_want_nothing_less_have_entries_of_their_own_and_drivers_that_do_not_tell_too() {
         insta::assert_json_snapshot!(configuration(&["shop", "bank"], &["late.csi.example"]));
+    }
+
+    /// Our own writes are what a freeze waits for: they must never wait for it, or for nobody.
+    #[test]
+    fn nobody_is_asked_about_what_is_ours() {
+        let configuration = configuration(&["shop"], &["late.csi.example"]);
+        let not_ours = "request.userInfo.username != 'system:serviceaccount:stillpoint:stillpoint-apiserver'";
+        for entry in configuration["webhooks"].as_array().unwrap() {
+            let conditions = entry["matchConditions"].as_array().unwrap();
+            assert!(conditions.iter().any(|condition| condition["expression"] == not_ours), "{}", entry["name"]);
+        }
     }
 
     #[test]

@@ -9,6 +9,8 @@ use crate::reviews::{
     group_preflight, preflight, request, with,
 };
 
+const OUR_USER: &str = "system:serviceaccount:stillpoint:stillpoint-apiserver";
+
 fn decided(path: &str, review: &Value) -> Decision {
     decide(Door::of(path).unwrap(), &request(review), &Ours::in_namespace("stillpoint"))
 }
@@ -105,7 +107,6 @@ fn whatever_a_condition_would_have_kept_away_is_kept_away_here_too() {
     let annotation = |key: &str| object(&format!("/metadata/annotations/{}", key.replace('/', "~1")));
     let old = |key: &str| format!("/request/oldObject/metadata/annotations/{}", key.replace('/', "~1"));
     let member = "groupsnapshot.storage.k8s.io/volumeGroupSnapshotHandle";
-    let ours = "system:serviceaccount:stillpoint:stillpoint-apiserver";
     let cases: Vec<(&str, Value, &str)> = vec![
         // The mark is not added by this update: it was there, or it goes, or it is another's.
         ("/gates/content", with(cut(), &old(BEING_CREATED), "yes".into()), "no cut begins"),
@@ -154,8 +155,8 @@ fn whatever_a_condition_would_have_kept_away_is_kept_away_here_too() {
             "cut with its group",
         ),
         // Ours.
-        ("/gates/content", with(cut(), "/request/userInfo/username", ours.into()), "our own request"),
-        ("/gates/snapshot", with(preflight(), "/request/userInfo/username", ours.into()), "our own request"),
+        ("/gates/content", with(cut(), "/request/userInfo/username", OUR_USER.into()), "our own request"),
+        ("/gates/snapshot", with(preflight(), "/request/userInfo/username", OUR_USER.into()), "our own request"),
         // Skipped.
         ("/gates/content", with(cut(), &annotation("stillpoint.dev/quiesce"), "skip".into()), "skipped by annotation"),
         (
@@ -231,6 +232,8 @@ fn our_own_kinds_are_judged_as_everywhere_else() {
     let right = json!({"engine": "PostgreSQL", "endpoint": {"host": "db"}});
     let wrong = json!({"engine": "PostgreSQL", "endpoint": {"host": "postgres://db"}});
     assert_eq!(decided("/validate", &database(right.clone())), Decision::Allow("valid"));
+    let ours = with(database(wrong.clone()), "/request/userInfo/username", OUR_USER.into());
+    assert_eq!(decided("/validate", &ours), Decision::Allow("our own request"));
     let answered = |review: &Value| match decided("/validate", review) {
         Decision::Answer(answer) => answer.response("u"),
         other => panic!("{other:?}"),
