@@ -53,3 +53,11 @@ pub fn snapshot(name: &str, claim: &str) -> Value {
         "spec": {"source": {"persistentVolumeClaimName": claim}},
     })
 }
+
+/// Of all claims with this label, at one instant.
+pub fn group_snapshot(name: &str, label: &str, value: &str) -> Value {
+    json!({
+        "apiVersion": "groupsnapshot.storage.k8s.io/v1", "kind": "VolumeGroupSnapshot", "metadata": {"name": name},
+        "spec": {"source": {"selector": {"matchLabels": {label: value}}}},
+    })
+}
