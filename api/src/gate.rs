@@ -80,6 +80,9 @@ pub const FREEZE: &str = "stillpoint.dev/freeze";
 pub const LEVEL: &str = "stillpoint.dev/level";
 pub const POSITION: &str = "stillpoint.dev/position";
 pub const FROZEN_MILLISECONDS: &str = "stillpoint.dev/frozen-milliseconds";
+/// Annotation of a Database: PersistentVolumeClaims, with commas, that its Pods mount and that it has no data on. A copy without them
+/// is whole.
+pub const UNRELATED_CLAIMS: &str = "stillpoint.dev/unrelated-claims";
 /// Label or annotation of a VolumeSnapshotClass or VolumeGroupSnapshotClass: `"true"` or `"false"`, whether its driver cuts as of one
 /// instant, whatever our table of drivers says.
 pub const ATOMIC: &str = "stillpoint.dev/atomic";

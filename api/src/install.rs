@@ -15,6 +15,10 @@ pub const LABELS: [(&str, &str); 2] =
 pub const LEASE: &str = "stillpoint.dev/lease";
 /// The Secret of the authority that replicas sign with.
 pub const AUTHORITY: &str = "stillpoint-apiserver-ca";
+/// It, and [`webhooks::SERVING`].
+const OUR_SECRETS: &str = "stillpoint-apiserver-ca,stillpoint-webhooks-tls";
+/// What the account may do in the whole cluster; what the leader makes there goes with it.
+pub const ROLE: &str = "stillpoint:apiserver";
 /// The APIService of our group.
 pub fn api_service() -> String {
     API_SERVICE.to_owned()
@@ -55,22 +59,28 @@ pub struct Rule {
 }
 
 /// What the account needs everywhere: what it calls, and nothing beside.
-pub const EVERYWHERE: [Rule; 15] = [
+pub const EVERYWHERE: [Rule; 20] = [
     rule(crate::GROUP, "databases", "get,list,watch"),
     rule(crate::GROUP, "databases/status", "update"),
     rule(crate::GROUP, "freezes", "create,delete,get,list,patch,watch"),
     rule(crate::GROUP, "freezes/status", "patch,update"),
     rule("", "events", "create"),
     // Whose data a volume holds, and who stands still for its cut.
-    rule("", "persistentvolumes,pods,services", "list,watch"),
+    rule("", "namespaces,persistentvolumes,pods,services", "list,watch"),
+    rule("", "persistentvolumeclaims", "list"),
     rule("discovery.k8s.io", "endpointslices", "list,watch"),
     rule(crate::LIVE_GROUP, "databases/quiesce,databases/renew,databases/unquiesce", "create"),
     // How far a cut is, and what it is worth.
-    rule(crate::gate::SNAPSHOTS, "volumesnapshotcontents", "list,patch,watch"),
+    rule(crate::gate::SNAPSHOTS, "volumesnapshotcontents", "get,list,patch,watch"),
     rule(crate::gate::SNAPSHOTS, "volumesnapshots", "get,patch"),
     rule(crate::gate::SNAPSHOTS, "volumesnapshotclasses", "get"),
-    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotcontents", "list,patch,watch"),
-    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshots,volumegroupsnapshotclasses", "get,patch"),
+    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotcontents", "get,list,patch,watch"),
+    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshots", "get,patch"),
+    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotclasses", "get"),
+    // Who is asked before a cut; it goes with the role that this is in.
+    rule("admissionregistration.k8s.io", "validatingwebhookconfigurations", "create"),
+    named("admissionregistration.k8s.io", "validatingwebhookconfigurations", webhooks::NAME, "delete,get,patch"),
+    named("rbac.authorization.k8s.io", "clusterroles", ROLE, "get"),
     named("apiregistration.k8s.io", "apiservices", API_SERVICE, "get,patch"),
     named(
         "apiextensions.k8s.io",
@@ -82,7 +92,7 @@ pub const EVERYWHERE: [Rule; 15] = [
 /// What it needs in the namespace that it is installed in. What is created has no name yet that RBAC could ask for.
 pub const AT_HOME: [Rule; 3] = [
     rule("", "secrets", "create"),
-    named("", "secrets", AUTHORITY, "get,update"),
+    named("", "secrets", OUR_SECRETS, "get,update"),
     rule("coordination.k8s.io", "leases", "create,delete,get,list,update,watch"),
 ];
 /// What the ClusterRole `system:auth-delegator` grants: to ask who a token belongs to, and who may what.
@@ -126,6 +136,7 @@ mod tests {
     #[test]
     fn names_that_are_written_out_are_those_of_the_types() {
         assert_eq!(API_SERVICE, format!("{}.{}", crate::VERSION, crate::LIVE_GROUP));
+        assert_eq!(OUR_SECRETS, [AUTHORITY, webhooks::SERVING].join(","));
         let crds: Vec<String> = crate::crds::all().into_iter().filter_map(|crd| crd.metadata.name).collect();
         let named = EVERYWHERE.iter().find(|rule| rule.resources == "customresourcedefinitions");
         assert_eq!(named.map(|rule| rule.names().len()), Some(crds.len()));

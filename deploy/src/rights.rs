@@ -3,7 +3,7 @@
 
 use api::{
     GROUP as STORED, LIVE_GROUP as LIVE,
-    install::{ACCOUNT, AT_HOME, CREDENTIALS, EVERYWHERE, Rule, rule},
+    install::{ACCOUNT, AT_HOME, CREDENTIALS, EVERYWHERE, ROLE, Rule, rule},
 };
 use serde_json::{Value, json};
 
@@ -13,8 +13,8 @@ use crate::{labels, settings::NAMESPACE};
 pub(crate) fn rights() -> Vec<Value> {
     vec![
         account(),
-        cluster_role("stillpoint:apiserver", &json!({}), &EVERYWHERE),
-        cluster_binding("stillpoint:apiserver", "stillpoint:apiserver"),
+        cluster_role(ROLE, &json!({}), &EVERYWHERE),
+        cluster_binding(ROLE, ROLE),
         cluster_binding("stillpoint:apiserver:reviews", "system:auth-delegator"),
         binding("stillpoint:apiserver:authentication", "kube-system", "extension-apiserver-authentication-reader"),
         role("stillpoint:apiserver:own", NAMESPACE, &AT_HOME),
