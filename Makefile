@@ -10,8 +10,10 @@ help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 .PHONY: build
-build: ## The two commands, release build, in target/release
+build: ## The commands, release build, in target/release
 	$(CARGO) build --release --locked -p apiserver -p cli
+	# Alone: built with the others it would get the features that they want of what is shared, and their Kubernetes client.
+	$(CARGO) build --release --locked -p webhooks
 
 .PHONY: go
 go:
@@ -73,6 +75,7 @@ conformance: ## Write docs/conformance.md from the cases that `make test-cluster
 .PHONY: test-node
 test-node: setup ## Real Pods, volumes and snapshots, on a node that is built first (needs root)
 	$(CARGO) build --locked -p apiserver -p csi
+	$(CARGO) build --locked -p webhooks
 	$(CARGO) test --locked -p csi
 	$(CARGO) test --locked -p cluster --features node --test node
 	$(CARGO) test --locked -p tests --features node --test node

@@ -8,13 +8,15 @@ pub const NAMESPACE: &str = "stillpoint";
 pub const ACCOUNT: &str = "stillpoint-apiserver";
 /// The ClusterRole that lets the account read Secrets, and the RoleBinding that grants it in one namespace.
 pub const CREDENTIALS: &str = "stillpoint:credentials";
-/// On everything that is ours.
+/// On everything that is ours, but what is the webhooks'; the server's pods are selected by them.
 pub const LABELS: [(&str, &str); 2] =
     [("app.kubernetes.io/name", "stillpoint"), ("app.kubernetes.io/component", "apiserver")];
 /// On Leases: `replica`, whose holder lives while it renews it, or `member`, of a Database.
 pub const LEASE: &str = "stillpoint.dev/lease";
 /// The Secret of the authority that replicas sign with.
 pub const AUTHORITY: &str = "stillpoint-apiserver-ca";
+/// The name by which ours ask a replica: whoever asks by it is shown a certificate of our own authority, whatever others see.
+pub const REPLICAS: &str = "replicas.stillpoint.internal";
 /// It, and [`webhooks::SERVING`].
 const OUR_SECRETS: &str = "stillpoint-apiserver-ca,stillpoint-webhooks-tls";
 /// What the account may do in the whole cluster; what the leader makes there goes with it.

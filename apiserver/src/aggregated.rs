@@ -25,7 +25,7 @@ use tracing::info;
 
 use crate::{
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
-    gates::{self, Gates},
+    gates::{self, Gates, Keeper},
     health::Condition,
     records::{Cluster, Records},
     recovery,
@@ -99,7 +99,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
             Arc::clone(&keyring),
         )),
         authorizer: Arc::new(SubjectAccessReviews::new(Arc::clone(&reviews) as _)),
-        conditions: vec![authority, Arc::clone(&schema)],
+        conditions: vec![Arc::clone(&authority), Arc::clone(&schema)],
         tasks,
         stopping,
         over,
@@ -117,14 +117,25 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     let namespace = place.service.namespace;
     let mut loops = Vec::new();
     if let Some((bound, tls)) = asked {
-        let gates =
-            Gates::new(Arc::clone(&core.app), core.verbs.clone(), client.clone(), &namespace, core.stopping.clone());
+        let (stopping, over) = (core.stopping.clone(), core.over.clone());
+        let gates = Gates::new(Arc::clone(&core.app), core.verbs.clone(), client.clone(), &namespace, stopping, over);
         loops.extend(gates.loops(&watching));
+        let keeper = Keeper {
+            client: client.clone(),
+            namespace: namespace.clone(),
+            keyring: Arc::clone(&keyring),
+            shared: authority,
+        };
+        loops.push(("what the webhooks need", keeper.keep(gates.clone()).boxed()));
         // A token that is meant for kube-apiserver is none for us.
         let audience = vec![api::gate::AUDIENCE.to_owned()];
         let authenticator = Arc::new(Delegated::new(Arc::clone(&trust), reviews as _, audience, false));
         let asker = api::install::webhooks_user(&namespace);
         loops.push(("gates", gates::serve(bound, tls, gates, authenticator, asker, core.over.clone()).boxed()));
+    } else {
+        let verbs = core.verbs.clone();
+        let leads = move || verbs.leads();
+        loops.push(("a configuration of nobody's", Keeper::remove(client.clone(), leads).boxed()));
     }
     let replicas = Replicas::new(Us {
         client: client.clone(),

@@ -6,44 +6,45 @@
 //! content gets its handle ─► every replica ends the claims that it holds for it ─► verdict ─► labels
 //! ```
 
+mod ask;
 mod atomic;
 mod contents;
 mod cut;
 mod endpoint;
 mod index;
+mod judge;
+mod keep;
+mod kinds;
+mod known;
+mod policy;
+mod preflight;
+mod said;
 mod thaw;
 mod verdict;
 mod watched;
 
-use std::{sync::Arc, time::Duration};
-
-use api::{
-    QuiesceStatus,
-    gate::{Gate, GateAnswer, GateRequest},
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-use bytes::Bytes;
+
+use api::{gate::Group, install::webhooks::CONTENT_DRIVERS};
 use futures::future::BoxFuture;
-use http::{HeaderMap, StatusCode};
 use jiff::Timestamp;
-use kube::Client;
-use serde::Serialize;
-use serde_json::Value;
-use tokio::time::{Instant, timeout_at};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{Client, api::DynamicObject};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
 
-use crate::{
-    answer::{Answer, Parts},
-    app::App,
-    auth::User,
-    negotiate::Form,
-    query::Query,
-    target::{ResourceTarget, Verb},
-    verbs::Verbs,
-};
-use cut::{Together, Wanted};
+use crate::{app::App, auth::User, verbs::Verbs};
+use kinds::{Kind, Kinds};
+use known::Known;
 use watched::Watched;
 
 pub(crate) use endpoint::serve;
+pub(crate) use keep::Keeper;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -52,17 +53,35 @@ pub(crate) struct Gates(Arc<Inner>);
 struct Inner {
     app: Arc<App>,
     verbs: Verbs,
-    client: Client,
+    kinds: Kinds,
     watched: Watched,
     /// As whom Databases are held: our own account.
     us: User,
     stopping: CancellationToken,
+    /// Cancelled when nothing is held any more.
+    over: CancellationToken,
+    known: Mutex<Known>,
+    asked: Mutex<Asked>,
+    learnt: Mutex<Learnt>,
 }
 
-/// How often a content's claim may have ended and be made anew: a driver that fails is called again, and the gate asked again.
-const AGAIN: u32 = 16;
-/// What is left of a deadline for the answer's way back.
-const WAY_BACK: Duration = Duration::from_millis(200);
+/// Cuts that this replica was asked about, and held nothing for: why not, by the content's uid.
+#[derive(Debug, Default)]
+struct Asked(HashMap<String, (Instant, String)>);
+
+/// What the webhooks' configuration says, or is going to say.
+#[derive(Debug, Default)]
+struct Learnt {
+    /// Since when anybody could have been asked.
+    installed: Option<Timestamp>,
+    /// Drivers whose snapshotter was seen to cut without its mark.
+    drivers: BTreeSet<String>,
+}
+
+/// How long it is remembered why nothing was held: a cut that is not made by then is asked about again.
+const REMEMBERED: Duration = Duration::from_secs(3600);
+/// How many of those at most; the others are judged as if nobody had been asked.
+const MOST_REMEMBERED: usize = 10_000;
 
 impl Gates {
     pub(crate) fn new(
@@ -71,6 +90,7 @@ impl Gates {
         client: Client,
         namespace: &str,
         stopping: CancellationToken,
+        over: CancellationToken,
     ) -> Self {
         let us = User {
             name: api::install::account_user(namespace),
@@ -79,112 +99,92 @@ impl Gates {
                 .into(),
             ..User::default()
         };
-        Self(Arc::new(Inner { app, verbs, client, watched: Watched::new(), us, stopping }))
+        let (kinds, watched) = (Kinds::new(client), Watched::new());
+        let (known, asked, learnt) = Default::default();
+        Self(Arc::new(Inner { app, verbs, kinds, watched, us, stopping, over, known, asked, learnt }))
     }
 
     /// `watching`: a client whose requests may be silent for long.
     pub(crate) fn loops(&self, watching: &Client) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
         let mut loops = self.0.watched.loops(watching);
-        loops.push(("contents of snapshots", Box::pin(thaw::run(self.clone(), watching.clone()))));
+        loops.push(("contents of snapshots", Box::pin(thaw::run(self.clone(), self.0.kinds.with(watching.clone())))));
         loops
     }
 
-    /// Answers a gate by its deadline.
-    async fn ask(&self, request: &GateRequest, deadline: Instant) -> GateAnswer {
-        let deadline = deadline.checked_sub(WAY_BACK).unwrap_or(deadline);
-        match request.gate {
-            Gate::Preflight => GateAnswer::allow(),
-            Gate::Cut | Gate::Content => {
-                let answered = timeout_at(deadline, self.cut(request)).await;
-                answered
-                    .unwrap_or_else(|_| cut::not_held(request.required, "its databases did not stand still in time"))
-            }
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Why nothing was held for this content, if this replica was asked about it.
+    fn missed(&self, uid: &str) -> Option<String> {
+        self.0.asked().0.get(uid).map(|(_, why)| why.clone())
+    }
+
+    /// Answers whether this is news.
+    fn is_missed(&self, uid: &str, why: &str) -> bool {
+        let mut asked = self.0.asked();
+        if asked.0.len() >= MOST_REMEMBERED && !asked.0.contains_key(uid) {
+            return true;
+        }
+        asked.0.insert(uid.to_owned(), (Instant::now(), why.to_owned())).is_none_or(|(_, before)| before != why)
+    }
+
+    fn is_held(&self, uid: &str) {
+        self.0.asked().0.remove(uid);
+    }
+
+    async fn snapshot(&self, group: Group, namespace: &str, name: &str) -> Result<Option<DynamicObject>, kube::Error> {
+        self.0.kinds.snapshots(group, namespace).get_opt(name).await
+    }
+
+    async fn class(&self, group: Group, name: &str) -> Option<DynamicObject> {
+        let class = self.0.kinds.all(Kind::Class, group).get_opt(name).await;
+        class.inspect_err(|error| warn!(name, %error, "a snapshot class could not be read")).ok()?
+    }
+
+    /// Since when anybody could have been asked.
+    fn installed(&self) -> Option<Timestamp> {
+        self.0.learnt().installed
+    }
+}
+
+impl Inner {
+    fn asked(&self) -> MutexGuard<'_, Asked> {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn learnt(&self) -> MutexGuard<'_, Learnt> {
+        self.learnt.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What was decided long ago.
+    fn forget(&self) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).forget(Instant::now());
+        self.asked().0.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
+    }
+
+    /// From the webhooks' configuration; `None`: there is none.
+    fn learn(&self, configuration: Option<&ObjectMeta>) {
+        let mut learnt = self.learnt();
+        let made = configuration.and_then(|metadata| metadata.creation_timestamp.as_ref());
+        learnt.installed = made.map(|made| made.0);
+        let said = configuration.and_then(|metadata| metadata.annotations.as_ref()?.get(CONTENT_DRIVERS));
+        let drivers = said.iter().flat_map(|said| said.split(',')).filter(|driver| !driver.is_empty());
+        learnt.drivers.extend(drivers.map(str::to_owned));
+    }
+
+    /// A driver was called, and nobody could have been asked right before: from now on it is held from when a content is made.
+    fn unmarked(&self, driver: String) {
+        if self.learnt().drivers.insert(driver.clone()) {
+            info!(driver, "its snapshotter cuts without telling: databases are held from when a content is made");
         }
     }
 
-    async fn cut(&self, request: &GateRequest) -> GateAnswer {
-        let together = match self.wanted(request) {
-            Ok(Wanted::Hold(together)) => together,
-            Ok(Wanted::Nothing(why)) => {
-                tracing::debug!(?why, content = request.object.name, "a cut that nothing is held for");
-                return GateAnswer::allow();
-            }
-            Err(why) => return cut::not_held(request.required, why),
-        };
-        match self.hold(request, &together).await {
-            Ok(status) => cut::held(&together, &status),
-            Err(message) => {
-                tracing::warn!(content = request.object.name, databases = ?together.databases, message, "not held for a cut");
-                cut::not_held(request.required, &message)
-            }
-        }
+    fn is_unmarked(&self, driver: &str) -> bool {
+        self.learnt().drivers.contains(driver)
     }
 
-    fn wanted(&self, request: &GateRequest) -> Result<Wanted, &'static str> {
-        if !self.0.watched.is_complete() || !self.0.verbs.stored.is_cancelled() {
-            return Err("Stillpoint has just started, and does not know yet whose volumes these are");
-        }
-        let index = self.0.watched.index();
-        let claims = cut::claims(&index, request.driver.as_deref().unwrap_or_default(), &request.volume_handles);
-        let namespace = claims.first().map(|(namespace, _)| namespace.as_str());
-        let databases = self.0.verbs.records.databases(namespace);
-        let databases: Vec<_> = databases.iter().map(AsRef::as_ref).collect();
-        Ok(cut::wanted(&index, &claims, &databases))
-    }
-
-    /// Holds them, wherever their members are. The same content again is the same claim, and its time begins anew; one that has ended
-    /// is followed by another.
-    async fn hold(&self, request: &GateRequest, together: &Together) -> Result<QuiesceStatus, String> {
-        let database = together.databases.first().ok_or("no Database")?;
-        for again in 0..AGAIN {
-            let uid = cut::claim_uid(request.object.group, &request.object.uid, again);
-            let quiesce = cut::quiesce(together, uid.clone(), cut::reason(request));
-            let (code, body) = self.verb(&together.namespace, database, "quiesce", &quiesce, request.dry_run).await?;
-            match code {
-                StatusCode::OK | StatusCode::CREATED => {
-                    if code == StatusCode::OK && !request.dry_run {
-                        let renew = serde_json::json!({"spec": {"uid": uid}});
-                        self.verb(&together.namespace, database, "renew", &renew, false).await?;
-                    }
-                    return serde_json::from_value(body["status"].clone()).map_err(|error| error.to_string());
-                }
-                StatusCode::GONE => {}
-                _ => return Err(body["message"].as_str().unwrap_or("no reason was given").to_owned()),
-            }
-        }
-        Err(format!("it was tried {AGAIN} times"))
-    }
-
-    /// A verb as our own account, sent on to the replica that has the Database.
-    async fn verb(
-        &self,
-        namespace: &str,
-        database: &str,
-        verb: &str,
-        body: &(impl Serialize + Sync),
-        dry_run: bool,
-    ) -> Result<(StatusCode, Value), String> {
-        let target = ResourceTarget {
-            verb: Verb::Create,
-            group: api::LIVE_GROUP.to_owned(),
-            version: api::VERSION.to_owned(),
-            namespace: Some(namespace.to_owned()),
-            resource: "databases".to_owned(),
-            name: Some(database.to_owned()),
-            subresource: Some(verb.to_owned()),
-        };
-        let headers = HeaderMap::new();
-        let query = Query::parse(dry_run.then_some("dryRun=All"));
-        let parts = Parts { headers: &headers, query, form: Form::Object };
-        let bytes = Bytes::from(serde_json::to_vec(body).map_err(|error| error.to_string())?);
-        let Inner { app, us, stopping, .. } = &*self.0;
-        let answer = app.objects.serve(us, target, &parts, bytes, Timestamp::now(), stopping).await;
-        match answer {
-            Ok(Answer::Json { code, bytes, .. }) => {
-                Ok((code, serde_json::from_slice(&bytes).map_err(|error| error.to_string())?))
-            }
-            Ok(_) => Err("the verb answered in a form that is not its own".to_owned()),
-            Err(error) => Ok((error.code, serde_json::json!({"message": error.message}))),
-        }
+    fn drivers(&self) -> Vec<String> {
+        self.learnt().drivers.iter().cloned().collect()
     }
 }

@@ -21,7 +21,7 @@ pub(crate) const ROTATE: &str = "stillpoint.dev/rotate";
 /// When the last step was made.
 const STEPPED: &str = "stillpoint.dev/rotation-step-at";
 /// The name by which replicas ask each other: whoever asks by it is shown a certificate of our own authority.
-pub(crate) const REPLICAS: &str = "replicas.stillpoint.internal";
+pub(crate) const REPLICAS: &str = api::install::REPLICAS;
 /// An authority's life; a next one is made when two thirds are over.
 const LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
 

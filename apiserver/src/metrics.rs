@@ -17,6 +17,31 @@ pub struct Metrics {
     frozen_seconds: Family<LevelLabels, Histogram, fn() -> Histogram>,
     frozen: Gauge,
     last_success: Gauge,
+    gates: Family<GateLabels, Histogram, fn() -> Histogram>,
+    answered_after_frozen: Histogram,
+    thawed_after_cut: Histogram,
+    judged: Family<ConsistencyLabels, Counter>,
+}
+
+/// What came of a gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gated {
+    Held,
+    /// Nothing of ours is on these volumes.
+    Nothing,
+    LeftAlone,
+    Missed,
+    Unreal,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct GateLabels {
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ConsistencyLabels {
+    consistency: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -78,7 +103,59 @@ impl Metrics {
             "When a proved freeze ended last",
             last_success.clone(),
         );
-        Self { registry, requests, request_seconds, freezes, frozen_seconds, frozen, last_success }
+        let gates = Family::new_with_constructor(freeze_buckets as fn() -> Histogram);
+        let (answered_after_frozen, thawed_after_cut) = (share_buckets(), share_buckets());
+        let judged = Family::default();
+        registry.register("stillpoint_gate_seconds", "How long cuts waited for us", Family::clone(&gates));
+        registry.register(
+            "stillpoint_answer_after_frozen_seconds",
+            "From when a database stood still for a cut until its gate was answered",
+            answered_after_frozen.clone(),
+        );
+        registry.register(
+            "stillpoint_thaw_after_cut_seconds",
+            "From when a cut was seen until its databases went on",
+            thawed_after_cut.clone(),
+        );
+        registry.register("stillpoint_snapshots", "Snapshots by what they are worth", Family::clone(&judged));
+        Self {
+            registry,
+            requests,
+            request_seconds,
+            freezes,
+            frozen_seconds,
+            frozen,
+            last_success,
+            gates,
+            answered_after_frozen,
+            thawed_after_cut,
+            judged,
+        }
+    }
+
+    /// A gate was answered, after so many seconds.
+    pub fn gated(&self, gated: Gated, seconds: f64) {
+        let outcome = match gated {
+            Gated::Held => "held",
+            Gated::Nothing => "nothing",
+            Gated::LeftAlone => "left-alone",
+            Gated::Missed => "missed",
+            Gated::Unreal => "unreal",
+        };
+        self.gates.get_or_create(&GateLabels { outcome }).observe(seconds);
+    }
+
+    pub fn answered_after_frozen(&self, seconds: f64) {
+        self.answered_after_frozen.observe(seconds);
+    }
+
+    pub fn thawed_after_cut(&self, seconds: f64) {
+        self.thawed_after_cut.observe(seconds);
+    }
+
+    /// It is written on a snapshot.
+    pub fn judged(&self, consistency: &'static str) {
+        self.judged.get_or_create(&ConsistencyLabels { consistency }).inc();
     }
 
     pub fn request(&self, request: Request, code: u16, seconds: f64) {
@@ -136,6 +213,11 @@ fn request_buckets() -> Histogram {
 
 fn freeze_buckets() -> Histogram {
     Histogram::new([0.01, 0.05, 0.25, 1.0, 5.0, 15.0, 60.0, 600.0])
+}
+
+/// Our share of the time that a database stands still.
+fn share_buckets() -> Histogram {
+    Histogram::new([0.001, 0.002, 0.005, 0.01, 0.015, 0.025, 0.05, 0.1, 0.5, 2.5])
 }
 
 impl Default for Metrics {

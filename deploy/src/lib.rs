@@ -2,10 +2,12 @@
 //! nobody needs Rust to install; a test says when they are not what the code says.
 
 mod monitoring;
+mod pods;
 mod policies;
 mod rights;
 mod server;
 mod settings;
+mod webhooks;
 
 use std::{fs, io, path::Path};
 
@@ -29,6 +31,8 @@ const GENERATED: &str = "# Generated from the Rust types by `make manifests`; do
 /// Objects that belong together.
 struct Part {
     name: &'static str,
+    /// The folder of its plain YAML.
+    folder: &'static str,
     objects: Vec<Object>,
 }
 
@@ -74,13 +78,27 @@ fn parts() -> Vec<Part> {
         only_in_chart("$.Values.serviceMonitor.enabled", monitoring::monitor()),
         only_in_chart("$.Values.alerts.enabled", monitoring::alerts()),
     ];
+    let part = |name, objects| Part { name, folder: "apiserver", objects };
     vec![
-        Part { name: "namespace", objects: vec![Object { chart: false, ..server::namespace().into() }] },
-        Part { name: "rights", objects: all(rights::rights()) },
-        Part { name: "enabled", objects: vec![each("$.Values.namespaces", enabled)] },
-        Part { name: "policies", objects: all(policies::policies()) },
-        Part { name: "server", objects: server },
-        Part { name: "api", objects: vec![api().into()] },
+        part("namespace", vec![Object { chart: false, ..server::namespace().into() }]),
+        part("rights", all(rights::rights())),
+        part("enabled", vec![each("$.Values.namespaces", enabled)]),
+        part("policies", all(policies::policies())),
+        part("server", server),
+        Part { name: "webhooks", folder: "webhooks", objects: webhooks() },
+        part("api", vec![api().into()]),
+    ]
+}
+
+/// Those who are asked before a snapshot is cut.
+fn webhooks() -> Vec<Object> {
+    const ON: &str = "$.Values.webhooks.enabled";
+    vec![
+        only_if(ON, webhooks::account()),
+        only_if(ON, webhooks::service()),
+        only_if(ON, webhooks::deployment()),
+        only_if("and $.Values.webhooks.enabled (gt (int $.Values.webhooks.replicas) 1)", webhooks::budget()),
+        only_if("and $.Values.webhooks.enabled $.Values.networkPolicy.enabled", webhooks::network()),
     ]
 }
 
@@ -101,14 +119,14 @@ pub fn manifests() -> anyhow::Result<Vec<Manifest>> {
         let objects: Vec<Value> =
             objects.map(|object| settings::plain(&object.value)).collect::<anyhow::Result<_>>()?;
         if !objects.is_empty() {
-            manifests.push(Manifest { path: format!("apiserver/{}.yaml", part.name), text: yaml(&objects)? });
+            manifests.push(Manifest { path: format!("{}/{}.yaml", part.folder, part.name), text: yaml(&objects)? });
         }
         everything.extend(objects);
     }
     // The namespace first: what is in it comes after it.
     everything.sort_by_key(|object| object["kind"] != "Namespace");
     manifests.push(Manifest { path: "stillpoint.yaml".to_owned(), text: yaml(&everything)? });
-    for part in [Part { name: "crds", objects: crds }].iter().chain(&parts) {
+    for part in [Part { name: "crds", folder: "crds", objects: crds }].iter().chain(&parts) {
         let text = templates(&part.objects)?;
         if !text.is_empty() {
             let path = format!("chart/templates/{}.yaml", part.name);
@@ -246,7 +264,7 @@ mod tests {
         let one = manifests.iter().find(|manifest| manifest.path == "stillpoint.yaml").unwrap();
         let documents = |text: &str| text.trim_start_matches(GENERATED).split("---\n").map(str::to_owned).collect();
         let whole: Vec<String> = documents(&one.text);
-        let is_part = |path: &str| path.starts_with("crds/") || path.starts_with("apiserver/");
+        let is_part = |path: &str| ["crds/", "apiserver/", "webhooks/"].iter().any(|folder| path.starts_with(folder));
         let parts = manifests.iter().filter(|manifest| is_part(&manifest.path));
         let mut parts: Vec<String> = parts.flat_map(|part| -> Vec<String> { documents(&part.text) }).collect();
         assert!(whole[0].contains("kind: Namespace"), "{}", whole[0]);
@@ -257,5 +275,33 @@ mod tests {
         for manifest in &manifests {
             assert!(!manifest.text.contains(['⟦', '⟧']), "{}", manifest.path);
         }
+    }
+
+    #[test]
+    fn what_selects_pods_selects_those_of_its_own_name_and_no_others() {
+        let objects = parts().into_iter().flat_map(|part| part.objects);
+        let objects: Vec<Value> = objects.map(|object| settings::plain(&object.value).unwrap()).collect();
+        let pods: Vec<(&Value, &Value)> = objects
+            .iter()
+            .filter(|object| object["kind"] == "Deployment")
+            .map(|object| (&object["metadata"]["name"], &object["spec"]["template"]["metadata"]["labels"]))
+            .collect();
+        assert_eq!(pods.len(), 2);
+        let mut selecting = 0;
+        for object in &objects {
+            let spec = &object["spec"];
+            let selector = match object["kind"].as_str() {
+                Some("Service") => &spec["selector"],
+                Some("Deployment" | "PodDisruptionBudget") => &spec["selector"]["matchLabels"],
+                Some("NetworkPolicy") => &spec["podSelector"]["matchLabels"],
+                _ => continue,
+            };
+            let wanted = selector.as_object().unwrap();
+            let selected = pods.iter().filter(|(_, labels)| wanted.iter().all(|(key, value)| &labels[key] == value));
+            let selected: Vec<&Value> = selected.map(|(name, _)| *name).collect();
+            assert_eq!(selected, [&object["metadata"]["name"]], "{object}");
+            selecting += 1;
+        }
+        assert_eq!(selecting, 8, "four of each");
     }
 }

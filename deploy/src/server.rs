@@ -1,20 +1,22 @@
 //! The server itself: pods, how they are found, and how they may be disturbed.
 
-use api::install::ACCOUNT;
+use api::{
+    gate,
+    install::{self, ACCOUNT},
+};
 use serde_json::{Value, json};
 
 use crate::{
     labels,
-    settings::{NAMESPACE, computed, optional, set},
+    pods::{GOING, Pods, container, field, probe},
+    settings::{NAMESPACE, computed, optional, set, unless_off},
 };
 
-/// As `deploy/Containerfile` has it; a number, for kubelet checks that it is not root's.
-pub(crate) const USER: u32 = 65532;
-/// After SIGTERM it answers as before for so long: those who dial learn meanwhile that this pod is going. With it, the time to
-/// drain, and what letting go takes, a pod is within its grace period.
-const GOING: u32 = 10;
+const PODS: Pods = Pods { name: ACCOUNT, labels: install::LABELS };
 /// Where a serving certificate is, if one was given.
 const TLS: &str = "/etc/stillpoint/tls";
+/// The server's port, unless told.
+const PORT: u16 = 6443;
 
 /// In the plain YAML, where no default namespace is.
 pub(crate) fn namespace() -> Value {
@@ -40,80 +42,45 @@ pub(crate) fn quota() -> Value {
 }
 
 pub(crate) fn service() -> Value {
-    json!({
-        "apiVersion": "v1", "kind": "Service",
-        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
-        "spec": {
-            "selector": labels(),
-            "ports": [{"name": "https", "port": 443, "targetPort": "https", "protocol": "TCP"}],
-        },
-    })
+    let gates = json!({"name": "gates", "port": gate::PORT, "targetPort": "gates", "protocol": "TCP"}).to_string();
+    PODS.service(&json!([
+        {"name": "https", "port": 443, "targetPort": "https", "protocol": "TCP"},
+        unless_off("webhooks.enabled", &gates, &gates),
+    ]))
 }
 
 pub(crate) fn deployment() -> Value {
-    json!({
-        "apiVersion": "apps/v1", "kind": "Deployment",
-        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
-        "spec": {
-            "replicas": set("replicas"),
-            "selector": {"matchLabels": labels()},
-            // The next pod goes only when the new one has answered for a while.
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
-            "minReadySeconds": 10,
-            "template": {
-                "metadata": {"labels": labels(), "annotations": set("podAnnotations")},
-                "spec": pod(),
-            },
-        },
-    })
+    PODS.deployment(&set("replicas"), &pod())
+}
+
+pub(crate) fn budget() -> Value {
+    PODS.budget()
 }
 
 fn pod() -> Value {
-    json!({
-        "serviceAccountName": ACCOUNT,
+    PODS.spec(json!({
         "automountServiceAccountToken": true,
-        "priorityClassName": set("priorityClassName"),
+        // How long it goes on as it was, the time to drain, and what letting go takes.
         "terminationGracePeriodSeconds": computed("90", "add $.Values.drainSeconds 30"),
-        "imagePullSecrets": set("image.pullSecrets"),
-        "nodeSelector": set("nodeSelector"),
-        "tolerations": set("tolerations"),
-        "securityContext": {
-            "runAsNonRoot": true, "runAsUser": USER, "runAsGroup": USER, "seccompProfile": {"type": "RuntimeDefault"},
-        },
-        "affinity": {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": [{
-            "weight": 100,
-            "podAffinityTerm": {"labelSelector": {"matchLabels": labels()}, "topologyKey": "kubernetes.io/hostname"},
-        }]}},
-        "topologySpreadConstraints": [{
-            "maxSkew": 1, "topologyKey": "topology.kubernetes.io/zone", "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": {"matchLabels": labels()},
-        }],
-        "containers": [container()],
+        "containers": [server()],
         "volumes": optional(
             "tls.secretName",
             r#"[{"name": "tls", "secret": {"secretName": {{ $.Values.tls.secretName | quote }}}}]"#,
         ),
-    })
+    }))
 }
 
-fn container() -> Value {
-    let image = computed(
-        &format!("\"stillpoint:{}\"", env!("CARGO_PKG_VERSION")),
-        r#"$.Values.image.digest | empty | ternary (printf "%s:%s" $.Values.image.repository ($.Values.image.tag | default $.Chart.AppVersion)) (printf "%s@%s" $.Values.image.repository $.Values.image.digest)"#,
-    );
-    let field = |name: &str, path: &str| json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}});
-    let probe = |path: &str, every: u32, failures: u32| {
-        json!({
-            "httpGet": {"path": path, "port": "https", "scheme": "HTTPS"},
-            "periodSeconds": every, "timeoutSeconds": 5, "failureThreshold": failures,
-        })
-    };
-    json!({
+fn server() -> Value {
+    let gates = gates_port();
+    container(json!({
         "name": "apiserver",
-        "image": image,
-        "imagePullPolicy": set("image.pullPolicy"),
         "args": [
             format!("--listen={}:{}", set("listenAddress"), set("port")),
+            unless_off(
+                "webhooks.enabled",
+                &json!(format!("--gates-listen=0.0.0.0:{}", gate::PORT)).to_string(),
+                &format!("--gates-listen={{{{ $.Values.listenAddress }}}}:{gates}"),
+            ),
             format!("--service={NAMESPACE}/{ACCOUNT}"),
             "--identity=$(POD_NAME)",
             "--advertise=$(POD_IP)",
@@ -125,41 +92,40 @@ fn container() -> Value {
             optional("tls.secretName", &format!("--tls-private-key-file={TLS}/tls.key")),
         ],
         "env": [field("POD_NAME", "metadata.name"), field("POD_IP", "status.podIP")],
-        "ports": [{"name": "https", "containerPort": set("port"), "protocol": "TCP"}],
+        "ports": [
+            {"name": "https", "containerPort": set("port"), "protocol": "TCP"},
+            unless_off(
+                "webhooks.enabled",
+                &json!({"name": "gates", "containerPort": gate::PORT, "protocol": "TCP"}).to_string(),
+                &format!(r#"{{"name": "gates", "containerPort": {gates}, "protocol": "TCP"}}"#),
+            ),
+        ],
         // It is ready when it knows whom to trust and what is stored; that may take long in a large cluster.
         "startupProbe": probe("/livez", 1, 60),
         "readinessProbe": probe("/readyz", 2, 2),
         "livenessProbe": probe("/livez", 10, 3),
         "resources": set("resources"),
         "volumeMounts": optional("tls.secretName", &format!(r#"[{{"name": "tls", "mountPath": "{TLS}", "readOnly": true}}]"#)),
-        "securityContext": {
-            "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
-        },
-    })
+    }))
 }
 
-/// A node that is drained leaves one to answer; pods that are not ready answer nobody, and keep no node.
-pub(crate) fn budget() -> Value {
-    json!({
-        "apiVersion": "policy/v1", "kind": "PodDisruptionBudget",
-        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
-        "spec": {
-            "minAvailable": 1, "selector": {"matchLabels": labels()}, "unhealthyPodEvictionPolicy": "AlwaysAllow",
-        },
-    })
+/// In the chart: where gates are asked in a pod. Only the Service and its own webhooks know, so it makes room for `port`.
+fn gates_port() -> String {
+    format!("{{{{ ternary {PORT} {gates} (eq (int $.Values.port) {gates}) }}}}", gates = gate::PORT)
 }
 
-/// kube-apiserver comes from outside of every pod network, so that nobody can be named; what goes out goes to databases, which
-/// are anywhere.
+/// kube-apiserver comes from outside of every pod network, so that nobody can be named; the gates are for the webhooks alone. What
+/// goes out goes to databases, which are anywhere.
 pub(crate) fn network() -> Value {
-    json!({
-        "apiVersion": "networking.k8s.io/v1", "kind": "NetworkPolicy",
-        "metadata": {"name": ACCOUNT, "namespace": NAMESPACE, "labels": labels()},
-        "spec": {
-            "podSelector": {"matchLabels": labels()}, "policyTypes": ["Ingress"],
-            "ingress": [{"ports": [{"port": "https", "protocol": "TCP"}]}],
-        },
+    let gates = json!({
+        "ports": [{"port": "gates", "protocol": "TCP"}],
+        "from": [{"podSelector": crate::webhooks::PODS.selector()}],
     })
+    .to_string();
+    PODS.network(&json!([
+        {"ports": [{"port": "https", "protocol": "TCP"}]},
+        unless_off("webhooks.enabled", &gates, &gates),
+    ]))
 }
 
 /// A Lease that waits behind everybody's requests for 8 s ends every freeze of its replica: they are few, and go where leader

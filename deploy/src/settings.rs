@@ -14,7 +14,7 @@ pub(crate) const NAMESPACE: &str = "⟦\"stillpoint\"¦$.Release.Namespace⟧";
 /// One value of the chart: its path, its default as JSON, and what is said about it in `values.yaml`.
 struct Setting(&'static str, &'static str, &'static str);
 
-const SETTINGS: [Setting; 28] = [
+const SETTINGS: [Setting; 32] = [
     Setting(
         "image.repository",
         r#""stillpoint""#,
@@ -64,6 +64,18 @@ const SETTINGS: [Setting; 28] = [
         r#""""#,
         "Or the authority itself, PEM in base64. Empty: the server, or cert-manager, fills it in",
     ),
+    Setting(
+        "webhooks.enabled",
+        "true",
+        "Holds databases while CSI snapshots of their volumes are cut, whoever takes them; false: nobody is asked before one is",
+    ),
+    Setting("webhooks.replicas", "2", "With 1 there is no PodDisruptionBudget"),
+    Setting("webhooks.port", "9443", "Where they listen. The control plane must reach it, as it must `port`"),
+    Setting(
+        "webhooks.resources",
+        r#"{"requests":{"cpu":"10m","memory":"16Mi"},"limits":{"memory":"128Mi"}}"#,
+        "The limit leaves room for a thousand reviews at once",
+    ),
     Setting("nodeSelector", "{}", ""),
     Setting("tolerations", "[]", ""),
     Setting("podAnnotations", "{}", ""),
@@ -72,7 +84,7 @@ const SETTINGS: [Setting; 28] = [
         "true",
         "Whether CRDs are part of the release. They, and what is stored, outlive it in any case",
     ),
-    Setting("networkPolicy.enabled", "true", "Lets in what goes to the server's port, and nothing else"),
+    Setting("networkPolicy.enabled", "true", "Lets in what goes to the ports of ours, and nothing else"),
     Setting(
         "flowSchema.enabled",
         "true",
@@ -97,8 +109,8 @@ const SETTINGS: [Setting; 28] = [
 fn limits(path: &str) -> Value {
     match path {
         // An APIService that nobody answers for is in the way of the whole cluster.
-        "replicas" => json!({"minimum": 1}),
-        "port" => json!({"minimum": 1, "maximum": 65535}),
+        "replicas" | "webhooks.replicas" => json!({"minimum": 1}),
+        "port" | "webhooks.port" => json!({"minimum": 1, "maximum": 65535}),
         // A claim that nobody renews ends by itself in that time, at its default.
         "drainSeconds" => json!({"minimum": 60}),
         "log.format" => json!({"enum": ["json", "text"]}),
@@ -120,6 +132,11 @@ pub(crate) fn computed(default: &str, template: &str) -> String {
 /// A mark for what is only there if something is set; never in plain YAML. It is the value of a field, or an item.
 pub(crate) fn optional(setting: &str, text: &str) -> String {
     computed("null", &format!("$.Values.{setting}{THEN}{text}"))
+}
+
+/// A mark for what is there unless something is turned off: how it is in plain YAML, as JSON, and its text in the chart.
+pub(crate) fn unless_off(setting: &str, default: &str, text: &str) -> String {
+    computed(default, &format!("$.Values.{setting}{THEN}{text}"))
 }
 
 const THEN: &str = " then ";
@@ -171,7 +188,8 @@ pub(crate) fn plain(value: &Value) -> anyhow::Result<Value> {
 }
 
 fn is_optional(value: &Value) -> bool {
-    value.as_str().and_then(Marked::find).is_some_and(|mark| mark.template.contains(THEN))
+    let mark = value.as_str().and_then(Marked::find);
+    mark.is_some_and(|mark| mark.default == "null" && mark.template.contains(THEN))
 }
 
 /// The YAML of objects, as a template: marks that are a whole value become JSON, which is YAML; those in a text become text.
@@ -289,13 +307,13 @@ mod tests {
     fn a_mark_is_its_default_in_plain_yaml_and_a_template_in_the_chart() {
         let object = json!({
             "replicas": set("replicas"), "namespace": NAMESPACE, "none": set("tolerations"),
-            "bundle": optional("apiService.caBundle", "x: {{ y }}"), "args": ["a", optional("tls.secretName", "--tls")],
+            "bundle": optional("apiService.caBundle", "x: {{ y }}"), "args": ["a", optional("tls.secretName", "--tls"), unless_off("webhooks.enabled", r#""--gates""#, "--gates={{ z }}")],
             "listen": format!("--listen={}:{}", set("listenAddress"), set("port")), "text": "a {{ b",
         });
         assert_eq!(
             plain(&object).unwrap(),
             json!({
-                "replicas": 2, "namespace": api::install::NAMESPACE, "none": [], "args": ["a"],
+                "replicas": 2, "namespace": api::install::NAMESPACE, "none": [], "args": ["a", "--gates"],
                 "listen": "--listen=0.0.0.0:6443",
                 "text": "a {{ b",
             })
@@ -309,6 +327,7 @@ mod tests {
             "a {{ `{{` }} b",
             "{{- if $.Values.apiService.caBundle }}\nbundle: x: {{ y }}\n{{- end }}\n",
             "{{- if $.Values.tls.secretName }}\n- --tls\n{{- end }}\n",
+            "{{- if $.Values.webhooks.enabled }}\n- --gates={{ z }}\n{{- end }}\n",
         ] {
             assert!(template.contains(line), "{line} in {template}");
         }

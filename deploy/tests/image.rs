@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, path::Path, process::Command};
 
 use serde_json::Value;
 
-/// What is wrong with a recipe.
-fn wrong(recipe: &str, metadata: &Value, deployment: &Value) -> Vec<String> {
+/// What is wrong with a recipe, of which these Deployments are.
+fn wrong(recipe: &str, metadata: &Value, deployments: &[Value]) -> Vec<String> {
     let mut wrong = Vec::new();
     let lines: Vec<&str> = recipe.lines().map(str::trim).collect();
     let after = |word: &str| lines.iter().filter_map(|line| line.strip_prefix(word)).collect::<Vec<_>>();
@@ -34,14 +34,24 @@ fn wrong(recipe: &str, metadata: &Value, deployment: &Value) -> Vec<String> {
     if copied != binaries {
         wrong.push(format!("built are {binaries:?}, in the image are {copied:?}"));
     }
+    if !after("RUN cargo build ").iter().any(|line| line.ends_with("--locked -p webhooks")) {
+        wrong.push("webhooks are not built by themselves".to_owned());
+    }
     let entry: Vec<&str> = after("ENTRYPOINT ");
     if entry != [r#"["/usr/local/bin/stillpoint-apiserver"]"#] {
         wrong.push(format!("the entry point is {entry:?}"));
     }
-    let pod = &deployment["spec"]["template"]["spec"];
-    let user = format!("{0}:{1}", pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]);
-    if after("USER ") != [user.as_str()] {
-        wrong.push(format!("the Deployment runs as {user}, the image as {:?}", after("USER ")));
+    for deployment in deployments {
+        let pod = &deployment["spec"]["template"]["spec"];
+        let user = format!("{0}:{1}", pod["securityContext"]["runAsUser"], pod["securityContext"]["runAsGroup"]);
+        if after("USER ") != [user.as_str()] {
+            wrong.push(format!("a Deployment runs as {user}, the image as {:?}", after("USER ")));
+        }
+        let command = pod["containers"][0]["command"][0].as_str();
+        let command = command.and_then(|command| command.strip_prefix("/usr/local/bin/"));
+        if command.is_some_and(|command| !copied.contains(command)) {
+            wrong.push(format!("a Deployment runs {command:?}, which is not in the image"));
+        }
     }
     let minor = |version: &str| version.split('.').nth(1).and_then(|minor| minor.parse::<u32>().ok());
     let wanted = package("apiserver").and_then(|package| minor(package["rust_version"].as_str()?));
@@ -57,20 +67,24 @@ fn the_recipe_names_what_is_there_and_runs_as_the_deployment_does() {
     let recipe = std::fs::read_to_string(here.join("Containerfile")).unwrap();
     let output = Command::new(env!("CARGO")).args(["metadata", "--format-version=1", "--no-deps"]).output().unwrap();
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let server = std::fs::read_to_string(here.join("apiserver/server.yaml")).unwrap();
-    let deployment = server.split("---\n").find(|document| document.contains("kind: Deployment")).unwrap();
-    let deployment: Value = serde_saphyr::from_str(deployment).unwrap();
+    let deployments = ["apiserver/server.yaml", "webhooks/webhooks.yaml"].map(|file| {
+        let file = std::fs::read_to_string(here.join(file)).unwrap();
+        let deployment = file.split("---\n").find(|document| document.contains("kind: Deployment")).unwrap();
+        serde_saphyr::from_str(deployment).unwrap()
+    });
 
-    assert_eq!(wrong(&recipe, &metadata, &deployment), [""; 0]);
+    assert_eq!(wrong(&recipe, &metadata, &deployments), [""; 0]);
     assert!(here.join("../LICENSE").exists() && here.join("../.containerignore").exists());
     for (good, bad) in [
         ("-p cli", "-p client"),
+        ("--locked -p webhooks", "--locked -p webhooks -p cli"),
         ("release/kubectl-still ", "release/kubectl-steady "),
+        ("/stillpoint/target/release/stillpoint-webhooks ", ""),
         ("USER 65532:65532", "USER nobody"),
         ("ARG RUST=1.94", "ARG RUST=1.80"),
         ("/usr/local/bin/stillpoint-apiserver\"", "/bin/sh\""),
     ] {
         assert!(recipe.contains(good), "{good}");
-        assert_ne!(wrong(&recipe.replace(good, bad), &metadata, &deployment), [""; 0], "{bad} is noticed");
+        assert_ne!(wrong(&recipe.replace(good, bad), &metadata, &deployments), [""; 0], "{bad} is noticed");
     }
 }

@@ -15,7 +15,7 @@ use crate::{
 /// Everything that an operator may say, said differently.
 const EVERYTHING: &str = "--set replicas=3,port=8443,drainSeconds=120,log.filter=debug,log.format=text,image.repository=r.example/s,\
      image.tag=v9,priorityClassName=system-node-critical,podAnnotations.a=b,nodeSelector.disk=fast,networkPolicy.enabled=false,\
-     flowSchema.enabled=false,resources.limits.memory=1Gi,'namespaces={shop}'";
+     flowSchema.enabled=false,resources.limits.memory=1Gi,webhooks.replicas=1,webhooks.port=10250,'namespaces={shop}'";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_is_upgraded_under_a_freeze_goes_back_and_leaves_nothing() {
@@ -83,7 +83,7 @@ async fn alerts_are_of_metrics_that_there_are(here: &Installation) -> Result<()>
     let copied =
         here.run(&format!("{template},serviceMonitor.enabled=true,serviceMonitor.caConfigMap=stillpoint-ca")).await?;
     ensure!(copied.contains(r#"ca: {"configMap":{"key":"ca.crt","name":"stillpoint-ca"}}"#), "{copied}");
-    for refused in ["drainSeconds=59", "port=70000", "log.format=xml", "replicas=0"] {
+    for refused in ["drainSeconds=59", "port=70000", "log.format=xml", "replicas=0", "webhooks.replicas=0"] {
         ensure!(here.shell(&format!("{template},serviceMonitor.enabled=true,{refused}")).await?.code != 0, "{refused}");
     }
     let (_, rules) = rules.split_once("kind: PrometheusRule").context("no rules")?;
@@ -217,23 +217,27 @@ async fn shop(here: &Installation) -> Result<Server> {
 
 /// The namespace admits restricted pods only; it admits these, and one that is a little less so it does not.
 async fn pods_are_admitted(here: &Installation) -> Result<()> {
-    let pods = format!("get pods -n {NAMESPACE} -l app.kubernetes.io/name=stillpoint");
-    until("the Deployment's pods are made", SOON, || async {
-        let made = here.object(&pods).await?;
-        ensure!(made["items"].as_array().is_some_and(|items| items.len() == 2), "{made}");
-        Ok(())
-    })
-    .await?;
-    let deployment = here.object(&format!("get deployment {SERVICE} -n {NAMESPACE}")).await?;
-    let mut pod = json!({
-        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": NAMESPACE},
-        "spec": deployment["spec"]["template"]["spec"],
-    });
-    here.cluster.apply(&pod.to_string()).await?;
-    here.run(&format!("kubectl delete pod probe -n {NAMESPACE} --now")).await?;
-    pod["spec"]["containers"][0]["securityContext"]["capabilities"] = Value::Null;
-    let refused = here.cluster.apply(&pod.to_string()).await.unwrap_err().to_string();
-    ensure!(refused.contains("PodSecurity") && refused.contains("restricted"), "{refused}");
+    for name in [SERVICE, api::install::webhooks::NAME] {
+        let deployment = here.object(&format!("get deployment {name} -n {NAMESPACE}")).await?;
+        let template = &deployment["spec"]["template"];
+        let component = template["metadata"]["labels"]["app.kubernetes.io/component"].as_str().unwrap_or_default();
+        let pods = format!("get pods -n {NAMESPACE} -l app.kubernetes.io/component={component}");
+        until("the Deployment's pods are made", SOON, || async {
+            let made = here.object(&pods).await?;
+            ensure!(made["items"].as_array().is_some_and(|items| items.len() == 2), "{made}");
+            Ok(())
+        })
+        .await?;
+        let mut pod = json!({
+            "apiVersion": "v1", "kind": "Pod", "metadata": {"name": "probe", "namespace": NAMESPACE},
+            "spec": template["spec"],
+        });
+        here.cluster.apply(&pod.to_string()).await?;
+        here.run(&format!("kubectl delete pod probe -n {NAMESPACE} --now")).await?;
+        pod["spec"]["containers"][0]["securityContext"]["capabilities"] = Value::Null;
+        let refused = here.cluster.apply(&pod.to_string()).await.unwrap_err().to_string();
+        ensure!(refused.contains("PodSecurity") && refused.contains("restricted"), "{refused}");
+    }
     Ok(())
 }
 
@@ -298,7 +302,7 @@ async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<
     declare(here, "held").await?;
     ensure!(server.execute("postgres", WRITE).await.is_err(), "it holds");
     let before = here.ours().await?;
-    for kind in ["leases", "secrets", "clusterroles", "rolebindings", "apiservices", "freezes"] {
+    for kind in ["leases", "secrets", "clusterroles", "rolebindings", "apiservices", "freezes", "deployments"] {
         ensure!(before.iter().any(|object| object.starts_with(kind)), "the list would show {kind}: {before:?}");
     }
 

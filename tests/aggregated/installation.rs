@@ -212,7 +212,7 @@ impl Installation {
     }
 }
 
-fn repository() -> PathBuf {
+pub(crate) fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
 }
 
@@ -224,11 +224,16 @@ fn block_of_readme(name: &str) -> Result<Vec<String>> {
     Ok(block.lines().map(str::to_owned).collect())
 }
 
-/// The Deployment's, for a pod of this name; all pods have this host's addresses here, so that each listens elsewhere.
+/// The Deployment's, for a pod of this name; all pods have this host's addresses here, so that each listens elsewhere, and
+/// wherever there is room for its gates: no webhooks run here.
 fn arguments(deployment: &Value, name: &str) -> Result<Vec<String>> {
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
     let all = container["args"].as_array().context("no args")?;
     let values = [("$(POD_NAME)", name), ("$(POD_IP)", "127.0.0.1")];
     let told = all.iter().filter_map(Value::as_str).filter(|argument| !argument.starts_with("--listen="));
+    let told = told.map(|argument| match argument.starts_with("--gates-listen=") {
+        true => "--gates-listen=127.0.0.1:0",
+        false => argument,
+    });
     Ok(told.map(|argument| values.iter().fold(argument.to_owned(), |told, (of, is)| told.replace(of, is))).collect())
 }

@@ -4,6 +4,7 @@
 
 mod certificate_files;
 mod chaos;
+mod chart;
 mod conformance;
 mod crds;
 mod doctor;

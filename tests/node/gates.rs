@@ -1,104 +1,13 @@
 //! The gates: whoever takes a VolumeSnapshot, the database stands still exactly while the storage cuts, and the snapshot says what it
 //! is worth.
 
-use std::{
-    fs,
-    net::IpAddr,
-    path::Path,
-    process::{Command, Stdio},
-    time::Duration,
-};
+use std::fs;
 
-use anyhow::{Context, Result, ensure};
-use base64::{Engine as _, engine::general_purpose::STANDARD};
-use certs::{Authority, KeyPairPem, Names};
-use cluster::{Cluster, ServicePort, until, workload};
-use jiff::Timestamp;
+use anyhow::{Result, ensure};
+use cluster::{Cluster, until, workload};
 use serde_json::{Value, json};
 
-use crate::installed::{DEPLOYMENT, NAMESPACE, SOON, database, psql, rolled_out, start};
-
-const GATES: u16 = api::gate::PORT;
-const WEBHOOKS: &str = api::install::webhooks::NAME;
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// Ended with the test.
-struct Webhooks(std::process::Child);
-
-impl Drop for Webhooks {
-    fn drop(&mut self) {
-        self.0.kill().ok();
-        self.0.wait().ok();
-    }
-}
-
-/// Has the API server answer at its gates, and starts the webhooks on this host, of a Service that leads there.
-async fn gates(cluster: &Cluster) -> Result<Webhooks> {
-    let argument = format!("--gates-listen=0.0.0.0:{GATES}");
-    let patch = json!([{"op": "add", "path": "/spec/template/spec/containers/0/args/-", "value": argument}]);
-    let patched = ["patch", DEPLOYMENT, "-n", NAMESPACE, "--type=json", "--patch", &patch.to_string()];
-    cluster.kubectl(&patched).await?.ok()?;
-    let port =
-        json!([{"op": "add", "path": "/spec/ports/-", "value": {"name": "gates", "port": GATES, "targetPort": GATES}}]);
-    let service = "service/stillpoint-apiserver";
-    let patched = ["patch", service, "-n", NAMESPACE, "--type=json", "--patch", &port.to_string()];
-    cluster.kubectl(&patched).await?.ok()?;
-    rolled_out(cluster).await?;
-
-    let directory = cluster.root().join("webhooks");
-    fs::create_dir_all(&directory)?;
-    let authority = authority(cluster).await?;
-    let name = format!("{WEBHOOKS}.{NAMESPACE}.svc");
-    let names = Names { dns: vec![name], addresses: vec![] };
-    let pair = authority.serve(&names, Timestamp::now(), DAY)?;
-    let files = [("ca.crt", authority.certificate()), ("tls.crt", &pair.certificate), ("tls.key", &pair.key)];
-    for (file, text) in files {
-        fs::write(directory.join(file), text)?;
-    }
-    cluster.kubectl(&["create", "serviceaccount", WEBHOOKS, "-n", NAMESPACE]).await?.ok()?;
-    let audience = format!("--audience={}", api::gate::AUDIENCE);
-    let token = ["create", "token", WEBHOOKS, "-n", NAMESPACE, &audience, "--duration=1h"];
-    fs::write(directory.join("token"), cluster.kubectl(&token).await?.ok()?.trim())?;
-    let address = ["get", service, "-n", NAMESPACE, "-o", "jsonpath={.spec.clusterIP}"];
-    let address: IpAddr = cluster.kubectl(&address).await?.ok()?.trim().parse()?;
-
-    let listener = std::net::TcpListener::bind((cluster.address(), 0))?;
-    let listen = listener.local_addr()?;
-    drop(listener);
-    let file = |name: &str| directory.join(name).display().to_string();
-    let log = fs::File::create(cluster.root().join("webhooks.log"))?;
-    let child = Command::new(tests::binary(WEBHOOKS)?)
-        .args(["--listen", &listen.to_string()])
-        .args(["--tls-cert-file", &file("tls.crt"), "--tls-private-key-file", &file("tls.key")])
-        .args(["--apiserver", &format!("https://{address}:{GATES}")])
-        .args(["--apiserver-name", &format!("stillpoint-apiserver.{NAMESPACE}.svc")])
-        .args(["--apiserver-ca-file", &file("ca.crt"), "--token-file", &file("token")])
-        .stdin(Stdio::null())
-        .stdout(log.try_clone()?)
-        .stderr(log)
-        .spawn()?;
-    let webhooks = Webhooks(child);
-    cluster.register_service(NAMESPACE, WEBHOOKS, &[ServicePort::https(&[listen.port()])]).await?;
-    let ca_bundle = authority.certificate().to_owned();
-    let configured = api::install::webhooks::Webhooks {
-        namespace: NAMESPACE,
-        ca_bundle: &ca_bundle,
-        required: &[],
-        content_drivers: &[],
-    };
-    cluster.apply(&configured.configuration().to_string()).await?;
-    Ok(webhooks)
-}
-
-async fn authority(cluster: &Cluster) -> Result<Authority> {
-    let secret = ["get", "secret", api::install::AUTHORITY, "-n", NAMESPACE, "-o", "json"];
-    let secret: Value = serde_json::from_str(&cluster.kubectl(&secret).await?.ok()?)?;
-    let text = |key: &str| -> Result<String> {
-        let encoded = secret["data"][key].as_str().with_context(|| format!("no {key}"))?;
-        Ok(String::from_utf8(STANDARD.decode(encoded)?)?)
-    };
-    Ok(Authority::from_pem(&KeyPairPem { certificate: text("ca.crt")?, key: text("ca.key")? })?)
-}
+use crate::installed::{NAMESPACE, SOON, WEBHOOKS, database, psql, start};
 
 async fn object(cluster: &Cluster, kind: &str, name: &str) -> Result<Value> {
     Ok(serde_json::from_str(&cluster.kubectl(&["get", kind, name, "-o", "json"]).await?.ok()?)?)
@@ -108,21 +17,38 @@ async fn object(cluster: &Cluster, kind: &str, name: &str) -> Result<Value> {
 async fn worth(cluster: &Cluster, name: &str) -> Result<Value> {
     until(&format!("{name} is judged"), SOON, || async {
         let snapshot = object(cluster, "volumesnapshot", name).await?;
-        ensure!(snapshot["metadata"]["labels"]["stillpoint.dev/consistency"].is_string(), "{snapshot}{}", log(cluster));
+        ensure!(
+            snapshot["metadata"]["labels"]["stillpoint.dev/consistency"].is_string(),
+            "{snapshot}{}",
+            logs(cluster).await
+        );
         Ok(snapshot["metadata"].clone())
     })
     .await
 }
 
-fn log(cluster: &Cluster) -> String {
-    let path: &Path = &cluster.root().join("webhooks.log");
-    fs::read_to_string(path).unwrap_or_default()
+async fn logs(cluster: &Cluster) -> String {
+    let mut all = String::new();
+    for deployment in [WEBHOOKS, crate::installed::DEPLOYMENT] {
+        let log = cluster.kubectl(&["logs", deployment, "-n", NAMESPACE, "--all-pods", "--tail=60"]).await;
+        all += &log.map(|log| log.stdout).unwrap_or_default();
+    }
+    all
+}
+
+/// Until kube-apiserver asks the webhooks.
+async fn gated(cluster: &Cluster) -> Result<()> {
+    until("the webhooks' configuration is there", SOON, || async {
+        let configuration = ["get", "validatingwebhookconfiguration", api::install::webhooks::NAME];
+        cluster.kubectl(&configuration).await?.ok().map(drop)
+    })
+    .await
 }
 
 #[tokio::test]
 async fn a_snapshot_that_anybody_takes_is_consistent_and_says_so() {
     let cluster = start().await.unwrap();
-    let _webhooks = gates(&cluster).await.unwrap();
+    gated(&cluster).await.unwrap();
     database(&cluster, "shop").await.unwrap();
     psql(&cluster, "shop", "CREATE TABLE orders AS SELECT generate_series(1, 1000) AS n").await.unwrap();
 

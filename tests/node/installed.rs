@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 pub(crate) const NAMESPACE: &str = "stillpoint";
 pub(crate) const DEPLOYMENT: &str = "deployment/stillpoint-apiserver";
+pub(crate) const WEBHOOKS: &str = "deployment/stillpoint-webhooks";
 pub(crate) const SOON: Duration = Duration::from_secs(60);
 const NAME: &str = "stillpoint-apiserver";
 /// What the plain YAML names.
@@ -17,26 +18,28 @@ pub(crate) async fn start() -> Result<Cluster> {
     let node = Some(Node { storage: true });
     let cluster = Cluster::start(Options { fsync: false, node, ..Options::default() }).await?;
     let archive = cluster.root().join("stillpoint.tar");
-    let server = tests::binary(NAME)?;
     let archive = archive.display().to_string();
-    let archive = image(&["programs", &archive, REFERENCE, &server.display().to_string()]).await?;
+    let [server, webhooks] = [NAME, api::install::webhooks::NAME].map(tests::binary);
+    let (server, webhooks) = (server?.display().to_string(), webhooks?.display().to_string());
+    let archive = image(&["programs", &archive, REFERENCE, &server, &webhooks]).await?;
     cluster.import_image(&archive).await?;
 
     // As deploy/README.md has it, to the letter.
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/stillpoint.yaml");
     cluster.apply(&std::fs::read_to_string(installed)?).await?;
-    rolled_out(&cluster).await?;
+    rolled_out(&cluster, DEPLOYMENT).await?;
+    rolled_out(&cluster, WEBHOOKS).await?;
     let api = format!("apiservice/{}.{}", api::VERSION, api::LIVE_GROUP);
     cluster.kubectl(&["wait", "--for=condition=Available", "--timeout=60s", &api]).await?.ok()?;
     Ok(cluster)
 }
 
 /// Waits until all of the newest Pods, and no others, are ready; else says why they are not.
-pub(crate) async fn rolled_out(cluster: &Cluster) -> Result<()> {
-    let status = ["rollout", "status", DEPLOYMENT, "-n", NAMESPACE, "--timeout=90s"];
+pub(crate) async fn rolled_out(cluster: &Cluster, deployment: &str) -> Result<()> {
+    let status = ["rollout", "status", deployment, "-n", NAMESPACE, "--timeout=90s"];
     if let Err(error) = cluster.kubectl(&status).await?.ok() {
         let described = cluster.kubectl(&["describe", "pods", "-n", NAMESPACE]).await?.stdout;
-        let log = cluster.kubectl(&["logs", DEPLOYMENT, "-n", NAMESPACE]).await?;
+        let log = cluster.kubectl(&["logs", deployment, "-n", NAMESPACE]).await?;
         return Err(error.context(format!("{described}{log:?}")));
     }
     Ok(())

@@ -19,7 +19,7 @@ async fn a_rolled_deployment_serves_with_new_pods_and_one_that_dies_is_started_a
     it_asks_as_its_service_account(&cluster);
 
     cluster.kubectl(&["rollout", "restart", DEPLOYMENT, "-n", NAMESPACE]).await.unwrap().ok().unwrap();
-    rolled_out(&cluster).await.unwrap();
+    rolled_out(&cluster, DEPLOYMENT).await.unwrap();
     until("the old Pods are gone, and the new ones serve", SOON, || async {
         let now = pods(&cluster).await;
         ensure!(now.len() == 2 && now.is_disjoint(&before), "{before:?} became {now:?}");
@@ -42,7 +42,7 @@ async fn a_rolled_deployment_serves_with_new_pods_and_one_that_dies_is_started_a
     })
     .await
     .unwrap();
-    rolled_out(&cluster).await.unwrap();
+    rolled_out(&cluster, DEPLOYMENT).await.unwrap();
     until("it serves again", SOON, || async { cluster.kubectl(LIST).await?.ok().map(drop) }).await.unwrap();
 }
 
@@ -61,7 +61,16 @@ fn it_asks_as_its_service_account(cluster: &Cluster) {
 }
 
 async fn pods(cluster: &Cluster) -> BTreeSet<String> {
-    let names = ["get", "pods", "-n", NAMESPACE, "-o", "jsonpath={.items[*].metadata.name}"];
+    let names = [
+        "get",
+        "pods",
+        "-n",
+        NAMESPACE,
+        "-l",
+        "app.kubernetes.io/component=apiserver",
+        "-o",
+        "jsonpath={.items[*].metadata.name}",
+    ];
     let names = cluster.kubectl(&names).await.unwrap().ok().unwrap();
     names.split_whitespace().map(str::to_owned).collect()
 }

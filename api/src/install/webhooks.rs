@@ -8,11 +8,14 @@
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
-use super::{LABELS, account_user};
+use super::account_user;
 use crate::gate::{self, Gate};
 
 /// The configuration, and the Service, the Deployment and the ServiceAccount of the webhooks.
 pub const NAME: &str = "stillpoint-webhooks";
+/// On what is theirs; their pods are selected by them.
+pub const LABELS: [(&str, &str); 2] =
+    [("app.kubernetes.io/name", "stillpoint"), ("app.kubernetes.io/component", "webhooks")];
 /// The Secret of their serving certificate: `tls.crt`, `tls.key`, and `ca.crt`, by which they know the apiserver. The leader keeps it.
 pub const SERVING: &str = "stillpoint-webhooks-tls";
 /// Where they listen in their Pods.
@@ -273,8 +276,7 @@ fn selector(operator: &str, namespaces: &[String]) -> Value {
 }
 
 fn labels() -> Value {
-    let [name, _] = LABELS;
-    [name, ("app.kubernetes.io/component", "webhooks")].into_iter().collect()
+    LABELS.into_iter().collect()
 }
 
 #[cfg(test)]
@@ -305,6 +307,14 @@ mod tests {
     #[test]
     fn namespaces_that_want_nothing_less_have_entries_of_their_own_and_drivers_that_do_not_tell_too() {
         insta::assert_json_snapshot!(configuration(&["shop", "bank"], &["late.csi.example"]));
+    }
+
+    #[test]
+    fn who_selects_our_pods_selects_not_the_servers() {
+        let [(name, ours), (component, webhooks)] = LABELS;
+        let [(same, also), (kind, server)] = crate::install::LABELS;
+        assert_eq!((name, ours, component), (same, also, kind));
+        assert_ne!(webhooks, server);
     }
 
     #[test]

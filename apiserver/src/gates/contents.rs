@@ -1,7 +1,13 @@
 //! What a VolumeSnapshotContent or VolumeGroupSnapshotContent says of its cut (external-snapshotter `client/v8/apis`). Pure.
 
-use api::gate::{BEING_CREATED, CONSISTENCY, GROUP_BEING_CREATED, GROUP_MEMBER, Group};
+use std::collections::BTreeMap;
+
+use api::gate::{
+    BEING_CREATED, CONSISTENCY, FREEZE, FROZEN_MILLISECONDS, GROUP_BEING_CREATED, GROUP_MEMBER, Group, LEVEL, MESSAGE,
+    POSITION, REASON,
+};
 use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::DynamicObject;
 use serde_json::Value;
 
@@ -19,6 +25,34 @@ pub(super) struct Content {
     pub(super) fate: Fate,
     pub(super) made: Timestamp,
     /// It says already what it is worth.
+    pub(super) is_judged: bool,
+    pub(super) version: Option<String>,
+    /// Of a group that was cut.
+    pub(super) cut_group: Option<CutGroup>,
+}
+
+/// A group that was cut, as its members know it, and what it says that it is worth.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct CutGroup {
+    pub(super) handle: String,
+    pub(super) said: Said,
+}
+
+/// Our labels and annotations.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) annotations: BTreeMap<String, String>,
+}
+
+/// The content of one volume of a group, made after the cut.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Member {
+    pub(super) uid: String,
+    pub(super) name: String,
+    /// Of its group.
+    pub(super) handle: String,
+    pub(super) snapshot: (String, String),
     pub(super) is_judged: bool,
 }
 
@@ -72,9 +106,41 @@ impl Content {
             snapshot: (text(&spec[reference]["namespace"])?, text(&spec[reference]["name"])?),
             fate,
             made: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0),
-            is_judged: object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(CONSISTENCY)),
+            is_judged: is_judged(object),
+            version: object.metadata.resource_version.clone(),
+            cut_group: (group == Group::Group).then(|| text(&status[handle])).flatten().map(|handle| {
+                let ours = |all: &Option<BTreeMap<String, String>>| {
+                    let ours = all.iter().flatten().filter(|(key, _)| SAID.contains(&key.as_str()));
+                    ours.map(|(key, value)| (key.clone(), value.clone())).collect()
+                };
+                let ObjectMeta { labels, annotations, .. } = &object.metadata;
+                CutGroup { handle, said: Said { labels: ours(labels), annotations: ours(annotations) } }
+            }),
         })
     }
+}
+
+impl Member {
+    /// `None`: it is the content of no group's member.
+    pub(super) fn read(object: &DynamicObject) -> Option<Self> {
+        let handle = object.metadata.annotations.as_ref()?.get(GROUP_MEMBER)?.clone();
+        let reference = &object.data["spec"]["volumeSnapshotRef"];
+        let text = |key: &str| reference[key].as_str().map(str::to_owned);
+        Some(Self {
+            uid: object.metadata.uid.clone()?,
+            name: object.metadata.name.clone()?,
+            handle,
+            snapshot: (text("namespace")?, text("name")?),
+            is_judged: is_judged(object),
+        })
+    }
+}
+
+/// What a judgement writes.
+const SAID: [&str; 7] = [CONSISTENCY, REASON, MESSAGE, FREEZE, LEVEL, POSITION, FROZEN_MILLISECONDS];
+
+fn is_judged(object: &DynamicObject) -> bool {
+    object.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(CONSISTENCY))
 }
 
 /// Nanoseconds since 1970 of a single content; RFC 3339 of a group's.
@@ -148,5 +214,29 @@ mod tests {
         let content = Content::read(&group, Group::Group).unwrap();
         assert_eq!(content.handles, ["a", "b"]);
         assert!(matches!(content.fate, Fate::Cut { created: Some(_) }));
+        assert_eq!(content.cut_group, Some(CutGroup { handle: "s".to_owned(), said: Said::default() }));
+    }
+
+    #[test]
+    fn a_member_knows_its_group_and_a_group_what_it_said() {
+        let member = Member::read(&content(json!({GROUP_MEMBER: "s"}), json!(null))).unwrap();
+        assert_eq!((member.handle.as_str(), member.snapshot.1.as_str(), member.is_judged), ("s", "noon", false));
+        assert_eq!(Member::read(&content(json!({}), json!(null))), None);
+        let group: DynamicObject = serde_json::from_value(json!({
+            "apiVersion": "groupsnapshot.storage.k8s.io/v1", "kind": "VolumeGroupSnapshotContent",
+            "metadata": {
+                "name": "g", "uid": "u", "labels": {CONSISTENCY: "application", "other": "x"},
+                "annotations": {FREEZE: "f", "kubectl.kubernetes.io/last-applied-configuration": "{}"},
+            },
+            "spec": {
+                "driver": "d", "source": {"volumeHandles": ["a"]},
+                "volumeGroupSnapshotRef": {"namespace": "shop", "name": "noon"},
+            },
+            "status": {"volumeGroupSnapshotHandle": "s"},
+        }))
+        .unwrap();
+        let said = Content::read(&group, Group::Group).unwrap().cut_group.unwrap().said;
+        let only = |key: &str, value: &str| BTreeMap::from([(key.to_owned(), value.to_owned())]);
+        assert_eq!(said, Said { labels: only(CONSISTENCY, "application"), annotations: only(FREEZE, "f") });
     }
 }

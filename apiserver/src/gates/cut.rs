@@ -4,10 +4,13 @@ use std::collections::BTreeSet;
 
 use api::{
     Database, Level, Quiesce, QuiesceSpec, QuiesceStatus,
-    gate::{GateAnswer, GateDecision, GateRequest, Group},
+    gate::{GateAnswer, GateDecision, GateRequest, Group, ON_MISSED},
 };
 
-use super::index::{Holds, Index, Name};
+use super::{
+    index::{Holds, Index, Name},
+    policy::Missed,
+};
 
 /// What a cut asks for; pure.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -139,21 +142,37 @@ pub(super) fn held(together: &Together, status: &QuiesceStatus) -> GateAnswer {
     answer
 }
 
-/// They are not: the cut waits where that is wanted, and else is made all the same.
-pub(super) fn not_held(required: bool, message: &str) -> GateAnswer {
+/// They are not. `missed`: where nothing less is wanted, what becomes of it; anywhere else the cut is made all the same.
+pub(super) fn not_held(missed: Option<Missed>, why: &str) -> GateAnswer {
     let mut answer = GateAnswer::allow();
-    if required {
-        answer.decision = GateDecision::Deny {
-            code: 409,
-            reason: "Conflict".to_owned(),
-            message: format!("not held: {message}; {RETRIABLE}"),
-            retry_after_seconds: Some(RETRY_SECONDS),
-        };
-    } else {
-        answer.warnings.push(format!("not held, the copy is crash-consistent: {message}"));
-    }
-    answer.audit.insert("not-held".to_owned(), message.to_owned());
+    answer.audit.insert("not-held".to_owned(), why.to_owned());
+    let message = match missed {
+        None | Some(Missed::Kept { .. }) => {
+            answer.warnings.push(format!("not held, the copy is crash-consistent: {why}"));
+            return answer;
+        }
+        Some(Missed::Again { within }) => {
+            let seconds = within.as_secs();
+            format!("not held: {why}; it is tried again, see {ON_MISSED} for what becomes of it after {seconds} s")
+        }
+        Some(Missed::Failed { after }) => {
+            let seconds = after.as_secs();
+            format!(
+                "not held for {seconds} s: {why}; delete the snapshot, or say {ON_MISSED}: Keep on it to have it as it is"
+            )
+        }
+    };
+    answer.decision = conflict(format!("{message}: {RETRIABLE}"));
     answer
+}
+
+/// Of what nobody can have a reason for.
+pub(super) fn denied(why: &str) -> GateAnswer {
+    GateAnswer { decision: conflict(format!("{why}: {RETRIABLE}")), ..GateAnswer::allow() }
+}
+
+fn conflict(message: String) -> GateDecision {
+    GateDecision::Deny { code: 409, reason: "Conflict".to_owned(), message, retry_after_seconds: Some(RETRY_SECONDS) }
 }
 
 /// What Kanister tries again for (`pkg/kube/snapshot`); others try whatever it says.
@@ -193,8 +212,9 @@ mod tests {
                 .iter()
                 .map(|claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}}))
                 .collect();
+            let mounts: Vec<_> = claims.iter().map(|claim| json!({"name": claim, "mountPath": "/d"})).collect();
             let pod: Pod = serde_json::from_value(json!({
-                "metadata": {"namespace": "shop", "name": pod}, "spec": {"containers": [], "volumes": volumes},
+                "metadata": {"namespace": "shop", "name": pod}, "spec": {"containers": [{"name": "c", "volumeMounts": mounts}], "volumes": volumes},
                 "status": {"phase": "Running", "podIPs": [{"ip": ip}]},
             }))
             .unwrap();
@@ -236,9 +256,16 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_held_waits_only_where_that_is_wanted() {
-        assert_eq!(not_held(false, "why").decision, GateDecision::Allow);
-        let GateDecision::Deny { code, message, .. } = not_held(true, "why").decision else { panic!() };
-        assert!(code == 409 && message.contains("why") && message.contains(RETRIABLE), "{message}");
+    fn what_is_not_held_waits_only_where_that_is_wanted_and_as_long() {
+        let within = std::time::Duration::from_secs(300);
+        for missed in [None, Some(Missed::Kept { after: within })] {
+            let answer = not_held(missed, "why");
+            assert_eq!((answer.decision, answer.warnings.len()), (GateDecision::Allow, 1));
+        }
+        for missed in [Missed::Again { within }, Missed::Failed { after: within }] {
+            let GateDecision::Deny { code, message, .. } = not_held(Some(missed), "why").decision else { panic!() };
+            let told = ["why", "300 s", ON_MISSED, RETRIABLE];
+            assert!(code == 409 && told.iter().all(|told| message.contains(told)), "{message}");
+        }
     }
 }

@@ -8,11 +8,13 @@ use std::{
     net::IpAddr,
 };
 
-use api::Database;
+use api::{Database, gate::UNRELATED_CLAIMS};
 use k8s_openapi::api::{
-    core::v1::{PersistentVolume, Pod, Service},
+    core::v1::{Namespace, PersistentVolume, Pod, PodSpec, Service},
     discovery::v1::EndpointSlice,
 };
+
+use super::policy::NamespacePolicy;
 
 /// An object's name in its namespace.
 pub(super) type Name = (String, String);
@@ -20,7 +22,7 @@ pub(super) type Name = (String, String);
 /// Of a Pod, what leads to it and what it has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Place {
-    /// Of PersistentVolumeClaims in its namespace.
+    /// PersistentVolumeClaims in its namespace that it may write to.
     pub(super) claims: BTreeSet<String>,
     addresses: Vec<IpAddr>,
     /// `<hostname>.<subdomain>`, as DNS knows a Pod of a StatefulSet (Kubernetes: "DNS for Services and Pods").
@@ -46,6 +48,8 @@ pub(super) struct Index {
     bound: HashMap<Handle, Name>,
     /// By the names of PersistentVolumes.
     handles: HashMap<String, Handle>,
+    /// The volume of each claim.
+    volumes: HashMap<Name, Handle>,
     pods: HashMap<Name, Place>,
     /// Pods that mount a claim.
     mounted: HashMap<Name, BTreeSet<String>>,
@@ -54,6 +58,8 @@ pub(super) struct Index {
     slices: HashMap<Name, Slice>,
     /// The EndpointSlices of a Service.
     slices_of: HashMap<Name, BTreeSet<String>>,
+    /// What Namespaces say of their snapshots; of those that say nothing there is none.
+    policies: HashMap<String, NamespacePolicy>,
 }
 
 /// A Database whose data a claim holds, or a part of it.
@@ -83,20 +89,50 @@ impl Index {
         let claim = spec.claim_ref.as_ref().and_then(|claim| Some((claim.namespace.clone()?, claim.name.clone()?)));
         let handle = spec.csi.as_ref().map(|csi| (csi.driver.clone(), csi.volume_handle.clone()));
         if let (Some(claim), Some(handle)) = (claim, handle) {
-            self.bound.insert(handle.clone(), claim);
+            self.bound.insert(handle.clone(), claim.clone());
+            self.volumes.insert(claim, handle.clone());
             self.handles.insert(name, handle);
         }
     }
 
     pub(super) fn remove_volume(&mut self, name: &str) {
-        if let Some(handle) = self.handles.remove(name) {
-            self.bound.remove(&handle);
+        if let Some(handle) = self.handles.remove(name)
+            && let Some(claim) = self.bound.remove(&handle)
+            && self.volumes.get(&claim) == Some(&handle)
+        {
+            self.volumes.remove(&claim);
         }
     }
 
     /// The claim that a volume is bound to.
     pub(super) fn claim_of(&self, driver: &str, handle: &str) -> Option<&Name> {
         self.bound.get(&(driver.to_owned(), handle.to_owned()))
+    }
+
+    /// The driver of a claim's volume.
+    pub(super) fn driver_of(&self, namespace: &str, claim: &str) -> Option<&str> {
+        self.volumes.get(&(namespace.to_owned(), claim.to_owned())).map(|(driver, _)| driver.as_str())
+    }
+
+    pub(super) fn put_namespace(&mut self, namespace: &Namespace) {
+        let Some(name) = namespace.metadata.name.clone() else { return };
+        match NamespacePolicy::read(&namespace.metadata) {
+            policy if policy == NamespacePolicy::default() => self.policies.remove(&name),
+            policy => self.policies.insert(name, policy),
+        };
+    }
+
+    pub(super) fn remove_namespace(&mut self, name: &str) {
+        self.policies.remove(name);
+    }
+
+    pub(super) fn policy(&self, namespace: &str) -> NamespacePolicy {
+        self.policies.get(namespace).cloned().unwrap_or_default()
+    }
+
+    /// Namespaces that want no copy that is not consistent.
+    pub(super) fn required(&self) -> Vec<String> {
+        self.policies.iter().filter(|(_, policy)| policy.required).map(|(name, _)| name.clone()).collect()
     }
 
     pub(super) fn put_pod(&mut self, pod: &Pod) {
@@ -176,8 +212,13 @@ impl Index {
         let mut found = Vec::new();
         for database in databases {
             let Some(name) = &database.metadata.name else { continue };
+            let unrelated = unrelated(database);
+            if unrelated.contains(claim) {
+                continue;
+            }
             for pod in self.pods_of(namespace, database).into_iter().filter(|pod| running.contains(pod.as_str())) {
-                let claims = self.pod(namespace, &pod).map(|place| place.claims.clone()).unwrap_or_default();
+                let claims = self.pod(namespace, &pod).map(|place| &place.claims).into_iter().flatten();
+                let claims = claims.filter(|claim| !unrelated.contains(claim.as_str())).cloned().collect();
                 found.push(Found { database: name.clone(), pod, claims });
             }
         }
@@ -219,6 +260,13 @@ impl Index {
     }
 }
 
+/// Claims that a Database says it has no data on.
+fn unrelated(database: &Database) -> BTreeSet<&str> {
+    let annotations = database.metadata.annotations.as_ref();
+    let said = annotations.and_then(|all| all.get(UNRELATED_CLAIMS)).map(String::as_str).unwrap_or_default();
+    said.split(',').map(str::trim).filter(|claim| !claim.is_empty()).collect()
+}
+
 /// A name that DNS knows in a namespace: a Service's, or a Pod's behind one. `None`: it is of another namespace, or of no cluster.
 fn host_in<'h>(host: &'h str, namespace: &str) -> Option<(&'h str, Option<&'h str>)> {
     let labels: Vec<&str> = host.trim_end_matches('.').split('.').collect();
@@ -240,9 +288,11 @@ fn host_in<'h>(host: &'h str, namespace: &str) -> Option<(&'h str, Option<&'h st
 fn place(pod: &Pod) -> Place {
     let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
     let name = pod.metadata.name.as_deref().unwrap_or_default();
+    let written = spec.map(written).unwrap_or_default();
     let volumes = spec.and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
+    let volumes = volumes.filter(|volume| written.contains(volume.name.as_str()));
     let claims = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => Some(claim.claim_name.clone()),
+        (Some(claim), _) => (claim.read_only != Some(true)).then(|| claim.claim_name.clone()),
         // Named so by the control plane (Kubernetes: "Ephemeral Volumes").
         (None, Some(_)) => Some(format!("{name}-{}", volume.name)),
         (None, None) => None,
@@ -257,6 +307,17 @@ fn place(pod: &Pod) -> Place {
         hostname,
         runs: !matches!(phase, "Succeeded" | "Failed"),
     }
+}
+
+/// The volumes of a Pod that one of its containers may write to.
+fn written(spec: &PodSpec) -> BTreeSet<&str> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let volumes = containers.flat_map(|container| {
+        let mounts = container.volume_mounts.iter().flatten().filter(|mount| mount.read_only != Some(true));
+        let devices = container.volume_devices.iter().flatten().map(|device| device.name.as_str());
+        mounts.map(|mount| mount.name.as_str()).chain(devices)
+    });
+    volumes.collect()
 }
 
 fn service_of(slice: &EndpointSlice) -> Option<String> {
@@ -276,9 +337,12 @@ mod tests {
     fn pod(name: &str, claims: &[&str], phase: &str, ip: &str) -> Pod {
         let volumes: Vec<_> =
             claims.iter().map(|claim| json!({"name": claim, "persistentVolumeClaim": {"claimName": claim}})).collect();
+        let mounts: Vec<_> =
+            claims.iter().map(|claim| json!({"name": claim, "mountPath": format!("/{claim}")})).collect();
+        let containers = json!([{"name": "c", "volumeMounts": mounts}]);
         serde_json::from_value(json!({
             "metadata": {"namespace": "shop", "name": name},
-            "spec": {"containers": [], "volumes": volumes, "hostname": name, "subdomain": "all"},
+            "spec": {"containers": containers, "volumes": volumes, "hostname": name, "subdomain": "all"},
             "status": {"phase": phase, "podIPs": [{"ip": ip}]},
         }))
         .unwrap()
@@ -372,6 +436,26 @@ mod tests {
         assert_eq!((index.claim_of("other", "h"), index.claim_of("one", "g")), (None, None));
         index.put_volume(&volume(json!(null)));
         assert_eq!(index.claim_of("one", "h"), None, "released");
+    }
+
+    #[test]
+    fn what_no_container_writes_to_and_what_a_database_says_it_has_nothing_on_is_not_its_own() {
+        let mut index = index();
+        let mut reads = pod("pg-0", &["data-0", "wal-0", "backups"], "Running", "10.0.0.1");
+        let mounts = reads.spec.as_mut().unwrap().containers[0].volume_mounts.as_mut().unwrap();
+        mounts[1].read_only = Some(true);
+        index.put_pod(&reads);
+        let of = |claim: &str, database: &Database| index.holds("shop", claim, [database]);
+        let found = |claims: &[&str]| {
+            let claims = claims.iter().map(|claim| (*claim).to_owned()).collect();
+            Holds::Databases(vec![Found { database: "orders".into(), pod: "pg-0".into(), claims }])
+        };
+        let mut database = database("primary");
+        assert_eq!(of("data-0", &database), found(&["backups", "data-0"]));
+        assert_eq!(of("wal-0", &database), Holds::Nobody);
+        database.metadata.annotations = Some([(UNRELATED_CLAIMS.to_owned(), " backups, x".to_owned())].into());
+        assert_eq!(of("data-0", &database), found(&["data-0"]));
+        assert_eq!(of("backups", &database), Holds::Unknown);
     }
 
     #[test]

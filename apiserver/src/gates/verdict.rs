@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use api::gate;
 use jiff::Timestamp;
 
 /// The value of the label `stillpoint.dev/consistency`.
@@ -115,12 +116,20 @@ pub(super) fn judge(seen: &Seen) -> Verdict {
     let missing: Vec<&str> = seen.of.difference(&seen.cut).map(String::as_str).collect();
     if !missing.is_empty() {
         let message = format!(
-            "cut without {}, which its database writes to, too: take a VolumeGroupSnapshot of them together",
-            missing.join(", ")
+            "cut without {}, which its database writes to, too: take a VolumeGroupSnapshot of them together, or, if no data \
+             of it is there, say so on the Database: {}",
+            missing.join(", "),
+            gate::UNRELATED_CLAIMS
         );
         return verdict(Consistency::Partial, "VolumesMissing", message);
     }
     verdict(Consistency::Application, "Proved", "held from before the cut until after it, and proved".to_owned())
+}
+
+/// Of a cut that did not want to be waited for.
+pub(super) fn skipped() -> Verdict {
+    let message = format!("it says {}: {}, so nothing was held for it", gate::QUIESCE, gate::SKIP);
+    verdict(Consistency::Crash, "Skipped", message)
 }
 
 /// Of a cut of which not even that is known which volumes it should have.

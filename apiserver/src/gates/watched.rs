@@ -8,7 +8,7 @@ use std::{
 
 use futures::{StreamExt, future::BoxFuture, pin_mut};
 use k8s_openapi::api::{
-    core::v1::{PersistentVolume, Pod, Service},
+    core::v1::{Namespace, PersistentVolume, Pod, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{
@@ -32,7 +32,7 @@ struct Inner {
     seen: watch::Sender<usize>,
 }
 
-const KINDS: usize = 4;
+const KINDS: usize = 5;
 
 /// A kind that an [`Index`] is made of.
 trait Indexed: Resource<DynamicType = ()> {
@@ -58,6 +58,7 @@ impl Watched {
     pub(super) fn loops(&self, client: &Client) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
         vec![
             ("volumes", Box::pin(self.clone().follow::<PersistentVolume>(client.clone()))),
+            ("Namespaces", Box::pin(self.clone().follow::<Namespace>(client.clone()))),
             ("Pods", Box::pin(self.clone().follow::<Pod>(client.clone()))),
             ("Services", Box::pin(self.clone().follow::<Service>(client.clone()))),
             ("EndpointSlices", Box::pin(self.clone().follow::<EndpointSlice>(client.clone()))),
@@ -107,6 +108,16 @@ impl Watched {
 
     fn write(&self) -> RwLockWriteGuard<'_, Index> {
         self.0.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Indexed for Namespace {
+    fn put(&self, index: &mut Index) {
+        index.put_namespace(self);
+    }
+
+    fn remove(index: &mut Index, name: &Name) {
+        index.remove_namespace(&name.1);
     }
 }
 

@@ -4,6 +4,7 @@ mod databases;
 mod installed;
 mod policies;
 mod rights;
+mod webhooks;
 
 use api::CheckResult;
 use freeze::chain;
@@ -97,6 +98,7 @@ async fn look(api: &Api, namespace: Option<&str>) -> Vec<Finding> {
         findings.extend(more);
         findings.extend(policies::look(&api.client).await);
         findings.extend(rights::look(&api.client, &home).await);
+        findings.extend(webhooks::look(&api.client, &home).await);
         Some(home)
     } else {
         findings.push(Finding::pass("standalone", "a server without a cluster: nothing has to be installed"));

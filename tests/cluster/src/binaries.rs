@@ -15,6 +15,7 @@ use crate::{cluster::Options, components::Component};
 pub(crate) struct Binaries {
     control_plane: PathBuf,
     node: PathBuf,
+    dns: PathBuf,
     provisioner: PathBuf,
     /// The snapshot CRDs are here too.
     pub(crate) snapshotter: PathBuf,
@@ -31,6 +32,7 @@ impl Binaries {
         );
         tool("setup", &["node"]).await?;
         binaries.node = tool("kubernetes", &["node"]).await?;
+        binaries.dns = tool("kubernetes", &["dns"]).await?;
         if node.storage {
             binaries.provisioner = tool("kubernetes", &["provisioner"]).await?;
             binaries.snapshotter = tool("kubernetes", &["snapshotter"]).await?;
@@ -45,6 +47,7 @@ impl Binaries {
             Component::Containerd => PathBuf::from("/usr/bin/containerd"),
             Component::CsiDriver => self.driver.clone(),
             Component::KubeProxy | Component::Kubelet => self.node.join(component.name()),
+            Component::Dns => self.dns.join(component.name()),
             Component::Provisioner => self.provisioner.join(component.name()),
             Component::SnapshotController | Component::Snapshotter => self.snapshotter.join(component.name()),
             _ => self.control_plane.join(component.name()),

@@ -28,6 +28,7 @@ pub enum Component {
     Scheduler,
     Containerd,
     KubeProxy,
+    Dns,
     CsiDriver,
     Kubelet,
     Provisioner,
@@ -71,7 +72,7 @@ rules:
 
 impl Component {
     pub const CONTROL_PLANE: [Self; 4] = [Self::Etcd, Self::Apiserver, Self::ControllerManager, Self::Scheduler];
-    pub const NODE: [Self; 4] = [Self::Machine, Self::Containerd, Self::KubeProxy, Self::Kubelet];
+    pub const NODE: [Self; 5] = [Self::Machine, Self::Containerd, Self::KubeProxy, Self::Dns, Self::Kubelet];
     /// On a node.
     pub const STORAGE: [Self; 4] = [Self::CsiDriver, Self::Provisioner, Self::SnapshotController, Self::Snapshotter];
 
@@ -89,6 +90,7 @@ impl Component {
             Self::Scheduler => "kube-scheduler",
             Self::Containerd => "containerd",
             Self::KubeProxy => "kube-proxy",
+            Self::Dns => "coredns",
             Self::CsiDriver => "csi-driver",
             Self::Kubelet => "kubelet",
             Self::Provisioner => "csi-provisioner",
@@ -158,6 +160,7 @@ impl Layout {
             Component::Scheduler => here(&self.ports.scheduler),
             Component::Kubelet => there(10250),
             Component::KubeProxy => there(10256),
+            Component::Dns => there(53),
             Component::Provisioner => there(9810),
             Component::SnapshotController => there(9811),
             Component::Snapshotter => there(9812),
@@ -191,6 +194,7 @@ impl Layout {
             account("csi-provisioner", "default")?;
             account("csi-snapshotter", "default")?;
             account("snapshot-controller", "kube-system")?;
+            account("coredns", "kube-system")?;
             self.prepare_node()?;
         }
         Ok(())
@@ -203,7 +207,9 @@ impl Layout {
             Component::ControllerManager => self.controller_manager(),
             Component::Scheduler => self.client_of_apiserver(component),
             Component::Machine => anyhow::bail!("a machine that went down does not come up again: start a new cluster"),
-            Component::Containerd | Component::KubeProxy | Component::Kubelet => self.on_node(component),
+            Component::Containerd | Component::KubeProxy | Component::Dns | Component::Kubelet => {
+                self.on_node(component)
+            }
             Component::CsiDriver => self.csi_driver(),
             Component::Provisioner | Component::SnapshotController | Component::Snapshotter => self.sidecar(component),
         })

@@ -5,7 +5,7 @@ use std::{fs, path::PathBuf, time::Duration};
 use anyhow::{Result, ensure};
 use k8s_openapi::api::core::v1::Node as Object;
 use kube::Api;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     components::{Component, Layout, text},
@@ -28,6 +28,9 @@ impl Node {
     pub const PAUSE: &str = "stillpoint.test/pause:latest";
 }
 
+/// What names in the cluster end with.
+const DOMAIN: &str = "cluster.local";
+
 /// In the machine's /run.
 const CONTAINERD: &str = "/run/containerd/containerd.sock";
 
@@ -41,6 +44,7 @@ impl Layout {
         fs::write(self.file("containerd.toml"), self.containerd())?;
         fs::write(self.file("kubelet.yaml"), self.kubelet(network).to_string())?;
         fs::write(self.file("kube-proxy.yaml"), self.kube_proxy(network).to_string())?;
+        fs::write(self.file("Corefile"), self.corefile(network))?;
         Ok(())
     }
 
@@ -49,6 +53,7 @@ impl Layout {
         match component {
             Component::Containerd => vec![config("containerd.toml")],
             Component::KubeProxy => vec![config("kube-proxy.yaml")],
+            Component::Dns => vec![format!("-conf={}", text(&self.file("Corefile")))],
             _ => vec![
                 config("kubelet.yaml"),
                 format!("--kubeconfig={}", text(&self.file("kubelet.kubeconfig"))),
@@ -61,7 +66,7 @@ impl Layout {
 
     /// Each Pod at the end of a wire of its own, and everything routed: on a bridge, what comes back from a Pod behind a
     /// ClusterIP would not pass where its address is translated back.
-    fn pods(&self, network: Network) -> serde_json::Value {
+    fn pods(&self, network: Network) -> Value {
         json!({
             "cniVersion": "0.4.0", "name": "pods",
             "plugins": [{
@@ -100,7 +105,7 @@ runtime_type = "io.containerd.runc.v2"
         )
     }
 
-    fn kubelet(&self, network: Network) -> serde_json::Value {
+    fn kubelet(&self, network: Network) -> Value {
         let cgroups = self.machine.as_ref().map(|machine| format!("/{}", machine.cgroups.name()));
         json!({
             "apiVersion": "kubelet.config.k8s.io/v1beta1", "kind": "KubeletConfiguration",
@@ -114,6 +119,7 @@ runtime_type = "io.containerd.runc.v2"
             "cgroupDriver": "cgroupfs", "cgroupRoot": cgroups,
             "failCgroupV1": false, "failSwapOn": false, "oomScoreAdj": 0,
             "resolvConf": self.file("resolv.conf"),
+            "clusterDNS": [network.node()], "clusterDomain": DOMAIN,
             "volumePluginDir": self.file("flexvolume"),
             // There is no registry to get an image from again, and the disk is not the node's alone.
             "imageGCHighThresholdPercent": 100,
@@ -123,7 +129,16 @@ runtime_type = "io.containerd.runc.v2"
         })
     }
 
-    fn kube_proxy(&self, network: Network) -> serde_json::Value {
+    /// Names in the cluster; nothing outside has to be resolved.
+    fn corefile(&self, network: Network) -> String {
+        format!(
+            ".:53 {{\n    bind {}\n    errors\n    kubernetes {DOMAIN} {{\n        kubeconfig {}\n    }}\n}}\n",
+            network.node(),
+            text(&self.file("coredns.kubeconfig"))
+        )
+    }
+
+    fn kube_proxy(&self, network: Network) -> Value {
         json!({
             "apiVersion": "kubeproxy.config.k8s.io/v1alpha1", "kind": "KubeProxyConfiguration",
             "clientConnection": {"kubeconfig": self.file("kube-proxy.kubeconfig")},
@@ -135,6 +150,25 @@ runtime_type = "io.containerd.runc.v2"
     }
 }
 
+/// What kubeadm lets CoreDNS see.
+fn names_are_looked_up() -> [Value; 2] {
+    let rbac = "rbac.authorization.k8s.io";
+    let rule = |group: &str, resources: &[&str]| json!({"apiGroups": [group], "resources": resources, "verbs": ["list", "watch"]});
+    let rules =
+        [rule("", &["endpoints", "services", "pods", "namespaces"]), rule("discovery.k8s.io", &["endpointslices"])];
+    let subject = json!({"kind": "ServiceAccount", "namespace": "kube-system", "name": "coredns"});
+    [
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRole", "metadata": {"name": "system:coredns"},
+            "rules": rules,
+        }),
+        json!({
+            "apiVersion": format!("{rbac}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": "system:coredns"},
+            "roleRef": {"apiGroup": rbac, "kind": "ClusterRole", "name": "system:coredns"}, "subjects": [subject],
+        }),
+    ]
+}
+
 impl Own {
     /// Starts the node, and waits until Pods can run on it.
     pub(crate) async fn start_node(&self, node: Node, pause: PathBuf, ready: Duration) -> Result<()> {
@@ -144,7 +178,9 @@ impl Own {
             self.prepare_storage().await?;
             self.run(Component::CsiDriver).await?;
         }
-        tokio::try_join!(self.run(Component::KubeProxy), self.run(Component::Kubelet))?;
+        let rights: Vec<String> = names_are_looked_up().iter().map(Value::to_string).collect();
+        self.kubectl(&["apply", "--server-side", "-f", "-"], &rights.join("\n---\n")).await?;
+        tokio::try_join!(self.run(Component::KubeProxy), self.run(Component::Dns), self.run(Component::Kubelet))?;
         self.wait_for_what_is_made(Component::Kubelet, "a Node that is ready", ready, || async {
             let nodes: Api<Object> = Api::all(self.client().await?);
             let status = nodes.get(Node::NAME).await?.status.unwrap_or_default();

@@ -141,8 +141,8 @@ async fn network(client: &Client, database: &Database) -> Option<Finding> {
         return None;
     }
     let message = format!("NetworkPolicies of namespace {namespace} limit who reaches it: {}", names.join(", "));
-    let fix =
-        "let in the pods labelled app.kubernetes.io/name=stillpoint of the namespace that Stillpoint is installed in";
+    let fix = "let in the pods labelled app.kubernetes.io/name=stillpoint, app.kubernetes.io/component=apiserver of the namespace that \
+         Stillpoint is installed in";
     Some(Finding::warn("network", message, fix))
 }
 

@@ -70,7 +70,7 @@ pub(super) async fn look(client: &Client) -> (Vec<Finding>, String) {
     findings.push(answers(client).await);
     let deployments: Api<Deployment> = Api::namespaced(client.clone(), &home);
     findings.push(match deployments.get_opt(ACCOUNT).await {
-        Ok(found) => deployment(&home, found.as_ref()),
+        Ok(found) => deployment(&home, ACCOUNT, found.as_ref()),
         Err(error) => Finding::unseen("deployment", &format!("Deployment {home}/{ACCOUNT}"), &error),
     });
     findings.push(replicas(client, &home).await);
@@ -166,17 +166,17 @@ async fn answers(client: &Client) -> Finding {
     }
 }
 
-fn deployment(home: &str, found: Option<&Deployment>) -> Finding {
+pub(super) fn deployment(home: &str, name: &str, found: Option<&Deployment>) -> Finding {
     let Some(found) = found else {
         return Finding::warn(
             "deployment",
-            format!("Deployment {home}/{ACCOUNT} is not there"),
-            "right only when the server runs by other means",
+            format!("Deployment {home}/{name} is not there"),
+            "right only when it runs by other means",
         );
     };
     let wanted = found.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let ready = found.status.as_ref().and_then(|status| status.ready_replicas).unwrap_or(0);
-    let message = format!("Deployment {home}/{ACCOUNT}: {ready} of {wanted} pods are ready");
+    let message = format!("Deployment {home}/{name}: {ready} of {wanted} pods are ready");
     let conditions = found.status.iter().flat_map(|status| status.conditions.iter().flatten());
     let failure = conditions.into_iter().find(|condition| condition.type_ == "ReplicaFailure");
     let look = format!("kubectl -n {home} describe pods -l app.kubernetes.io/name=stillpoint");
@@ -304,12 +304,12 @@ mod tests {
             .unwrap()
         };
         for (ready, result) in [(0, CheckResult::Fail), (1, CheckResult::Warn), (2, CheckResult::Pass)] {
-            assert_eq!(deployment("home", Some(&with(ready, json!([])))).result, result, "{ready}");
+            assert_eq!(deployment("home", ACCOUNT, Some(&with(ready, json!([])))).result, result, "{ready}");
         }
         let forbidden = json!([{"type": "ReplicaFailure", "status": "True", "message": "violates PodSecurity"}]);
-        let finding = deployment("home", Some(&with(2, forbidden)));
+        let finding = deployment("home", ACCOUNT, Some(&with(2, forbidden)));
         assert!(finding.result == CheckResult::Fail && finding.message.contains("PodSecurity"), "{finding:?}");
-        assert_eq!(deployment("home", None).result, CheckResult::Warn);
+        assert_eq!(deployment("home", ACCOUNT, None).result, CheckResult::Warn);
     }
 
     #[test]

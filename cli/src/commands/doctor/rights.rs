@@ -144,6 +144,12 @@ mod tests {
             "watch configmaps extension-apiserver-authentication in kube-system",
             "create secrets in home",
             "update secrets stillpoint-apiserver-ca in home",
+            "update secrets stillpoint-webhooks-tls in home",
+            "watch namespaces",
+            "patch volumesnapshotcontents.snapshot.storage.k8s.io",
+            "create validatingwebhookconfigurations.admissionregistration.k8s.io",
+            "delete validatingwebhookconfigurations.admissionregistration.k8s.io stillpoint-webhooks",
+            "get clusterroles.rbac.authorization.k8s.io stillpoint:apiserver",
             "get customresourcedefinitions.apiextensions.k8s.io freezes.stillpoint.dev",
         ] {
             assert!(told_of.iter().any(|told| told == right), "{right} in {told_of:?}");

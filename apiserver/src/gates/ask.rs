@@ -1,0 +1,420 @@
+//! A gate is asked: whose volumes these are, whether it is a real snapshot that wants to be waited for, holding its Databases, and
+//! what becomes of it if they cannot be held.
+
+use std::time::Duration;
+
+use api::{
+    QuiesceStatus,
+    gate::{Gate, GateAnswer, GateRequest},
+};
+use bytes::Bytes;
+use http::{HeaderMap, StatusCode};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::api::ListParams;
+use serde::Serialize;
+use serde_json::Value;
+use tokio::time::{Instant, sleep, timeout_at};
+use tracing::{debug, info, warn};
+
+use super::{
+    Gates, Inner, atomic,
+    contents::{Content, Fate},
+    cut::{self, Together, Wanted},
+    judge,
+    kinds::Kind,
+    policy::{Missed, NamespacePolicy, Treatment, treatment},
+    preflight::{self, Declared},
+    said,
+};
+use crate::{
+    answer::{Answer, Parts},
+    metrics::Gated,
+    negotiate::Form,
+    query::Query,
+    target::{ResourceTarget, Verb},
+};
+
+/// How often a content's claim may have ended and be made anew: a driver that fails is called again, and the gate asked again.
+const AGAIN: u32 = 16;
+/// What is left of a deadline for the answer's way back.
+const WAY_BACK: Duration = Duration::from_millis(200);
+/// What is left of it for what has to be undone and said when nothing could be held.
+const WAY_OUT: Duration = Duration::from_secs(1);
+/// While somebody else holds the same Databases in another way, or a replica takes over: how long until it is tried again.
+const BUSY: Duration = Duration::from_millis(200);
+
+/// Why nothing is held.
+enum NotHeld {
+    /// It is no snapshot that anybody takes.
+    Unreal(String),
+    /// It does not want to be waited for, and says whose business it is.
+    LeftAlone(String),
+    /// It should have been held.
+    Missed { why: String, snapshot: Option<Box<ObjectMeta>> },
+}
+
+impl Gates {
+    /// Answers a gate by its deadline.
+    pub(super) async fn ask(&self, request: &GateRequest, deadline: Instant) -> GateAnswer {
+        let deadline = deadline.checked_sub(WAY_BACK).unwrap_or(deadline);
+        match request.gate {
+            Gate::Preflight => {
+                let answer = timeout_at(deadline, self.preflight(request)).await;
+                answer.unwrap_or_else(|_| GateAnswer::allow())
+            }
+            Gate::Cut | Gate::Content => {
+                let (began, metrics) = (Instant::now(), &self.0.app.metrics);
+                let (gated, answer) = self.cut(request, deadline).await;
+                metrics.gated(gated, began.elapsed().as_secs_f64());
+                answer
+            }
+        }
+    }
+
+    async fn cut(&self, request: &GateRequest, deadline: Instant) -> (Gated, GateAnswer) {
+        let hold = deadline.checked_sub(WAY_OUT).unwrap_or(deadline);
+        let together = match self.wanted(request) {
+            Ok(Wanted::Hold(together)) => together,
+            Ok(Wanted::Nothing(why)) => {
+                debug!(?why, content = request.object.name, "a cut that nothing is held for");
+                return (Gated::Nothing, GateAnswer::allow());
+            }
+            Err(why) => return (Gated::Missed, self.missed_now(request, why, None, deadline).await),
+        };
+        match self.held(request, &together, hold).await {
+            Ok(status) => {
+                self.is_held(&request.object.uid);
+                if let Some(frozen) = &status.frozen_at {
+                    let since = Timestamp::now().duration_since(frozen.0);
+                    self.0.app.metrics.answered_after_frozen(since.as_secs_f64());
+                }
+                (Gated::Held, cut::held(&together, &status))
+            }
+            Err(NotHeld::LeftAlone(why)) => {
+                info!(content = request.object.name, why, "a cut that is left alone");
+                (Gated::LeftAlone, GateAnswer::allow())
+            }
+            Err(NotHeld::Unreal(why)) => {
+                warn!(content = request.object.name, user = request.user, why, "a review that nobody has a reason for");
+                (Gated::Unreal, cut::denied(&why))
+            }
+            Err(NotHeld::Missed { why, snapshot }) => {
+                warn!(content = request.object.name, databases = ?together.databases, why, "not held for a cut");
+                (Gated::Missed, self.missed_now(request, &why, snapshot, deadline).await)
+            }
+        }
+    }
+
+    async fn held(
+        &self,
+        request: &GateRequest,
+        together: &Together,
+        deadline: Instant,
+    ) -> Result<QuiesceStatus, NotHeld> {
+        let looked_up = timeout_at(deadline, async { tokio::join!(self.is_real(request), self.snapshot_of(request)) });
+        let Ok((real, snapshot)) = looked_up.await else {
+            return Err(NotHeld::Missed { why: "the API server did not answer in time".to_owned(), snapshot: None });
+        };
+        let missed = |why, snapshot| NotHeld::Missed { why, snapshot };
+        match real {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => return Err(NotHeld::Unreal(why)),
+            Err(error) => return Err(missed(format!("its content could not be looked up: {error}"), None)),
+        }
+        let snapshot = snapshot.map_err(|error| missed(format!("its snapshot could not be read: {error}"), None))?;
+        match treatment(snapshot.as_deref()) {
+            Treatment::Hold => {}
+            Treatment::Skip => return Err(NotHeld::LeftAlone("it says so itself".to_owned())),
+            Treatment::Foreign(operator) => return Err(NotHeld::LeftAlone(format!("{operator} makes it consistent"))),
+        }
+        match self.hold(request, together, deadline).await {
+            Ok(status) => Ok(status),
+            Err(why) => Err(missed(why, snapshot)),
+        }
+    }
+
+    /// Whether this is about a content that is there, is about to be cut, and has these volumes: whoever reaches the webhooks' port
+    /// can write a review. The inner error says what is wrong with it.
+    async fn is_real(&self, request: &GateRequest) -> Result<Result<(), String>, kube::Error> {
+        let object = &request.object;
+        if request.gate == Gate::Content {
+            // It is not stored yet, but its snapshot is.
+            let Some(of) = &request.snapshot else { return Ok(Err("it is the content of no snapshot".to_owned())) };
+            let found = self.snapshot(object.group, &of.namespace, &of.name).await?;
+            let same = found.is_some_and(|found| found.metadata.uid == of.uid);
+            return Ok(same.then_some(()).ok_or_else(|| "there is no such snapshot".to_owned()));
+        }
+        let known = self.known().get(&object.uid).cloned();
+        let known = match known {
+            Some(known) => Some(known),
+            // The watch may be behind.
+            None => {
+                let there = self.0.kinds.all(Kind::Content, object.group).get_opt(&object.name).await?;
+                there.and_then(|there| Content::read(&there, object.group))
+            }
+        };
+        let right = known.is_some_and(|known| {
+            let same = known.uid == object.uid && known.name == object.name && known.handles == request.volume_handles;
+            same && !matches!(known.fate, Fate::Cut { .. })
+        });
+        Ok(right.then_some(()).ok_or_else(|| "there is no such content that is about to be cut".to_owned()))
+    }
+
+    async fn snapshot_of(&self, request: &GateRequest) -> Result<Option<Box<ObjectMeta>>, kube::Error> {
+        let Some(of) = &request.snapshot else { return Ok(None) };
+        let found = self.snapshot(request.object.group, &of.namespace, &of.name).await?;
+        // Another of the same name says nothing about this one.
+        let found = found.map(|found| Box::new(found.metadata));
+        Ok(found.filter(|found| of.uid.is_none() || found.uid == of.uid))
+    }
+
+    /// Nothing could be held: the cut waits where that is wanted, and else is made all the same. People are told when it is news.
+    async fn missed_now(
+        &self,
+        request: &GateRequest,
+        why: &str,
+        snapshot: Option<Box<ObjectMeta>>,
+        deadline: Instant,
+    ) -> GateAnswer {
+        let policy = self.policy(request);
+        let missed = policy.required.then(|| policy.missed(snapshot.as_deref(), Timestamp::now()));
+        let answer = cut::not_held(missed, why);
+        if !request.dry_run
+            && self.is_missed(&request.object.uid, why)
+            && let Some(of) = &request.snapshot
+        {
+            let uid = snapshot.and_then(|snapshot| snapshot.uid);
+            let reason = if matches!(missed, Some(Missed::Again { .. } | Missed::Failed { .. })) {
+                "CutWaits"
+            } else {
+                "NotFrozen"
+            };
+            let of = (of.namespace.clone(), of.name.clone());
+            let telling = said::event(self, request.object.group, &of, uid, false, reason, why);
+            timeout_at(deadline, telling).await.ok();
+        }
+        answer
+    }
+
+    /// As the namespace says now; the configuration may be behind.
+    fn policy(&self, request: &GateRequest) -> NamespacePolicy {
+        let namespace = request.snapshot.as_ref().map(|snapshot| snapshot.namespace.as_str());
+        let namespace = namespace.or(request.object.namespace.as_deref()).unwrap_or_default();
+        let policy = self.0.watched.index().policy(namespace);
+        policy.or_required(request.required)
+    }
+
+    fn wanted(&self, request: &GateRequest) -> Result<Wanted, &'static str> {
+        self.is_known()?;
+        let index = self.0.watched.index();
+        let claims = cut::claims(&index, request.driver.as_deref().unwrap_or_default(), &request.volume_handles);
+        let namespace = claims.first().map(|(namespace, _)| namespace.as_str());
+        let databases = self.0.verbs.records.databases(namespace);
+        let databases: Vec<_> = databases.iter().map(AsRef::as_ref).collect();
+        Ok(cut::wanted(&index, &claims, &databases))
+    }
+
+    fn is_known(&self) -> Result<(), &'static str> {
+        if !self.0.watched.is_complete() || !self.0.verbs.stored.is_cancelled() {
+            return Err("Stillpoint has just started, and does not know yet whose volumes these are");
+        }
+        Ok(())
+    }
+
+    async fn preflight(&self, request: &GateRequest) -> GateAnswer {
+        let mut answer = GateAnswer::allow();
+        let Some(namespace) = request.object.namespace.as_deref() else { return answer };
+        if self.is_known().is_err() {
+            return answer;
+        }
+        let claims = match &request.selector {
+            Some(selector) => self.selected(namespace, selector).await,
+            None => request.claims.clone(),
+        };
+        let names = preflight::names(namespace, &claims);
+        let databases = self.0.verbs.records.databases(Some(namespace));
+        let databases: Vec<_> = databases.iter().map(AsRef::as_ref).collect();
+        let (wanted, driver) = {
+            let index = self.0.watched.index();
+            let driver = preflight::driver(&index, namespace, &claims).map(str::to_owned);
+            (cut::wanted(&index, &names, &databases), driver)
+        };
+        if !matches!(wanted, Wanted::Hold(_)) {
+            return answer;
+        }
+        let group = request.object.group;
+        let class = match &request.class {
+            Some(class) => self.class(group, class).await,
+            None => None,
+        };
+        let said = class.as_ref().and_then(judge::said_by_class);
+        // Which class is the default one is the snapshot controller's to find out.
+        let known = said.is_some() || request.class.is_some();
+        let atomic = driver.filter(|_| known).map(|driver| atomic::is_atomic(&driver, group, said.as_deref()));
+        answer.warnings = preflight::warnings(&Declared { group, wanted: &wanted, databases: &databases, atomic });
+        answer
+    }
+
+    /// The claims that a LabelSelector selects. What cannot be listed is nobody's: it is only about warnings.
+    async fn selected(&self, namespace: &str, selector: &Value) -> Vec<String> {
+        let Some(selector) = labels(selector) else { return Vec::new() };
+        match self.0.kinds.claims(namespace).list_metadata(&ListParams::default().labels(&selector)).await {
+            Ok(claims) => claims.items.into_iter().filter_map(|claim| claim.metadata.name).collect(),
+            Err(error) => {
+                debug!(namespace, %error, "the claims of a group could not be listed");
+                Vec::new()
+            }
+        }
+    }
+
+    /// Holds them, wherever their members are. The same content again is the same claim, and its time begins anew; one that has ended
+    /// is followed by another. While others hold them in another way, that is waited for.
+    async fn hold(
+        &self,
+        request: &GateRequest,
+        together: &Together,
+        deadline: Instant,
+    ) -> Result<QuiesceStatus, String> {
+        let mut busy = None;
+        loop {
+            let held = timeout_at(deadline, self.hold_once(request, together)).await;
+            match held {
+                Err(_) => return Err(busy.unwrap_or_else(|| "its databases did not stand still in time".to_owned())),
+                Ok(Ok(status)) => return Ok(status),
+                Ok(Err(Refusal::Final(why))) => return Err(why),
+                Ok(Err(Refusal::Busy(why))) if Instant::now() + BUSY >= deadline => return Err(why),
+                Ok(Err(Refusal::Busy(why))) => busy = Some(why),
+            }
+            sleep(BUSY).await;
+        }
+    }
+
+    async fn hold_once(&self, request: &GateRequest, together: &Together) -> Result<QuiesceStatus, Refusal> {
+        let database = together.databases.first().ok_or_else(|| Refusal::Final("no Database".to_owned()))?;
+        for again in 0..AGAIN {
+            let uid = cut::claim_uid(request.object.group, &request.object.uid, again);
+            let quiesce = cut::quiesce(together, uid.clone(), cut::reason(request));
+            let (code, body) = self.verb(&together.namespace, database, "quiesce", &quiesce, request.dry_run).await?;
+            match code {
+                StatusCode::OK | StatusCode::CREATED => {
+                    if code == StatusCode::OK && !request.dry_run {
+                        let renew = serde_json::json!({"spec": {"uid": uid}});
+                        self.verb(&together.namespace, database, "renew", &renew, false).await?;
+                    }
+                    return serde_json::from_value(body["status"].clone())
+                        .map_err(|error| Refusal::Final(error.to_string()));
+                }
+                StatusCode::GONE => {}
+                code => return Err(Refusal::read(code, &body)),
+            }
+        }
+        Err(Refusal::Final(format!("it was tried {AGAIN} times")))
+    }
+
+    /// A verb as our own account, sent on to the replica that has the Database.
+    async fn verb(
+        &self,
+        namespace: &str,
+        database: &str,
+        verb: &str,
+        body: &(impl Serialize + Sync),
+        dry_run: bool,
+    ) -> Result<(StatusCode, Value), Refusal> {
+        let target = ResourceTarget {
+            verb: Verb::Create,
+            group: api::LIVE_GROUP.to_owned(),
+            version: api::VERSION.to_owned(),
+            namespace: Some(namespace.to_owned()),
+            resource: "databases".to_owned(),
+            name: Some(database.to_owned()),
+            subresource: Some(verb.to_owned()),
+        };
+        let headers = HeaderMap::new();
+        let query = Query::parse(dry_run.then_some("dryRun=All"));
+        let parts = Parts { headers: &headers, query, form: Form::Object };
+        let unreadable = |error: serde_json::Error| Refusal::Final(error.to_string());
+        let bytes = Bytes::from(serde_json::to_vec(body).map_err(unreadable)?);
+        let Inner { app, us, stopping, .. } = &*self.0;
+        match app.objects.serve(us, target, &parts, bytes, Timestamp::now(), stopping).await {
+            Ok(Answer::Json { code, bytes, .. }) => Ok((code, serde_json::from_slice(&bytes).map_err(unreadable)?)),
+            Ok(_) => Err(Refusal::Final("the verb answered in a form that is not its own".to_owned())),
+            Err(error) => Ok((error.code, error.status())),
+        }
+    }
+}
+
+/// Why a verb did not hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// Others hold it in another way, or somebody takes over: it may be otherwise in a moment.
+    Busy(String),
+    /// Trying again now would only stall writers once more.
+    Final(String),
+}
+
+impl Refusal {
+    fn read(code: StatusCode, status: &Value) -> Self {
+        let why = status["message"].as_str().unwrap_or("no reason was given").to_owned();
+        let causes = status["details"]["causes"].as_array().into_iter().flatten();
+        let claimed = causes.into_iter().any(|cause| cause["reason"] == "Claimed");
+        let is_busy = claimed || code == StatusCode::SERVICE_UNAVAILABLE;
+        if is_busy { Self::Busy(why) } else { Self::Final(why) }
+    }
+}
+
+/// A LabelSelector as a query has it. `None`: it is none.
+fn labels(selector: &Value) -> Option<String> {
+    let equal = selector["matchLabels"].as_object().into_iter().flatten();
+    let equal = equal.map(|(key, value)| Some(format!("{key}={}", value.as_str()?)));
+    let expressions = selector["matchExpressions"].as_array().into_iter().flatten().map(|expression| {
+        let key = expression["key"].as_str()?;
+        let values = expression["values"].as_array().into_iter().flatten();
+        let values = values.map(Value::as_str).collect::<Option<Vec<_>>>()?.join(",");
+        Some(match expression["operator"].as_str()? {
+            "In" => format!("{key} in ({values})"),
+            "NotIn" => format!("{key} notin ({values})"),
+            "Exists" => key.to_owned(),
+            "DoesNotExist" => format!("!{key}"),
+            _ => return None,
+        })
+    });
+    let all: Vec<String> = equal.chain(expressions).collect::<Option<_>>()?;
+    (!all.is_empty()).then(|| all.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_selector_is_asked_for_as_kubernetes_reads_it() {
+        let selector = json!({
+            "matchLabels": {"app": "shop"},
+            "matchExpressions": [
+                {"key": "tier", "operator": "In", "values": ["a", "b"]},
+                {"key": "old", "operator": "DoesNotExist"}, {"key": "data", "operator": "Exists"},
+                {"key": "x", "operator": "NotIn", "values": ["y"]},
+            ],
+        });
+        assert_eq!(labels(&selector).as_deref(), Some("app=shop,tier in (a,b),!old,data,x notin (y)"));
+        for wrong in
+            [json!({}), json!({"matchLabels": {"a": 1}}), json!({"matchExpressions": [{"key": "a", "operator": "?"}]})]
+        {
+            assert_eq!(labels(&wrong), None, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn only_what_may_be_otherwise_in_a_moment_is_tried_again() {
+        let claimed = json!({"message": "m", "details": {"causes": [{"reason": "Claimed"}]}});
+        let blocked = json!({"message": "m", "details": {"causes": [{"reason": "Blocked"}]}});
+        let m = || "m".to_owned();
+        assert_eq!(Refusal::read(StatusCode::CONFLICT, &claimed), Refusal::Busy(m()));
+        assert_eq!(Refusal::read(StatusCode::SERVICE_UNAVAILABLE, &json!({"message": "m"})), Refusal::Busy(m()));
+        assert_eq!(Refusal::read(StatusCode::CONFLICT, &blocked), Refusal::Final(m()));
+        assert_eq!(Refusal::read(StatusCode::FORBIDDEN, &json!({"message": "m"})), Refusal::Final(m()));
+    }
+}

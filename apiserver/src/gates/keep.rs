@@ -1,0 +1,242 @@
+//! What stands between kube-apiserver and the webhooks, which have no rights of their own: the leader keeps their certificate, and
+//! their configuration with whom to trust, which namespaces want nothing less than a consistent copy, and which drivers do not tell
+//! when they cut. Nobody else writes these, so that an installation by YAML, Helm or GitOps never takes back what is learnt.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use anyhow::Context;
+use api::install::{
+    ROLE,
+    webhooks::{CONTENT_DRIVERS, NAME, SERVING, Webhooks},
+};
+use certs::{KeyPairPem, Names};
+use jiff::Timestamp;
+use k8s_openapi::{
+    ByteString,
+    api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret, rbac::v1::ClusterRole},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client,
+    api::{DeleteParams, Patch, PatchParams, PostParams},
+};
+use serde_json::{Value, json};
+use tokio::time::{sleep, timeout};
+use tracing::{info, warn};
+
+use super::Gates;
+use crate::{
+    health::Condition,
+    keyring::{Keyring, Ring},
+};
+
+/// Keeps them.
+pub(crate) struct Keeper {
+    pub(crate) client: Client,
+    pub(crate) namespace: String,
+    pub(crate) keyring: Arc<Keyring>,
+    /// Met once the authority is the one that all replicas have.
+    pub(crate) shared: Arc<Condition>,
+}
+
+/// The configuration as this replica has applied it last: what was said, and the object that came of it.
+#[derive(Debug, PartialEq, Eq)]
+struct Applied {
+    said: Value,
+    uid: Option<String>,
+    generation: Option<i64>,
+}
+
+const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+const FIRST_LOOKS: Duration = Duration::from_millis(250);
+/// How long one look may take.
+const LOOK: Duration = Duration::from_secs(10);
+/// In the Secret: the authority that signed, so that it is signed anew when another does.
+const ISSUER: &str = "issuer.crt";
+/// Where no gates are asked: how often it is looked whether somebody else still says that they are.
+const REMOVE_EVERY: Duration = Duration::from_secs(60);
+
+impl Keeper {
+    /// For ever.
+    pub(crate) async fn keep(self, gates: Gates) {
+        let mut applied = None;
+        loop {
+            if !self.shared.check().1 || !gates.0.watched.is_complete() {
+                sleep(FIRST_LOOKS).await;
+                continue;
+            }
+            let looked = timeout(LOOK, self.look(&gates, &mut applied)).await;
+            if let Err(error) = looked.unwrap_or_else(|late| Err(late.into())) {
+                let error = format!("{error:#}");
+                warn!(error, "what the webhooks need could not be looked after; trying again");
+            }
+            sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// For ever, where no gates are asked: what nobody answers to must not be asked.
+    pub(crate) async fn remove(client: Client, leads: impl Fn() -> bool) {
+        let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client);
+        loop {
+            sleep(REMOVE_EVERY).await;
+            if !leads() {
+                continue;
+            }
+            match configurations.delete(NAME, &DeleteParams::default()).await {
+                Ok(_) => info!("no gates are asked here: the webhooks' configuration was removed"),
+                Err(kube::Error::Api(status)) if status.code == 404 => {}
+                Err(error) => warn!(%error, "the webhooks' configuration could not be removed"),
+            }
+        }
+    }
+
+    async fn look(&self, gates: &Gates, applied: &mut Option<Applied>) -> anyhow::Result<()> {
+        let configurations: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
+        let there = configurations.get_opt(NAME).await.context("the webhooks' configuration")?;
+        let there = there.as_ref().map(|there| &there.metadata);
+        gates.0.learn(there);
+        if !gates.0.verbs.leads() {
+            *applied = None;
+            return Ok(());
+        }
+        let ring = self.keyring.now();
+        let said = self.configuration(gates, &ring.bundle).await?;
+        let as_it_is = |metadata: Option<&ObjectMeta>, said| Applied {
+            said,
+            uid: metadata.and_then(|metadata| metadata.uid.clone()),
+            generation: metadata.and_then(|metadata| metadata.generation),
+        };
+        if applied.as_ref() != Some(&as_it_is(there, said.clone())) {
+            let params = PatchParams::apply(api::install::ACCOUNT).force();
+            let made = configurations.patch(NAME, &params, &Patch::Apply(&said)).await;
+            let made = made.context("the webhooks' configuration")?;
+            info!("the webhooks' configuration is as it should be");
+            gates.0.learn(Some(&made.metadata));
+            *applied = Some(as_it_is(Some(&made.metadata), said));
+        }
+        // Only now: what signs is trusted already when it is shown.
+        self.serving(&ring).await
+    }
+
+    async fn configuration(&self, gates: &Gates, bundle: &str) -> anyhow::Result<Value> {
+        let required = gates.0.watched.index().required();
+        let drivers = gates.0.drivers();
+        let webhooks =
+            Webhooks { namespace: &self.namespace, ca_bundle: bundle, required: &required, content_drivers: &drivers };
+        let mut configuration = webhooks.configuration();
+        if !drivers.is_empty() {
+            configuration["metadata"]["annotations"] = json!({CONTENT_DRIVERS: drivers.join(",")});
+        }
+        // It goes with the installation: nobody must be asked who is not there any more.
+        let roles: Api<ClusterRole> = Api::all(self.client.clone());
+        if let Some(uid) = roles.get_opt(ROLE).await.context("our ClusterRole")?.and_then(|role| role.metadata.uid) {
+            configuration["metadata"]["ownerReferences"] = json!([{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "name": ROLE, "uid": uid}]);
+        }
+        Ok(configuration)
+    }
+
+    /// The Secret that the webhooks show and trust by.
+    async fn serving(&self, ring: &Ring) -> anyhow::Result<()> {
+        let secrets: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let there = secrets.get_opt(SERVING).await.with_context(|| format!("Secret {SERVING}"))?;
+        let now = Timestamp::now();
+        let kept = there.as_ref().and_then(|secret| pair(secret, ring, now));
+        if let (Some(secret), Some(_)) = (&there, &kept)
+            && text(secret, "ca.crt") == Some(&ring.bundle)
+        {
+            return Ok(());
+        }
+        let pair = match kept {
+            Some(pair) => pair,
+            None => ring.signing.serve(&self.names(), now, LEAF_LIFE)?,
+        };
+        let secret = self.secret(&pair, ring, there.as_ref());
+        match &there {
+            Some(_) => secrets.replace(SERVING, &PostParams::default(), &secret).await,
+            None => secrets.create(&PostParams::default(), &secret).await,
+        }
+        .with_context(|| format!("Secret {SERVING}"))?;
+        info!("the webhooks' certificate is in Secret {}/{SERVING}", self.namespace);
+        Ok(())
+    }
+
+    fn names(&self) -> Names {
+        let service = format!("{NAME}.{}", self.namespace);
+        Names {
+            dns: vec![format!("{service}.svc"), format!("{service}.svc.cluster.local"), service],
+            addresses: vec![],
+        }
+    }
+
+    fn secret(&self, pair: &KeyPairPem, ring: &Ring, there: Option<&Secret>) -> Secret {
+        let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+        let data = [
+            ("tls.crt", bytes(&pair.certificate)),
+            ("tls.key", bytes(&pair.key)),
+            ("ca.crt", bytes(&ring.bundle)),
+            (ISSUER, bytes(ring.signing.certificate())),
+        ];
+        Secret {
+            metadata: ObjectMeta {
+                name: Some(SERVING.to_owned()),
+                namespace: Some(self.namespace.clone()),
+                resource_version: there.and_then(|there| there.metadata.resource_version.clone()),
+                labels: Some(labels()),
+                ..ObjectMeta::default()
+            },
+            type_: Some("kubernetes.io/tls".to_owned()),
+            data: Some(data.map(|(key, value)| (key.to_owned(), value)).into()),
+            ..Secret::default()
+        }
+    }
+}
+
+/// The certificate in it, if what signs now has signed it, and it is young enough.
+fn pair(secret: &Secret, ring: &Ring, now: Timestamp) -> Option<KeyPairPem> {
+    let pair =
+        KeyPairPem { certificate: text(secret, "tls.crt")?.to_owned(), key: text(secret, "tls.key")?.to_owned() };
+    let (_, until) = certs::validity(&pair.certificate).ok()?;
+    let is_young = until.duration_since(now) > jiff::SignedDuration::try_from(LEAF_LIFE / 3).ok()?;
+    (is_young && text(secret, ISSUER) == Some(ring.signing.certificate())).then_some(pair)
+}
+
+fn text<'a>(secret: &'a Secret, key: &str) -> Option<&'a str> {
+    std::str::from_utf8(&secret.data.as_ref()?.get(key)?.0).ok()
+}
+
+fn labels() -> BTreeMap<String, String> {
+    let [name, _] = api::install::LABELS;
+    [name, ("app.kubernetes.io/component", "webhooks")].map(|(key, value)| (key.to_owned(), value.to_owned())).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keyring::Kept;
+
+    #[test]
+    fn a_certificate_is_kept_while_its_authority_signs_and_it_is_young() {
+        let now = Timestamp::now();
+        let ring = || Ring::of(Kept::create(now).unwrap()).unwrap();
+        let (ours, other) = (ring(), ring());
+        let secret = |pair: &KeyPairPem, issuer: &Ring| {
+            let bytes = |text: &str| ByteString(text.as_bytes().to_vec());
+            let data = [
+                ("tls.crt", bytes(&pair.certificate)),
+                ("tls.key", bytes(&pair.key)),
+                (ISSUER, bytes(issuer.signing.certificate())),
+            ];
+            Secret { data: Some(data.map(|(key, value)| (key.to_owned(), value)).into()), ..Secret::default() }
+        };
+        let names = Names { dns: vec!["a.b.svc".to_owned()], addresses: vec![] };
+        let signed = ours.signing.serve(&names, now, LEAF_LIFE).unwrap();
+        assert!(pair(&secret(&signed, &ours), &ours, now).is_some());
+        assert!(pair(&secret(&signed, &ours), &other, now).is_none(), "another signs now");
+        let late = now + LEAF_LIFE * 3 / 4;
+        assert!(pair(&secret(&signed, &ours), &ours, late).is_none(), "it is old");
+        let broken = KeyPairPem { certificate: "x".to_owned(), ..signed };
+        assert!(pair(&secret(&broken, &ours), &ours, now).is_none(), "nobody can read it");
+        assert!(pair(&Secret::default(), &ours, now).is_none());
+    }
+}

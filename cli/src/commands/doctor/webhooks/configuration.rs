@@ -1,0 +1,171 @@
+//! What kube-apiserver was told of the webhooks: whom it asks, by what it knows them, and where it goes on without them.
+
+use std::collections::BTreeSet;
+
+use api::{
+    gate,
+    install::{
+        ACCOUNT,
+        webhooks::{CONTENT_DRIVERS, NAME, SERVING},
+    },
+};
+use k8s_openapi::api::{
+    admissionregistration::v1::{ValidatingWebhook, ValidatingWebhookConfiguration},
+    core::v1::Secret,
+};
+use kube::ResourceExt;
+
+use super::{Finding, text};
+
+/// Whether kube-apiserver asks, asks the right ones, and knows them.
+pub(super) fn trusted(
+    home: &str,
+    configuration: Option<&ValidatingWebhookConfiguration>,
+    secret: Option<&Secret>,
+) -> Finding {
+    let about = format!("ValidatingWebhookConfiguration {NAME}");
+    let fix = format!(
+        "whoever leads puts it right within seconds; if it stays so, see the log of {ACCOUNT}, and the rights above"
+    );
+    let Some(configuration) = configuration else {
+        return Finding::fail("gates", format!("{about} is not there: nobody is asked before a snapshot is cut"), fix);
+    };
+    let entries = configuration.webhooks.as_deref().unwrap_or_default();
+    let elsewhere = entries.iter().find(|entry| {
+        let service = entry.client_config.service.as_ref();
+        service.is_none_or(|service| service.namespace != home || service.name != NAME)
+    });
+    if entries.is_empty() || elsewhere.is_some() {
+        let message = format!("{about} does not lead to Service {home}/{NAME}");
+        return Finding::fail("gates", message, format!("{fix}; there is one installation in a cluster"));
+    }
+    let Some(authority) = secret.and_then(|secret| text(secret, "ca.crt")) else {
+        return Finding::warn("gates", format!("{about} is there; whether it trusts the right one is not known"), fix);
+    };
+    let bundle = |entry: &ValidatingWebhook| {
+        let bundle = entry.client_config.ca_bundle.as_ref().map(|bundle| bundle.0.clone()).unwrap_or_default();
+        String::from_utf8_lossy(&bundle).trim() == authority.trim()
+    };
+    match entries.iter().find(|entry| !bundle(entry)) {
+        Some(entry) => {
+            let message = format!(
+                "caBundle of {} is not ca.crt of Secret {home}/{SERVING}: kube-apiserver may not trust it",
+                entry.name
+            );
+            Finding::fail("gates", message, fix)
+        }
+        None => {
+            Finding::pass("gates", format!("kube-apiserver asks before a snapshot is cut ({} entries)", entries.len()))
+        }
+    }
+}
+
+/// Namespaces that want nothing less: those that say so, and those that are asked about with `Fail`.
+pub(super) fn required(
+    configuration: &ValidatingWebhookConfiguration,
+    labelled: &BTreeSet<String>,
+    home: &str,
+) -> Finding {
+    let left_alone = |name: &&String| *name == home || *name == "kube-system";
+    let wanted: BTreeSet<String> = labelled.iter().filter(|name| !left_alone(name)).cloned().collect();
+    let known = in_fail_entries(configuration);
+    let list = |names: Vec<&String>| names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let missing: Vec<&String> = wanted.difference(&known).collect();
+    let too_many: Vec<&String> = known.difference(&wanted).collect();
+    let fix = format!("whoever leads puts it right within seconds; if it stays so, see the log of {ACCOUNT}");
+    if !missing.is_empty() {
+        let message = format!("{} is labelled {}=Required, and not held to it yet", list(missing), gate::POLICY);
+        return Finding::fail("required", message, fix);
+    }
+    if !too_many.is_empty() {
+        let message = format!("{} is held to {}=Required, and not labelled so any more", list(too_many), gate::POLICY);
+        return Finding::fail("required", message, fix);
+    }
+    let ignored: Vec<&String> = labelled.iter().filter(left_alone).collect();
+    if !ignored.is_empty() {
+        let message = format!("{} is left alone, whatever its label {} says", list(ignored), gate::POLICY);
+        return Finding::warn("required", message, "take the label off: nothing there may wait for Stillpoint");
+    }
+    match wanted.len() {
+        0 => Finding::pass("required", format!("no namespace says {}=Required", gate::POLICY)),
+        _ => Finding::pass(
+            "required",
+            format!("no snapshot that is not consistent is taken in {}", list(wanted.iter().collect())),
+        ),
+    }
+}
+
+fn in_fail_entries(configuration: &ValidatingWebhookConfiguration) -> BTreeSet<String> {
+    let entries = configuration.webhooks.iter().flatten();
+    let strict = entries.filter(|entry| entry.failure_policy.as_deref() == Some("Fail"));
+    let expressions =
+        strict.filter_map(|entry| entry.namespace_selector.as_ref()?.match_expressions.as_ref()).flatten();
+    expressions.filter(|one| one.operator == "In").filter_map(|one| one.values.clone()).flatten().collect()
+}
+
+/// Worth knowing: of these drivers a database is held from the declaration of the cut on.
+pub(super) fn drivers(configuration: &ValidatingWebhookConfiguration) -> Option<Finding> {
+    let drivers = configuration.annotations().get(CONTENT_DRIVERS).filter(|drivers| !drivers.is_empty())?;
+    let message =
+        format!("held from when a content is made, for their snapshotters do not tell when they cut: {drivers}");
+    Some(Finding::warn("drivers", message, "upgrade their csi-snapshotter: it marks a content right before it cuts"))
+}
+
+#[cfg(test)]
+mod tests {
+    use api::{CheckResult, install::webhooks::Webhooks};
+    use k8s_openapi::ByteString;
+    use serde_json::from_value;
+
+    use super::*;
+
+    fn configuration(required: &[&str], bundle: &str) -> ValidatingWebhookConfiguration {
+        let required: Vec<String> = required.iter().map(|name| (*name).to_owned()).collect();
+        let made = Webhooks { namespace: "home", ca_bundle: bundle, required: &required, content_drivers: &[] };
+        from_value(made.configuration()).unwrap()
+    }
+
+    fn secret(of: &[(&str, &str)]) -> Secret {
+        let data = of.iter().map(|(key, text)| ((*key).to_owned(), ByteString(text.as_bytes().to_vec())));
+        Secret { data: Some(data.collect()), ..Secret::default() }
+    }
+
+    #[test]
+    fn kube_apiserver_asks_the_right_ones_and_knows_them() {
+        let ours = secret(&[("ca.crt", "PEM\n")]);
+        for (home, configuration, secret, result, says) in [
+            ("home", None, Some(&ours), CheckResult::Fail, "is not there"),
+            ("other", Some(configuration(&[], "PEM")), Some(&ours), CheckResult::Fail, "does not lead"),
+            ("home", Some(ValidatingWebhookConfiguration::default()), Some(&ours), CheckResult::Fail, "does not lead"),
+            ("home", Some(configuration(&[], "OLD")), Some(&ours), CheckResult::Fail, "caBundle of"),
+            ("home", Some(configuration(&[], "PEM")), None, CheckResult::Warn, "not known"),
+            ("home", Some(configuration(&["shop"], "PEM")), Some(&ours), CheckResult::Pass, "5 entries"),
+        ] {
+            let finding = trusted(home, configuration.as_ref(), secret);
+            assert!(finding.result == result && finding.message.contains(says), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn who_wants_nothing_less_is_known_and_nobody_else() {
+        let labelled = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
+        for (known, names, result, says) in [
+            (&[][..], &[][..], CheckResult::Pass, "no namespace"),
+            (&["shop"], &["shop"], CheckResult::Pass, "in shop"),
+            (&[], &["shop"], CheckResult::Fail, "shop is labelled"),
+            (&["shop"], &[], CheckResult::Fail, "shop is held to"),
+            (&[], &["kube-system", "home"], CheckResult::Warn, "home, kube-system is left alone"),
+        ] {
+            let finding = required(&configuration(known, "PEM"), &labelled(names), "home");
+            assert!(finding.result == result && finding.message.contains(says), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn drivers_that_do_not_tell_are_named() {
+        let mut marked = configuration(&[], "PEM");
+        assert_eq!(drivers(&marked), None);
+        marked.annotations_mut().insert(CONTENT_DRIVERS.to_owned(), "late.csi.example".to_owned());
+        assert!(drivers(&marked).is_some_and(|finding| finding.message.contains("late.csi.example")));
+    }
+}
