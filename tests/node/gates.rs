@@ -2,6 +2,7 @@
 //! is worth.
 
 mod groups;
+mod matrix;
 mod world;
 
 use std::fs;

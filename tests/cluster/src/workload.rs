@@ -68,7 +68,8 @@ impl Engine {
                 "securityContext": {"runAsUser": 999, "runAsGroup": 999, "fsGroup": 999},
                 "containers": [{
                     "name": self.name, "image": self.image, "imagePullPolicy": "Never", "env": environment,
-                    "readinessProbe": {"exec": {"command": self.is_ready}, "periodSeconds": 1},
+                    // Not to be taken for gone when the machine is busy: a Service without a Pod refuses.
+                    "readinessProbe": {"exec": {"command": self.is_ready}, "periodSeconds": 1, "timeoutSeconds": 10},
                     "volumeMounts": mounts,
                 }],
                 "volumes": volumes,

@@ -187,6 +187,7 @@ where
         Some(failure) if !failure.after => Ok(failure.response()),
         failure => {
             let response = inner.call(request).await?;
+            sleep(Duration::from_millis(faults.of(&method).answer_delay_ms)).await;
             Ok(failure.map_or(response, |failure| failure.response()))
         }
     }

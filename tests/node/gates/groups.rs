@@ -24,7 +24,7 @@ async fn two_databases_at_one_instant(world: &World<'_>) {
     let both = [("shop", Engine::PostgreSQL), ("stock", Engine::MariaDB)];
     let mut writers = Vec::new();
     for (name, engine) in both {
-        let login = world.database(engine, name, json!({"level": "WriteBlocked"})).await.unwrap();
+        let login = world.database(engine, name, json!({})).await.unwrap();
         Load::prepare_at(&login).await.unwrap();
         world.kubectl(&["label", "persistentvolumeclaim", name, "group=both"]).await.unwrap();
         let load = Load::new(2).pause(Duration::from_millis(2));

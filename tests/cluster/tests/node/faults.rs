@@ -64,6 +64,9 @@ async fn delays_and_faults_are_what_was_asked_for_and_nothing_without() {
     let (slow, _) = faulty.with("slow", Some(Fault { delay_ms, ..fault() })).await;
     assert!(codes(&slow) == [0] && took(&slow[0]) >= DELAY, "{slow:?}");
 
+    let (late, _) = faulty.with("late-answer", Some(Fault { answer_delay_ms: delay_ms, ..fault() })).await;
+    assert!(codes(&late) == [0] && took(&late[0]) >= DELAY, "{late:?}");
+
     let (failing, _) = faulty.with("failing", Some(Fault { failures: 2, ..fault() })).await;
     assert_eq!(codes(&failing), [UNAVAILABLE, UNAVAILABLE, 0], "it is asked again until it succeeds");
     let (other, _) =
@@ -74,7 +77,7 @@ async fn delays_and_faults_are_what_was_asked_for_and_nothing_without() {
     let (lost, status) = faulty.with("lost", Some(lost)).await;
     assert_eq!(codes(&lost), [4, 0]);
     let images = faulty.world.images("snapshots").await.unwrap();
-    assert_eq!(images.len(), 5, "the cut was made once: {images:?}");
+    assert_eq!(images.len(), 6, "the cut was made once: {images:?}");
     let made: jiff::Timestamp = status["creationTime"].as_str().unwrap().parse().unwrap();
     let again = i128::from(lost[1].began_ns);
     assert!(made.as_nanosecond() < again, "the one that was answered is the first");
