@@ -12,6 +12,7 @@ use anyhow::{Context, Result, ensure};
 use cluster::Cluster;
 use csi::{Control, Fault};
 use fixtures::{Engine, Login};
+use futures::future::BoxFuture;
 use serde_json::{Value, json};
 
 use super::world::{World, is_held, probed, until_writable};
@@ -41,7 +42,7 @@ struct Held<'m> {
 struct Rows(Vec<String>);
 
 impl Rows {
-    async fn row(&mut self, matrix: &Matrix<'_>, name: &str, row: impl Future<Output = Result<()>>) {
+    async fn row(&mut self, matrix: &Matrix<'_>, name: &str, row: BoxFuture<'_, Result<()>>) {
         let row = async {
             row.await?;
             matrix.driver.clear().await?;

@@ -8,6 +8,7 @@ use certs::{Authority, KeyPairPem, Names};
 use cluster::{Cluster, until, workload};
 use csi::Fault;
 use fixtures::Session;
+use futures::FutureExt;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use tokio::process::Command;
@@ -29,18 +30,18 @@ async fn an_admission_that_goes_wrong() {
     let cluster = start().await.unwrap();
     let matrix = Matrix::prepare(&cluster).await.unwrap();
     let (m, mut rows) = (&matrix, Rows::default());
-    rows.row(m, "forged", forged(m)).await;
-    rows.row(m, "handed over", handed_over(m)).await;
-    rows.row(m, "unmounted", unmounted(m)).await;
+    rows.row(m, "forged", forged(m).boxed()).await;
+    rows.row(m, "handed over", handed_over(m).boxed()).await;
+    rows.row(m, "unmounted", unmounted(m).boxed()).await;
 
     let other = Other::install(&cluster).await.unwrap();
-    rows.row(m, "denied", denied(m, &other)).await;
-    rows.row(m, "conflicting", conflicting(m, &other)).await;
+    rows.row(m, "denied", denied(m, &other).boxed()).await;
+    rows.row(m, "conflicting", conflicting(m, &other).boxed()).await;
     other.say(Says::Yes);
 
-    rows.row(m, "webhooks die before it is held", webhooks_die_before_it_is_held(m)).await;
-    rows.row(m, "webhooks die when it is held", webhooks_die_when_it_is_held(m)).await;
-    rows.row(m, "expired", expired(m)).await;
+    rows.row(m, "webhooks die before it is held", webhooks_die_before_it_is_held(m).boxed()).await;
+    rows.row(m, "webhooks die when it is held", webhooks_die_when_it_is_held(m).boxed()).await;
+    rows.row(m, "expired", expired(m).boxed()).await;
     rows.all_are_right();
 }
 

@@ -4,6 +4,7 @@ use anyhow::{Context, Result, ensure};
 use cluster::{Cluster, until, workload};
 use csi::Fault;
 use fixtures::Engine;
+use futures::FutureExt;
 use serde_json::{Value, json};
 
 use super::{
@@ -17,11 +18,11 @@ async fn whoever_dies_while_a_database_is_held() {
     let cluster = start().await.unwrap();
     let matrix = Matrix::prepare(&cluster).await.unwrap();
     let (m, mut rows) = (&matrix, Rows::default());
-    rows.row(m, "shared", shared(m)).await;
-    rows.row(m, "failed over", failed_over(m)).await;
-    rows.row(m, "namespace deleted", namespace_deleted(m)).await;
-    rows.row(m, "leader dies", leader_dies(m)).await;
-    rows.row(m, "holder dies", holder_dies(m)).await;
+    rows.row(m, "shared", shared(m).boxed()).await;
+    rows.row(m, "failed over", failed_over(m).boxed()).await;
+    rows.row(m, "namespace deleted", namespace_deleted(m).boxed()).await;
+    rows.row(m, "leader dies", leader_dies(m).boxed()).await;
+    rows.row(m, "holder dies", holder_dies(m).boxed()).await;
     rows.all_are_right();
 }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, ensure};
 use cluster::{Component, until, workload};
 use csi::Fault;
+use futures::FutureExt;
 use serde_json::json;
 
 use super::{super::world::until_writable, CREATE, Matrix, Rows, SHOP};
@@ -20,20 +21,20 @@ async fn a_driver_and_people_who_do_what_they_want() {
     let cluster = start().await.unwrap();
     let matrix = Matrix::prepare(&cluster).await.unwrap();
     let (m, mut rows) = (&matrix, Rows::default());
-    rows.row(m, "slow", slow(m)).await;
-    rows.row(m, "fails for good and is asked again", fails_for_good_and_is_asked_again(m)).await;
-    rows.row(m, "two at once", two_at_once(m)).await;
-    rows.row(m, "forced", forced(m)).await;
-    rows.row(m, "deleted", deleted(m)).await;
-    rows.row(m, "restarted", restarted(m)).await;
-    rows.row(m, "hangs", hangs(m)).await;
-    rows.row(m, "lost", lost(m)).await;
-    rows.row(m, "says no time", says_no_time(m)).await;
+    rows.row(m, "slow", slow(m).boxed()).await;
+    rows.row(m, "fails for good and is asked again", fails_for_good_and_is_asked_again(m).boxed()).await;
+    rows.row(m, "two at once", two_at_once(m).boxed()).await;
+    rows.row(m, "forced", forced(m).boxed()).await;
+    rows.row(m, "deleted", deleted(m).boxed()).await;
+    rows.row(m, "restarted", restarted(m).boxed()).await;
+    rows.row(m, "hangs", hangs(m).boxed()).await;
+    rows.row(m, "lost", lost(m).boxed()).await;
+    rows.row(m, "says no time", says_no_time(m).boxed()).await;
     // Given up soon, and asked again when it has long been done.
     let hasty = ["--timeout=1s", "--retry-interval-start=6s"];
     cluster.restart_with(Component::Snapshotter, &hasty).await.unwrap();
-    rows.row(m, "late within", late_within(m)).await;
-    rows.row(m, "late after", late_after(m)).await;
+    rows.row(m, "late within", late_within(m).boxed()).await;
+    rows.row(m, "late after", late_after(m).boxed()).await;
     rows.all_are_right();
 }
 
