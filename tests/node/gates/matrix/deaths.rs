@@ -63,13 +63,15 @@ async fn failed_over(matrix: &Matrix<'_>) -> Result<()> {
     })
     .await?;
     matrix.driver.clear().await?;
-    let said = world.worth("failed-over", "crash").await?;
-    ensure!(said["annotations"]["stillpoint.dev/reason"] == "NotProved", "{said}");
+    let said = world.worth("failed-over", "crash").await;
     world.kubectl(&["patch", "service", SHOP, "--patch", &to(SHOP)]).await?;
     held.is_let_go().await?;
     world.remove("standby").await?;
     let ready = ["wait", "--for=condition=Ready", "--timeout=90s", "databases.stillpoint.dev", SHOP];
-    world.kubectl(&ready).await.map(drop)
+    world.kubectl(&ready).await?;
+    let said = said?;
+    ensure!(said["annotations"]["stillpoint.dev/reason"] == "NotProved", "{said}");
+    Ok(())
 }
 
 /// Its namespace is deleted, with the snapshot, the Database and the server.

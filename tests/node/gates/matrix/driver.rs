@@ -68,7 +68,7 @@ async fn lost(matrix: &Matrix<'_>) -> Result<()> {
     let lost =
         Fault { failures: 1, code: DEADLINE_EXCEEDED, answer_is_lost: true, answer_delay_ms: 3000, ..Fault::default() };
     matrix.held("lost", lost).await?;
-    matrix.is_worth("lost", "crash", "CutOutside").await?;
+    matrix.is_worth("lost", "unknown", "CutUnknown").await?;
     Ok(())
 }
 
