@@ -4,6 +4,5 @@
 
 mod gates;
 mod installed;
-mod policy;
 mod restarts;
 mod snapshots;
