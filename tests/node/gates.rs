@@ -3,7 +3,7 @@
 
 mod groups;
 mod matrix;
-mod world;
+pub(crate) mod world;
 
 use std::fs;
 
