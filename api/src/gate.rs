@@ -28,12 +28,8 @@ pub const LONGEST_UID: usize = 128;
 pub const LONGEST_HANDLE: usize = 1024;
 /// The longest a user's name may be; who has a longer one is told by its beginning.
 pub const LONGEST_USER: usize = 512;
-/// The longest the value of a mark may be; a longer one is known by its beginning.
-pub const LONGEST_MARK: usize = 256;
 /// Volumes of one group.
 pub const MOST_VOLUMES: usize = 256;
-/// Labels, and as many annotations, and owners.
-pub const MOST_MARKS: usize = 32;
 /// A label selector, as JSON.
 pub const LONGEST_SELECTOR: usize = 16 * 1024;
 /// A request or an answer, as JSON: 256 handles of the longest, and room.
@@ -90,18 +86,12 @@ pub const ATOMIC: &str = "stillpoint.dev/atomic";
 pub const SNAPSHOTS: &str = "snapshot.storage.k8s.io";
 pub const GROUP_SNAPSHOTS: &str = "groupsnapshot.storage.k8s.io";
 
-/// Domains of labels and annotations by which a snapshot of another operator or tool is known; `x.DOMAIN/name` counts too.
-pub const MARKED_BY: [&str; 9] = [
-    "app.kubernetes.io",
-    "cnpg.io",
-    "k8s.enterprisedb.io",
-    "k8s.mariadb.com",
-    "kubevirt.io",
-    "percona.com",
-    "postgres-operator.crunchydata.com",
-    "stillpoint.dev",
-    "velero.io",
-];
+/// What a tool that gives up at the first error goes on after: it is kube-apiserver's own word for "try again" (kanister
+/// `pkg/kube/snapshot/snapshot.go` waits on when an error of a VolumeSnapshot reads so). It ends the message of a denial.
+pub const TRY_AGAIN: &str =
+    "the object has been modified; please apply your changes to the latest version and try again";
+/// When it is worth it: an apiserver that was lost has a successor by then.
+pub const RETRY_AFTER_SECONDS: u32 = 2;
 
 /// Which of the three places is asked about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -147,30 +137,6 @@ pub struct ObjectRef {
     pub uid: Option<String>,
 }
 
-/// An owner of the object.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Owner {
-    pub api_version: String,
-    pub kind: String,
-    pub name: String,
-}
-
-/// Whose snapshot it is: what is left of its metadata when only that is asked. Not complete, and nothing is decided by what is
-/// missing in it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct Marks {
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub owners: Vec<Owner>,
-    /// Of the domains in [`MARKED_BY`].
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub labels: BTreeMap<String, String>,
-    /// Of the same domains.
-    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub annotations: BTreeMap<String, String>,
-}
-
 /// What a gate asks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -195,8 +161,6 @@ pub struct GateRequest {
     /// Of a VolumeGroupSnapshot: the LabelSelector of its claims.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<Value>,
-    #[serde(default)]
-    pub marks: Marks,
     /// Whose request is admitted.
     #[serde(default)]
     pub user: String,
@@ -276,16 +240,9 @@ impl GateRequest {
         if self.selector.as_ref().is_some_and(|selector| selector.to_string().len() > LONGEST_SELECTOR) {
             return Err(format!("selector is too long; at most {LONGEST_SELECTOR} bytes"));
         }
-        let Marks { owners, labels, annotations } = &self.marks;
-        for (field, count, most) in [
-            ("volumeHandles", self.volume_handles.len(), MOST_VOLUMES),
-            ("claims", self.claims.len(), MOST_VOLUMES),
-            ("marks.owners", owners.len(), MOST_MARKS),
-            ("marks.labels", labels.len(), MOST_MARKS),
-            ("marks.annotations", annotations.len(), MOST_MARKS),
-        ] {
-            if count > most {
-                return Err(format!("{field} are {count}; at most {most}"));
+        for (field, count) in [("volumeHandles", self.volume_handles.len()), ("claims", self.claims.len())] {
+            if count > MOST_VOLUMES {
+                return Err(format!("{field} are {count}; at most {MOST_VOLUMES}"));
             }
         }
         Ok(())
@@ -313,7 +270,7 @@ mod tests {
     #[test]
     fn what_a_later_version_adds_is_ignored_and_what_it_leaves_out_is_a_default() {
         let request = cut(json!({"fromTheFuture": {"a": 1}}));
-        assert_eq!((request.required, request.dry_run, request.marks.clone()), (false, false, Marks::default()));
+        assert_eq!((request.required, request.dry_run, request.class.clone()), (false, false, None));
         let again: GateRequest = serde_json::from_value(serde_json::to_value(&request).unwrap()).unwrap();
         assert_eq!(again, request);
         let answer: GateAnswer = serde_json::from_value(json!({"decision": "Allow", "mood": "good"})).unwrap();

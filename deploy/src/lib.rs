@@ -12,7 +12,7 @@ mod webhooks;
 use std::{fs, io, path::Path};
 
 use anyhow::Context;
-use api::install::ACCOUNT;
+use api::install::{ACCOUNT, webhooks as of};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -86,17 +86,19 @@ fn parts() -> Vec<Part> {
         part("policies", all(policies::policies())),
         part("server", server),
         Part { name: "webhooks", folder: "webhooks", objects: webhooks() },
+        Part { name: "configuration", folder: "webhooks", objects: vec![only_if(WEBHOOKS, of::stub())] },
         part("api", vec![api().into()]),
     ]
 }
 
-/// Those who are asked before a snapshot is cut.
+const WEBHOOKS: &str = "$.Values.webhooks.enabled";
+
+/// Those who are asked before a snapshot is cut. That they are is a part of its own: it goes before they do.
 fn webhooks() -> Vec<Object> {
-    const ON: &str = "$.Values.webhooks.enabled";
     vec![
-        only_if(ON, webhooks::account()),
-        only_if(ON, webhooks::service()),
-        only_if(ON, webhooks::deployment()),
+        only_if(WEBHOOKS, webhooks::account()),
+        only_if(WEBHOOKS, webhooks::service()),
+        only_if(WEBHOOKS, webhooks::deployment()),
         only_if("and $.Values.webhooks.enabled (gt (int $.Values.webhooks.replicas) 1)", webhooks::budget()),
         only_if("and $.Values.webhooks.enabled $.Values.networkPolicy.enabled", webhooks::network()),
     ]
@@ -275,6 +277,19 @@ mod tests {
         for manifest in &manifests {
             assert!(!manifest.text.contains(['⟦', '⟧']), "{}", manifest.path);
         }
+    }
+
+    /// A field that we apply is taken back by whoever applies us again.
+    #[test]
+    fn who_is_asked_before_a_cut_is_installed_without_a_word_of_whom() {
+        let objects = parts().into_iter().flat_map(|part| part.objects);
+        let mut found = objects.filter(|object| object.value["kind"] == "ValidatingWebhookConfiguration");
+        let (object, more) = (found.next().unwrap(), found.next());
+        assert_eq!((object.when, more.is_none()), (Some(WEBHOOKS), true));
+        let fields: Vec<&String> = object.value.as_object().unwrap().keys().collect();
+        assert_eq!(fields, ["apiVersion", "kind", "metadata"]);
+        let of_metadata: Vec<&String> = object.value["metadata"].as_object().unwrap().keys().collect();
+        assert_eq!(of_metadata, ["labels", "name"]);
     }
 
     #[test]

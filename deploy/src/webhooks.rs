@@ -1,7 +1,7 @@
 //! The webhooks: pods that kube-apiserver shows reviews to. They may do nothing in the cluster; what they are asked about they ask the
 //! server, by a token that is good for that alone.
 //!
-//! Their certificate, and the configuration that leads to them, are the server's to make and keep: neither is here.
+//! Their certificate is the server's to make and keep, and what the configuration that leads to them says: here it is empty.
 
 use api::{
     gate,

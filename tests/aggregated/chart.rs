@@ -66,7 +66,7 @@ async fn without_webhooks_nothing_of_them_is_left_and_nobody_is_asked_at_gates()
         assert!(!text.contains(r#""app.kubernetes.io/component":"webhooks""#), "{name:?}: {object}");
     }
     let with = rendered("webhooks.enabled=true").await.unwrap();
-    assert_eq!(with.len(), without.len() + 5, "account, Service, Deployment, budget, network policy");
+    assert_eq!(with.len(), without.len() + 6, "account, Service, Deployment, budget, network policy, configuration");
     assert_eq!(rendered("webhooks.replicas=1").await.unwrap().len(), with.len() - 1, "one needs no budget");
 }
 

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context, Result, ensure};
+use api::install::webhooks;
 use cluster::until;
 use fixtures::{Options, Server, ServerKind};
 use serde_json::{Value, json};
 
 use crate::{
-    installation::{Installation, SHOP},
+    installation::{Installation, SHOP, block_of_readme},
     world::{NAMESPACE, SERVICE, SOON},
 };
 
@@ -30,8 +31,10 @@ async fn a_release_is_upgraded_under_a_freeze_goes_back_and_leaves_nothing() {
     // The release takes over the binding that `enable` made, which is the same.
     here.run("kubectl still disable shop").await.unwrap();
     let authority = trusted(&here).await.unwrap();
+    let filled = asked(&here).await.unwrap();
     here.run(&upgrade).await.unwrap();
     assert_eq!(trusted(&here).await.unwrap(), authority, "an upgrade does not take away whom kube-apiserver trusts");
+    assert_eq!(asked(&here).await.unwrap(), filled, "nor whom it asks before a cut");
     roll(&mut here, &held).await.unwrap();
 
     here.run(&format!("helm rollback stillpoint 1 --namespace {NAMESPACE}")).await.unwrap();
@@ -52,7 +55,9 @@ async fn one_file_installs_again_over_itself_under_a_freeze_and_leaves_nothing()
     pods_are_admitted(&here).await.unwrap();
     let server = shop(&here).await.unwrap();
     let held = here.verb("orders", "quiesce").await.unwrap();
+    let filled = asked(&here).await.unwrap();
     here.documented("plain-install").await.unwrap();
+    assert_eq!(asked(&here).await.unwrap(), filled, "whom kube-apiserver asks before a cut stays");
     roll(&mut here, &held).await.unwrap();
     alerts_are_of_metrics_that_there_are(&here).await.unwrap();
     leave(&mut here, &server, "plain-uninstall").await.unwrap();
@@ -100,6 +105,47 @@ async fn alerts_are_of_metrics_that_there_are(here: &Installation) -> Result<()>
         let known: Result<api::Phase, _> = serde_json::from_value(phase.into());
         ensure!(rules.contains(phase) && known.is_ok(), "{phase}");
     }
+    Ok(())
+}
+
+/// What nobody answers to must not be asked: kube-apiserver would wait for it at each snapshot.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_goes_on_without_webhooks_has_nobody_asked() {
+    let mut here = Installation::begin().await.unwrap();
+    here.documented("helm-install").await.unwrap();
+    here.start_pod().await.unwrap();
+    asked(&here).await.unwrap();
+    let upgrade = format!("helm upgrade stillpoint deploy/chart --namespace {NAMESPACE}");
+    here.run(&format!("{upgrade} --set webhooks.enabled=false")).await.unwrap();
+    nobody_is_asked(&here).await.unwrap();
+    here.start_pod().await.unwrap();
+    let old = here.end_pod(0).await.unwrap();
+    drop(old);
+    let doctor = here.shell("kubectl still doctor").await.unwrap().stdout;
+    assert!(doctor.contains("they are off: nobody is asked before a snapshot is cut"), "{doctor}");
+    nobody_is_asked(&here).await.unwrap();
+
+    here.run(&format!("{upgrade} --set webhooks.enabled=true")).await.unwrap();
+    here.start_pod().await.unwrap();
+    drop(here.end_pod(0).await.unwrap());
+    asked(&here).await.unwrap();
+}
+
+/// What the leader has filled in of whom kube-apiserver asks before a cut; waits until it has.
+pub(crate) async fn asked(here: &Installation) -> Result<Value> {
+    until("kube-apiserver asks", SOON, || async {
+        let mut configuration = here.object(&format!("get validatingwebhookconfiguration {}", webhooks::NAME)).await?;
+        let entries = configuration["webhooks"].take();
+        ensure!(entries.as_array().is_some_and(|entries| !entries.is_empty()), "{configuration}");
+        Ok(entries)
+    })
+    .await
+}
+
+async fn nobody_is_asked(here: &Installation) -> Result<()> {
+    let configuration = format!("kubectl get validatingwebhookconfiguration {}", webhooks::NAME);
+    let said = here.shell(&configuration).await?;
+    ensure!(said.code != 0 && said.stderr.contains("NotFound"), "{}{}", said.stdout, said.stderr);
     Ok(())
 }
 
@@ -207,7 +253,7 @@ async fn stands(here: &mut Installation) -> Result<()> {
 }
 
 /// A Database of a real server, whose Secrets may be read.
-async fn shop(here: &Installation) -> Result<Server> {
+pub(crate) async fn shop(here: &Installation) -> Result<Server> {
     let server = Server::start(ServerKind::POSTGRESQL_15, Options::default()).await?;
     server.execute("postgres", "CREATE TABLE t (n int)").await?;
     here.documented("enable").await?;
@@ -217,7 +263,7 @@ async fn shop(here: &Installation) -> Result<Server> {
 
 /// The namespace admits restricted pods only; it admits these, and one that is a little less so it does not.
 async fn pods_are_admitted(here: &Installation) -> Result<()> {
-    for name in [SERVICE, api::install::webhooks::NAME] {
+    for name in [SERVICE, webhooks::NAME] {
         let deployment = here.object(&format!("get deployment {name} -n {NAMESPACE}")).await?;
         let template = &deployment["spec"]["template"];
         let component = template["metadata"]["labels"]["app.kubernetes.io/component"].as_str().unwrap_or_default();
@@ -297,16 +343,44 @@ async fn comes_back(here: &Installation, were_a_releases: bool) -> Result<()> {
     here.documented("helm-uninstall").await
 }
 
+/// Where nobody answers, snapshots of namespaces that are `Required` are refused.
+async fn asked_while_somebody_answers(here: &Installation) -> Result<()> {
+    let there = async |what: &str| -> Result<bool> {
+        let found = here.run(&format!("kubectl get {what} {} --ignore-not-found -o name", webhooks::NAME)).await?;
+        Ok(!found.is_empty())
+    };
+    let asked = there("validatingwebhookconfiguration").await?;
+    ensure!(!asked || there(&format!("deployment -n {NAMESPACE}")).await?, "nobody is there who is asked");
+    Ok(())
+}
+
 /// By the documented lines, with a freeze held at the time.
 async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<()> {
     declare(here, "held").await?;
     ensure!(server.execute("postgres", WRITE).await.is_err(), "it holds");
     let before = here.ours().await?;
-    for kind in ["leases", "secrets", "clusterroles", "rolebindings", "apiservices", "freezes", "deployments"] {
+    for kind in [
+        "leases",
+        "secrets",
+        "clusterroles",
+        "rolebindings",
+        "apiservices",
+        "freezes",
+        "deployments",
+        "validatingwebhook",
+    ] {
         ensure!(before.iter().any(|object| object.starts_with(kind)), "the list would show {kind}: {before:?}");
     }
 
-    here.documented(block).await?;
+    ensure!(
+        before.contains(&format!("secrets {NAMESPACE}/{}", webhooks::SERVING)),
+        "the list would show it: {before:?}"
+    );
+
+    for line in block_of_readme(block)? {
+        here.run(&line).await?;
+        asked_while_somebody_answers(here).await.with_context(|| line)?;
+    }
     // What a kubelet does for pods that are deleted.
     for at in (0..here.replicas.len()).rev() {
         drop(here.replicas.remove(at));

@@ -124,19 +124,24 @@ impl Installation {
         self.run(&format!("kill -TERM {pid}")).await.map(drop)
     }
 
-    /// EndpointSlices beside those of the cluster's controller, which knows of pods only.
     pub(crate) async fn route(&self) -> Result<()> {
-        let service = self.object(&format!("get service {SERVICE} -n {NAMESPACE}")).await?;
-        let wanted: Vec<(String, u16)> =
-            self.replicas.iter().map(|replica| (format!("test-{}", replica.port()), replica.port())).collect();
+        let ports: Vec<u16> = self.replicas.iter().map(Replica::port).collect();
+        self.lead(SERVICE, &ports).await
+    }
+
+    /// A Service leads to these ports and no others, by EndpointSlices beside those of the cluster's controller, which knows of pods
+    /// only.
+    pub(crate) async fn lead(&self, of: &str, ports: &[u16]) -> Result<()> {
+        let service = self.object(&format!("get service {of} -n {NAMESPACE}")).await?;
+        let wanted: Vec<(String, u16)> = ports.iter().map(|port| (format!("test-{port}"), *port)).collect();
         for (name, port) in &wanted {
             let slice = json!({
                 "apiVersion": "discovery.k8s.io/v1", "kind": "EndpointSlice", "addressType": "IPv4",
                 "metadata": {
                     "name": name, "namespace": NAMESPACE,
-                    "labels": {"kubernetes.io/service-name": SERVICE, "endpointslice.kubernetes.io/managed-by": "tests"},
+                    "labels": {"kubernetes.io/service-name": of, "endpointslice.kubernetes.io/managed-by": "tests"},
                     "ownerReferences": [{
-                        "apiVersion": "v1", "kind": "Service", "name": SERVICE, "uid": service["metadata"]["uid"],
+                        "apiVersion": "v1", "kind": "Service", "name": of, "uid": service["metadata"]["uid"],
                     }],
                 },
                 "endpoints": [{"addresses": [self.cluster.address()], "conditions": {"ready": true}}],
@@ -144,7 +149,8 @@ impl Installation {
             });
             self.cluster.apply(&slice.to_string()).await?;
         }
-        let ours = "endpointslices -l endpointslice.kubernetes.io/managed-by=tests";
+        let ours =
+            format!("endpointslices -l endpointslice.kubernetes.io/managed-by=tests,kubernetes.io/service-name={of}");
         let found = self.object(&format!("get {ours} -n {NAMESPACE}")).await?;
         for slice in found["items"].as_array().into_iter().flatten() {
             let name = slice["metadata"]["name"].as_str().unwrap_or_default();
@@ -217,7 +223,7 @@ pub(crate) fn repository() -> PathBuf {
 }
 
 /// The commands of a fenced block that has this name.
-fn block_of_readme(name: &str) -> Result<Vec<String>> {
+pub(crate) fn block_of_readme(name: &str) -> Result<Vec<String>> {
     let readme = fs::read_to_string(repository().join("deploy/README.md"))?;
     let (_, block) = readme.split_once(&format!("```sh {name}\n")).with_context(|| format!("no block {name}"))?;
     let (block, _) = block.split_once("```").context("a block without an end")?;
@@ -231,9 +237,9 @@ fn arguments(deployment: &Value, name: &str) -> Result<Vec<String>> {
     let all = container["args"].as_array().context("no args")?;
     let values = [("$(POD_NAME)", name), ("$(POD_IP)", "127.0.0.1")];
     let told = all.iter().filter_map(Value::as_str).filter(|argument| !argument.starts_with("--listen="));
-    let told = told.map(|argument| match argument.starts_with("--gates-listen=") {
-        true => "--gates-listen=127.0.0.1:0",
-        false => argument,
+    let told = told.map(|argument| match argument.strip_prefix("--gates-listen=") {
+        Some(_) => "--gates-listen=127.0.0.1:0",
+        None => argument,
     });
     Ok(told.map(|argument| values.iter().fold(argument.to_owned(), |told, (of, is)| told.replace(of, is))).collect())
 }

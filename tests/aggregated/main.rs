@@ -20,5 +20,6 @@ mod replica;
 mod replicas;
 mod restarts;
 mod rights;
+mod unanswered;
 mod wire;
 mod world;

@@ -3,6 +3,7 @@
 
 mod groups;
 mod matrix;
+mod policy;
 pub(crate) mod world;
 
 use std::fs;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use api::{
-    gate::{self, Gate, GateAnswer, GateDecision},
+    gate::{self, Gate, GateAnswer, GateDecision, RETRY_AFTER_SECONDS, TRY_AGAIN},
     validate::Cause,
 };
 use serde_json::{Value, json};
@@ -26,13 +26,6 @@ pub struct Denial {
     pub message: String,
     pub details: Value,
 }
-
-/// What a tool that gives up at the first error goes on after: it is kube-apiserver's own word for "try again" (kanister
-/// `pkg/kube/snapshot/snapshot.go` waits on when an error of a VolumeSnapshot reads so).
-pub const TRY_AGAIN: &str =
-    "the object has been modified; please apply your changes to the latest version and try again";
-/// When it is worth it: an apiserver that was lost has a successor by then.
-const RETRY_AFTER_SECONDS: u32 = 2;
 
 impl Answer {
     /// Nothing to say.

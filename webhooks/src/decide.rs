@@ -39,6 +39,9 @@ pub enum Decision {
     Unaskable(String),
 }
 
+/// Why our own account is not kept waiting.
+pub(crate) const OUR_OWN: &str = "our own request";
+
 impl Door {
     pub const ALL: [(&str, Self); 7] = [
         ("/gates/snapshot", Self::Gate { gate: Gate::Preflight, required: false }),
@@ -65,7 +68,7 @@ impl Ours {
 /// is wrong costs time, and freezes nothing that it should not.
 pub fn decide(door: Door, request: &Request, ours: &Ours) -> Decision {
     let asked = match door {
-        Door::OwnKinds => return own_kinds::decide(request),
+        Door::OwnKinds => return own_kinds::decide(request, ours),
         Door::Gate { gate: Gate::Preflight, .. } => preflight::request(request, ours),
         Door::Gate { gate: Gate::Cut, .. } => cut::request(request, ours),
         Door::Gate { gate: Gate::Content, .. } => content::request(request, ours),

@@ -10,21 +10,19 @@ pub mod content;
 pub mod cut;
 pub mod preflight;
 
-use std::collections::BTreeMap;
-
-use api::gate::{self, Gate, GateObject, GateRequest, Group, Marks, ObjectRef, Owner};
+use api::{
+    gate::{self, Gate, GateObject, GateRequest, Group, ObjectRef},
+    install::webhooks::left_alone,
+};
 use serde_json::Value;
 
 use crate::{
-    decide::Ours,
+    decide::{OUR_OWN, Ours},
     review::{Operation, Request},
 };
 
 /// Not asked, and why not.
 type Spared = &'static str;
-
-/// Nothing in it is ever waited for: what a cluster cannot live without must not depend on us.
-const KUBE_SYSTEM: &str = "kube-system";
 
 /// Which of the two kinds an object of `resources` (single, group) is, if that is what is admitted.
 fn group(request: &Request, operation: Operation, resources: [&str; 2]) -> Result<Group, Spared> {
@@ -42,9 +40,9 @@ fn group(request: &Request, operation: Operation, resources: [&str; 2]) -> Resul
 /// What holds at each gate: whose request it is, where the snapshot is, and whether it wants to be waited for.
 fn is_wanted(request: &Request, namespace: &str, ours: &Ours) -> Result<(), Spared> {
     if request.user == ours.user {
-        return Err("our own request");
+        return Err(OUR_OWN);
     }
-    if namespace == KUBE_SYSTEM || namespace == ours.namespace {
+    if left_alone(&ours.namespace).contains(&namespace) {
         return Err("a namespace that is left alone");
     }
     if request.annotation(gate::QUIESCE) == Some(gate::SKIP) {
@@ -114,7 +112,6 @@ fn asked(gate: Gate, group: Group, request: &Request) -> GateRequest {
         volume_handles: Vec::new(),
         claims: Vec::new(),
         selector: None,
-        marks: marks(&request.object),
         user: beginning(&request.user, gate::LONGEST_USER),
         dry_run: request.dry_run,
         // Both are the sender's to say: by where the review was sent, and by when it is sent on.
@@ -123,35 +120,8 @@ fn asked(gate: Gate, group: Group, request: &Request) -> GateRequest {
     }
 }
 
-fn marks(object: &Value) -> Marks {
-    let owners = owners(object).take(gate::MOST_MARKS).map(|owner| {
-        let text = |key: &str| beginning(owner[key].as_str().unwrap_or_default(), gate::LONGEST_MARK);
-        Owner { api_version: text("apiVersion"), kind: text("kind"), name: text("name") }
-    });
-    Marks {
-        owners: owners.collect(),
-        labels: marked(object.pointer("/metadata/labels")),
-        annotations: marked(object.pointer("/metadata/annotations")),
-    }
-}
-
 fn owners(object: &Value) -> impl Iterator<Item = &Value> {
     object.pointer("/metadata/ownerReferences").and_then(Value::as_array).into_iter().flatten()
-}
-
-/// Those of the domains that whoever makes snapshots is known by.
-fn marked(map: Option<&Value>) -> BTreeMap<String, String> {
-    let all = map.and_then(Value::as_object).into_iter().flatten();
-    let known = all.filter(|(key, _)| key.len() <= gate::LONGEST_NAME + 64 && is_mark(key));
-    let texts = known.filter_map(|(key, value)| Some((key.clone(), beginning(value.as_str()?, gate::LONGEST_MARK))));
-    texts.take(gate::MOST_MARKS).collect()
-}
-
-fn is_mark(key: &str) -> bool {
-    let Some((domain, _)) = key.split_once('/') else { return false };
-    gate::MARKED_BY
-        .iter()
-        .any(|known| domain.strip_suffix(known).is_some_and(|before| before.is_empty() || before.ends_with('.')))
 }
 
 /// The texts of a list. Anything else in it is an empty text, which no bound allows: half a group must not be taken for all.

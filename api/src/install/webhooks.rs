@@ -57,15 +57,22 @@ struct Entry {
     side_effects: &'static str,
 }
 
+/// What an installation makes of it, so that it goes with the installation. It says nothing of `webhooks`: whoever applies it again
+/// takes nothing back of what the leader has filled in.
+pub fn stub() -> Value {
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
+        "metadata": {"name": NAME, "labels": LABELS.into_iter().collect::<Value>()},
+    })
+}
+
 impl Webhooks<'_> {
     /// The whole of it. The same arguments give the same bytes, whatever their order.
     pub fn configuration(&self) -> Value {
         let webhooks: Vec<Value> = self.entries().iter().map(|entry| self.written(entry)).collect();
-        json!({
-            "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-            "metadata": {"name": NAME, "labels": labels()},
-            "webhooks": webhooks,
-        })
+        let mut configuration = stub();
+        configuration["webhooks"] = webhooks.into();
+        configuration
     }
 
     fn entries(&self) -> Vec<Entry> {
@@ -88,8 +95,9 @@ impl Webhooks<'_> {
             name: "validate.stillpoint.dev",
             path: OWN_KINDS.to_owned(),
             rules: json!([rule(crate::GROUP, "databases,freezes", "CREATE,UPDATE", "Namespaced")]),
-            conditions: Vec::new(),
-            namespaces: Some(not_in(&self.left_alone())),
+            // What a freeze writes down must not wait for webhooks that are not there: it gives itself as long as they would have.
+            conditions: vec![self.not_ours()],
+            namespaces: Some(not_in(&owned(&left_alone(self.namespace)))),
             failure: "Ignore",
             seconds: OWN_KINDS_SECONDS,
             side_effects: "None",
@@ -99,7 +107,7 @@ impl Webhooks<'_> {
 
     /// One gate, for these namespaces or for all others.
     fn gate(&self, gate: Gate, name: &'static str, only: Option<&[String]>) -> Entry {
-        let others = [self.left_alone(), self.required()].concat();
+        let others = [owned(&left_alone(self.namespace)), self.required()].concat();
         let of_content = |conditions: &mut Vec<_>| {
             conditions.extend(content_conditions());
             conditions.push(match only {
@@ -149,6 +157,9 @@ impl Webhooks<'_> {
 
     fn written(&self, entry: &Entry) -> Value {
         let service = json!({"namespace": self.namespace, "name": NAME, "path": entry.path, "port": 443});
+        let conditions = entry.conditions.iter();
+        let conditions: Value =
+            conditions.map(|(name, expression)| json!({"name": name, "expression": expression})).collect();
         let mut written = json!({
             "name": entry.name,
             "clientConfig": {"service": service, "caBundle": ByteString(self.ca_bundle.as_bytes().to_vec())},
@@ -157,39 +168,43 @@ impl Webhooks<'_> {
             "sideEffects": entry.side_effects,
             "timeoutSeconds": entry.seconds,
             "failurePolicy": entry.failure,
+            "matchConditions": conditions,
             "admissionReviewVersions": ["v1"],
         });
         if let Some(selector) = &entry.namespaces {
             written["namespaceSelector"] = selector.clone();
         }
-        if !entry.conditions.is_empty() {
-            let conditions = entry.conditions.iter();
-            written["matchConditions"] =
-                conditions.map(|(name, expression)| json!({"name": name, "expression": expression})).collect();
-        }
         written
     }
 
-    /// Nothing in these is ever waited for: what a cluster cannot live without, and ourselves.
-    fn left_alone(&self) -> Vec<String> {
-        vec!["kube-system".to_owned(), self.namespace.to_owned()]
+    fn required(&self) -> Vec<String> {
+        let left_alone = left_alone(self.namespace);
+        names(self.required).into_iter().filter(|name| !left_alone.contains(&name.as_str())).collect()
     }
 
-    fn required(&self) -> Vec<String> {
-        let left_alone = self.left_alone();
-        names(self.required).into_iter().filter(|name| !left_alone.contains(name)).collect()
+    fn not_ours(&self) -> (&'static str, String) {
+        ("not-ours", format!("request.userInfo.username != '{}'", account_user(self.namespace)))
     }
 
     fn common_conditions(&self) -> Vec<(&'static str, String)> {
         let (quiesce, skip) = (gate::QUIESCE, gate::SKIP);
         vec![
-            ("not-ours", format!("request.userInfo.username != '{}'", account_user(self.namespace))),
+            self.not_ours(),
             (
                 "not-skipped",
                 format!("!({} && object.metadata.annotations['{quiesce}'] == '{skip}')", annotated("object", quiesce)),
             ),
         ]
     }
+}
+
+/// Nothing in these is ever waited for: what a cluster cannot live without, and what is installed in `home` itself.
+pub fn left_alone(home: &str) -> [&str; 2] {
+    ["kube-system", home]
+}
+
+fn owned(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| (*name).to_owned()).collect()
 }
 
 /// The resource of single snapshots, that of groups, and the scope of both.
@@ -275,19 +290,11 @@ fn selector(operator: &str, namespaces: &[String]) -> Value {
     json!({"matchExpressions": [expression]})
 }
 
-fn labels() -> Value {
-    LABELS.into_iter().collect()
-}
-
 #[cfg(test)]
 mod tests {
     use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
 
     use super::*;
-
-    fn owned(names: &[&str]) -> Vec<String> {
-        names.iter().map(|name| (*name).to_owned()).collect()
-    }
 
     fn configuration(required: &[&str], drivers: &[&str]) -> Value {
         let (required, content_drivers) = (&owned(required)[..], &owned(drivers)[..]);
@@ -307,6 +314,17 @@ mod tests {
     #[test]
     fn namespaces_that_want_nothing_less_have_entries_of_their_own_and_drivers_that_do_not_tell_too() {
         insta::assert_json_snapshot!(configuration(&["shop", "bank"], &["late.csi.example"]));
+    }
+
+    /// Our own writes are what a freeze waits for: they must never wait for it, or for nobody.
+    #[test]
+    fn nobody_is_asked_about_what_is_ours() {
+        let configuration = configuration(&["shop"], &["late.csi.example"]);
+        let not_ours = "request.userInfo.username != 'system:serviceaccount:stillpoint:stillpoint-apiserver'";
+        for entry in configuration["webhooks"].as_array().unwrap() {
+            let conditions = entry["matchConditions"].as_array().unwrap();
+            assert!(conditions.iter().any(|condition| condition["expression"] == not_ours), "{}", entry["name"]);
+        }
     }
 
     #[test]

@@ -3,39 +3,72 @@
 
 use api::gate;
 
-/// Drivers whose snapshot of one volume is as of one instant, by what their manuals say of the storage below. Group snapshots are of
-/// one instant for all members only where the driver's entry says so.
-const ATOMIC: [Driver; 14] = [
-    // "Point-in-time" snapshots of block storage (EBS user guide, "Amazon EBS snapshots").
-    Driver { name: "ebs.csi.aws.com", group: false },
+/// Drivers whose snapshot of one volume is as of one instant, by what their manuals say of the storage below; and whether that of a
+/// group is of one instant for all its members.
+///
+/// Not here are drivers whose name does not say whose storage it is (`csi.hpe.com`, `org.democratic-csi.*`), and those of files.
+const ATOMIC: [Driver; 17] = [
+    // "Point-in-time" snapshots of block storage (EBS user guide, "Amazon EBS snapshots"); in EKS Auto Mode by another name (EKS
+    // user guide, "Create a storage class").
+    single("ebs.csi.aws.com"),
+    single("ebs.csi.eks.amazonaws.com"),
     // Incremental, point-in-time (Compute Engine documentation, "About disk snapshots").
-    Driver { name: "pd.csi.storage.gke.io", group: false },
+    single("pd.csi.storage.gke.io"),
     // A full, point-in-time copy of a managed disk (Azure documentation, "Create a snapshot of a virtual hard disk").
-    Driver { name: "disk.csi.azure.com", group: false },
-    // RBD: a snapshot is of one instant; groups of images are, too (Ceph documentation, "Snapshots" and rbd(8) `group snap`).
-    Driver { name: "rbd.csi.ceph.com", group: true },
-    Driver { name: "rook-ceph.rbd.csi.ceph.com", group: true },
-    // Snapshots are a volume's chain of layers (Longhorn documentation, "Concepts"); of a group each is cut for itself.
-    Driver { name: "driver.longhorn.io", group: false },
-    // Thin LVM snapshots are made by the device mapper with the origin suspended (lvmthin(7)).
-    Driver { name: "topolvm.io", group: false },
-    Driver { name: "local.csi.openebs.io", group: false },
+    single("disk.csi.azure.com"),
+    // Of First Class Disks only (vsphere-csi-driver `docs/book/features/volume_snapshot.md`): the disk as it was when it was taken
+    // (vSphere documentation, "Using Snapshots To Manage Virtual Machines").
+    single("csi.vsphere.vmware.com"),
+    // Instant: writes are frozen at a point in time (DigitalOcean documentation, "How to Create Snapshots of Volumes").
+    single("dobs.csi.digitalocean.com"),
+    // A point-in-time copy of a volume, whatever is below (OpenStack documentation, "Manage volumes").
+    single("cinder.csi.openstack.org"),
+    // RBD: the state of an image at one instant (Ceph documentation, "Snapshots"). Rook puts the namespace of its operator before it,
+    // or what it is told (Rook documentation, "Ceph CSI Drivers"). A group is stopped as a whole only where each image has the feature
+    // exclusive-lock (ceph `src/librbd/api/Group.cc`), which a StorageClass may leave out: a class has to say it of its groups.
+    Driver { name: "rbd.csi.ceph.com", prefixed: true, groups: false },
+    // Snapshots are a volume's chain of layers (Longhorn documentation, "Concepts"); of a group each is cut for itself ("Create a
+    // Snapshot Group").
+    single("driver.longhorn.io"),
+    // As of a point in time, the same in all replicas (OpenEBS documentation, "Volume Snapshots" of Replicated PV Mayastor).
+    single("io.openebs.csi-mayastor"),
+    // LVM, thin or thick: the device mapper makes them while the origin is suspended (lvmthin(7), lvcreate(8)). TopoLVM had another
+    // name before (topolvm `constants.go`).
+    single("topolvm.io"),
+    single("topolvm.cybozu.com"),
+    single("local.csi.openebs.io"),
     // zfs-snapshot(8): taken atomically.
-    Driver { name: "zfs.csi.openebs.io", group: false },
-    Driver { name: "org.democratic-csi.zfs-generic-iscsi", group: false },
-    // DRBD over LVM thin or ZFS; of several volumes of a resource at one instant (LINSTOR user's guide, "Working with snapshots").
-    Driver { name: "linstor.csi.linbit.com", group: false },
-    // Block storage of the cloud (OpenStack documentation, "Manage volumes").
-    Driver { name: "cinder.csi.openstack.org", group: false },
-    // "Point-in-time" (DigitalOcean documentation, "Volume snapshots").
-    Driver { name: "dobs.csi.digitalocean.com", group: false },
-    // ONTAP: copy-on-write of a whole volume (NetApp documentation, "Snapshot copies").
-    Driver { name: "csi.trident.netapp.io", group: false },
+    single("zfs.csi.openebs.io"),
+    // DRBD over LVM or ZFS, of which all replicas are suspended; groups are cut at the same point in time (LINBIT, "Using Volume Group
+    // Snapshots with LINSTOR in Kubernetes", from operator 2.10 on, before which there are none).
+    groups("linstor.csi.linbit.com"),
+    // ONTAP: of a whole volume, or a clone of a LUN (Trident documentation, "Snapshots"); groups are cut at the same point in time
+    // ("Work with Trident volume group snapshots").
+    groups("csi.trident.netapp.io"),
+    // Local snapshots are point-in-time copies (Portworx documentation, "Local Snapshots").
+    single("pxd.portworx.com"),
 ];
 
 struct Driver {
     name: &'static str,
-    group: bool,
+    /// Installations put a word of their own before it, with a dot.
+    prefixed: bool,
+    groups: bool,
+}
+
+const fn single(name: &'static str) -> Driver {
+    Driver { name, prefixed: false, groups: false }
+}
+
+const fn groups(name: &'static str) -> Driver {
+    Driver { name, prefixed: false, groups: true }
+}
+
+impl Driver {
+    fn is(&self, driver: &str) -> bool {
+        let prefix = driver.strip_suffix(self.name);
+        prefix.is_some_and(|prefix| prefix.is_empty() || (self.prefixed && prefix.len() > 1 && prefix.ends_with('.')))
+    }
 }
 
 /// Whether whatever was cut together was cut at one instant; `class`: what the class says of itself.
@@ -44,7 +77,7 @@ pub(super) fn is_atomic(driver: &str, group: gate::Group, class: Option<&str>) -
         Some("true") => true,
         Some("false") => false,
         // Whatever else somebody wrote there is no word for it.
-        _ => ATOMIC.iter().any(|known| known.name == driver && (group == gate::Group::Single || known.group)),
+        _ => ATOMIC.iter().any(|known| known.is(driver) && (group == gate::Group::Single || known.groups)),
     }
 }
 
@@ -59,7 +92,17 @@ mod tests {
         for (driver, group, class, atomic) in [
             ("ebs.csi.aws.com", Group::Single, None, true),
             ("ebs.csi.aws.com", Group::Group, None, false),
-            ("rbd.csi.ceph.com", Group::Group, None, true),
+            ("csi.trident.netapp.io", Group::Group, None, true),
+            ("rbd.csi.ceph.com", Group::Single, None, true),
+            ("rook-ceph.rbd.csi.ceph.com", Group::Single, None, true),
+            ("openshift-storage.rbd.csi.ceph.com", Group::Single, None, true),
+            ("rook-ceph.rbd.csi.ceph.com", Group::Group, None, false),
+            ("rook-ceph.rbd.csi.ceph.com", Group::Group, Some("true"), true),
+            ("rook-ceph.cephfs.csi.ceph.com", Group::Single, None, false),
+            ("notrbd.csi.ceph.com", Group::Single, None, false),
+            (".rbd.csi.ceph.com", Group::Single, None, false),
+            ("my.ebs.csi.aws.com", Group::Single, None, false),
+            ("org.democratic-csi.nfs", Group::Single, None, false),
             ("hostpath.csi.k8s.io", Group::Single, None, false),
             ("hostpath.csi.k8s.io", Group::Group, Some("true"), true),
             ("ebs.csi.aws.com", Group::Single, Some("false"), false),

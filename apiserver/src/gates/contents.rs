@@ -20,9 +20,11 @@ pub(super) struct Content {
     pub(super) driver: String,
     pub(super) class: Option<String>,
     pub(super) handles: Vec<String>,
-    /// The snapshot that it is the content of: namespace and name.
-    pub(super) snapshot: (String, String),
+    /// The snapshot that it is the content of.
+    pub(super) snapshot: Of,
     pub(super) fate: Fate,
+    /// It is being deleted, or is to be as soon as its driver has answered.
+    pub(super) deleting: bool,
     pub(super) made: Timestamp,
     /// It says already what it is worth.
     pub(super) is_judged: bool,
@@ -45,14 +47,24 @@ pub(super) struct Said {
     pub(super) annotations: BTreeMap<String, String>,
 }
 
+/// The snapshot of a content. Another of the same name is another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Of {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    /// It may be made later.
+    pub(super) uid: Option<String>,
+}
+
 /// The content of one volume of a group, made after the cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) uid: String,
     pub(super) name: String,
+    pub(super) driver: String,
     /// Of its group.
     pub(super) handle: String,
-    pub(super) snapshot: (String, String),
+    pub(super) snapshot: Of,
     pub(super) is_judged: bool,
 }
 
@@ -61,8 +73,8 @@ pub(super) struct Member {
 pub(super) enum Fate {
     /// The driver was not called yet, or has said no for good, and is asked anew later: then the gate is, too.
     Before,
-    /// The driver is being called. `failed`: a call has ended without saying what it did.
-    Calling { failed: bool },
+    /// The driver is being called.
+    Calling,
     /// When, by the driver's clock, if it says so.
     Cut { created: Option<Timestamp> },
 }
@@ -92,7 +104,7 @@ impl Content {
         let fate = if status[handle].is_string() {
             Fate::Cut { created: created(&status["creationTime"]) }
         } else if annotated(being_created) {
-            Fate::Calling { failed: status["error"].is_object() }
+            Fate::Calling
         } else {
             Fate::Before
         };
@@ -103,8 +115,9 @@ impl Content {
             driver: text(&spec["driver"])?,
             class: text(&spec["volumeSnapshotClassName"]).or_else(|| text(&spec["volumeGroupSnapshotClassName"])),
             handles,
-            snapshot: (text(&spec[reference]["namespace"])?, text(&spec[reference]["name"])?),
+            snapshot: Of::read(&spec[reference])?,
             fate,
+            deleting: object.metadata.deletion_timestamp.is_some() || annotated(BEING_DELETED),
             made: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0),
             is_judged: is_judged(object),
             version: object.metadata.resource_version.clone(),
@@ -124,17 +137,27 @@ impl Member {
     /// `None`: it is the content of no group's member.
     pub(super) fn read(object: &DynamicObject) -> Option<Self> {
         let handle = object.metadata.annotations.as_ref()?.get(GROUP_MEMBER)?.clone();
-        let reference = &object.data["spec"]["volumeSnapshotRef"];
-        let text = |key: &str| reference[key].as_str().map(str::to_owned);
+        let spec = &object.data["spec"];
         Some(Self {
             uid: object.metadata.uid.clone()?,
             name: object.metadata.name.clone()?,
+            driver: spec["driver"].as_str()?.to_owned(),
             handle,
-            snapshot: (text("namespace")?, text("name")?),
+            snapshot: Of::read(&spec["volumeSnapshotRef"])?,
             is_judged: is_judged(object),
         })
     }
 }
+
+impl Of {
+    fn read(reference: &Value) -> Option<Self> {
+        let text = |key: &str| reference[key].as_str().map(str::to_owned);
+        Some(Self { namespace: text("namespace")?, name: text("name")?, uid: text("uid") })
+    }
+}
+
+/// On a content whose snapshot was deleted (external-snapshotter `pkg/utils/util.go`).
+const BEING_DELETED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted";
 
 /// What a judgement writes.
 const SAID: [&str; 7] = [CONSISTENCY, REASON, MESSAGE, FREEZE, LEVEL, POSITION, FROZEN_MILLISECONDS];
@@ -154,6 +177,7 @@ fn created(value: &Value) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -180,14 +204,14 @@ mod tests {
         for (annotations, status, fate) in [
             (json!({}), json!(null), Fate::Before),
             (json!({}), error.clone(), Fate::Before),
-            (mark.clone(), json!(null), Fate::Calling { failed: false }),
-            (mark.clone(), error, Fate::Calling { failed: true }),
+            (mark.clone(), json!(null), Fate::Calling),
+            (mark.clone(), error, Fate::Calling),
             (mark, cut.clone(), Fate::Cut { created: at }),
             (json!({}), cut, Fate::Cut { created: at }),
             (json!({}), json!({"snapshotHandle": "s"}), Fate::Cut { created: None }),
         ] {
             let content = Content::read(&content(annotations, status), Group::Single).unwrap();
-            assert_eq!((content.fate, content.snapshot.1.as_str()), (fate, "noon"));
+            assert_eq!((content.fate, content.snapshot.name.as_str()), (fate, "noon"));
         }
     }
 
@@ -197,6 +221,44 @@ mod tests {
         let mut restored = content(json!({}), json!(null));
         restored.data["spec"]["source"] = json!({"snapshotHandle": "s"});
         assert!(Content::read(&restored, Group::Single).is_none());
+    }
+
+    fn any_json() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            "\\PC{0,40}".prop_map(Value::from),
+        ];
+        leaf.prop_recursive(3, 16, 4, |inner| {
+            prop_oneof![
+                prop::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+                prop::collection::btree_map("[a-zA-Z]{1,12}", inner, 0..4)
+                    .prop_map(|map| map.into_iter().collect::<Value>()),
+            ]
+        })
+    }
+
+    proptest! {
+        /// Whatever stands where: it is read or not, and only a handle that is a text is a cut.
+        #[test]
+        fn whatever_a_content_says_it_is_read_or_not(
+            spec in any_json(), handle in any_json(), created in any_json(), error in any_json(), group in any::<bool>(),
+            volumes in any_json(), annotated in prop::collection::btree_map("\\PC{0,60}", "\\PC{0,40}", 0..3),
+        ) {
+            let mut object = content(json!(annotated), json!({
+                "snapshotHandle": handle, "volumeGroupSnapshotHandle": handle, "creationTime": created, "error": error,
+            }));
+            let group = if group { Group::Group } else { Group::Single };
+            let is_cut = Content::read(&object, group).is_some_and(|all| matches!(all.fate, Fate::Cut { .. }));
+            prop_assert!(!is_cut || handle.is_string());
+            object.data["spec"]["source"] = volumes;
+            Content::read(&object, group);
+            object.data["spec"] = spec;
+            Content::read(&object, group);
+            Member::read(&object);
+        }
     }
 
     #[test]
@@ -220,7 +282,7 @@ mod tests {
     #[test]
     fn a_member_knows_its_group_and_a_group_what_it_said() {
         let member = Member::read(&content(json!({GROUP_MEMBER: "s"}), json!(null))).unwrap();
-        assert_eq!((member.handle.as_str(), member.snapshot.1.as_str(), member.is_judged), ("s", "noon", false));
+        assert_eq!((member.handle.as_str(), member.snapshot.name.as_str(), member.is_judged), ("s", "noon", false));
         assert_eq!(Member::read(&content(json!({}), json!(null))), None);
         let group: DynamicObject = serde_json::from_value(json!({
             "apiVersion": "groupsnapshot.storage.k8s.io/v1", "kind": "VolumeGroupSnapshotContent",

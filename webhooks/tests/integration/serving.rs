@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
+use api::gate::TRY_AGAIN;
 use bytes::Bytes;
 use certs::{Authority, KeyPairPem};
 use http::Method;
@@ -11,7 +12,6 @@ use tempfile::TempDir;
 use tokio::{net::TcpListener, time::Instant};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 use webhooks::{
-    answer::TRY_AGAIN,
     connection::Upstream,
     credentials::Files,
     review::LONGEST,

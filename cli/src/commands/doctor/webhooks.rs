@@ -98,10 +98,7 @@ fn off(found: &Found) -> Option<Finding> {
         (_, Some(_)) => Finding::fail(
             "webhooks",
             format!("{message}, and ValidatingWebhookConfiguration {NAME} has kube-apiserver ask all the same"),
-            format!(
-                "whoever leads removes it within seconds; if it stays, see the log of the replicas, and kubectl delete \
-                 validatingwebhookconfiguration {NAME}"
-            ),
+            format!("kubectl delete validatingwebhookconfiguration {NAME}; it belongs to the webhooks, as Helm knows"),
         ),
         (Some(_), None) => Finding::fail(
             "webhooks",

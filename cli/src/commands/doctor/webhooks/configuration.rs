@@ -6,7 +6,7 @@ use api::{
     gate,
     install::{
         ACCOUNT,
-        webhooks::{CONTENT_DRIVERS, NAME, SERVING},
+        webhooks::{CONTENT_DRIVERS, NAME, SERVING, left_alone},
     },
 };
 use k8s_openapi::api::{
@@ -28,14 +28,18 @@ pub(super) fn trusted(
         "whoever leads puts it right within seconds; if it stays so, see the log of {ACCOUNT}, and the rights above"
     );
     let Some(configuration) = configuration else {
+        let fix = "apply deploy/webhooks/configuration.yaml, or the release again: it is installed, and whoever leads fills it in";
         return Finding::fail("gates", format!("{about} is not there: nobody is asked before a snapshot is cut"), fix);
     };
     let entries = configuration.webhooks.as_deref().unwrap_or_default();
+    if entries.is_empty() {
+        return Finding::fail("gates", format!("{about} is empty: nobody is asked before a snapshot is cut"), fix);
+    }
     let elsewhere = entries.iter().find(|entry| {
         let service = entry.client_config.service.as_ref();
         service.is_none_or(|service| service.namespace != home || service.name != NAME)
     });
-    if entries.is_empty() || elsewhere.is_some() {
+    if elsewhere.is_some() {
         let message = format!("{about} does not lead to Service {home}/{NAME}");
         return Finding::fail("gates", message, format!("{fix}; there is one installation in a cluster"));
     }
@@ -66,8 +70,8 @@ pub(super) fn required(
     labelled: &BTreeSet<String>,
     home: &str,
 ) -> Finding {
-    let left_alone = |name: &&String| *name == home || *name == "kube-system";
-    let wanted: BTreeSet<String> = labelled.iter().filter(|name| !left_alone(name)).cloned().collect();
+    let is_left_alone = |name: &&String| left_alone(home).contains(&name.as_str());
+    let wanted: BTreeSet<String> = labelled.iter().filter(|name| !is_left_alone(name)).cloned().collect();
     let known = in_fail_entries(configuration);
     let list = |names: Vec<&String>| names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let missing: Vec<&String> = wanted.difference(&known).collect();
@@ -81,7 +85,7 @@ pub(super) fn required(
         let message = format!("{} is held to {}=Required, and not labelled so any more", list(too_many), gate::POLICY);
         return Finding::fail("required", message, fix);
     }
-    let ignored: Vec<&String> = labelled.iter().filter(left_alone).collect();
+    let ignored: Vec<&String> = labelled.iter().filter(is_left_alone).collect();
     if !ignored.is_empty() {
         let message = format!("{} is left alone, whatever its label {} says", list(ignored), gate::POLICY);
         return Finding::warn("required", message, "take the label off: nothing there may wait for Stillpoint");
@@ -113,7 +117,10 @@ pub(super) fn drivers(configuration: &ValidatingWebhookConfiguration) -> Option<
 
 #[cfg(test)]
 mod tests {
-    use api::{CheckResult, install::webhooks::Webhooks};
+    use api::{
+        CheckResult,
+        install::webhooks::{Webhooks, stub},
+    };
     use k8s_openapi::ByteString;
     use serde_json::from_value;
 
@@ -136,7 +143,7 @@ mod tests {
         for (home, configuration, secret, result, says) in [
             ("home", None, Some(&ours), CheckResult::Fail, "is not there"),
             ("other", Some(configuration(&[], "PEM")), Some(&ours), CheckResult::Fail, "does not lead"),
-            ("home", Some(ValidatingWebhookConfiguration::default()), Some(&ours), CheckResult::Fail, "does not lead"),
+            ("home", Some(from_value(stub()).unwrap()), Some(&ours), CheckResult::Fail, "is empty"),
             ("home", Some(configuration(&[], "OLD")), Some(&ours), CheckResult::Fail, "caBundle of"),
             ("home", Some(configuration(&[], "PEM")), None, CheckResult::Warn, "not known"),
             ("home", Some(configuration(&["shop"], "PEM")), Some(&ours), CheckResult::Pass, "5 entries"),
