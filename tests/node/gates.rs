@@ -4,7 +4,7 @@
 mod groups;
 mod matrix;
 mod policy;
-mod world;
+pub(crate) mod world;
 
 use std::fs;
 

@@ -5,4 +5,5 @@
 mod gates;
 mod installed;
 mod restarts;
+mod series;
 mod snapshots;

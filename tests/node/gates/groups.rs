@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
 use cluster::{until, workload};
 use fixtures::{Engine, Load, Login, Session, compare};
 use serde_json::{Value, json};
@@ -48,7 +48,7 @@ async fn two_databases_at_one_instant(world: &World<'_>) {
 
     for ((claim, engine), writers) in both.into_iter().zip(writers) {
         let acknowledged = writers.stop().await;
-        let member = member(world, "noon", claim).await;
+        let member = world.member("noon", claim).await.unwrap();
         // Cut with its group, it was not held for again, and is worth the same.
         world.worth(&member, "application").await.unwrap();
         world.until_ready("volumesnapshot", &member).await.unwrap();
@@ -82,7 +82,7 @@ async fn two_volumes_of_one_database(world: &World<'_>) {
     run(&login, "INSERT INTO orders VALUES (1001)").await;
 
     for claim in ["ledger", "ledger-wal"] {
-        let member = member(world, "whole", claim).await;
+        let member = world.member("whole", claim).await.unwrap();
         world.worth(&member, "application").await.unwrap();
         world.until_ready("volumesnapshot", &member).await.unwrap();
         let copy = claim.replace("ledger", "copy");
@@ -92,19 +92,6 @@ async fn two_volumes_of_one_database(world: &World<'_>) {
     let sum = "SELECT concat(count(*), ' ', max(n)) FROM orders";
     let copy = Login { host: world.address("copy").await.unwrap(), ..login };
     assert_eq!(Session::at(&copy, "postgres").await.unwrap().scalar(sum).await.unwrap(), "1000 1000");
-}
-
-/// The name of the VolumeSnapshot of this claim that was cut with a group: it is made after the cut.
-async fn member(world: &World<'_>, group: &str, claim: &str) -> String {
-    let what = format!("{group} has a member of {claim}");
-    let found = until(&what, SOON, || async {
-        let snapshots = world.list("volumesnapshots").await?;
-        let owner = |snapshot: &Value| snapshot["metadata"]["ownerReferences"][0]["name"] == group;
-        let of = |snapshot: &Value| snapshot["spec"]["source"]["persistentVolumeClaimName"] == claim;
-        let found = snapshots.into_iter().find(|snapshot| owner(snapshot) && of(snapshot));
-        Ok(found.context("there is none")?["metadata"]["name"].as_str().unwrap_or_default().to_owned())
-    });
-    found.await.unwrap()
 }
 
 async fn run(login: &Login, statement: &str) {

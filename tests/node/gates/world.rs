@@ -177,6 +177,18 @@ impl<'c> World<'c> {
         self.object("volumesnapshotcontent", &content).await
     }
 
+    /// The name of the VolumeSnapshot of a claim that was cut with a group: it is made after the cut.
+    pub(crate) async fn member(&self, group: &str, claim: &str) -> Result<String> {
+        until(&format!("{group} has a member of {claim}"), SOON, || async {
+            let snapshots = self.list("volumesnapshots").await?;
+            let owner = |snapshot: &Value| snapshot["metadata"]["ownerReferences"][0]["name"] == group;
+            let of = |snapshot: &Value| snapshot["spec"]["source"]["persistentVolumeClaimName"] == claim;
+            let found = snapshots.into_iter().find(|snapshot| owner(snapshot) && of(snapshot));
+            Ok(found.context("there is none")?["metadata"]["name"].as_str().unwrap_or_default().to_owned())
+        })
+        .await
+    }
+
     pub(crate) async fn freezes(&self) -> Result<Vec<Value>> {
         self.list("freezes.stillpoint.dev").await
     }
