@@ -61,7 +61,7 @@ pub struct Rule {
 }
 
 /// What the account needs everywhere: what it calls, and nothing beside.
-pub const EVERYWHERE: [Rule; 20] = [
+pub const EVERYWHERE: [Rule; 18] = [
     rule(crate::GROUP, "databases", "get,list,watch"),
     rule(crate::GROUP, "databases/status", "update"),
     rule(crate::GROUP, "freezes", "create,delete,get,list,patch,watch"),
@@ -79,10 +79,8 @@ pub const EVERYWHERE: [Rule; 20] = [
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotcontents", "get,list,patch,watch"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshots", "get,patch"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotclasses", "get"),
-    // Who is asked before a cut; it goes with the role that this is in.
-    rule("admissionregistration.k8s.io", "validatingwebhookconfigurations", "create"),
-    named("admissionregistration.k8s.io", "validatingwebhookconfigurations", webhooks::NAME, "delete,get,patch"),
-    named("rbac.authorization.k8s.io", "clusterroles", ROLE, "get"),
+    // Who is asked before a cut.
+    named("admissionregistration.k8s.io", "validatingwebhookconfigurations", webhooks::NAME, "get,patch"),
     named("apiregistration.k8s.io", "apiservices", API_SERVICE, "get,patch"),
     named(
         "apiextensions.k8s.io",

@@ -132,10 +132,6 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         let authenticator = Arc::new(Delegated::new(Arc::clone(&trust), reviews as _, audience, false));
         let asker = api::install::webhooks_user(&namespace);
         loops.push(("gates", gates::serve(bound, tls, gates, authenticator, asker, core.over.clone()).boxed()));
-    } else {
-        let verbs = core.verbs.clone();
-        let leads = move || verbs.leads();
-        loops.push(("a configuration of nobody's", Keeper::remove(client.clone(), leads).boxed()));
     }
     let replicas = Replicas::new(Us {
         client: client.clone(),

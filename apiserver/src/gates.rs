@@ -20,6 +20,7 @@ mod policy;
 mod preflight;
 mod said;
 mod thaw;
+mod verb;
 mod verdict;
 mod watched;
 
@@ -36,9 +37,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Client, api::DynamicObject};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::{app::App, auth::User, verbs::Verbs};
+use contents::Of;
 use kinds::{Kind, Kinds};
 use known::Known;
 use watched::Watched;
@@ -65,7 +67,8 @@ struct Inner {
     learnt: Mutex<Learnt>,
 }
 
-/// Cuts that this replica was asked about, and held nothing for: why not, by the content's uid.
+/// Why this replica held nothing for cuts that it was asked about, by the content's uid; and why it let claims go before there was
+/// a cut, by the claim's.
 #[derive(Debug, Default)]
 struct Asked(HashMap<String, (Instant, String)>);
 
@@ -76,10 +79,14 @@ struct Learnt {
     installed: Option<Timestamp>,
     /// Drivers whose snapshotter was seen to cut without its mark.
     drivers: BTreeSet<String>,
+    /// Of those, the ones that were seen to mark since: whatever the configuration still says.
+    marking: BTreeSet<String>,
 }
 
 /// How long it is remembered why nothing was held: a cut that is not made by then is asked about again.
 const REMEMBERED: Duration = Duration::from_secs(3600);
+/// Drivers that do not tell when they cut: more than a cluster has drivers.
+const MOST_DRIVERS: usize = 64;
 /// How many of those at most; the others are judged as if nobody had been asked.
 const MOST_REMEMBERED: usize = 10_000;
 
@@ -133,13 +140,24 @@ impl Gates {
         self.0.asked().0.remove(uid);
     }
 
-    async fn snapshot(&self, group: Group, namespace: &str, name: &str) -> Result<Option<DynamicObject>, kube::Error> {
-        self.0.kinds.snapshots(group, namespace).get_opt(name).await
+    fn was_let_go(&self, claim: &str, why: &str) {
+        self.is_missed(claim, why);
     }
 
-    async fn class(&self, group: Group, name: &str) -> Option<DynamicObject> {
-        let class = self.0.kinds.all(Kind::Class, group).get_opt(name).await;
-        class.inspect_err(|error| warn!(name, %error, "a snapshot class could not be read")).ok()?
+    /// Why this claim was let go here before there was a cut, if it was.
+    fn let_go(&self, claim: &str) -> Option<String> {
+        self.missed(claim)
+    }
+
+    /// `None`: it is gone, and another of the same name is another.
+    async fn snapshot(&self, group: Group, of: &Of) -> Result<Option<Box<ObjectMeta>>, kube::Error> {
+        let found = self.0.kinds.snapshots(group, &of.namespace).get_opt(&of.name).await?;
+        let found = found.map(|found| Box::new(found.metadata));
+        Ok(found.filter(|found| of.uid.is_none() || found.uid == of.uid))
+    }
+
+    async fn class(&self, group: Group, name: &str) -> Result<Option<DynamicObject>, kube::Error> {
+        self.0.kinds.all(Kind::Class, group).get_opt(name).await
     }
 
     /// Since when anybody could have been asked.
@@ -170,12 +188,21 @@ impl Inner {
         learnt.installed = made.map(|made| made.0);
         let said = configuration.and_then(|metadata| metadata.annotations.as_ref()?.get(CONTENT_DRIVERS));
         let drivers = said.iter().flat_map(|said| said.split(',')).filter(|driver| !driver.is_empty());
-        learnt.drivers.extend(drivers.map(str::to_owned));
+        for driver in drivers.take(MOST_DRIVERS).filter(|driver| !learnt.marking.contains(*driver)).collect::<Vec<_>>()
+        {
+            learnt.drivers.insert(driver.to_owned());
+        }
     }
 
-    /// A driver was called, and nobody could have been asked right before: from now on it is held from when a content is made.
-    fn unmarked(&self, driver: String) {
-        if self.learnt().drivers.insert(driver.clone()) {
+    /// Whether a driver's snapshotter says when it is about to cut. Where it does not, databases are held from when a content is made.
+    fn marks(&self, driver: &str, marks: bool) {
+        let mut learnt = self.learnt();
+        if marks && learnt.drivers.remove(driver) {
+            learnt.marking.insert(driver.to_owned());
+            info!(driver, "its snapshotter tells when it cuts, after all");
+        }
+        if !marks && learnt.drivers.len() < MOST_DRIVERS && learnt.drivers.insert(driver.to_owned()) {
+            learnt.marking.remove(driver);
             info!(driver, "its snapshotter cuts without telling: databases are held from when a content is made");
         }
     }

@@ -53,11 +53,7 @@ pub(crate) async fn database(cluster: &Cluster, name: &str) -> Result<()> {
         cluster.apply(&object.to_string()).await?;
     }
     cluster.kubectl(&["wait", "--for=condition=Ready", "--timeout=90s", &format!("pod/{name}")]).await?.ok()?;
-    let subject = format!("--serviceaccount={NAMESPACE}:{NAME}");
-    cluster
-        .kubectl(&["create", "rolebinding", "credentials", "--clusterrole=stillpoint:credentials", &subject])
-        .await?
-        .ok()?;
+    grant_credentials(cluster, "default").await?;
     let address = ["get", "service", name, "-o", "jsonpath={.spec.clusterIP}"];
     let address = cluster.kubectl(&address).await?.ok()?;
     let secret = json!({
@@ -82,6 +78,19 @@ pub(crate) async fn database(cluster: &Cluster, name: &str) -> Result<()> {
         return Err(error.context(object));
     }
     Ok(())
+}
+
+/// Stillpoint may read the Secrets of a namespace.
+pub(crate) async fn grant_credentials(cluster: &Cluster, namespace: &str) -> Result<()> {
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "RoleBinding",
+        "metadata": {"name": "credentials", "namespace": namespace},
+        "roleRef": {
+            "apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": api::install::CREDENTIALS,
+        },
+        "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE}],
+    });
+    cluster.apply(&binding.to_string()).await.map(drop)
 }
 
 /// A verb of a Database's, by the aggregated API; the status of the answer.

@@ -4,6 +4,6 @@
 
 mod gates;
 mod installed;
-mod policy;
 mod restarts;
+mod series;
 mod snapshots;

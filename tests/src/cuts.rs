@@ -207,7 +207,7 @@ fn shell(script: &str) -> Result<()> {
 }
 
 /// The instant of a timestamp of this machine's clock.
-fn instant(value: &Value) -> Result<Instant> {
+pub fn instant(value: &Value) -> Result<Instant> {
     let at: Timestamp = value.as_str().context("no frozenAt")?.parse()?;
     let ago = Duration::try_from(Timestamp::now().duration_since(at)).unwrap_or_default();
     Instant::now().checked_sub(ago).context("frozenAt is before this machine started")

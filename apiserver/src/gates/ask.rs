@@ -5,35 +5,28 @@ use std::time::Duration;
 
 use api::{
     QuiesceStatus,
-    gate::{Gate, GateAnswer, GateRequest},
+    gate::{Gate, GateAnswer, GateObject, GateRequest, Group, ObjectRef},
 };
-use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::api::ListParams;
-use serde::Serialize;
 use serde_json::Value;
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{debug, info, warn};
 
 use super::{
-    Gates, Inner, atomic,
-    contents::{Content, Fate},
+    Gates, atomic,
+    contents::{Content, Fate, Of},
     cut::{self, Together, Wanted},
     judge,
     kinds::Kind,
     policy::{Missed, NamespacePolicy, Treatment, treatment},
     preflight::{self, Declared},
     said,
+    verb::Refusal,
 };
-use crate::{
-    answer::{Answer, Parts},
-    metrics::Gated,
-    negotiate::Form,
-    query::Query,
-    target::{ResourceTarget, Verb},
-};
+use crate::metrics::Gated;
 
 /// How often a content's claim may have ended and be made anew: a driver that fails is called again, and the gate asked again.
 const AGAIN: u32 = 16;
@@ -42,7 +35,8 @@ const WAY_BACK: Duration = Duration::from_millis(200);
 /// What is left of it for what has to be undone and said when nothing could be held.
 const WAY_OUT: Duration = Duration::from_secs(1);
 /// While somebody else holds the same Databases in another way, or a replica takes over: how long until it is tried again.
-const BUSY: Duration = Duration::from_millis(200);
+const BUSY: Duration = Duration::from_millis(100);
+const BUSY_LONGEST: Duration = Duration::from_secs(1);
 
 /// Why nothing is held.
 enum NotHeld {
@@ -97,7 +91,7 @@ impl Gates {
             }
             Err(NotHeld::Unreal(why)) => {
                 warn!(content = request.object.name, user = request.user, why, "a review that nobody has a reason for");
-                (Gated::Unreal, cut::denied(&why))
+                (Gated::Unreal, cut::unreal(self.policy(request).required, &why))
             }
             Err(NotHeld::Missed { why, snapshot }) => {
                 warn!(content = request.object.name, databases = ?together.databases, why, "not held for a cut");
@@ -112,7 +106,8 @@ impl Gates {
         together: &Together,
         deadline: Instant,
     ) -> Result<QuiesceStatus, NotHeld> {
-        let looked_up = timeout_at(deadline, async { tokio::join!(self.is_real(request), self.snapshot_of(request)) });
+        let looked_up =
+            timeout_at(deadline, async { tokio::join!(self.is_real(request, together), self.snapshot_of(request)) });
         let Ok((real, snapshot)) = looked_up.await else {
             return Err(NotHeld::Missed { why: "the API server did not answer in time".to_owned(), snapshot: None });
         };
@@ -128,6 +123,14 @@ impl Gates {
             Treatment::Skip => return Err(NotHeld::LeftAlone("it says so itself".to_owned())),
             Treatment::Foreign(operator) => return Err(NotHeld::LeftAlone(format!("{operator} makes it consistent"))),
         }
+        let policy = self.policy(request);
+        if policy.required
+            && let Missed::Failed { .. } = policy.missed(snapshot.as_deref(), Timestamp::now())
+        {
+            // Nobody waits for it any more, and no writer is to.
+            let why = self.missed(&request.object.uid).unwrap_or_else(|| "its deadline is over".to_owned());
+            return Err(missed(why, snapshot));
+        }
         match self.hold(request, together, deadline).await {
             Ok(status) => Ok(status),
             Err(why) => Err(missed(why, snapshot)),
@@ -136,14 +139,25 @@ impl Gates {
 
     /// Whether this is about a content that is there, is about to be cut, and has these volumes: whoever reaches the webhooks' port
     /// can write a review. The inner error says what is wrong with it.
-    async fn is_real(&self, request: &GateRequest) -> Result<Result<(), String>, kube::Error> {
+    async fn is_real(&self, request: &GateRequest, together: &Together) -> Result<Result<(), String>, kube::Error> {
+        let Some(of) = &request.snapshot else { return Ok(Err("it is the content of no snapshot".to_owned())) };
+        if of.namespace != together.namespace {
+            return Ok(Err(format!("its volumes are of claims in namespace {}", together.namespace)));
+        }
         let object = &request.object;
         if request.gate == Gate::Content {
-            // It is not stored yet, but its snapshot is.
-            let Some(of) = &request.snapshot else { return Ok(Err("it is the content of no snapshot".to_owned())) };
-            let found = self.snapshot(object.group, &of.namespace, &of.name).await?;
-            let same = found.is_some_and(|found| found.metadata.uid == of.uid);
-            return Ok(same.then_some(()).ok_or_else(|| "there is no such snapshot".to_owned()));
+            // It is not stored yet, but its snapshot is, and says what is to be cut.
+            if !self.0.is_unmarked(request.driver.as_deref().unwrap_or_default()) {
+                return Ok(Err("its driver tells when it cuts".to_owned()));
+            }
+            let found = self.0.kinds.snapshots(object.group, &of.namespace).get_opt(&of.name).await?;
+            let same = found.filter(|found| found.metadata.uid == of.uid && of.uid.is_some());
+            let right =
+                same.is_some_and(|found| match found.data["spec"]["source"]["persistentVolumeClaimName"].as_str() {
+                    Some(claim) => together.cut.iter().all(|cut| cut == claim),
+                    None => object.group == Group::Group,
+                });
+            return Ok(right.then_some(()).ok_or_else(|| "there is no such snapshot of these claims".to_owned()));
         }
         let known = self.known().get(&object.uid).cloned();
         let known = match known {
@@ -154,19 +168,13 @@ impl Gates {
                 there.and_then(|there| Content::read(&there, object.group))
             }
         };
-        let right = known.is_some_and(|known| {
-            let same = known.uid == object.uid && known.name == object.name && known.handles == request.volume_handles;
-            same && !matches!(known.fate, Fate::Cut { .. })
-        });
+        let right = known.is_some_and(|known| is_of(request, &known));
         Ok(right.then_some(()).ok_or_else(|| "there is no such content that is about to be cut".to_owned()))
     }
 
     async fn snapshot_of(&self, request: &GateRequest) -> Result<Option<Box<ObjectMeta>>, kube::Error> {
         let Some(of) = &request.snapshot else { return Ok(None) };
-        let found = self.snapshot(request.object.group, &of.namespace, &of.name).await?;
-        // Another of the same name says nothing about this one.
-        let found = found.map(|found| Box::new(found.metadata));
-        Ok(found.filter(|found| of.uid.is_none() || found.uid == of.uid))
+        self.snapshot(request.object.group, &of_request(of)).await
     }
 
     /// Nothing could be held: the cut waits where that is wanted, and else is made all the same. People are told when it is news.
@@ -185,12 +193,8 @@ impl Gates {
             && let Some(of) = &request.snapshot
         {
             let uid = snapshot.and_then(|snapshot| snapshot.uid);
-            let reason = if matches!(missed, Some(Missed::Again { .. } | Missed::Failed { .. })) {
-                "CutWaits"
-            } else {
-                "NotFrozen"
-            };
-            let of = (of.namespace.clone(), of.name.clone());
+            let waits = matches!(missed, Some(Missed::Again { .. } | Missed::Failed { .. }));
+            let (of, reason) = (of_request(of), if waits { "CutWaits" } else { "NotFrozen" });
             let telling = said::event(self, request.object.group, &of, uid, false, reason, why);
             timeout_at(deadline, telling).await.ok();
         }
@@ -245,7 +249,7 @@ impl Gates {
         }
         let group = request.object.group;
         let class = match &request.class {
-            Some(class) => self.class(group, class).await,
+            Some(class) => self.class(group, class).await.ok().flatten(),
             None => None,
         };
         let said = class.as_ref().and_then(judge::said_by_class);
@@ -268,99 +272,131 @@ impl Gates {
         }
     }
 
-    /// Holds them, wherever their members are. The same content again is the same claim, and its time begins anew; one that has ended
-    /// is followed by another. While others hold them in another way, that is waited for.
+    /// Holds them, wherever their members are. While others hold them in another way, that is waited for. What cannot be held by the
+    /// deadline is not held later either.
     async fn hold(
         &self,
         request: &GateRequest,
         together: &Together,
         deadline: Instant,
     ) -> Result<QuiesceStatus, String> {
-        let mut busy = None;
+        let database = together.databases.first().ok_or("no Database")?;
+        let mut asking = Asking {
+            gates: self.clone(),
+            namespace: together.namespace.clone(),
+            database: database.clone(),
+            content: request.object.uid.clone(),
+            again: self.finished(&request.object),
+            claim: None,
+        };
+        let (mut busy, mut pause) = (None, BUSY);
         loop {
-            let held = timeout_at(deadline, self.hold_once(request, together)).await;
+            let held = timeout_at(deadline, self.hold_once(request, together, &mut asking)).await;
             match held {
-                Err(_) => return Err(busy.unwrap_or_else(|| "its databases did not stand still in time".to_owned())),
-                Ok(Ok(status)) => return Ok(status),
-                Ok(Err(Refusal::Final(why))) => return Err(why),
-                Ok(Err(Refusal::Busy(why))) if Instant::now() + BUSY >= deadline => return Err(why),
+                Err(_) => {
+                    if let Some(claim) = asking.claim.take() {
+                        let ended = self.unquiesce(&asking.namespace, database, &claim);
+                        timeout_at(deadline + WAY_OUT, ended).await.ok();
+                        self.was_let_go(&claim, TOO_LATE);
+                    }
+                    return Err(busy.unwrap_or_else(|| TOO_LATE.to_owned()));
+                }
+                Ok(Ok(status)) => {
+                    asking.claim = None;
+                    return Ok(status);
+                }
+                Ok(Err(Refusal::Final(why))) => {
+                    asking.claim = None;
+                    return Err(why);
+                }
+                Ok(Err(Refusal::Busy(why))) if Instant::now() + pause >= deadline => return Err(why),
                 Ok(Err(Refusal::Busy(why))) => busy = Some(why),
             }
-            sleep(BUSY).await;
+            asking.claim = None;
+            sleep(pause).await;
+            pause = (pause * 2).min(BUSY_LONGEST);
         }
     }
 
-    async fn hold_once(&self, request: &GateRequest, together: &Together) -> Result<QuiesceStatus, Refusal> {
-        let database = together.databases.first().ok_or_else(|| Refusal::Final("no Database".to_owned()))?;
-        for again in 0..AGAIN {
-            let uid = cut::claim_uid(request.object.group, &request.object.uid, again);
-            let quiesce = cut::quiesce(together, uid.clone(), cut::reason(request));
-            let (code, body) = self.verb(&together.namespace, database, "quiesce", &quiesce, request.dry_run).await?;
-            match code {
-                StatusCode::OK | StatusCode::CREATED => {
-                    if code == StatusCode::OK && !request.dry_run {
-                        let renew = serde_json::json!({"spec": {"uid": uid}});
-                        self.verb(&together.namespace, database, "renew", &renew, false).await?;
-                    }
-                    return serde_json::from_value(body["status"].clone())
-                        .map_err(|error| Refusal::Final(error.to_string()));
-                }
-                StatusCode::GONE => {}
+    /// The same content again is the same claim, and its time begins anew; one that has ended is followed by another.
+    async fn hold_once(
+        &self,
+        request: &GateRequest,
+        together: &Together,
+        asking: &mut Asking,
+    ) -> Result<QuiesceStatus, Refusal> {
+        let last = asking.again + AGAIN;
+        let database = asking.database.clone();
+        while asking.again < last {
+            let claim = cut::claim_uid(request.object.group, &request.object.uid, asking.again);
+            asking.claim = (!request.dry_run).then(|| claim.clone());
+            let quiesce = cut::quiesce(together, claim.clone(), cut::reason(request));
+            let (code, body) = self.quiesce(&together.namespace, &database, &quiesce, request.dry_run).await?;
+            let lives = match code {
+                StatusCode::CREATED => true,
+                StatusCode::OK => request.dry_run || self.renew(&together.namespace, &database, &claim).await?,
+                StatusCode::GONE => false,
                 code => return Err(Refusal::read(code, &body)),
+            };
+            if lives {
+                return serde_json::from_value(body["status"].clone())
+                    .map_err(|error| Refusal::Final(error.to_string()));
             }
+            asking.again += 1;
         }
         Err(Refusal::Final(format!("it was tried {AGAIN} times")))
     }
 
-    /// A verb as our own account, sent on to the replica that has the Database.
-    async fn verb(
-        &self,
-        namespace: &str,
-        database: &str,
-        verb: &str,
-        body: &(impl Serialize + Sync),
-        dry_run: bool,
-    ) -> Result<(StatusCode, Value), Refusal> {
-        let target = ResourceTarget {
-            verb: Verb::Create,
-            group: api::LIVE_GROUP.to_owned(),
-            version: api::VERSION.to_owned(),
-            namespace: Some(namespace.to_owned()),
-            resource: "databases".to_owned(),
-            name: Some(database.to_owned()),
-            subresource: Some(verb.to_owned()),
-        };
-        let headers = HeaderMap::new();
-        let query = Query::parse(dry_run.then_some("dryRun=All"));
-        let parts = Parts { headers: &headers, query, form: Form::Object };
-        let unreadable = |error: serde_json::Error| Refusal::Final(error.to_string());
-        let bytes = Bytes::from(serde_json::to_vec(body).map_err(unreadable)?);
-        let Inner { app, us, stopping, .. } = &*self.0;
-        match app.objects.serve(us, target, &parts, bytes, Timestamp::now(), stopping).await {
-            Ok(Answer::Json { code, bytes, .. }) => Ok((code, serde_json::from_slice(&bytes).map_err(unreadable)?)),
-            Ok(_) => Err(Refusal::Final("the verb answered in a form that is not its own".to_owned())),
-            Err(error) => Ok((error.code, error.status())),
-        }
+    /// How many claims of a content are known to have ended: the next is none of them.
+    fn finished(&self, object: &GateObject) -> u32 {
+        let freezes = self.0.verbs.records.freezes();
+        let claims = freezes.iter().filter_map(|freeze| freeze.status.as_ref());
+        let claims = claims.flat_map(|status| status.claims.iter().map(|claim| (status.phase.is_finished(), claim)));
+        let ended = claims.filter(|(finished, claim)| *finished || claim.ended_at.is_some());
+        let of_it = ended.filter_map(|(_, claim)| cut::number_of(&claim.uid, object.group, &object.uid));
+        of_it.max().map_or(0, |last| last + 1)
     }
 }
 
-/// Why a verb did not hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum Refusal {
-    /// Others hold it in another way, or somebody takes over: it may be otherwise in a moment.
-    Busy(String),
-    /// Trying again now would only stall writers once more.
-    Final(String),
+/// A gate that asks for a claim. Whoever asked may be gone before it is held, and then it is dropped: nobody waits for it.
+struct Asking {
+    gates: Gates,
+    namespace: String,
+    database: String,
+    content: String,
+    again: u32,
+    /// That may be held, and that nobody was told of.
+    claim: Option<String>,
 }
 
-impl Refusal {
-    fn read(code: StatusCode, status: &Value) -> Self {
-        let why = status["message"].as_str().unwrap_or("no reason was given").to_owned();
-        let causes = status["details"]["causes"].as_array().into_iter().flatten();
-        let claimed = causes.into_iter().any(|cause| cause["reason"] == "Claimed");
-        let is_busy = claimed || code == StatusCode::SERVICE_UNAVAILABLE;
-        if is_busy { Self::Busy(why) } else { Self::Final(why) }
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let Some(claim) = self.claim.take() else { return };
+        let (gates, namespace, database) = (self.gates.clone(), self.namespace.clone(), self.database.clone());
+        gates.was_let_go(&claim, GONE);
+        gates.is_missed(&self.content, GONE);
+        self.gates.0.verbs.tasks.spawn(async move {
+            if let Err(why) = gates.unquiesce(&namespace, &database, &claim).await {
+                warn!(claim, ?why, "a claim that nobody waits for ends by itself");
+            }
+        });
     }
+}
+
+const TOO_LATE: &str = "its databases did not stand still in time";
+const GONE: &str = "whoever asked was gone before its databases stood still";
+
+/// Whether a review says of a content what is stored of it, and it was not cut yet. Pure.
+fn is_of(request: &GateRequest, known: &Content) -> bool {
+    let object = &request.object;
+    let snapshot = request.snapshot.as_ref().map(of_request);
+    let same = known.group == object.group && known.uid == object.uid && known.name == object.name;
+    let same_cut = known.handles == request.volume_handles && Some(&known.driver) == request.driver.as_ref();
+    same && same_cut && snapshot.as_ref() == Some(&known.snapshot) && !matches!(known.fate, Fate::Cut { .. })
+}
+
+fn of_request(of: &ObjectRef) -> Of {
+    Of { namespace: of.namespace.clone(), name: of.name.clone(), uid: of.uid.clone() }
 }
 
 /// A LabelSelector as a query has it. `None`: it is none.
@@ -415,16 +451,5 @@ mod tests {
         {
             assert_eq!(labels(&wrong), None, "{wrong}");
         }
-    }
-
-    #[test]
-    fn only_what_may_be_otherwise_in_a_moment_is_tried_again() {
-        let claimed = json!({"message": "m", "details": {"causes": [{"reason": "Claimed"}]}});
-        let blocked = json!({"message": "m", "details": {"causes": [{"reason": "Blocked"}]}});
-        let m = || "m".to_owned();
-        assert_eq!(Refusal::read(StatusCode::CONFLICT, &claimed), Refusal::Busy(m()));
-        assert_eq!(Refusal::read(StatusCode::SERVICE_UNAVAILABLE, &json!({"message": "m"})), Refusal::Busy(m()));
-        assert_eq!(Refusal::read(StatusCode::CONFLICT, &blocked), Refusal::Final(m()));
-        assert_eq!(Refusal::read(StatusCode::FORBIDDEN, &json!({"message": "m"})), Refusal::Final(m()));
     }
 }

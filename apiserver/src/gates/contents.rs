@@ -20,11 +20,11 @@ pub(super) struct Content {
     pub(super) driver: String,
     pub(super) class: Option<String>,
     pub(super) handles: Vec<String>,
-    /// The snapshot that it is the content of: namespace and name.
-    pub(super) snapshot: (String, String),
+    /// The snapshot that it is the content of.
+    pub(super) snapshot: Of,
     pub(super) fate: Fate,
-    /// The newest error, of whatever was tried; it stays until something succeeds.
-    pub(super) error: Option<String>,
+    /// It is being deleted, or is to be as soon as its driver has answered.
+    pub(super) deleting: bool,
     pub(super) made: Timestamp,
     /// It says already what it is worth.
     pub(super) is_judged: bool,
@@ -47,14 +47,24 @@ pub(super) struct Said {
     pub(super) annotations: BTreeMap<String, String>,
 }
 
+/// The snapshot of a content. Another of the same name is another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Of {
+    pub(super) namespace: String,
+    pub(super) name: String,
+    /// It may be made later.
+    pub(super) uid: Option<String>,
+}
+
 /// The content of one volume of a group, made after the cut.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Member {
     pub(super) uid: String,
     pub(super) name: String,
+    pub(super) driver: String,
     /// Of its group.
     pub(super) handle: String,
-    pub(super) snapshot: (String, String),
+    pub(super) snapshot: Of,
     pub(super) is_judged: bool,
 }
 
@@ -105,9 +115,9 @@ impl Content {
             driver: text(&spec["driver"])?,
             class: text(&spec["volumeSnapshotClassName"]).or_else(|| text(&spec["volumeGroupSnapshotClassName"])),
             handles,
-            snapshot: (text(&spec[reference]["namespace"])?, text(&spec[reference]["name"])?),
+            snapshot: Of::read(&spec[reference])?,
             fate,
-            error: status["error"].is_object().then(|| status["error"].to_string()),
+            deleting: object.metadata.deletion_timestamp.is_some() || annotated(BEING_DELETED),
             made: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0),
             is_judged: is_judged(object),
             version: object.metadata.resource_version.clone(),
@@ -127,17 +137,27 @@ impl Member {
     /// `None`: it is the content of no group's member.
     pub(super) fn read(object: &DynamicObject) -> Option<Self> {
         let handle = object.metadata.annotations.as_ref()?.get(GROUP_MEMBER)?.clone();
-        let reference = &object.data["spec"]["volumeSnapshotRef"];
-        let text = |key: &str| reference[key].as_str().map(str::to_owned);
+        let spec = &object.data["spec"];
         Some(Self {
             uid: object.metadata.uid.clone()?,
             name: object.metadata.name.clone()?,
+            driver: spec["driver"].as_str()?.to_owned(),
             handle,
-            snapshot: (text("namespace")?, text("name")?),
+            snapshot: Of::read(&spec["volumeSnapshotRef"])?,
             is_judged: is_judged(object),
         })
     }
 }
+
+impl Of {
+    fn read(reference: &Value) -> Option<Self> {
+        let text = |key: &str| reference[key].as_str().map(str::to_owned);
+        Some(Self { namespace: text("namespace")?, name: text("name")?, uid: text("uid") })
+    }
+}
+
+/// On a content whose snapshot was deleted (external-snapshotter `pkg/utils/util.go`).
+const BEING_DELETED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted";
 
 /// What a judgement writes.
 const SAID: [&str; 7] = [CONSISTENCY, REASON, MESSAGE, FREEZE, LEVEL, POSITION, FROZEN_MILLISECONDS];
@@ -191,7 +211,7 @@ mod tests {
             (json!({}), json!({"snapshotHandle": "s"}), Fate::Cut { created: None }),
         ] {
             let content = Content::read(&content(annotations, status), Group::Single).unwrap();
-            assert_eq!((content.fate, content.snapshot.1.as_str()), (fate, "noon"));
+            assert_eq!((content.fate, content.snapshot.name.as_str()), (fate, "noon"));
         }
     }
 
@@ -262,7 +282,7 @@ mod tests {
     #[test]
     fn a_member_knows_its_group_and_a_group_what_it_said() {
         let member = Member::read(&content(json!({GROUP_MEMBER: "s"}), json!(null))).unwrap();
-        assert_eq!((member.handle.as_str(), member.snapshot.1.as_str(), member.is_judged), ("s", "noon", false));
+        assert_eq!((member.handle.as_str(), member.snapshot.name.as_str(), member.is_judged), ("s", "noon", false));
         assert_eq!(Member::read(&content(json!({}), json!(null))), None);
         let group: DynamicObject = serde_json::from_value(json!({
             "apiVersion": "groupsnapshot.storage.k8s.io/v1", "kind": "VolumeGroupSnapshotContent",

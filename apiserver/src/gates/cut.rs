@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use api::{
     Database, Level, Quiesce, QuiesceSpec, QuiesceStatus,
-    gate::{GateAnswer, GateDecision, GateRequest, Group, ON_MISSED},
+    gate::{GateAnswer, GateDecision, GateRequest, Group, ON_MISSED, RETRY_AFTER_SECONDS, TRY_AGAIN},
 };
 
 use super::{
@@ -43,9 +43,11 @@ pub(super) struct Together {
     pub(super) cut: BTreeSet<String>,
     /// All claims that these Databases have data on.
     pub(super) of: BTreeSet<String>,
+    /// For each of them it is sure that whoever connects to it connects to the Pod whose volumes these are.
+    pub(super) is_sure: bool,
 }
 
-/// The claims that are cut, as far as they are known. They are of one namespace: a snapshot's is theirs.
+/// The claims that are cut, as far as they are known. They are of one namespace: a snapshot's is theirs, unless somebody lies.
 pub(super) fn claims(index: &Index, driver: &str, handles: &[String]) -> BTreeSet<Name> {
     handles.iter().filter_map(|handle| index.claim_of(driver, handle)).cloned().collect()
 }
@@ -59,6 +61,7 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
         level: Level::Recoverable,
         cut: claims.iter().map(|(_, claim)| claim.clone()).collect(),
         of: BTreeSet::new(),
+        is_sure: true,
     };
     let mut why = Why::NotMounted;
     for claim in &together.cut {
@@ -68,6 +71,7 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
             Holds::Databases(found) => {
                 for one in found {
                     together.of.extend(one.claims);
+                    together.is_sure &= one.is_the_one;
                     together.databases.insert(one.database);
                 }
             }
@@ -80,6 +84,10 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
         |database: &&&Database| database.metadata.name.as_ref().is_some_and(|name| together.databases.contains(name));
     let levels = databases.iter().filter(named).map(|database| database.spec.freeze.level);
     together.level = levels.max().unwrap_or_default();
+    // Or one could acknowledge what another's copy does not know.
+    if together.databases.len() > 1 {
+        together.level = Level::WriteBlocked;
+    }
     Wanted::Hold(together)
 }
 
@@ -90,6 +98,12 @@ pub(super) fn claim_uid(kind: Group, content: &str, again: u32) -> String {
         Group::Group => "VolumeGroupSnapshotContent",
     };
     if again == 0 { format!("{kind}/{content}") } else { format!("{kind}/{content}/{again}") }
+}
+
+/// Which of the claims of this content a uid is.
+pub(super) fn number_of(uid: &str, kind: Group, content: &str) -> Option<u32> {
+    let number = uid.strip_prefix(&claim_uid(kind, content, 0))?;
+    if number.is_empty() { Some(0) } else { number.strip_prefix('/')?.parse().ok() }
 }
 
 /// The content of such a uid.
@@ -162,22 +176,27 @@ pub(super) fn not_held(missed: Option<Missed>, why: &str) -> GateAnswer {
             )
         }
     };
-    answer.decision = conflict(format!("{message}: {RETRIABLE}"));
+    answer.decision = conflict(format!("{message}: {TRY_AGAIN}"));
     answer
 }
 
-/// Of what nobody can have a reason for.
-pub(super) fn denied(why: &str) -> GateAnswer {
-    GateAnswer { decision: conflict(format!("{why}: {RETRIABLE}")), ..GateAnswer::allow() }
+/// Of what nobody can have a reason for, nothing is held; where nothing less is wanted it waits, should it be real after all.
+pub(super) fn unreal(required: bool, why: &str) -> GateAnswer {
+    let mut answer = GateAnswer::allow();
+    if required {
+        answer.decision = conflict(format!("{why}: {TRY_AGAIN}"));
+    }
+    answer
 }
 
 fn conflict(message: String) -> GateDecision {
-    GateDecision::Deny { code: 409, reason: "Conflict".to_owned(), message, retry_after_seconds: Some(RETRY_SECONDS) }
+    GateDecision::Deny {
+        code: 409,
+        reason: "Conflict".to_owned(),
+        message,
+        retry_after_seconds: Some(RETRY_AFTER_SECONDS),
+    }
 }
-
-/// What Kanister tries again for (`pkg/kube/snapshot`); others try whatever it says.
-const RETRIABLE: &str = "the object has been modified; please apply your changes to the latest version and try again";
-const RETRY_SECONDS: u32 = 2;
 
 #[cfg(test)]
 mod tests {
@@ -203,6 +222,7 @@ mod tests {
                     "csi": {"driver": "d", "volumeHandle": volume},
                     "claimRef": {"namespace": "shop", "name": claim},
                 },
+                "status": {"phase": "Bound"},
             }))
             .unwrap();
             index.put_volume(&volume);
@@ -234,7 +254,7 @@ mod tests {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         let together = |databases: &[&str], level, cut: &[&str]| {
             let (databases, cut, of) = (names(databases), names(cut), names(&["data", "wal"]));
-            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of })
+            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of, is_sure: true })
         };
         assert_eq!(wanted(&["h-data"], &[&one]), together(&["orders"], Level::Durable, &["data"]));
         assert_eq!(wanted(&["h-data", "h-wal"], &[&one]), together(&["orders"], Level::Durable, &["data", "wal"]));
@@ -250,6 +270,8 @@ mod tests {
         for again in 0..3 {
             let uid = claim_uid(Group::Single, "u-1", again);
             assert_eq!(content_of(&uid), Some((Group::Single, "u-1")), "{uid}");
+            assert_eq!(number_of(&uid, Group::Single, "u-1"), Some(again), "{uid}");
+            assert_eq!((number_of(&uid, Group::Group, "u-1"), number_of(&uid, Group::Single, "u")), (None, None));
         }
         assert_eq!(content_of("nightly"), None);
         assert_eq!(content_of("Pod/u-1"), None);
@@ -264,7 +286,7 @@ mod tests {
         }
         for missed in [Missed::Again { within }, Missed::Failed { after: within }] {
             let GateDecision::Deny { code, message, .. } = not_held(Some(missed), "why").decision else { panic!() };
-            let told = ["why", "300 s", ON_MISSED, RETRIABLE];
+            let told = ["why", "300 s", ON_MISSED, TRY_AGAIN];
             assert!(code == 409 && told.iter().all(|told| message.contains(told)), "{message}");
         }
     }

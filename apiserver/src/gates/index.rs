@@ -5,12 +5,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
+    hash::Hash,
     net::IpAddr,
 };
 
 use api::{Database, gate::UNRELATED_CLAIMS};
 use k8s_openapi::api::{
-    core::v1::{Namespace, PersistentVolume, Pod, PodSpec, Service},
+    core::v1::{Namespace, PersistentVolume, Pod, PodSpec, Service, Volume},
     discovery::v1::EndpointSlice,
 };
 
@@ -24,6 +25,8 @@ pub(super) type Name = (String, String);
 pub(super) struct Place {
     /// PersistentVolumeClaims in its namespace that it may write to.
     pub(super) claims: BTreeSet<String>,
+    /// Other volumes that outlive it and that it may write to, by their names in it: no snapshot has them.
+    others: BTreeSet<String>,
     addresses: Vec<IpAddr>,
     /// `<hostname>.<subdomain>`, as DNS knows a Pod of a StatefulSet (Kubernetes: "DNS for Services and Pods").
     hostname: Option<(String, String)>,
@@ -38,23 +41,34 @@ pub(super) type Handle = (String, String);
 #[derive(Debug)]
 struct Slice {
     service: String,
-    pods: BTreeSet<String>,
+    pods: Behind,
+}
+
+/// The Pods that a Service, or an address, leads to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Behind {
+    all: BTreeSet<String>,
+    /// Those that connections go to now.
+    ready: BTreeSet<String>,
 }
 
 /// What stands where.
 #[derive(Debug, Default)]
 pub(super) struct Index {
-    /// The claim that each volume is bound to.
-    bound: HashMap<Handle, Name>,
+    /// The claim that each volume is bound to, and by which PersistentVolume.
+    bound: HashMap<Handle, (String, Name)>,
     /// By the names of PersistentVolumes.
     handles: HashMap<String, Handle>,
     /// The volume of each claim.
     volumes: HashMap<Name, Handle>,
     pods: HashMap<Name, Place>,
+    /// Pods of a namespace by what leads to one of them.
+    pods_at: HashMap<(String, At), BTreeSet<String>>,
     /// Pods that mount a claim.
     mounted: HashMap<Name, BTreeSet<String>>,
-    /// The addresses of Services themselves.
+    /// The addresses of Services themselves, and the Services of each.
     services: HashMap<Name, Vec<IpAddr>>,
+    services_at: HashMap<(String, IpAddr), BTreeSet<String>>,
     slices: HashMap<Name, Slice>,
     /// The EndpointSlices of a Service.
     slices_of: HashMap<Name, BTreeSet<String>>,
@@ -62,13 +76,23 @@ pub(super) struct Index {
     policies: HashMap<String, NamespacePolicy>,
 }
 
+/// What leads to one Pod.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum At {
+    Address(IpAddr),
+    /// `<hostname>.<subdomain>`.
+    Host(String, String),
+}
+
 /// A Database whose data a claim holds, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) database: String,
     pub(super) pod: String,
-    /// All claims of that Pod: a copy of fewer is not a copy of the Database.
+    /// All claims of that Pod, and what else it writes to: a copy of fewer is not a copy of the Database.
     pub(super) claims: BTreeSet<String>,
+    /// Whoever connects to the Database connects to that Pod, and to no other.
+    pub(super) is_the_one: bool,
 }
 
 /// What is known of a claim.
@@ -86,18 +110,23 @@ impl Index {
         let Some(name) = volume.metadata.name.clone() else { return };
         self.remove_volume(&name);
         let Some(spec) = &volume.spec else { return };
+        // One that was released says whose it was, and its handle may be in another by now.
+        let is_bound = volume.status.as_ref().is_some_and(|status| status.phase.as_deref() == Some("Bound"));
         let claim = spec.claim_ref.as_ref().and_then(|claim| Some((claim.namespace.clone()?, claim.name.clone()?)));
         let handle = spec.csi.as_ref().map(|csi| (csi.driver.clone(), csi.volume_handle.clone()));
-        if let (Some(claim), Some(handle)) = (claim, handle) {
-            self.bound.insert(handle.clone(), claim.clone());
+        if let (true, Some(claim), Some(handle)) = (is_bound, claim, handle) {
+            self.bound.insert(handle.clone(), (name.clone(), claim.clone()));
             self.volumes.insert(claim, handle.clone());
             self.handles.insert(name, handle);
         }
     }
 
     pub(super) fn remove_volume(&mut self, name: &str) {
-        if let Some(handle) = self.handles.remove(name)
-            && let Some(claim) = self.bound.remove(&handle)
+        let Some(handle) = self.handles.remove(name) else { return };
+        if self.bound.get(&handle).is_none_or(|(volume, _)| volume != name) {
+            return;
+        }
+        if let Some((_, claim)) = self.bound.remove(&handle)
             && self.volumes.get(&claim) == Some(&handle)
         {
             self.volumes.remove(&claim);
@@ -106,7 +135,7 @@ impl Index {
 
     /// The claim that a volume is bound to.
     pub(super) fn claim_of(&self, driver: &str, handle: &str) -> Option<&Name> {
-        self.bound.get(&(driver.to_owned(), handle.to_owned()))
+        self.bound.get(&(driver.to_owned(), handle.to_owned())).map(|(_, claim)| claim)
     }
 
     /// The driver of a claim's volume.
@@ -142,56 +171,64 @@ impl Index {
         for claim in &place.claims {
             self.mounted.entry((name.0.clone(), claim.clone())).or_default().insert(name.1.clone());
         }
+        for at in place.at() {
+            self.pods_at.entry((name.0.clone(), at)).or_default().insert(name.1.clone());
+        }
         self.pods.insert(name, place);
     }
 
     pub(super) fn remove_pod(&mut self, (namespace, name): &Name) {
         let Some(place) = self.pods.remove(&(namespace.clone(), name.clone())) else { return };
+        for at in place.at() {
+            take(&mut self.pods_at, &(namespace.clone(), at), name);
+        }
         for claim in place.claims {
-            let claim = (namespace.clone(), claim);
-            if let Some(pods) = self.mounted.get_mut(&claim) {
-                pods.remove(name);
-                if pods.is_empty() {
-                    self.mounted.remove(&claim);
-                }
-            }
+            take(&mut self.mounted, &(namespace.clone(), claim), name);
         }
     }
 
     pub(super) fn put_service(&mut self, service: &Service) {
         let Some(name) = name_of(&service.metadata) else { return };
+        self.remove_service(&name);
         let spec = service.spec.as_ref();
         let addresses = spec.and_then(|spec| spec.cluster_ips.as_ref()).into_iter().flatten();
         // A headless Service says `None`.
-        self.services.insert(name, addresses.filter_map(|address| address.parse().ok()).collect());
+        let addresses: Vec<IpAddr> = addresses.filter_map(|address| address.parse().ok()).collect();
+        for address in &addresses {
+            self.services_at.entry((name.0.clone(), *address)).or_default().insert(name.1.clone());
+        }
+        self.services.insert(name, addresses);
     }
 
     pub(super) fn remove_service(&mut self, name: &Name) {
-        self.services.remove(name);
+        for address in self.services.remove(name).unwrap_or_default() {
+            take(&mut self.services_at, &(name.0.clone(), address), &name.1);
+        }
     }
 
     pub(super) fn put_slice(&mut self, slice: &EndpointSlice) {
         let Some(name) = name_of(&slice.metadata) else { return };
         self.remove_slice(&name);
         let Some(service) = service_of(slice) else { return };
-        let pods = slice.endpoints.iter().filter_map(|endpoint| {
-            let target = endpoint.target_ref.as_ref()?;
-            (target.kind.as_deref() == Some("Pod")).then(|| target.name.clone())?
-        });
-        let pods = pods.collect();
+        let mut pods = Behind::default();
+        for endpoint in &slice.endpoints {
+            let Some(target) = endpoint.target_ref.as_ref().filter(|of| of.kind.as_deref() == Some("Pod")) else {
+                continue;
+            };
+            let Some(pod) = &target.name else { continue };
+            pods.all.insert(pod.clone());
+            // Of what is not known it is to be taken as ready (`discovery/v1` EndpointConditions).
+            if endpoint.conditions.as_ref().is_none_or(|conditions| conditions.ready != Some(false)) {
+                pods.ready.insert(pod.clone());
+            }
+        }
         self.slices_of.entry((name.0.clone(), service.clone())).or_default().insert(name.1.clone());
         self.slices.insert(name, Slice { service, pods });
     }
 
     pub(super) fn remove_slice(&mut self, name: &Name) {
         let Some(Slice { service, .. }) = self.slices.remove(name) else { return };
-        let service = (name.0.clone(), service);
-        if let Some(slices) = self.slices_of.get_mut(&service) {
-            slices.remove(&name.1);
-            if slices.is_empty() {
-                self.slices_of.remove(&service);
-            }
-        }
+        take(&mut self.slices_of, &(name.0.clone(), service), &name.1);
     }
 
     /// Whose data is in a claim; `databases` are those of its namespace.
@@ -216,47 +253,81 @@ impl Index {
             if unrelated.contains(claim) {
                 continue;
             }
-            for pod in self.pods_of(namespace, database).into_iter().filter(|pod| running.contains(pod.as_str())) {
-                let claims = self.pod(namespace, &pod).map(|place| &place.claims).into_iter().flatten();
-                let claims = claims.filter(|claim| !unrelated.contains(claim.as_str())).cloned().collect();
-                found.push(Found { database: name.clone(), pod, claims });
+            let Behind { all, ready } = self.pods_of(namespace, database);
+            for pod in all.into_iter().filter(|pod| running.contains(pod.as_str())) {
+                // Connections go to others: what is on this one's volumes nobody could hold.
+                if !ready.is_empty() && !ready.contains(&pod) {
+                    continue;
+                }
+                let place = self.pod(namespace, &pod);
+                let volumes = place.into_iter().flat_map(|place| place.claims.iter().chain(&place.others));
+                let claims = volumes.filter(|volume| !unrelated.contains(volume.as_str())).cloned().collect();
+                let is_the_one = ready.len() == 1 && ready.contains(&pod);
+                found.push(Found { database: name.clone(), pod, claims, is_the_one });
             }
         }
         if found.is_empty() { Holds::Unknown } else { Holds::Databases(found) }
     }
 
     /// The Pods that a Database's endpoint leads to.
-    fn pods_of(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
-        let Some(host) = &database.spec.endpoint.host else { return BTreeSet::new() };
-        let of_namespace = |((of, _), _): &(&Name, &Place)| of == namespace;
+    fn pods_of(&self, namespace: &str, database: &Database) -> Behind {
+        let Some(host) = &database.spec.endpoint.host else { return Behind::default() };
         if let Ok(address) = host.parse::<IpAddr>() {
-            let pods = self.pods.iter().filter(of_namespace);
-            let own = pods.filter(|(_, place)| place.addresses.contains(&address)).map(|((_, pod), _)| pod.clone());
-            let services =
-                self.services.iter().filter(|((of, _), addresses)| of == namespace && addresses.contains(&address));
-            return own.chain(services.flat_map(|(service, _)| self.pods_behind(service))).collect();
+            let mut behind = self.pods_at(namespace, At::Address(address));
+            let services = self.services_at.get(&(namespace.to_owned(), address)).into_iter().flatten();
+            for service in services {
+                behind.extend(&self.pods_behind(namespace, service));
+            }
+            return behind;
         }
         match host_in(host, namespace) {
-            Some((service, None)) => self.pods_behind(&(namespace.to_owned(), service.to_owned())).collect(),
-            Some((service, Some(pod))) => {
-                let known = |place: &Place| {
-                    place.hostname.as_ref().is_some_and(|(name, subdomain)| name == pod && subdomain == service)
-                };
-                let pods = self.pods.iter().filter(of_namespace).filter(|(_, place)| known(place));
-                pods.map(|((_, pod), _)| pod.clone()).collect()
-            }
-            None => BTreeSet::new(),
+            Some((service, None)) => self.pods_behind(namespace, service),
+            Some((service, Some(pod))) => self.pods_at(namespace, At::Host(pod.to_owned(), service.to_owned())),
+            None => Behind::default(),
         }
     }
 
-    fn pods_behind<'i>(&'i self, service: &'i Name) -> impl Iterator<Item = String> + 'i {
-        let slices = self.slices_of.get(service).into_iter().flatten();
-        let slices = slices.filter_map(|slice| self.slices.get(&(service.0.clone(), slice.clone())));
-        slices.flat_map(|slice| slice.pods.iter().cloned())
+    /// By what leads to a Pod itself, ready or not.
+    fn pods_at(&self, namespace: &str, at: At) -> Behind {
+        let all = self.pods_at.get(&(namespace.to_owned(), at)).cloned().unwrap_or_default();
+        Behind { ready: all.clone(), all }
+    }
+
+    fn pods_behind(&self, namespace: &str, service: &str) -> Behind {
+        let slices = self.slices_of.get(&(namespace.to_owned(), service.to_owned())).into_iter().flatten();
+        let slices = slices.filter_map(|slice| self.slices.get(&(namespace.to_owned(), slice.clone())));
+        let mut behind = Behind::default();
+        slices.for_each(|slice| behind.extend(&slice.pods));
+        behind
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Option<&Place> {
         self.pods.get(&(namespace.to_owned(), name.to_owned()))
+    }
+}
+
+impl Behind {
+    fn extend(&mut self, other: &Self) {
+        self.all.extend(other.all.iter().cloned());
+        self.ready.extend(other.ready.iter().cloned());
+    }
+}
+
+impl Place {
+    /// What leads to it.
+    fn at(&self) -> Vec<At> {
+        let host = self.hostname.iter().map(|(name, subdomain)| At::Host(name.clone(), subdomain.clone()));
+        self.addresses.iter().copied().map(At::Address).chain(host).collect()
+    }
+}
+
+/// Takes one out of a set, and the set out when it was the last.
+fn take<K: Eq + Hash>(sets: &mut HashMap<K, BTreeSet<String>>, of: &K, one: &str) {
+    if let Some(set) = sets.get_mut(of) {
+        set.remove(one);
+        if set.is_empty() {
+            sets.remove(of);
+        }
     }
 }
 
@@ -290,23 +361,41 @@ fn place(pod: &Pod) -> Place {
     let name = pod.metadata.name.as_deref().unwrap_or_default();
     let written = spec.map(written).unwrap_or_default();
     let volumes = spec.and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
-    let volumes = volumes.filter(|volume| written.contains(volume.name.as_str()));
-    let claims = volumes.filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-        (Some(claim), _) => (claim.read_only != Some(true)).then(|| claim.claim_name.clone()),
-        // Named so by the control plane (Kubernetes: "Ephemeral Volumes").
-        (None, Some(_)) => Some(format!("{name}-{}", volume.name)),
-        (None, None) => None,
-    });
+    let (mut claims, mut others) = (BTreeSet::new(), BTreeSet::new());
+    for volume in volumes.filter(|volume| written.contains(volume.name.as_str())) {
+        match (&volume.persistent_volume_claim, &volume.ephemeral) {
+            (Some(claim), _) if claim.read_only == Some(true) => {}
+            (Some(claim), _) => drop(claims.insert(claim.claim_name.clone())),
+            // Named so by the control plane (Kubernetes: "Ephemeral Volumes").
+            (None, Some(_)) => drop(claims.insert(format!("{name}-{}", volume.name))),
+            (None, None) if outlives(volume) => drop(others.insert(volume.name.clone())),
+            (None, None) => {}
+        }
+    }
     let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
     let hostname = spec.and_then(|spec| Some((spec.hostname.clone()?, spec.subdomain.clone()?)));
     // One that is being deleted writes until it is gone.
     let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
     Place {
-        claims: claims.collect(),
+        claims,
+        others,
         addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
         hostname,
         runs: !matches!(phase, "Succeeded" | "Failed"),
     }
+}
+
+/// Whether what is written to it is there when the Pod is not.
+fn outlives(volume: &Volume) -> bool {
+    let goes = [
+        volume.config_map.is_some(),
+        volume.downward_api.is_some(),
+        volume.empty_dir.is_some(),
+        volume.image.is_some(),
+        volume.projected.is_some(),
+        volume.secret.is_some(),
+    ];
+    !goes.contains(&true)
 }
 
 /// The volumes of a Pod that one of its containers may write to.
@@ -388,7 +477,8 @@ mod tests {
     fn every_way_to_name_an_endpoint_leads_to_its_pod_and_no_other_does() {
         let index = index();
         let claims: BTreeSet<String> = ["data-0", "wal-0"].map(str::to_owned).into();
-        let found = Holds::Databases(vec![Found { database: "orders".into(), pod: "pg-0".into(), claims }]);
+        let found = Found { database: "orders".into(), pod: "pg-0".into(), claims, is_the_one: true };
+        let found = Holds::Databases(vec![found]);
         for host in [
             "primary",
             "primary.shop",
@@ -423,19 +513,77 @@ mod tests {
 
     #[test]
     fn a_volume_is_known_by_its_driver_and_handle_while_it_is_bound() {
-        let volume = |claim: serde_json::Value| -> PersistentVolume {
+        let named = |name: &str, claim: &str, phase: &str| -> PersistentVolume {
             serde_json::from_value(json!({
-                "metadata": {"name": "pv"},
-                "spec": {"csi": {"driver": "one", "volumeHandle": "h"}, "claimRef": claim},
+                "metadata": {"name": name},
+                "spec": {
+                    "csi": {"driver": "one", "volumeHandle": "h"}, "claimRef": {"namespace": "shop", "name": claim},
+                },
+                "status": {"phase": phase},
             }))
             .unwrap()
         };
         let mut index = Index::default();
-        index.put_volume(&volume(json!({"namespace": "shop", "name": "data-0"})));
-        assert_eq!(index.claim_of("one", "h"), Some(&("shop".to_owned(), "data-0".to_owned())));
+        index.put_volume(&named("pv", "data-0", "Bound"));
+        let data = ("shop".to_owned(), "data-0".to_owned());
+        assert_eq!(index.claim_of("one", "h"), Some(&data));
         assert_eq!((index.claim_of("other", "h"), index.claim_of("one", "g")), (None, None));
-        index.put_volume(&volume(json!(null)));
-        assert_eq!(index.claim_of("one", "h"), None, "released");
+        assert_eq!(index.driver_of("shop", "data-0"), Some("one"));
+        index.put_volume(&named("pv", "data-0", "Released"));
+        assert_eq!((index.claim_of("one", "h"), index.driver_of("shop", "data-0")), (None, None));
+        // Bound again by another PersistentVolume: what becomes of the old one is none of its business.
+        index.put_volume(&named("new", "data-0", "Bound"));
+        index.put_volume(&named("pv", "old", "Released"));
+        index.remove_volume("pv");
+        assert_eq!(index.claim_of("one", "h"), Some(&data));
+    }
+
+    #[test]
+    fn whoever_is_not_led_to_is_not_held_and_of_several_nobody_knows_which() {
+        let mut index = index();
+        let database = database("primary");
+        let several = |ready: [bool; 2]| -> EndpointSlice {
+            let mut slice = slice("primary", &["pg-0", "pg-1"]);
+            for (endpoint, ready) in slice.endpoints.iter_mut().zip(ready) {
+                endpoint.conditions = serde_json::from_value(json!({"ready": ready})).unwrap();
+            }
+            slice
+        };
+        let the_one = |index: &Index, claim: &str| match index.holds("shop", claim, [&database]) {
+            Holds::Databases(found) => Some(found[0].is_the_one),
+            _ => None,
+        };
+        for (ready, of_first, of_second) in [
+            ([true, false], Some(true), None),
+            ([true, true], Some(false), Some(false)),
+            // Nobody can connect: it is tried, and said that it cannot be held.
+            ([false, false], Some(false), Some(false)),
+        ] {
+            index.put_slice(&several(ready));
+            assert_eq!((the_one(&index, "data-0"), the_one(&index, "data-1")), (of_first, of_second), "{ready:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_written_to_and_is_no_claim_is_missing_in_every_copy() {
+        let mut index = index();
+        let mut pod = pod("pg-0", &["data-0"], "Running", "10.0.0.1");
+        let spec = pod.spec.as_mut().unwrap();
+        let more = json!([{"name": "wal", "hostPath": {"path": "/wal"}}, {"name": "run", "emptyDir": {}}]);
+        spec.volumes.as_mut().unwrap().extend(serde_json::from_value::<Vec<Volume>>(more).unwrap());
+        for name in ["wal", "run"] {
+            let mount = serde_json::from_value(json!({"name": name, "mountPath": "/x"})).unwrap();
+            spec.containers[0].volume_mounts.as_mut().unwrap().push(mount);
+        }
+        index.put_pod(&pod);
+        let mut database = database("primary");
+        let of = |database: &Database| match index.holds("shop", "data-0", [database]) {
+            Holds::Databases(found) => found[0].claims.iter().cloned().collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(of(&database), ["data-0", "wal"]);
+        database.metadata.annotations = Some([(UNRELATED_CLAIMS.to_owned(), "wal".to_owned())].into());
+        assert_eq!(of(&database), ["data-0"]);
     }
 
     #[test]
@@ -448,7 +596,7 @@ mod tests {
         let of = |claim: &str, database: &Database| index.holds("shop", claim, [database]);
         let found = |claims: &[&str]| {
             let claims = claims.iter().map(|claim| (*claim).to_owned()).collect();
-            Holds::Databases(vec![Found { database: "orders".into(), pod: "pg-0".into(), claims }])
+            Holds::Databases(vec![Found { database: "orders".into(), pod: "pg-0".into(), claims, is_the_one: true }])
         };
         let mut database = database("primary");
         assert_eq!(of("data-0", &database), found(&["backups", "data-0"]));

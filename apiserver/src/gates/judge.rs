@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use api::{Claim, FreezeStatus, Phase};
+use api::{
+    Claim, Freeze, FreezeStatus, Phase,
+    conditions::{reasons, types},
+};
 use freeze::Ended;
 use jiff::Timestamp;
 use kube::api::DynamicObject;
@@ -13,8 +16,9 @@ use tracing::{info, warn};
 use super::{
     Gates, atomic,
     contents::{Content, Fate},
-    cut::{self, Wanted},
+    cut::{self, Together, Wanted},
     kinds::Kind,
+    known::Called,
     policy::{Treatment, treatment},
     said::{self, If},
     verdict::{self, Calls, Held, Seen, Verdict, Window, judge},
@@ -25,8 +29,7 @@ use super::{
 pub(super) struct Observed {
     pub(super) seen_at: Timestamp,
     pub(super) created: Option<Timestamp>,
-    /// The driver may have been called more than once.
-    pub(super) again: bool,
+    pub(super) called: Called,
 }
 
 /// How often it is looked whether somebody has judged it.
@@ -38,15 +41,27 @@ const MOST_LOOKS: u32 = 600;
 
 /// Of a cut that a claim was held for here, and is ended.
 pub(super) async fn of_held(gates: &Gates, content: &Content, claim: &Claim, ended: &Ended, seen: Observed) {
-    let verdict = judged(gates, content, claim, &ended.status, seen).await;
+    let class = class_says(gates, content).await;
+    let claim = ended.status.claims.iter().rev().find(|ended| ended.uid == claim.uid).unwrap_or(claim);
+    let verdict = judged(content, claim, &ended.status, seen, volumes(gates, content), class);
     info!(content = content.name, freeze = %ended.freeze, consistency = verdict.consistency.word(), "a cut is judged");
-    said::judgement(gates, content, Some((&ended.freeze.name, &ended.status)), &verdict, If::Always).await;
+    // Whoever joined has a still point of his own, and where that was is not in the Freeze.
+    let mut status = FreezeStatus::clone(&ended.status);
+    if claim.frozen_at.is_some() && claim.frozen_at != status.frozen_at {
+        status.targets.iter_mut().for_each(|target| target.position = None);
+    }
+    said::judgement(gates, content, Some((&ended.freeze.name, &status)), &verdict, If::Always).await;
 }
 
-async fn judged(gates: &Gates, content: &Content, claim: &Claim, status: &FreezeStatus, seen: Observed) -> Verdict {
-    let class = class_says(gates, content).await;
-    let atomic = atomic::is_atomic(&content.driver, content.group, class.as_deref());
-    let claim = status.claims.iter().rev().find(|ended| ended.uid == claim.uid).unwrap_or(claim);
+/// Pure. `class`: its own word, or why it could not be read.
+fn judged(
+    content: &Content,
+    claim: &Claim,
+    status: &FreezeStatus,
+    seen: Observed,
+    volumes: Option<Together>,
+    class: Result<Option<String>, String>,
+) -> Verdict {
     let proved =
         !status.targets.is_empty() && status.targets.iter().all(|target| target.proof.as_ref().is_some_and(|p| p.held));
     let held = match claim.frozen_at.as_ref().or(status.frozen_at.as_ref()) {
@@ -55,16 +70,31 @@ async fn judged(gates: &Gates, content: &Content, claim: &Claim, status: &Freeze
         }
         None => Held::Ended { why: status.message.clone().unwrap_or_else(|| "it never held".to_owned()) },
         Some(from) => {
-            let calls = if seen.again { Calls::Again { created: seen.created } } else { Calls::Once };
+            let calls = match seen.called {
+                Called::NotBefore(called) if called >= from.0 => Calls::Once,
+                _ => Calls::Again { created: seen.created },
+            };
             Held::Throughout { window: Window { from: from.0, to: seen.seen_at }, calls, proved }
         }
     };
-    match (volumes(gates, content), held) {
-        (Some((cut, of)), held) => judge(&Seen { atomic, cut, of, held }),
-        (None, held @ Held::Ended { .. }) => judge(&Seen { atomic, cut: BTreeSet::new(), of: BTreeSet::new(), held }),
-        // Its Pod is gone by now: nobody can tell whether these are all volumes that it had.
-        (None, _) => verdict::unknown("PodGone", "whoever had its volumes was gone when the cut was seen"),
+    // Then it does not matter what was cut.
+    if !matches!(held, Held::Throughout { proved: true, .. }) {
+        return nothing_held(held);
     }
+    // Its Pod is gone by now: nobody can tell whether these are all volumes that it had.
+    let Some(together) = volumes else {
+        return verdict::unknown("PodGone", "whoever had its volumes was gone when the cut was seen");
+    };
+    let held_of: BTreeSet<&str> = status.targets.iter().map(|target| target.database.as_str()).collect();
+    if let Some(other) = together.databases.iter().find(|database| !held_of.contains(database.as_str())) {
+        return verdict::unknown("NotAllHeld", &format!("Database {other} has data on it, too, and was not held"));
+    }
+    let class = match class {
+        Ok(class) => class,
+        Err(why) => return verdict::unknown("ClassUnknown", &format!("its class could not be read: {why}")),
+    };
+    let atomic = atomic::is_atomic(&content.driver, content.group, class.as_deref());
+    judge(&Seen { atomic, sure: together.is_sure, cut: together.cut, of: together.of, held })
 }
 
 /// Of a cut that nothing is held for here; waits for whoever may hold for it. Ends at once if nothing of ours is on it.
@@ -75,39 +105,46 @@ pub(super) async fn of_not_held(gates: Gates, content: Content) {
         if missed.is_none() {
             sleep(LOOK).await;
         }
+        if volumes(&gates, &content).is_none() {
+            gates.known().settle(&content.uid);
+            return;
+        }
         let Some(content) = now(&gates, &content).await else { return };
-        let snapshot = match gates.snapshot(content.group, &content.snapshot.0, &content.snapshot.1).await {
+        let snapshot = match gates.snapshot(content.group, &content.snapshot).await {
             Ok(snapshot) => snapshot,
             Err(error) => {
                 warn!(content = content.name, %error, "its snapshot could not be read");
+                sleep(LOOK).await;
                 continue;
             }
         };
-        let treated = treatment(snapshot.as_ref().map(|snapshot| &snapshot.metadata));
-        if matches!(treated, Treatment::Foreign(_)) || volumes(&gates, &content).is_none() {
+        let treated = treatment(snapshot.as_deref());
+        if matches!(treated, Treatment::Foreign(_)) {
+            gates.known().settle(&content.uid);
             return;
         }
-        let verdict = match (freeze_of(&gates, &content), missed) {
+        let freezes = gates.0.verbs.records.freezes();
+        let verdict = match (freeze_of(freezes.iter().map(AsRef::as_ref), &content.uid), missed) {
             (Some(Freezed::Goes), _) => {
                 sleep(LOOK).await;
                 continue;
             }
-            (Some(Freezed::Ended(why)), _) | (Some(Freezed::Thawed), Some(why)) => nothing_held(Held::Ended { why }),
-            (Some(Freezed::Thawed), _) if thawed < LOOKS_AFTER_THAW => {
-                thawed += 1;
-                sleep(LOOK).await;
-                continue;
-            }
-            (Some(Freezed::Thawed), _) => {
-                verdict::unknown("NotJudged", "whoever held for it was gone before it had said what the copy is worth")
-            }
+            (Some(Freezed::Ended(why)), _) => nothing_held(Held::Ended { why }),
+            (Some(Freezed::Thawed { claim }), _) => match gates.let_go(&claim) {
+                Some(why) => nothing_held(Held::Ended { why }),
+                None if thawed < LOOKS_AFTER_THAW => {
+                    thawed += 1;
+                    sleep(LOOK).await;
+                    continue;
+                }
+                None => verdict::unknown(
+                    "NotJudged",
+                    "whoever held for it was gone before it had said what the copy is worth",
+                ),
+            },
             (None, _) if treated == Treatment::Skip => verdict::skipped(),
             (None, Some(why)) => nothing_held(Held::Not { why }),
-            (None, None) => nothing_held(Held::Not {
-                why: "nobody asked before the cut: stillpoint-webhooks was not there, or is not configured; `kubectl still doctor` \
-                      says what is missing"
-                    .to_owned(),
-            }),
+            (None, None) => nothing_held(Held::Not { why: NOBODY_ASKED.to_owned() }),
         };
         info!(
             content = content.name,
@@ -119,45 +156,57 @@ pub(super) async fn of_not_held(gates: Gates, content: Content) {
     }
 }
 
-/// What became of the freeze that a content had a claim in.
+const NOBODY_ASKED: &str = "nobody asked before the cut: stillpoint-webhooks was not there, or could ask nobody; `kubectl still \
+                            doctor` says what is missing";
+
+/// What became of the freeze that a content had its newest claim in.
+#[derive(Debug, PartialEq, Eq)]
 enum Freezed {
     /// It holds, or is on its way: whoever holds judges.
     Goes,
-    Thawed,
+    /// Its owner has ended this claim.
+    Thawed { claim: String },
     /// Before the cut was seen.
     Ended(String),
 }
 
-fn freeze_of(gates: &Gates, content: &Content) -> Option<Freezed> {
-    let has = |claim: &Claim| cut::content_of(&claim.uid).is_some_and(|(_, uid)| uid == content.uid);
-    let freezes = gates.0.verbs.records.freezes();
-    let of = |freeze: &std::sync::Arc<api::Freeze>| {
+/// Pure. `None`: nothing was ever held for it.
+fn freeze_of<'f>(freezes: impl Iterator<Item = &'f Freeze>, content: &str) -> Option<Freezed> {
+    let of = |freeze: &'f Freeze| {
         let status = freeze.status.as_ref()?;
-        let claim = status.claims.iter().rev().find(|claim| has(claim))?;
-        let name = freeze.metadata.name.clone().unwrap_or_default();
-        Some(match status.phase {
-            phase if !phase.is_finished() => Freezed::Goes,
-            // It was refused, and whoever was told knows why.
-            Phase::Failed => return None,
-            Phase::Thawed if claim.ended_at.is_some() => Freezed::Thawed,
-            phase => {
-                let why = status.message.clone().unwrap_or_default();
-                Freezed::Ended(format!("Freeze {name} ended as {phase} before the cut was seen: {why}"))
-            }
-        })
+        // One that was refused held nothing, and whoever was told knows why.
+        if status.phase == Phase::Failed {
+            return None;
+        }
+        let has = |claim: &&Claim| cut::content_of(&claim.uid).is_some_and(|(_, uid)| uid == content);
+        Some((freeze, status, status.claims.iter().filter(has).max_by_key(|claim| claim.since.0)?))
     };
-    // The one that goes is the one that counts.
-    let mut found: Vec<Freezed> = freezes.iter().filter_map(of).collect();
-    found.sort_by_key(|freezed| match freezed {
-        Freezed::Goes => 0,
-        Freezed::Thawed => 1,
-        Freezed::Ended(_) => 2,
-    });
-    found.into_iter().next()
+    let (freeze, status, claim) = freezes.filter_map(of).max_by_key(|(_, _, claim)| claim.since.0)?;
+    Some(match status.phase {
+        _ if was_let_go(claim, status) => Freezed::Thawed { claim: claim.uid.clone() },
+        phase if !phase.is_finished() => Freezed::Goes,
+        phase => {
+            let name = freeze.metadata.name.as_deref().unwrap_or_default();
+            let why = status.message.as_deref().unwrap_or_default();
+            Freezed::Ended(format!("Freeze {name} ended as {phase} before the cut was seen: {why}"))
+        }
+    })
 }
 
+/// Whether a claim's owner ended it, and not whatever ended the freeze, which ends all that are left.
+fn was_let_go(claim: &Claim, status: &FreezeStatus) -> bool {
+    let Some(ended) = &claim.ended_at else { return false };
+    let frozen = status.conditions.iter().find(|condition| condition.type_ == types::FROZEN);
+    let released = status.phase == Phase::Thawed && frozen.is_some_and(|frozen| frozen.reason == reasons::RELEASED);
+    let before_it = || status.thawed_at.as_ref().is_some_and(|thawed| ended.0 < thawed.0 - ENDING);
+    !status.phase.is_finished() || released || before_it()
+}
+
+/// From when a freeze begins to end until its claims are told so.
+const ENDING: Duration = Duration::from_secs(1);
+
 fn nothing_held(held: Held) -> Verdict {
-    judge(&Seen { atomic: false, cut: BTreeSet::new(), of: BTreeSet::new(), held })
+    judge(&Seen { atomic: false, sure: false, cut: BTreeSet::new(), of: BTreeSet::new(), held })
 }
 
 /// The content as it is now. `None`: it is judged, or gone.
@@ -175,25 +224,162 @@ async fn now(gates: &Gates, content: &Content) -> Option<Content> {
     }
 }
 
-/// The claims that were cut, and all that their Databases have data on. `None`: no Database has any on them.
-pub(super) fn volumes(gates: &Gates, content: &Content) -> Option<(BTreeSet<String>, BTreeSet<String>)> {
+/// What these volumes are of now. `None`: no Database has data on them.
+pub(super) fn volumes(gates: &Gates, content: &Content) -> Option<Together> {
     let index = gates.0.watched.index();
     let claims = cut::claims(&index, &content.driver, &content.handles);
     let databases = gates.0.verbs.records.databases(claims.first().map(|(namespace, _)| namespace.as_str()));
     let databases: Vec<_> = databases.iter().map(AsRef::as_ref).collect();
     match cut::wanted(&index, &claims, &databases) {
-        Wanted::Hold(together) => Some((together.cut, together.of)),
+        Wanted::Hold(together) => Some(together),
         Wanted::Nothing(_) => None,
     }
 }
 
-async fn class_says(gates: &Gates, content: &Content) -> Option<String> {
-    said_by_class(&gates.class(content.group, content.class.as_deref()?).await?)
+async fn class_says(gates: &Gates, content: &Content) -> Result<Option<String>, String> {
+    let Some(name) = &content.class else { return Ok(None) };
+    for _ in 0..CLASS_TRIES {
+        match gates.class(content.group, name).await {
+            Ok(class) => return Ok(class.as_ref().and_then(said_by_class)),
+            Err(error) => warn!(name, %error, "a snapshot class could not be read"),
+        }
+        sleep(LOOK).await;
+    }
+    gates
+        .class(content.group, name)
+        .await
+        .map_err(|error| error.to_string())
+        .map(|class| class.as_ref().and_then(said_by_class))
 }
+
+const CLASS_TRIES: u32 = 3;
 
 /// A class's own word for whether its driver cuts as of one instant.
 pub(super) fn said_by_class(class: &DynamicObject) -> Option<String> {
     let metadata = &class.metadata;
     let said = [&metadata.labels, &metadata.annotations];
     said.into_iter().find_map(|all| all.as_ref()?.get(api::gate::ATOMIC).cloned())
+}
+
+#[cfg(test)]
+mod tests {
+    use api::gate::Group;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(1_800_000_000 + second).unwrap()
+    }
+
+    fn content() -> Content {
+        let content = json!({
+            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent",
+            "metadata": {"name": "c", "uid": "u"},
+            "spec": {
+                "driver": "d", "source": {"volumeHandle": "h"},
+                "volumeSnapshotRef": {"namespace": "shop", "name": "noon", "uid": "of"},
+            },
+            "status": {"snapshotHandle": "s"},
+        });
+        Content::read(&serde_json::from_value(content).unwrap(), Group::Single).unwrap()
+    }
+
+    /// Held from second 0, by a claim until second 60.
+    fn status(phase: &str, ended: bool, proved: bool) -> FreezeStatus {
+        let reason = if phase == "Thawed" && ended { "Released" } else { "Forced" };
+        let ended = ended.then(|| at(10).to_string());
+        serde_json::from_value(json!({
+            "phase": phase, "message": "why", "frozenAt": at(0).to_string(), "thawedAt": at(10).to_string(),
+            "conditions": [{
+                "type": "Frozen", "status": "False", "reason": reason, "message": "", "lastTransitionTime": at(10).to_string(),
+            }],
+            "claims": [{
+                "kind": "User", "name": "us", "uid": "VolumeSnapshotContent/u", "user": "us",
+                "since": at(-1).to_string(), "until": at(60).to_string(), "endedAt": ended,
+            }],
+            "targets": [{
+                "database": "orders", "engine": "PostgreSQL", "member": "m",
+                "proof": {
+                    "held": proved, "kind": "SessionHeld", "incarnation": {"server": "s", "startedAt": "t", "replica": false},
+                },
+            }],
+        }))
+        .unwrap()
+    }
+
+    fn together(databases: &[&str], is_sure: bool) -> Together {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+        Together {
+            namespace: "shop".to_owned(),
+            databases: names(databases),
+            level: api::Level::Durable,
+            cut: names(&["data"]),
+            of: names(&["data"]),
+            is_sure,
+        }
+    }
+
+    #[test]
+    fn only_what_was_held_before_the_driver_could_be_called_is_worth_what_was_proved() {
+        let seen = |called, seen_at: i64| Observed { seen_at: at(seen_at), created: None, called };
+        let (once, late) = (Called::NotBefore(at(1)), Called::NotBefore(at(-1)));
+        let whole = || Some(together(&["orders"], true));
+        let says = || Ok(Some("true".to_owned()));
+        let frozen = status("Thawed", true, true);
+        for (status, seen, volumes, class, reason) in [
+            (&frozen, seen(once, 10), whole(), says(), "Proved"),
+            // It was called before it was held, or nobody knows.
+            (&frozen, seen(late, 10), whole(), says(), "CutUnknown"),
+            (&frozen, seen(Called::Unsure, 10), whole(), says(), "CutUnknown"),
+            (&frozen, seen(once, 61), whole(), says(), "FreezeEnded"),
+            (&status("Thawed", true, false), seen(once, 10), whole(), says(), "NotProved"),
+            (&frozen, seen(once, 10), None, says(), "PodGone"),
+            (&frozen, seen(once, 10), Some(together(&["orders", "audit"], true)), says(), "NotAllHeld"),
+            (&frozen, seen(once, 10), Some(together(&["orders"], false)), says(), "MemberUnknown"),
+            (&frozen, seen(once, 10), whole(), Err("403".to_owned()), "ClassUnknown"),
+            (&frozen, seen(once, 10), whole(), Ok(None), "DriverUnknown"),
+        ] {
+            let verdict = judged(&content(), &status.claims[0], status, seen, volumes, class);
+            assert_eq!(verdict.reason, reason, "{seen:?}: {verdict:?}");
+        }
+    }
+
+    #[test]
+    fn what_became_of_a_freeze_is_what_became_of_its_newest_claim() {
+        let freeze = |name: &str, status: FreezeStatus| -> Freeze {
+            let freeze = json!({
+                "apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"namespace": "shop", "name": name},
+                "spec": {"targets": [{"database": "orders"}]},
+            });
+            Freeze { status: Some(status), ..serde_json::from_value(freeze).unwrap() }
+        };
+        let of = |freezes: &[Freeze]| freeze_of(freezes.iter(), "u");
+        let thawed = || Some(Freezed::Thawed { claim: "VolumeSnapshotContent/u".to_owned() });
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[freeze("a", status("Failed", false, false))]), None);
+        assert_eq!(of(&[freeze("a", status("Frozen", false, false))]), Some(Freezed::Goes));
+        assert_eq!(of(&[freeze("a", status("Thawed", true, true))]), thawed());
+        // Others hold it still.
+        assert_eq!(of(&[freeze("a", status("Frozen", true, false))]), thawed());
+        for phase in ["Expired", "Lost", "Thawed"] {
+            let ended = format!("Freeze a ended as {phase} before the cut was seen: why");
+            assert_eq!(of(&[freeze("a", status(phase, false, false))]), Some(Freezed::Ended(ended)));
+        }
+        // Whatever ended the freeze ended its claims, too.
+        for phase in ["Expired", "Lost"] {
+            assert!(matches!(of(&[freeze("a", status(phase, true, false))]), Some(Freezed::Ended(_))), "{phase}");
+        }
+        let mut forced = status("Thawed", true, true);
+        forced.conditions[0].reason = reasons::FORCED.to_owned();
+        assert!(matches!(of(&[freeze("a", forced)]), Some(Freezed::Ended(_))));
+        let mut newer = status("Frozen", false, false);
+        newer.claims[0].since = k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at(5));
+        let both = [freeze("b", newer), freeze("a", status("Thawed", true, true))];
+        assert_eq!(of(&both), Some(Freezed::Goes));
+        let other: Value = json!("VolumeSnapshotContent/other");
+        let mut others = status("Frozen", false, false);
+        others.claims[0].uid = other.as_str().unwrap().to_owned();
+        assert_eq!(of(&[freeze("a", others)]), None);
+    }
 }

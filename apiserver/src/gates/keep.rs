@@ -4,21 +4,18 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use anyhow::Context;
-use api::install::{
-    ROLE,
-    webhooks::{CONTENT_DRIVERS, LABELS, NAME, SERVING, Webhooks},
-};
+use anyhow::{Context, bail};
+use api::install::webhooks::{CONTENT_DRIVERS, LABELS, NAME, SERVING, Webhooks};
 use certs::{KeyPairPem, Names};
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
-    api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret, rbac::v1::ClusterRole},
+    api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
     Api, Client,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
@@ -54,8 +51,6 @@ const FIRST_LOOKS: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_secs(10);
 /// In the Secret: the authority that signed, so that it is signed anew when another does.
 const ISSUER: &str = "issuer.crt";
-/// Where no gates are asked: how often it is looked whether somebody else still says that they are.
-const REMOVE_EVERY: Duration = Duration::from_secs(60);
 
 impl Keeper {
     /// For ever.
@@ -75,34 +70,20 @@ impl Keeper {
         }
     }
 
-    /// For ever, where no gates are asked: what nobody answers to must not be asked.
-    pub(crate) async fn remove(client: Client, leads: impl Fn() -> bool) {
-        let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client);
-        loop {
-            sleep(LOOK_EVERY).await;
-            if !leads() {
-                continue;
-            }
-            match configurations.delete(NAME, &DeleteParams::default()).await {
-                Ok(_) => info!("no gates are asked here: the webhooks' configuration was removed"),
-                Err(kube::Error::Api(status)) if status.code == 404 => {}
-                Err(error) => warn!(%error, "the webhooks' configuration could not be removed"),
-            }
-            sleep(REMOVE_EVERY).await;
-        }
-    }
-
     async fn look(&self, gates: &Gates, applied: &mut Option<Applied>) -> anyhow::Result<()> {
         let configurations: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
         let there = configurations.get_opt(NAME).await.context("the webhooks' configuration")?;
         let there = there.as_ref().map(|there| &there.metadata);
         gates.0.learn(there);
+        if there.is_none() {
+            bail!("there is no ValidatingWebhookConfiguration {NAME}; apply deploy/");
+        }
         if !gates.0.verbs.leads() {
             *applied = None;
             return Ok(());
         }
         let ring = self.keyring.now();
-        let said = self.configuration(gates, &ring.bundle).await?;
+        let said = self.configuration(gates, &ring.bundle);
         let as_it_is = |metadata: Option<&ObjectMeta>, said| Applied {
             said,
             uid: metadata.and_then(|metadata| metadata.uid.clone()),
@@ -120,7 +101,7 @@ impl Keeper {
         self.serving(&ring).await
     }
 
-    async fn configuration(&self, gates: &Gates, bundle: &str) -> anyhow::Result<Value> {
+    fn configuration(&self, gates: &Gates, bundle: &str) -> Value {
         let required = gates.0.watched.index().required();
         let drivers = gates.0.drivers();
         let webhooks =
@@ -129,12 +110,7 @@ impl Keeper {
         if !drivers.is_empty() {
             configuration["metadata"]["annotations"] = json!({CONTENT_DRIVERS: drivers.join(",")});
         }
-        // It goes with the installation: nobody must be asked who is not there any more.
-        let roles: Api<ClusterRole> = Api::all(self.client.clone());
-        if let Some(uid) = roles.get_opt(ROLE).await.context("our ClusterRole")?.and_then(|role| role.metadata.uid) {
-            configuration["metadata"]["ownerReferences"] = json!([{"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "name": ROLE, "uid": uid}]);
-        }
-        Ok(configuration)
+        configuration
     }
 
     /// The Secret that the webhooks show and trust by.

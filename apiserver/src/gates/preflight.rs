@@ -118,6 +118,7 @@ mod tests {
             level: Level::Durable,
             cut: names(&["data"]),
             of: names(of),
+            is_sure: true,
         });
         let declared = Declared { group: Group::Single, wanted: &wanted, databases: &[database], atomic };
         warnings(&declared)

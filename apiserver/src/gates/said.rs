@@ -10,13 +10,17 @@ use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
 };
-use kube::api::{Patch, PatchParams};
+use kube::{
+    Api,
+    api::{DynamicObject, Patch, PatchParams},
+};
 use serde_json::{Map, Value, json};
-use tracing::warn;
+use tokio::time::{Duration, sleep};
+use tracing::{debug, warn};
 
 use super::{
     Gates,
-    contents::{Content, Member},
+    contents::{Content, Member, Of},
     kinds::Kind,
     verdict::{Consistency, Verdict},
 };
@@ -31,6 +35,9 @@ pub(super) enum If {
     Unchanged,
 }
 
+/// While the API server is away, in seconds.
+const PAUSES: [u64; 5] = [1, 2, 4, 8, 16];
+
 /// On the content and on its snapshot, as one Event more. What cannot be written is told in the log: the Freeze has it, too.
 pub(super) async fn judgement(
     gates: &Gates,
@@ -39,56 +46,102 @@ pub(super) async fn judgement(
     verdict: &Verdict,
     condition: If,
 ) {
-    let mut metadata =
-        json!({"labels": {CONSISTENCY: verdict.consistency.word()}, "annotations": annotations(held, verdict)});
-    let snapshot = json!({"metadata": metadata});
+    let said = json!({"labels": {CONSISTENCY: verdict.consistency.word()}, "annotations": annotations(held, verdict)});
+    let mut metadata = json!({"metadata": said});
+    metadata["metadata"]["uid"] = json!(content.uid);
     if condition == If::Unchanged {
-        metadata["resourceVersion"] = json!(content.version);
+        metadata["metadata"]["resourceVersion"] = json!(content.version);
     }
     let contents = gates.0.kinds.all(Kind::Content, content.group);
-    let params = PatchParams::default();
-    let written = contents.patch(&content.name, &params, &Patch::Merge(json!({"metadata": metadata}))).await;
+    let on_content = || patched(&contents, &content.name, &metadata);
+    let on_snapshot = || on_snapshot(gates, content.group, &content.snapshot, &said);
+    // Whoever waits for the label finds the Event.
+    let tell = || {
+        let good = verdict.consistency == Consistency::Application;
+        let uid = content.snapshot.uid.clone();
+        event(gates, content.group, &content.snapshot, uid, good, verdict.reason, &verdict.message)
+    };
+    let written = match condition {
+        // The snapshot first: once its content says it nobody looks again.
+        If::Always => {
+            tell().await;
+            match again(on_snapshot).await {
+                Ok(_) => again(on_content).await.map(drop),
+                Err(error) => Err(error),
+            }
+        }
+        // The content first: only there is it seen whether somebody else was faster.
+        If::Unchanged => match again(on_content).await {
+            Ok(_) => {
+                tell().await;
+                again(on_snapshot).await.map(drop)
+            }
+            Err(error) => Err(error),
+        },
+    };
     match written {
-        Ok(_) => {}
-        // It has changed meanwhile, and is looked at again.
-        Err(kube::Error::Api(status)) if condition == If::Unchanged && status.code == 409 => return,
-        Err(kube::Error::Api(status)) if status.code == 404 => return,
-        Err(error) => warn!(content = content.name, %error, "what a copy is worth could not be written on its content"),
+        Ok(()) => gates.0.app.metrics.judged(verdict.consistency.word()),
+        // It has changed meanwhile, or is another one by now: whoever sees it so looks at it again.
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => warn!(content = content.name, %error, "what a copy is worth could not be written on it"),
     }
-    let uid = on_snapshot(gates, content.group, &content.snapshot, &snapshot).await;
-    gates.0.app.metrics.judged(verdict.consistency.word());
-    let good = verdict.consistency == Consistency::Application;
-    event(gates, content.group, &content.snapshot, uid, good, verdict.reason, &verdict.message).await;
+}
+
+/// Tries again what the API server could not do at the moment.
+async fn again<T, F>(work: impl Fn() -> F) -> Result<T, kube::Error>
+where
+    F: Future<Output = Result<T, kube::Error>>,
+{
+    for pause in PAUSES {
+        match work().await {
+            Err(kube::Error::Api(status)) if status.code == 409 || status.code == 403 => {
+                return Err(kube::Error::Api(status));
+            }
+            Err(error) => warn!(%error, "what a copy is worth could not be written; trying again"),
+            done => return done,
+        }
+        sleep(Duration::from_secs(pause)).await;
+    }
+    work().await
+}
+
+/// What is gone needs no patch.
+async fn patched(api: &Api<DynamicObject>, name: &str, patch: &Value) -> Result<Option<DynamicObject>, kube::Error> {
+    match api.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        Ok(object) => Ok(Some(object)),
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// A member of a group is worth what its group is.
 pub(super) async fn of_group(gates: &Gates, member: &Member, group: &Content) {
     let Some(cut) = &group.cut_group else { return };
-    let patch = json!({"metadata": {"labels": cut.said.labels, "annotations": cut.said.annotations}});
-    let contents = gates.0.kinds.all(Kind::Content, Group::Single);
-    if let Err(error) = contents.patch(&member.name, &PatchParams::default(), &Patch::Merge(&patch)).await {
-        warn!(content = member.name, %error, "what a group is worth could not be written on its member");
+    let said = json!({"labels": cut.said.labels, "annotations": cut.said.annotations});
+    let mut metadata = said.clone();
+    metadata["uid"] = json!(member.uid);
+    // Its content is made before it, and is what says that this is done.
+    let written = async {
+        if on_snapshot(gates, Group::Single, &member.snapshot, &said).await?.is_some() {
+            let contents = gates.0.kinds.all(Kind::Content, Group::Single);
+            patched(&contents, &member.name, &json!({"metadata": metadata})).await?;
+        }
+        Ok::<_, kube::Error>(())
+    };
+    if let Err(error) = written.await {
+        debug!(content = member.name, %error, "what a group is worth is not on its member yet");
     }
-    on_snapshot(gates, Group::Single, &member.snapshot, &patch).await;
 }
 
-/// Answers its uid.
-async fn on_snapshot(
-    gates: &Gates,
-    group: Group,
-    (namespace, name): &(String, String),
-    patch: &Value,
-) -> Option<String> {
-    let snapshots = gates.0.kinds.snapshots(group, namespace);
-    match snapshots.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
-        Ok(snapshot) => snapshot.metadata.uid,
-        // Its content is kept without it.
-        Err(kube::Error::Api(status)) if status.code == 404 => None,
-        Err(error) => {
-            warn!(namespace, name, %error, "what a snapshot is worth could not be written on it");
-            None
-        }
+/// Answers its uid. Another of the same name is left alone: that is a conflict.
+async fn on_snapshot(gates: &Gates, group: Group, of: &Of, said: &Value) -> Result<Option<String>, kube::Error> {
+    let mut metadata = said.clone();
+    if let Some(uid) = &of.uid {
+        metadata["uid"] = json!(uid);
     }
+    let snapshots = gates.0.kinds.snapshots(group, &of.namespace);
+    let snapshot = patched(&snapshots, &of.name, &json!({"metadata": metadata})).await?;
+    Ok(snapshot.and_then(|snapshot| snapshot.metadata.uid))
 }
 
 fn annotations(held: Option<(&str, &FreezeStatus)>, verdict: &Verdict) -> Value {
@@ -112,7 +165,7 @@ fn annotations(held: Option<(&str, &FreezeStatus)>, verdict: &Verdict) -> Value 
 pub(super) async fn event(
     gates: &Gates,
     group: Group,
-    (namespace, name): &(String, String),
+    Of { namespace, name, .. }: &Of,
     uid: Option<String>,
     good: bool,
     reason: &str,

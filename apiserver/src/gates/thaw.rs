@@ -28,6 +28,7 @@ use super::{
     cut,
     judge::{self, Observed},
     kinds::{Kind, Kinds},
+    known::{Called, News},
     said,
 };
 
@@ -35,6 +36,8 @@ use super::{
 const LOOK: Duration = Duration::from_secs(1);
 /// How long an admitted mark may take until it is stored, and seen here.
 const STORED: Duration = Duration::from_secs(5);
+/// What is done at once of each kind: a freeze is let go, or a cut is judged.
+const MOST: usize = 1_000;
 /// How often it is asked whether a cluster has these kinds now.
 const NOT_SERVED: Duration = Duration::from_secs(30);
 
@@ -52,7 +55,7 @@ enum End {
     Cut {
         content: Box<Content>,
         created: Option<Timestamp>,
-        again: bool,
+        called: Called,
     },
     /// Nobody waits for it any more.
     Nobody(&'static str),
@@ -76,28 +79,19 @@ pub(super) async fn run(gates: Gates, watching: Kinds) {
     loop {
         tokio::select! {
             Some((group, event)) = events.next() => {
-                let news = gates.known().take(group, event, Instant::now());
-                if let Some(driver) = news.unmarked_driver {
-                    gates.0.unmarked(driver);
+                let news = gates.known().take(group, event, Timestamp::now());
+                if let (Some(content), Some(marks)) = (&news.content, news.marks) {
+                    gates.0.marks(&content.driver, marks);
                 }
-                let Some(content) = news.content else { continue };
-                let of_it = |ours: &Ours| cut::content_of(&ours.claim.uid).is_some_and(|(_, uid)| uid == content.uid);
-                for ours in held_here(&gates).into_iter().filter(of_it) {
-                    let gone = news.gone.then_some(End::Nobody("its content is gone"));
-                    let why = gone.or_else(|| why(&gates, &ours, ages.is_young(&ours.claim, Instant::now())));
-                    end(&gates, ours, why, &ending);
-                }
-                if news.gone {
-                    continue;
-                }
-                if matches!(content.fate, Fate::Cut { .. }) && gates.missed(&content.uid).is_some() && !content.is_judged {
-                    not_held(&gates, content, &judging);
-                }
+                follow(&gates, news, &mut ages, &ending, &judging);
             }
             _ = tick.tick() => {
                 let held = held_here(&gates);
                 ages.retain(&held);
                 for ours in held {
+                    if let Some((_, uid)) = cut::content_of(&ours.claim.uid) {
+                        gates.is_held(uid);
+                    }
                     let why = why(&gates, &ours, ages.is_young(&ours.claim, Instant::now()));
                     end(&gates, ours, why, &ending);
                 }
@@ -110,9 +104,32 @@ pub(super) async fn run(gates: Gates, watching: Kinds) {
     }
 }
 
+/// What follows from a content that has changed.
+fn follow(gates: &Gates, news: News, ages: &mut Ages, ending: &Doing, judging: &Doing) {
+    let Some(content) = news.content else { return };
+    let is_cut = matches!(content.fate, Fate::Cut { .. });
+    // Nothing else ends a claim before the next tick.
+    if !(is_cut || news.gone || content.deleting) {
+        return;
+    }
+    let of_it = |ours: &Ours| cut::content_of(&ours.claim.uid).is_some_and(|(_, uid)| uid == content.uid);
+    for ours in held_here(gates).into_iter().filter(of_it) {
+        let gone = (news.gone || content.deleting && !is_cut).then_some(End::Nobody("its content is gone"));
+        let why = gone.or_else(|| why(gates, &ours, ages.is_young(&ours.claim, Instant::now())));
+        end(gates, ours, why, ending);
+    }
+    if is_cut && !news.gone && !content.is_judged && gates.missed(&content.uid).is_some() {
+        not_held(gates, content, judging);
+    }
+}
+
 /// What a watch says, for ever; begun again where a cluster gets these kinds later, or another version of them.
 fn events(kinds: Kinds, group: Group) -> BoxStream<'static, (Group, watcher::Event<DynamicObject>)> {
-    let again = futures::stream::unfold(kinds, move |kinds| async move {
+    let again = futures::stream::unfold((kinds, false), move |(kinds, again)| async move {
+        // Served, and then not found: it comes, or goes.
+        if again {
+            sleep(NOT_SERVED).await;
+        }
         loop {
             match kinds.are_served(group).await {
                 Ok(true) => break,
@@ -131,7 +148,7 @@ fn events(kinds: Kinds, group: Group) -> BoxStream<'static, (Group, watcher::Eve
                 .ok()
                 .map(|event| (group, event))
         });
-        Some((events, kinds))
+        Some((events, (kinds, true)))
     });
     again.flatten().boxed()
 }
@@ -166,8 +183,8 @@ fn claims<'v>(view: &'v FreezeView, us: &'v str) -> impl Iterator<Item = Ours> +
 fn end(gates: &Gates, ours: Ours, why: Option<End>, ending: &Doing) {
     let Some(why) = why else { return };
     let seen_at = Timestamp::now();
-    let gates_ = gates.clone();
-    ending.once(gates, ours.claim.uid.clone(), async move { finish(&gates_, ours, why, seen_at).await });
+    let of = gates.clone();
+    ending.once(gates, ours.claim.uid.clone(), async move { finish(&of, ours, why, seen_at).await });
 }
 
 /// `young`: its admission may yet be stored, and seen here.
@@ -177,8 +194,9 @@ fn why(gates: &Gates, ours: &Ours, young: bool) -> Option<End> {
     let Some(content) = known.get(uid) else { return (!young).then_some(End::Nobody("its content is not there")) };
     match content.fate {
         Fate::Cut { created } => {
-            Some(End::Cut { created, again: known.has_failed(uid), content: Box::new(content.clone()) })
+            Some(End::Cut { created, called: known.called(uid), content: Box::new(content.clone()) })
         }
+        _ if content.deleting => Some(End::Nobody("its content is being deleted")),
         Fate::Calling => None,
         // Nothing tells when such a driver is called.
         Fate::Before if gates.0.is_unmarked(&content.driver) => None,
@@ -188,17 +206,24 @@ fn why(gates: &Gates, ours: &Ours, young: bool) -> Option<End> {
 }
 
 async fn finish(gates: &Gates, ours: Ours, end: End, seen_at: Timestamp) {
+    // Whoever asked again since then renewed it.
+    let renewed = |now: &Ours| now.claim.uid == ours.claim.uid && Ages::differ(now.claim.until.0, ours.claim.until.0);
+    if let End::Nobody(_) = end
+        && held_here(gates).iter().any(renewed)
+    {
+        return;
+    }
     let freezer = &gates.0.verbs.freezer;
-    let watch = freezer.watch(&ours.namespace, &ours.database);
     let ended = freezer.unquiesce(&ours.namespace, &ours.database, &ours.claim.uid, Stage::Thaw).await;
-    let Some(Ok(mut ended)) = ended else {
+    let Some(Ok(ended)) = ended else {
         debug!(claim = ours.claim.uid, ?ended, "it was let go already");
         return;
     };
-    let (content, created, again) = match end {
-        End::Cut { content, created, again } => (content, created, again),
+    let (content, created, called) = match end {
+        End::Cut { content, created, called } => (content, created, called),
         End::Nobody(why) => {
             info!(claim = ours.claim.uid, why, "let go without a cut");
+            gates.was_let_go(&ours.claim.uid, why);
             if let Some((_, uid)) = cut::content_of(&ours.claim.uid) {
                 gates.is_missed(uid, why);
             }
@@ -208,13 +233,8 @@ async fn finish(gates: &Gates, ours: Ours, end: End, seen_at: Timestamp) {
     if ended.status.phase.is_finished() {
         let thawed = ended.status.thawed_at.as_ref().map_or_else(Timestamp::now, |at| at.0);
         gates.0.app.metrics.thawed_after_cut(thawed.duration_since(seen_at).as_secs_f64());
-    } else if let Some(mut watch) = watch {
-        // Others hold it still, and it is proved when the last of them lets go.
-        if let Ok(status) = watch.wait_for(|status| status.phase.is_finished()).await {
-            ended.status = Arc::clone(&status);
-        }
     }
-    judge::of_held(gates, &content, &ours.claim, &ended, Observed { seen_at, created, again }).await;
+    judge::of_held(gates, &content, &ours.claim, &ended, Observed { seen_at, created, called }).await;
 }
 
 /// What only one replica does: cuts that nobody judges, and members of groups.
@@ -230,24 +250,28 @@ fn look_after(gates: &Gates, began: Timestamp, judging: &Doing) {
         not_held(gates, content, judging);
     }
     for (member, group) in members {
-        let gates_ = gates.clone();
-        judging.once(gates, member.uid.clone(), async move { said::of_group(&gates_, &member, &group).await });
+        let of = gates.clone();
+        judging.once(gates, member.uid.clone(), async move { said::of_group(&of, &member, &group).await });
     }
 }
 
 fn not_held(gates: &Gates, content: Content, judging: &Doing) {
-    let gates_ = gates.clone();
-    judging.once(gates, content.uid.clone(), judge::of_not_held(gates_, content));
+    judging.once(gates, content.uid.clone(), judge::of_not_held(gates.clone(), content));
 }
 
 impl Ages {
     fn is_young(&mut self, claim: &Claim, now: Instant) -> bool {
         let until = claim.until.0;
         let (known, since) = self.0.entry(claim.uid.clone()).or_insert((until, now));
-        if *known != until {
+        if Self::differ(*known, until) {
             (*known, *since) = (until, now);
         }
         now.duration_since(*since) < STORED
+    }
+
+    /// By more than what a deadline of the monotonic clock is rounded by when it is told.
+    fn differ(one: Timestamp, other: Timestamp) -> bool {
+        one.duration_since(other).unsigned_abs() > Duration::from_millis(500)
     }
 
     fn retain(&mut self, held: &[Ours]) {
@@ -257,10 +281,13 @@ impl Ages {
 }
 
 impl Doing {
-    /// Until it is done, or the server ends.
+    /// Until it is done, or the server ends. Beyond [`MOST`] it is not begun: whoever looks every second comes again.
     fn once(&self, gates: &Gates, key: String, work: impl Future<Output = ()> + Send + 'static) {
-        if !self.lock().insert(key.clone()) {
-            return;
+        {
+            let mut doing = self.lock();
+            if doing.len() >= MOST || !doing.insert(key.clone()) {
+                return;
+            }
         }
         let (doing, over) = (self.clone(), gates.0.over.clone());
         gates.0.verbs.tasks.spawn(async move {

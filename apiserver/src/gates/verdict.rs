@@ -23,6 +23,8 @@ pub(super) enum Consistency {
 pub(super) struct Seen {
     /// Whether the driver cuts at one instant what it cuts together.
     pub(super) atomic: bool,
+    /// It is known that those who were held are those whose volumes these are.
+    pub(super) sure: bool,
     /// Claims that were cut together.
     pub(super) cut: BTreeSet<String>,
     /// All claims of those Databases that have data on them.
@@ -112,6 +114,11 @@ pub(super) fn judge(seen: &Seen) -> Verdict {
             }
         }
     }
+    if !seen.sure {
+        let message = "its endpoint leads to several Pods, and nobody can tell which of them was held: give each a Database of its \
+                       own, by an address that leads to it alone";
+        return verdict(Consistency::Unknown, "MemberUnknown", message.to_owned());
+    }
     if !seen.atomic {
         let message = "it was held, but the driver is not known to cut at one instant; if it does, say so on the class: \
                        stillpoint.dev/atomic: \"true\"";
@@ -168,7 +175,7 @@ mod tests {
         use Consistency::{Application, Crash, Partial, Unknown};
         let seen = |atomic, cut: &[&str], held| {
             let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-            Seen { atomic, cut: names(cut), of: names(&["data", "wal"]), held }
+            Seen { atomic, sure: true, cut: names(cut), of: names(&["data", "wal"]), held }
         };
         let (all, one): (&[&str], &[&str]) = (&["data", "wal"], &["data"]);
         let not = || Held::Not { why: "nobody asked".to_owned() };
@@ -200,7 +207,7 @@ mod tests {
         /// In doubt for the lesser, whatever was seen.
         #[test]
         fn nothing_is_application_that_was_not_held_whole_at_one_instant_and_proved(
-            atomic: bool, proved: bool, kind in 0..3_u8, created in prop::option::of(-100_i64..200), again: bool,
+            atomic: bool, sure: bool, proved: bool, kind in 0..3_u8, created in prop::option::of(-100_i64..200), again: bool,
             cut in prop::collection::btree_set("[a-d]", 0..4), of in prop::collection::btree_set("[a-d]", 0..4),
         ) {
             let created = created.map(at);
@@ -212,8 +219,8 @@ mod tests {
             };
             let within = !again || created.is_some_and(|created| created >= at(2) && created <= at(58));
             let whole = of.is_subset(&cut);
-            let consistency = judge(&Seen { atomic, cut, of, held }).consistency;
-            prop_assert_eq!(consistency == Consistency::Application, atomic && proved && kind == 2 && within && whole);
+            let consistency = judge(&Seen { atomic, sure, cut, of, held }).consistency;
+            prop_assert_eq!(consistency == Consistency::Application, atomic && sure && proved && kind == 2 && within && whole);
         }
     }
 
@@ -221,7 +228,7 @@ mod tests {
     fn more_volumes_than_the_database_has_are_no_fault() {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         let held = held(Calls::Once, true);
-        let seen = Seen { atomic: true, cut: names(&["data", "uploads"]), of: names(&["data"]), held };
+        let seen = Seen { atomic: true, sure: true, cut: names(&["data", "uploads"]), of: names(&["data"]), held };
         assert_eq!(judge(&seen).consistency.word(), "application");
     }
 }

@@ -1,9 +1,10 @@
 //! Keeps the [`Index`] as the cluster is: one watch of each kind that leads from a volume to a Database.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, future::BoxFuture, pin_mut};
@@ -30,9 +31,13 @@ struct Inner {
     index: RwLock<Index>,
     /// Kinds of which everything was seen once.
     seen: watch::Sender<usize>,
+    /// Kinds that cannot be followed now, and since when.
+    broken: Mutex<HashMap<String, Instant>>,
 }
 
 const KINDS: usize = 5;
+/// A watch that is broken is begun again within seconds; beyond this too much may have changed.
+const OLD: Duration = Duration::from_secs(30);
 
 /// A kind that an [`Index`] is made of.
 trait Indexed: Resource<DynamicType = ()> {
@@ -42,16 +47,20 @@ trait Indexed: Resource<DynamicType = ()> {
 
 impl Watched {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Inner { index: RwLock::default(), seen: watch::channel(0).0 }))
+        Self(Arc::new(Inner { index: RwLock::default(), seen: watch::channel(0).0, broken: Mutex::default() }))
     }
 
     pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.0.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether everything was seen once: before that nothing follows from what is not there.
+    /// Whether everything was seen once: before that nothing follows from what is not there. What is too old is not known either.
     pub(super) fn is_complete(&self) -> bool {
-        *self.0.seen.borrow() == KINDS
+        *self.0.seen.borrow() == KINDS && self.broken().values().all(|since| since.elapsed() < OLD)
+    }
+
+    fn broken(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.0.broken.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Loops that never end.
@@ -75,6 +84,10 @@ impl Watched {
         let (mut known, mut listed): (HashSet<Name>, Option<HashSet<Name>>) = (HashSet::new(), None);
         let mut complete = false;
         while let Some(event) = events.next().await {
+            match &event {
+                Ok(_) => drop(self.broken().remove(&*K::kind(&()))),
+                Err(_) => drop(self.broken().entry(K::kind(&()).into_owned()).or_insert_with(Instant::now)),
+            }
             match event {
                 Ok(watcher::Event::Init) => listed = Some(HashSet::new()),
                 Ok(watcher::Event::InitApply(object)) => {

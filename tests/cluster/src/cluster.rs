@@ -223,6 +223,14 @@ impl Cluster {
         Ok(())
     }
 
+    /// Stops one and starts it with further arguments, until it is started again without: `--timeout=2s` of the snapshotter, so
+    /// that a driver that hangs is soon given up.
+    pub async fn restart_with(&self, component: Component, further: &[&str]) -> Result<()> {
+        let own = self.own("starting a component")?;
+        own.stop(component)?;
+        own.run_with(component, further).await
+    }
+
     /// It hangs: its connections stay open, and nothing comes.
     pub fn pause(&self, component: Component) -> Result<()> {
         self.own("pausing a component")?.signal(component, Signal::SIGSTOP)

@@ -17,7 +17,8 @@ use crate::{
 /// called [`Node::NAME`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Node {
-    /// A StorageClass with a CSI driver of ours and what makes PersistentVolumes and VolumeSnapshots of it, both by default.
+    /// A StorageClass with a CSI driver of ours, and what makes PersistentVolumes, VolumeSnapshots and VolumeGroupSnapshots of it,
+    /// all by default.
     pub storage: bool,
 }
 

@@ -68,9 +68,15 @@ impl Own {
 
     /// Starts one that does not run, and waits until it serves.
     pub(crate) async fn run(&self, component: Component) -> Result<()> {
+        self.run_with(component, &[]).await
+    }
+
+    /// With further arguments: of a flag that is given twice the last counts.
+    pub(crate) async fn run_with(&self, component: Component, further: &[&str]) -> Result<()> {
         let runs = self.processes().get_mut(&component).is_some_and(|process| process.ended().is_none());
         ensure!(!runs, "{component} runs already");
         let (mut binary, mut arguments) = (self.layout.binaries.of(component), self.layout.arguments(component)?);
+        arguments.extend(further.iter().map(|&argument| argument.to_owned()));
         if !Component::CONTROL_PLANE.contains(&component) {
             (binary, arguments) = self.layout.machine()?.enter(&binary, arguments);
         }

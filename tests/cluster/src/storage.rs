@@ -89,7 +89,7 @@ impl Own {
     }
 }
 
-fn objects() -> [Value; 3] {
+fn objects() -> [Value; 4] {
     let default = |group: &str| json!({(format!("{group}.kubernetes.io/is-default-class")): "true"});
     [
         json!({
@@ -104,6 +104,11 @@ fn objects() -> [Value; 3] {
         json!({
             "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotClass",
             "metadata": {"name": "test", "annotations": default("snapshot.storage")},
+            "driver": csi::NAME, "deletionPolicy": "Delete",
+        }),
+        json!({
+            "apiVersion": "groupsnapshot.storage.k8s.io/v1", "kind": "VolumeGroupSnapshotClass",
+            "metadata": {"name": "test", "annotations": default("groupsnapshot.storage")},
             "driver": csi::NAME, "deletionPolicy": "Delete",
         }),
     ]

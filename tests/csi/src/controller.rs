@@ -9,6 +9,7 @@ use crate::{
     faults::Faults,
     node,
     pool::{self, Pool, Source},
+    proto::control::Fault,
     proto::csi::{
         ControllerGetCapabilitiesRequest, ControllerGetCapabilitiesResponse, ControllerServiceCapability,
         CreateSnapshotRequest, CreateSnapshotResponse, CreateVolumeRequest, CreateVolumeResponse,
@@ -35,13 +36,8 @@ impl Volumes {
         Self { pool, faults }
     }
 
-    /// As the faults of `method` have it.
-    fn told(&self, snapshot: pool::Snapshot, method: &str) -> Snapshot {
-        Snapshot { ready_to_use: !self.faults.of(method).not_ready, ..described(snapshot) }
-    }
-
     /// The lie: it is said to be there and is not yet.
-    fn promised(&self, name: String, volume: String, after: Duration) -> Result<Snapshot, Status> {
+    fn promised(&self, name: String, volume: String, after: Duration) -> Result<pool::Snapshot, Status> {
         let snapshot = self.pool.promised(&name, &volume)?;
         let pool = Arc::clone(&self.pool);
         tokio::spawn(async move {
@@ -50,7 +46,7 @@ impl Volumes {
                 eprintln!("the snapshot {name}, promised before: {error}");
             }
         });
-        Ok(described(snapshot))
+        Ok(snapshot)
     }
 }
 
@@ -140,13 +136,14 @@ impl Controller for Volumes {
         let CreateSnapshotRequest { name, source_volume_id, .. } = request.into_inner();
         required(&name, "name")?;
         required(&source_volume_id, "source_volume_id")?;
-        let later = Duration::from_millis(self.faults.of("CreateSnapshot").cut_after_answer_ms);
+        let fault = self.faults.of("CreateSnapshot");
+        let later = Duration::from_millis(fault.cut_after_answer_ms);
         let snapshot = if later.is_zero() {
-            self.told(self.pool.create_snapshot(&name, &source_volume_id).await?, "CreateSnapshot")
+            self.pool.create_snapshot(&name, &source_volume_id).await?
         } else {
             self.promised(name, source_volume_id, later)?
         };
-        Ok(Response::new(CreateSnapshotResponse { snapshot: Some(snapshot) }))
+        Ok(Response::new(CreateSnapshotResponse { snapshot: Some(told(snapshot, &fault)) }))
     }
 
     async fn delete_snapshot(
@@ -182,25 +179,31 @@ impl Controller for Volumes {
         let next = first.saturating_add(most);
         let next_token = if next < found.len() { next.to_string() } else { String::new() };
         let page = found.into_iter().skip(first).take(most);
-        let entries = page.map(|snapshot| Entry { snapshot: Some(self.told(snapshot, "ListSnapshots")) }).collect();
+        let fault = self.faults.of("ListSnapshots");
+        let entries = page.map(|snapshot| Entry { snapshot: Some(told(snapshot, &fault)) }).collect();
         Ok(Response::new(ListSnapshotsResponse { entries, next_token }))
     }
 }
 
-fn described(snapshot: pool::Snapshot) -> Snapshot {
-    let seconds = i64::try_from(snapshot.made / 1_000_000_000).unwrap_or(i64::MAX);
-    let nanos = i32::try_from(snapshot.made % 1_000_000_000).unwrap_or_default();
+/// As the fault has it.
+pub(crate) fn told(snapshot: pool::Snapshot, fault: &Fault) -> Snapshot {
     Snapshot {
         size_bytes: signed(snapshot.bytes),
+        creation_time: (!fault.no_creation_time).then(|| timestamp(snapshot.made)),
         snapshot_id: snapshot.id,
         source_volume_id: snapshot.volume,
-        creation_time: Some(Timestamp { seconds, nanos }),
-        ready_to_use: true,
-        ..Default::default()
+        ready_to_use: !fault.not_ready,
+        group_snapshot_id: snapshot.group.unwrap_or_default(),
     }
 }
 
-fn required(field: &str, name: &str) -> Result<(), Status> {
+/// Of nanoseconds since 1970.
+pub(crate) fn timestamp(made: u64) -> Timestamp {
+    let seconds = i64::try_from(made / 1_000_000_000).unwrap_or(i64::MAX);
+    Timestamp { seconds, nanos: i32::try_from(made % 1_000_000_000).unwrap_or_default() }
+}
+
+pub(crate) fn required(field: &str, name: &str) -> Result<(), Status> {
     if field.is_empty() { Err(Status::invalid_argument(format!("{name} is missing"))) } else { Ok(()) }
 }
 

@@ -138,7 +138,7 @@ impl<S> Service<http::Request<Body>> for Faulty<S>
 where
     S: Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
     S::Future: Send,
-    S::Error: Send,
+    S::Error: Send + 'static,
 {
     type Response = S::Response;
     type Error = S::Error;
@@ -151,22 +151,44 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         // The one that is ready is the one that was polled; the clone takes its place.
         let clone = self.inner.clone();
-        let mut inner = std::mem::replace(&mut self.inner, clone);
+        let inner = std::mem::replace(&mut self.inner, clone);
         let faults = Arc::clone(&self.faults);
         Box::pin(async move {
             let method = request.uri().path().rsplit('/').next().unwrap_or_default().to_owned();
             let mut running = Running::begin(&faults, &method);
-            let response = match faults.before(&method).await {
-                Some(failure) if !failure.after => failure.response(),
-                failure => {
-                    let response = inner.call(request).await?;
-                    failure.map_or(response, |failure| failure.response())
-                }
+            let (outlives, done) =
+                (faults.of(&method).outlives_caller, done(inner, request, method, Arc::clone(&faults)));
+            let response = if outlives {
+                // A task that nobody waits for any more goes on.
+                let ended = tokio::spawn(done).await;
+                ended.unwrap_or_else(|error| Ok(Status::internal(error.to_string()).into_http()))?
+            } else {
+                done.await?
             };
             // An error is in the headers; what has none there succeeds.
             running.code = Status::from_header_map(response.headers()).map_or(Code::Ok, |status| status.code());
             drop(running);
             Ok(response)
         })
+    }
+}
+
+/// What is asked, with what is wrong with it.
+async fn done<S>(
+    mut inner: S,
+    request: http::Request<Body>,
+    method: String,
+    faults: Arc<Faults>,
+) -> Result<S::Response, S::Error>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>>,
+{
+    match faults.before(&method).await {
+        Some(failure) if !failure.after => Ok(failure.response()),
+        failure => {
+            let response = inner.call(request).await?;
+            sleep(Duration::from_millis(faults.of(&method).answer_delay_ms)).await;
+            Ok(failure.map_or(response, |failure| failure.response()))
+        }
     }
 }

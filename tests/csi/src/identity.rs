@@ -36,8 +36,12 @@ impl Identity for Plugin {
         &self,
         _: Request<GetPluginCapabilitiesRequest>,
     ) -> Result<Response<GetPluginCapabilitiesResponse>, Status> {
-        let r#type = Some(Type::Service(Service { r#type: service::Type::ControllerService.into() }));
-        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities: vec![PluginCapability { r#type }] }))
+        use service::Type::{ControllerService, GroupControllerService};
+        let capability = |offered: service::Type| PluginCapability {
+            r#type: Some(Type::Service(Service { r#type: offered.into() })),
+        };
+        let capabilities = [ControllerService, GroupControllerService].map(capability).into();
+        Ok(Response::new(GetPluginCapabilitiesResponse { capabilities }))
     }
 
     async fn probe(&self, _: Request<ProbeRequest>) -> Result<Response<ProbeResponse>, Status> {

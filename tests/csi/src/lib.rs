@@ -2,11 +2,12 @@
 //! volume is an ext4 file system in an image file, mounted over a loop device, and a snapshot is a reflink of that file.
 //!
 //! So a snapshot is what a block storage's is: atomic, with all that had reached the device and nothing of the page cache
-//! above it. What sets the driver apart from one for users is [`Control`]: it is slow, fails and lies when it is told to.
+//! above it; of several volumes it is of one instant for all. What sets the driver apart from one for users is [`Control`]: it is slow, fails and lies when it is told to.
 
 mod control;
 mod controller;
 mod faults;
+mod group_controller;
 mod identity;
 mod mounts;
 mod node;

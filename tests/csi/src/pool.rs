@@ -4,6 +4,8 @@
 //! What there is, the file system knows: an image with its description beside it, written last and removed first. A driver
 //! that is killed has nothing else to remember.
 
+mod group;
+
 use std::{
     fs::{self, File},
     io::{self, Write},
@@ -19,6 +21,8 @@ use tokio::sync::Mutex;
 use tonic::Status;
 
 use crate::mounts::{mount, run};
+
+pub(crate) use group::Group;
 
 /// Smaller, and there would be no room for ext4's journal.
 const SMALLEST: u64 = 32 << 20;
@@ -51,12 +55,15 @@ pub(crate) struct Snapshot {
     pub(crate) bytes: u64,
     /// Nanoseconds since 1970.
     pub(crate) made: u64,
+    /// The [`Group`] that it was cut with, and goes with.
+    pub(crate) group: Option<String>,
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
     Volume,
     Snapshot,
+    Group,
 }
 
 impl Pool {
@@ -70,12 +77,16 @@ impl Pool {
             fs::rename(&new, &image)?;
         }
         mount("loop,noatime", &image, &path).await?;
+        let volumes = path.join(Kind::Volume.folder());
+        if !volumes.exists() {
+            run("btrfs", &["subvolume".as_ref(), "create".as_ref(), volumes.as_os_str()], 0).await?;
+        }
         Self::at(path)
     }
 
     /// On whatever file system that can clone files.
     fn at(directory: PathBuf) -> Result<Self> {
-        for kind in [Kind::Volume, Kind::Snapshot] {
+        for kind in [Kind::Volume, Kind::Snapshot, Kind::Group] {
             fs::create_dir_all(directory.join(kind.folder()))?;
         }
         Ok(Self { directory, changing: Mutex::default() })
@@ -107,13 +118,9 @@ impl Pool {
     }
 
     async fn restore(&self, source: &Source, image: &Path, bytes: u64) -> Result<u64, Status> {
-        let (kind, id) = match source {
-            Source::Snapshot(id) => (Kind::Snapshot, id),
-            Source::Volume(id) => (Kind::Volume, id),
-        };
-        let size = match kind {
-            Kind::Snapshot => self.snapshot(id)?.bytes,
-            Kind::Volume => self.volume(id)?.bytes,
+        let (kind, id, size) = match source {
+            Source::Snapshot(id) => (Kind::Snapshot, id, self.snapshot(id)?.bytes),
+            Source::Volume(id) => (Kind::Volume, id, self.volume(id)?.bytes),
         };
         internal(clone(self.image(kind, id), image.to_owned()).await)?;
         if bytes > size {
@@ -147,11 +154,14 @@ impl Pool {
     /// What a cut of that name would be called if it were made now.
     pub(crate) fn promised(&self, name: &str, volume: &str) -> Result<Snapshot, Status> {
         let bytes = self.volume(volume)?.bytes;
-        Ok(Snapshot { id: id(name), volume: volume.to_owned(), bytes, made: now() })
+        Ok(Snapshot { id: id(name), volume: volume.to_owned(), bytes, made: now(), group: None })
     }
 
     pub(crate) async fn delete_snapshot(&self, id: &str) -> Result<(), Status> {
         let _changing = self.changing.lock().await;
+        if let Some(group) = self.read::<Snapshot>(Kind::Snapshot, id)?.and_then(|snapshot| snapshot.group) {
+            return Err(Status::failed_precondition(format!("{id} goes with its group, {group}")));
+        }
         self.remove(Kind::Snapshot, id)
     }
 
@@ -224,6 +234,7 @@ impl Kind {
         match self {
             Self::Volume => "volumes",
             Self::Snapshot => "snapshots",
+            Self::Group => "groups",
         }
     }
 }

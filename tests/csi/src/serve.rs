@@ -12,12 +12,16 @@ use crate::{
     control::Controls,
     controller::Volumes,
     faults::{Faults, FaultsLayer},
+    group_controller::Groups,
     identity::{Plugin, Registered},
     node::Host,
     pool::Pool,
     proto::{
         control::control_server::ControlServer,
-        csi::{controller_server::ControllerServer, identity_server::IdentityServer, node_server::NodeServer},
+        csi::{
+            controller_server::ControllerServer, group_controller_server::GroupControllerServer,
+            identity_server::IdentityServer, node_server::NodeServer,
+        },
         registration::registration_server::RegistrationServer,
     },
 };
@@ -65,7 +69,8 @@ pub async fn serve(settings: Settings) -> Result<()> {
     let driver = Server::builder()
         .layer(FaultsLayer(Arc::clone(&faults)))
         .add_service(IdentityServer::new(Plugin))
-        .add_service(ControllerServer::new(Volumes::new(Arc::clone(&pool), faults)))
+        .add_service(ControllerServer::new(Volumes::new(Arc::clone(&pool), Arc::clone(&faults))))
+        .add_service(GroupControllerServer::new(Groups::new(Arc::clone(&pool), faults)))
         .add_service(NodeServer::new(Host::new(settings.node, pool)))
         .serve_with_incoming(listen(&endpoint)?);
 

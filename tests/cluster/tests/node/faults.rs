@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use anyhow::ensure;
-use cluster::{Cluster, until};
+use cluster::{Cluster, Component, until};
 use csi::{Call, Control, Fault};
 use serde_json::Value;
 
@@ -11,6 +11,7 @@ use crate::world::{SOON, WITH_STORAGE, World};
 
 const CREATE: &str = "CreateSnapshot";
 /// Of gRPC.
+const CANCELLED: u32 = 1;
 const UNAVAILABLE: u32 = 14;
 const DELAY: Duration = Duration::from_secs(3);
 
@@ -63,6 +64,9 @@ async fn delays_and_faults_are_what_was_asked_for_and_nothing_without() {
     let (slow, _) = faulty.with("slow", Some(Fault { delay_ms, ..fault() })).await;
     assert!(codes(&slow) == [0] && took(&slow[0]) >= DELAY, "{slow:?}");
 
+    let (late, _) = faulty.with("late-answer", Some(Fault { answer_delay_ms: delay_ms, ..fault() })).await;
+    assert!(codes(&late) == [0] && took(&late[0]) >= DELAY, "{late:?}");
+
     let (failing, _) = faulty.with("failing", Some(Fault { failures: 2, ..fault() })).await;
     assert_eq!(codes(&failing), [UNAVAILABLE, UNAVAILABLE, 0], "it is asked again until it succeeds");
     let (other, _) =
@@ -73,14 +77,18 @@ async fn delays_and_faults_are_what_was_asked_for_and_nothing_without() {
     let (lost, status) = faulty.with("lost", Some(lost)).await;
     assert_eq!(codes(&lost), [4, 0]);
     let images = faulty.world.images("snapshots").await.unwrap();
-    assert_eq!(images.len(), 5, "the cut was made once: {images:?}");
+    assert_eq!(images.len(), 6, "the cut was made once: {images:?}");
     let made: jiff::Timestamp = status["creationTime"].as_str().unwrap().parse().unwrap();
     let again = i128::from(lost[1].began_ns);
     assert!(made.as_nanosecond() < again, "the one that was answered is the first");
 
+    let (timeless, status) = faulty.with("timeless", Some(Fault { no_creation_time: true, ..fault() })).await;
+    assert_eq!((codes(&timeless), &status["creationTime"]), (vec![0], &Value::from("1970-01-01T00:00:00Z")));
+
     a_snapshot_that_is_not_ready_becomes_ready(&faulty).await;
     a_call_hangs_until_it_is_let_go(&faulty).await;
     a_cut_that_comes_after_the_answer(&faulty).await;
+    a_call_that_is_given_up_succeeds_late(&faulty).await;
 }
 
 async fn a_snapshot_that_is_not_ready_becomes_ready(faulty: &Faulty<'_>) {
@@ -128,4 +136,30 @@ async fn a_cut_that_comes_after_the_answer(faulty: &Faulty<'_>) {
     let cut: f64 = cut.trim().parse().unwrap();
     let answered = Duration::from_nanos(answered.ended_ns).as_secs_f64();
     assert!(cut > answered + 4.0, "answered at {answered}, cut at {cut}");
+}
+
+/// The sidecar gives up, the driver does not: it cuts while nobody waits for it, and says so when it is asked again.
+async fn a_call_that_is_given_up_succeeds_late(faulty: &Faulty<'_>) {
+    let hasty = ["--timeout=1s", "--retry-interval-start=5s"];
+    faulty.world.0.restart_with(Component::Snapshotter, &hasty).await.unwrap();
+    let before = faulty.control.calls(CREATE).await.unwrap().len();
+    faulty.control.set(Fault { hang: true, outlives_caller: true, ..fault() }).await.unwrap();
+    faulty.world.snapshot("late", "data").await.unwrap();
+    until("the sidecar gives up", SOON, || async {
+        let first = faulty.control.calls(CREATE).await?.into_iter().nth(before);
+        ensure!(first.as_ref().is_some_and(|call| call.code == CANCELLED), "{first:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    faulty.control.clear().await.unwrap();
+    let status = faulty.world.until_snapshot("late", true).await.unwrap();
+    let calls = faulty.control.calls(CREATE).await.unwrap().split_off(before);
+    let made: jiff::Timestamp = status["creationTime"].as_str().unwrap().parse().unwrap();
+    let [given_up, again] = [calls.first().unwrap(), calls.last().unwrap()];
+    assert!(calls.len() > 1 && again.code == 0, "{calls:?}");
+    // Kubernetes tells whole seconds.
+    let made = made.as_second();
+    let second = |ns: u64| i64::try_from(ns / 1_000_000_000).unwrap();
+    assert!(second(given_up.ended_ns) <= made && made < second(again.began_ns), "made at {made}: {calls:?}");
 }

@@ -5,5 +5,6 @@
 
 mod ending;
 mod faults;
+mod groups;
 mod pods;
 mod world;

@@ -1,0 +1,199 @@
+//! The long series: many snapshots of databases under write load, each opened afterwards, beside the same with exec hooks and with
+//! nothing at all; what of the time is ours; and what snapshots of other volumes lose by us. `make soak` runs it.
+//!
+//! `SERIES=N`: so many snapshots of each kind, and a fifth as many groups. Default: 50.
+
+mod hooks;
+mod numbers;
+mod unprotected;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use cluster::{until, workload};
+use fixtures::{Engine, Load, Login, Session, Writers, compare};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tests::cuts::instant;
+
+use self::{
+    hooks::Hooked,
+    numbers::{Share, Table},
+};
+use crate::{
+    gates::world::World,
+    installed::{SOON, start},
+};
+
+/// A database, and who writes to it.
+struct Written {
+    name: &'static str,
+    login: Login,
+    writers: Writers,
+}
+
+/// How a copy is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum How {
+    Stillpoint,
+    /// As Velero does it: a lock that a session holds, started by exec; a look every 5 s; the lock's end by exec.
+    Hooks,
+    Nothing,
+}
+
+/// What one copy came to.
+#[derive(Clone, Copy, Debug)]
+struct Copy {
+    /// The longest that a writer waited meanwhile.
+    stall: Duration,
+    /// Acknowledged before the instant that is promised, or before the cut, and not in it.
+    missing: u64,
+    /// Nothing is torn.
+    sound: bool,
+}
+
+/// How often somebody who watches nothing looks.
+const POLL: Duration = Duration::from_secs(5);
+
+#[tokio::test]
+#[ignore = "long: make soak"]
+async fn series() {
+    let count = std::env::var("SERIES").map_or(50, |text| text.parse().unwrap());
+    let cluster = start().await.unwrap();
+    let world = World::prepare(&cluster).await.unwrap();
+    let databases = [
+        written(&world, "shop", Engine::PostgreSQL).await.unwrap(),
+        written(&world, "stock", Engine::MariaDB).await.unwrap(),
+    ];
+    let mut table = Table::default();
+    for how in [How::Stillpoint, How::Nothing, How::Hooks] {
+        for number in 0..count {
+            let of = &databases[number % 2];
+            let copy = single(&world, of, how, number).await.unwrap();
+            table.add(format!("{how:?}, {:?}", of.login.engine), copy);
+        }
+    }
+    for number in 0..count.div_ceil(5) {
+        for (of, copy) in databases.iter().zip(group(&world, &databases, number).await.unwrap()) {
+            table.add(format!("Stillpoint, group, {:?}", of.login.engine), copy);
+        }
+    }
+    let share = Share::read(&world).await.unwrap();
+    for database in databases {
+        database.writers.stop().await;
+    }
+    println!("{table}{share}");
+    println!("{}", unprotected::slowed(&world).await.unwrap());
+    table.is_as_promised().unwrap();
+}
+
+/// Under load from here on, until it is dropped. PostgreSQL's commits are acknowledged before they are on disk, as many have it: what
+/// a snapshot loses without anybody's help is then seen.
+async fn written(world: &World<'_>, name: &'static str, engine: Engine) -> Result<Written> {
+    let login = world.database(engine, name, json!({})).await?;
+    // The volume is small.
+    let (database, small, session) = match engine {
+        Engine::PostgreSQL => ("postgres", "ALTER SYSTEM SET max_wal_size = '96MB'", "SET synchronous_commit = off"),
+        Engine::MariaDB => {
+            ("mysql", "SET GLOBAL max_binlog_size = 16777216, GLOBAL max_binlog_total_size = 67108864", "")
+        }
+    };
+    let mut administrator = Session::at(&login, database).await?;
+    administrator.run(small).await?;
+    if engine == Engine::PostgreSQL {
+        administrator.run("SELECT pg_reload_conf()").await?;
+    }
+    Load::prepare_at(&login).await?;
+    world.kubectl(&["label", "persistentvolumeclaim", name, "group=all"]).await?;
+    let writers = Load::new(4).session(session).pause(Duration::from_millis(5)).start_at(&login);
+    until("it is written to", SOON, || async {
+        ensure!(writers.acknowledged().len() > 100, "{}", writers.acknowledged().len());
+        Ok(())
+    })
+    .await?;
+    Ok(Written { name, login, writers })
+}
+
+async fn single(world: &World<'_>, of: &Written, how: How, number: usize) -> Result<Copy> {
+    let name = format!("{how:?}-{number}").to_lowercase();
+    let began = Instant::now();
+    let before = match how {
+        How::Stillpoint => {
+            world.snapshot(&name, of.name).await?;
+            let said = world.worth(&name, "application").await?;
+            world.until_ready("volumesnapshot", &name).await?;
+            world.frozen_at(&said).await?
+        }
+        How::Nothing => {
+            world.apply(&unheld(&name, of.name)).await?;
+            world.until_ready("volumesnapshot", &name).await?;
+            cut_at(world, &name).await?
+        }
+        How::Hooks => {
+            let hooked = Hooked::before(world, of.name, of.login.engine).await?;
+            let held = Instant::now();
+            world.apply(&unheld(&name, of.name)).await?;
+            while world.object("volumesnapshot", &name).await?["status"]["readyToUse"] != true {
+                tokio::time::sleep(POLL).await;
+            }
+            hooked.after(world, of.name).await?;
+            held
+        }
+    };
+    let stall = stall(of, began).await?;
+    let copy = opened(world, of, &name, before, stall).await?;
+    world.kubectl(&["delete", "volumesnapshot", &name, "--wait=false"]).await?;
+    Ok(copy)
+}
+
+/// Of all databases, at one instant.
+async fn group(world: &World<'_>, databases: &[Written], number: usize) -> Result<Vec<Copy>> {
+    let (kind, name) = ("volumegroupsnapshot", format!("group-{number}"));
+    let began = Instant::now();
+    world.apply(&workload::group_snapshot(&name, "group", "all")).await?;
+    let said = world.worth_of(kind, &name, "application").await?;
+    world.until_ready(kind, &name).await?;
+    let before = world.frozen_at(&said).await?;
+    let mut copies = Vec::new();
+    for of in databases {
+        let stall = stall(of, began).await?;
+        let member = world.member(&name, of.name).await?;
+        world.worth(&member, "application").await?;
+        world.until_ready("volumesnapshot", &member).await?;
+        copies.push(opened(world, of, &member, before, stall).await?);
+    }
+    world.kubectl(&["delete", kind, &name, "--wait=false"]).await?;
+    Ok(copies)
+}
+
+/// Nobody holds anything for it.
+fn unheld(name: &str, claim: &str) -> Value {
+    let mut snapshot = workload::snapshot(name, claim);
+    snapshot["metadata"]["annotations"] = json!({api::gate::QUIESCE: api::gate::SKIP});
+    snapshot
+}
+
+/// By the driver's clock, which is this machine's.
+async fn cut_at(world: &World<'_>, snapshot: &str) -> Result<Instant> {
+    let content = world.content(snapshot).await?;
+    let at = content["status"]["creationTime"].as_i64().context("no creationTime")?;
+    instant(&json!(Timestamp::from_nanosecond(i128::from(at))?.to_string()))
+}
+
+/// Of writers, since then; whoever waited last has been answered.
+async fn stall(of: &Written, began: Instant) -> Result<Duration> {
+    let now = Instant::now();
+    of.writers.next_acknowledgement(now, SOON).await.context("nothing is acknowledged any more")?;
+    Ok(of.writers.stall(began, now))
+}
+
+/// A server on the copy, compared with what had been acknowledged.
+async fn opened(world: &World<'_>, of: &Written, snapshot: &str, before: Instant, stall: Duration) -> Result<Copy> {
+    let acknowledged = of.writers.acknowledged();
+    let copy = world.restored(snapshot, of.login.engine, "copy").await?;
+    let verdict = compare(&copy, &acknowledged, before).await?;
+    world.remove("copy").await?;
+    let sound =
+        verdict.did_not_start.is_none() && verdict.unreadable.is_none() && verdict.sum_is_right && verdict.holes == 0;
+    Ok(Copy { stall, missing: verdict.missing, sound })
+}
