@@ -70,7 +70,7 @@ async fn numbers() {
         }
     }
     println!("one after the other, there and back: {}", quantiles(&mut alone));
-    let waited = (waited_for_a_core(pid) - waited) / REVIEWS;
+    let waited = waited_for_a_core(pid).saturating_sub(waited) / REVIEWS;
     println!("of each the program waited {} µs for a core that others had", waited.as_micros());
 
     let (cpu, began) = (cpu_seconds(pid), Instant::now());
