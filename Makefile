@@ -45,9 +45,15 @@ demo: setup demo-build ## What is lost without Stillpoint, and with it: real dat
 	$(RELEASE)/demo
 
 .PHONY: soak
-soak: setup ## The long suites: at least 300 cuts per engine and level
+soak: setup soak-node ## The long suites: at least 300 cuts per engine and level, and the series of snapshots on a node
 	$(CARGO) build --release --locked -p apiserver -p cli -p tests --bins
 	$(RELEASE)/soak
+
+.PHONY: soak-node
+soak-node: setup ## Of these, the series on a node: snapshots with Stillpoint, with exec hooks and with nothing (needs root)
+	$(CARGO) build --release --locked -p apiserver -p csi
+	$(CARGO) build --release --locked -p webhooks
+	$(CARGO) test --release --locked -p tests --features node --test node -- series::series --ignored --nocapture
 
 .PHONY: bench
 bench: setup ## The numbers, each beside its yardstick in one run

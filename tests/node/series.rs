@@ -72,6 +72,7 @@ async fn series() {
             let copy = single(&world, of, how, number).await.unwrap();
             table.add(format!("{how:?}, {:?}", of.login.engine), copy);
         }
+        println!("{how:?}: {count} copies are made");
     }
     for number in 0..count.div_ceil(5) {
         for (of, copy) in databases.iter().zip(group(&world, &databases, number).await.unwrap()) {
