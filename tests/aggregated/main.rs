@@ -5,6 +5,7 @@
 mod certificate_files;
 mod chaos;
 mod chart;
+mod configuration;
 mod conformance;
 mod crds;
 mod doctor;
@@ -20,6 +21,6 @@ mod replica;
 mod replicas;
 mod restarts;
 mod rights;
-mod unanswered;
+
 mod wire;
 mod world;

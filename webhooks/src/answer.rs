@@ -50,11 +50,9 @@ impl Answer {
         if required {
             let message = format!(
                 "this namespace takes no copies that are not consistent, and this one would not be: {}; it may be tried again \
-                 as it is (kubectl still doctor says what is missing; the annotation {}: {} on the snapshot takes it all the \
-                 same): {TRY_AGAIN}",
+                 as it is (kubectl still doctor says what is missing; {}): {TRY_AGAIN}",
                 cut(why, gate::LONGEST_MESSAGE / 2),
-                gate::QUIESCE,
-                gate::SKIP,
+                way_around(gate),
             );
             let details = json!({"retryAfterSeconds": RETRY_AFTER_SECONDS});
             return Self::denied(Denial { code: 409, reason: "Conflict".to_owned(), message, details });
@@ -124,6 +122,18 @@ impl From<GateAnswer> for Answer {
     }
 }
 
+/// What takes a copy all the same. Of a cut only its content is seen here, and the snapshot's annotations are the apiserver's to read,
+/// which cannot be asked.
+fn way_around(gate: Gate) -> String {
+    let (skip, policy) = (format!("the annotation {}: {}", gate::QUIESCE, gate::SKIP), gate::POLICY);
+    match gate {
+        Gate::Preflight => format!("with {skip} on the snapshot it is not waited for"),
+        Gate::Cut | Gate::Content => {
+            format!("with {skip} on its content it is taken all the same, as in a namespace without the label {policy}")
+        }
+    }
+}
+
 /// At most so many bytes of a text, never half a character, and visibly cut.
 pub fn cut(text: &str, longest: usize) -> String {
     const MARK: &str = "…";
@@ -154,6 +164,17 @@ mod tests {
         assert_eq!(status["details"]["retryAfterSeconds"], 2);
         let message = status["message"].as_str().unwrap();
         assert!(message.ends_with(TRY_AGAIN) && message.contains("gave no answer"), "{message}");
+    }
+
+    #[test]
+    fn the_way_around_is_one_that_the_gate_sees() {
+        let told = |gate| Answer::unheld(gate, true, "why").denial.unwrap().message;
+        assert!(told(Gate::Preflight).contains("stillpoint.dev/quiesce: skip on the snapshot"));
+        for gate in [Gate::Cut, Gate::Content] {
+            let told = told(gate);
+            assert!(told.contains("stillpoint.dev/quiesce: skip on its content"), "{told}");
+            assert!(!told.contains("skip on the snapshot") && told.contains(gate::POLICY), "{told}");
+        }
     }
 
     #[test]

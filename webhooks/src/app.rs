@@ -11,14 +11,11 @@ use bytes::Bytes;
 use certs::Peer;
 use futures::FutureExt;
 use http::{Method, Request, Response, StatusCode, header::CONTENT_TYPE};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::Full;
 use hyper::body::Body;
 use jiff::Timestamp;
 use thiserror::Error;
-use tokio::{
-    sync::Semaphore,
-    time::{Instant as Deadline, timeout_at},
-};
+use tokio::{sync::Semaphore, time::Instant as Deadline};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -30,6 +27,7 @@ use crate::{
     forward::Forwarder,
     metrics::{Metrics, Outcome, name},
     review::{self, ReturnAddress, decode, encode},
+    room::{Room, Unread},
 };
 
 /// Everything that answers.
@@ -42,28 +40,21 @@ pub struct App {
     stopping: CancellationToken,
     /// Reviews at once.
     places: Semaphore,
-    /// KiB of bodies that are being read.
-    room: Semaphore,
+    room: Room,
 }
 
 /// Reviews at once: one that waits for a freeze holds some KiB, for 28 s at most. A snapshotter asks for ten at a time (`--worker-threads`).
 const PLACES: usize = 1024;
-/// Of bodies: two of the longest at once, or a thousand usual ones. Their values take some times as much.
-const ROOM_KIB: usize = 8 * 1024;
+/// For a review to arrive, however long its sender would wait for the answer: kube-apiserver has all of it when it begins to send.
+const ARRIVAL: Duration = Duration::from_secs(2);
 
 /// No review's answer: kube-apiserver goes by the webhook's `failurePolicy`. It goes to whoever sent the request.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 enum Fault {
     #[error("show a client certificate of the authority that this server was given")]
     Unknown,
-    #[error("too many reviews at once; try again")]
-    Busy,
-    #[error("the review did not arrive in time")]
-    Slow,
-    #[error("the review is longer than {} bytes", review::LONGEST)]
-    TooLong,
-    #[error("the review did not arrive whole: {0}")]
-    Torn(String),
+    #[error(transparent)]
+    Unread(#[from] Unread),
     #[error(transparent)]
     Unreadable(#[from] review::Unreadable),
     #[error("an error of ours; the log says more")]
@@ -72,7 +63,7 @@ enum Fault {
 
 impl App {
     pub fn new(ours: Ours, forwarder: Forwarder, credentials: Arc<Credentials>, stopping: CancellationToken) -> Self {
-        let (places, room) = (Semaphore::new(PLACES), Semaphore::new(ROOM_KIB));
+        let (places, room) = (Semaphore::new(PLACES), Room::new());
         Self { ours, forwarder, credentials, metrics: Metrics::new(), stopping, places, room }
     }
 
@@ -134,7 +125,7 @@ impl App {
         if !self.credentials.admits(&peer.certificates, now) {
             return Err(Fault::Unknown);
         }
-        let _place = self.places.try_acquire().map_err(|_| Fault::Busy)?;
+        let _place = self.places.try_acquire().map_err(|_| Unread::Full)?;
         let deadline = Deadline::now() + deadline::of(request.uri().query());
         let (to, decision) = self.decide(door, request, deadline).await?;
         let (outcome, answer) = match (decision, door) {
@@ -161,25 +152,18 @@ impl App {
         B: Body<Data = Bytes>,
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
-        let body = request.into_body();
-        let longest = u64::try_from(review::LONGEST).unwrap_or(u64::MAX);
-        let length = body.size_hint().upper().unwrap_or(longest);
-        if length > longest {
-            return Err(Fault::TooLong);
-        }
-        let kib = u32::try_from(length.div_ceil(1024)).map_err(|_| Fault::TooLong)?;
-        let room = timeout_at(deadline, self.room.acquire_many(kib.max(1))).await;
-        let _room = room.map_err(|_| Fault::Busy)?.map_err(|_| Fault::Ours)?;
-        let body = timeout_at(deadline, Limited::new(body, review::LONGEST).collect()).await;
-        let body = body.map_err(|_| Fault::Slow)?.map_err(|error| {
-            if error.is::<LengthLimitError>() { Fault::TooLong } else { Fault::Torn(error.to_string()) }
-        })?;
-        let review = decode(&body.to_bytes())?;
+        let arrived = self.room.read(request.into_body(), deadline.min(Deadline::now() + ARRIVAL)).await?;
+        let _values = self.room.values(&arrived.bytes)?;
+        let review = decode(&arrived.bytes)?;
         Ok((review.to, decide(door, &review.request, &self.ours)))
     }
 
     async fn ask(&self, request: &GateRequest, deadline: Deadline) -> (Outcome, Answer) {
         let GateRequest { gate, object, required, dry_run, .. } = request;
+        let Ok(_waiting) = self.room.waiting(request) else {
+            warn!(?gate, uid = object.uid, "not asked: too much waits for its answer");
+            return unheld(*gate, *required, "too much waits for its answer");
+        };
         let began = Instant::now();
         let answer = self.forwarder.ask(request, deadline).await;
         let took = began.elapsed();
@@ -203,10 +187,10 @@ impl Fault {
     fn code(&self) -> StatusCode {
         match self {
             Self::Unknown => StatusCode::UNAUTHORIZED,
-            Self::Busy => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Slow => StatusCode::REQUEST_TIMEOUT,
-            Self::TooLong => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::Torn(_) | Self::Unreadable(_) => StatusCode::BAD_REQUEST,
+            Self::Unread(Unread::Full) => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Unread(Unread::Slow) => StatusCode::REQUEST_TIMEOUT,
+            Self::Unread(Unread::TooLong) => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::Unread(Unread::Torn(_)) | Self::Unreadable(_) => StatusCode::BAD_REQUEST,
             Self::Ours => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

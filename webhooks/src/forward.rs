@@ -79,14 +79,10 @@ impl Forwarder {
         request: &GateRequest,
         deadline: Instant,
     ) -> Result<GateAnswer, Unanswered> {
-        let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(WAY_BACK);
-        let deadline_milliseconds = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
-        let request = GateRequest { deadline_milliseconds, ..request.clone() };
-        let body = serde_json::to_vec(&request).map_err(|error| Unanswered::Unreadable(error.to_string()))?;
         let request = Request::post(format!("https://{}{}", self.connection.name(), gate::PATH))
             .header(AUTHORIZATION, token)
             .header(CONTENT_TYPE, "application/json")
-            .body(Full::new(Bytes::from(body)))
+            .body(Full::new(body(request, deadline)?))
             .map_err(|error| Unanswered::Unreachable(error.to_string()))?;
         let lost = |error: &dyn std::fmt::Display| Unanswered::Lost(error.to_string());
         kept.sender.ready().await.map_err(|error| lost(&error))?;
@@ -101,6 +97,14 @@ impl std::fmt::Debug for Forwarder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Forwarder").field("to", &self.connection.name()).finish_non_exhaustive()
     }
+}
+
+/// As it is sent now. Nothing else of it is kept while the answer is waited for.
+fn body(request: &GateRequest, deadline: Instant) -> Result<Bytes, Unanswered> {
+    let left = deadline.saturating_duration_since(Instant::now()).saturating_sub(WAY_BACK);
+    let deadline_milliseconds = u64::try_from(left.as_millis()).unwrap_or(u64::MAX);
+    let request = GateRequest { deadline_milliseconds, ..request.clone() };
+    serde_json::to_vec(&request).map(Bytes::from).map_err(|error| Unanswered::Unreadable(error.to_string()))
 }
 
 /// What the apiserver answered. Pure.

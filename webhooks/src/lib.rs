@@ -20,6 +20,7 @@ pub(crate) mod gates;
 mod metrics;
 mod own_kinds;
 pub mod review;
+mod room;
 pub mod server;
 
 pub use args::Args;

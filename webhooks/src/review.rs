@@ -89,6 +89,25 @@ pub fn decode(bytes: &[u8]) -> Result<Review, Unreadable> {
     Ok(Review { to: ReturnAddress { api_version, uid }, request })
 }
 
+/// No less than what a JSON text takes in memory as values. A map of one key takes a node of eleven (`BTreeMap`), so that some
+/// bytes of text may take a hundred times as much.
+pub fn weight(bytes: &[u8]) -> usize {
+    const MAP: usize = 704;
+    const VALUE: usize = 192;
+    let (mut weight, mut in_text, mut is_escaped) = (bytes.len(), false, false);
+    for byte in bytes {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => in_text = !in_text,
+            b'{' if !in_text => weight += MAP,
+            b'[' | b',' if !in_text => weight += VALUE,
+            _ => {}
+        }
+    }
+    weight
+}
+
 /// The bytes of an answered review.
 pub fn encode(to: &ReturnAddress, answer: &Answer) -> Vec<u8> {
     let review = json!({

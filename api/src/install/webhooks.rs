@@ -83,7 +83,7 @@ impl Webhooks<'_> {
             (Gate::Content, "content.gates.stillpoint.dev", "content.required.stillpoint.dev"),
             (Gate::Preflight, "preflight.gates.stillpoint.dev", "preflight.required.stillpoint.dev"),
         ] {
-            if gate == Gate::Content && names(self.content_drivers).is_empty() {
+            if gate == Gate::Content && fitting(self.content_drivers).0.is_empty() {
                 continue;
             }
             entries.push(self.gate(gate, preferred, None));
@@ -125,7 +125,10 @@ impl Webhooks<'_> {
             Gate::Content => {
                 conditions.insert(
                     0,
-                    ("of-these-drivers", format!("object.spec.driver in {}", cel_list(self.content_drivers))),
+                    (
+                        "of-these-drivers",
+                        format!("object.spec.driver in {}", cel_list(&fitting(self.content_drivers).0)),
+                    ),
                 );
                 of_content(&mut conditions);
                 (CONTENTS, "content-create", CUT_SECONDS)
@@ -178,8 +181,20 @@ impl Webhooks<'_> {
     }
 
     fn required(&self) -> Vec<String> {
+        self.required_and_left_out().0
+    }
+
+    fn required_and_left_out(&self) -> (Vec<String>, Vec<String>) {
         let left_alone = left_alone(self.namespace);
-        names(self.required).into_iter().filter(|name| !left_alone.contains(&name.as_str())).collect()
+        let wanted: Vec<String> =
+            self.required.iter().filter(|name| !left_alone.contains(&name.as_str())).cloned().collect();
+        fitting(&wanted)
+    }
+
+    /// Namespaces and drivers that there is no room for: see [`fitting`]. Those namespaces are with all others, in the entries of
+    /// `Ignore`: the apiserver refuses for them what it cannot hold, and where nobody answers nobody refuses.
+    pub fn left_out(&self) -> Vec<String> {
+        [self.required_and_left_out().1, fitting(self.content_drivers).1].concat()
     }
 
     fn not_ours(&self) -> (&'static str, String) {
@@ -248,6 +263,22 @@ fn snapshot_conditions() -> Vec<(&'static str, String)> {
 
 fn annotated(object: &str, key: &str) -> String {
     format!("has({object}.metadata.annotations) && '{key}' in {object}.metadata.annotations")
+}
+
+/// What a list of CEL may have of characters: an expression of more than 100,000 is refused, and all that is applied with it (cel-go
+/// `parser/parser.go`, expressionSizeCodePointLimit).
+const LONGEST_LIST: usize = 90_000;
+
+/// Those of these names that there is room for in an expression, the first by the alphabet, and those that there is not.
+pub fn fitting(texts: &[String]) -> (Vec<String>, Vec<String>) {
+    let mut fit = names(texts);
+    let mut length = 0;
+    let end = fit.iter().position(|name| {
+        length += name.len() + "'', ".len();
+        length > LONGEST_LIST
+    });
+    let left_out = fit.split_off(end.unwrap_or(fit.len()));
+    (fit, left_out)
 }
 
 /// A list as CEL has it: sorted, each once.
@@ -349,6 +380,25 @@ mod tests {
         assert_eq!(fails(&configuration(&["shop"], &[])), 2);
         assert_eq!(fails(&configuration(&["shop"], &["late.csi.example"])), 3);
         assert_eq!(configuration(&["a", "b", "a"], &[]), configuration(&["b", "a"], &[]));
+    }
+
+    #[test]
+    fn what_there_is_no_room_for_is_said_and_is_with_all_others() {
+        let many: Vec<String> = (0..2000).map(|at| format!("{at:0>63}")).collect();
+        let made = Webhooks { namespace: "stillpoint", ca_bundle: "PEM", required: &many, content_drivers: &many };
+        let (fit, left_out) = fitting(&many);
+        assert_eq!(fit.len() + left_out.len(), many.len());
+        assert!(fit.len() > 1300 && !left_out.is_empty(), "{}", fit.len());
+        assert_eq!(made.left_out(), [left_out.clone(), left_out.clone()].concat());
+        let configuration = made.configuration();
+        let entries = configuration["webhooks"].as_array().unwrap();
+        let expressions = entries.iter().flat_map(|entry| entry["matchConditions"].as_array().unwrap());
+        let longest = expressions.map(|condition| condition["expression"].as_str().unwrap().len()).max();
+        assert!((80_000..100_000).contains(&longest.unwrap()), "{longest:?}");
+        for entry in entries {
+            assert!(!entry.to_string().contains(&left_out[0]), "neither required nor excepted: {}", entry["name"]);
+        }
+        assert_eq!(fitting(&owned(&["b", "a"])), (owned(&["a", "b"]), vec![]));
     }
 
     #[test]

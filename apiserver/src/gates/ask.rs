@@ -281,21 +281,38 @@ impl Gates {
         deadline: Instant,
     ) -> Result<QuiesceStatus, String> {
         let database = together.databases.first().ok_or("no Database")?;
-        let mut asked = Asked { uid: String::new(), again: self.finished(&request.object) };
+        let mut asking = Asking {
+            gates: self.clone(),
+            namespace: together.namespace.clone(),
+            database: database.clone(),
+            content: request.object.uid.clone(),
+            again: self.finished(&request.object),
+            claim: None,
+        };
         let (mut busy, mut pause) = (None, BUSY);
         loop {
-            let held = timeout_at(deadline, self.hold_once(request, together, database, &mut asked)).await;
+            let held = timeout_at(deadline, self.hold_once(request, together, &mut asking)).await;
             match held {
                 Err(_) => {
-                    let ended = self.unquiesce(&together.namespace, database, &asked.uid);
-                    timeout_at(deadline + WAY_OUT, ended).await.ok();
-                    return Err(busy.unwrap_or_else(|| "its databases did not stand still in time".to_owned()));
+                    if let Some(claim) = asking.claim.take() {
+                        let ended = self.unquiesce(&asking.namespace, database, &claim);
+                        timeout_at(deadline + WAY_OUT, ended).await.ok();
+                        self.was_let_go(&claim, TOO_LATE);
+                    }
+                    return Err(busy.unwrap_or_else(|| TOO_LATE.to_owned()));
                 }
-                Ok(Ok(status)) => return Ok(status),
-                Ok(Err(Refusal::Final(why))) => return Err(why),
+                Ok(Ok(status)) => {
+                    asking.claim = None;
+                    return Ok(status);
+                }
+                Ok(Err(Refusal::Final(why))) => {
+                    asking.claim = None;
+                    return Err(why);
+                }
                 Ok(Err(Refusal::Busy(why))) if Instant::now() + pause >= deadline => return Err(why),
                 Ok(Err(Refusal::Busy(why))) => busy = Some(why),
             }
+            asking.claim = None;
             sleep(pause).await;
             pause = (pause * 2).min(BUSY_LONGEST);
         }
@@ -306,17 +323,18 @@ impl Gates {
         &self,
         request: &GateRequest,
         together: &Together,
-        database: &str,
-        asked: &mut Asked,
+        asking: &mut Asking,
     ) -> Result<QuiesceStatus, Refusal> {
-        let last = asked.again + AGAIN;
-        while asked.again < last {
-            asked.uid = cut::claim_uid(request.object.group, &request.object.uid, asked.again);
-            let quiesce = cut::quiesce(together, asked.uid.clone(), cut::reason(request));
-            let (code, body) = self.quiesce(&together.namespace, database, &quiesce, request.dry_run).await?;
+        let last = asking.again + AGAIN;
+        let database = asking.database.clone();
+        while asking.again < last {
+            let claim = cut::claim_uid(request.object.group, &request.object.uid, asking.again);
+            asking.claim = (!request.dry_run).then(|| claim.clone());
+            let quiesce = cut::quiesce(together, claim.clone(), cut::reason(request));
+            let (code, body) = self.quiesce(&together.namespace, &database, &quiesce, request.dry_run).await?;
             let lives = match code {
                 StatusCode::CREATED => true,
-                StatusCode::OK => request.dry_run || self.renew(&together.namespace, database, &asked.uid).await?,
+                StatusCode::OK => request.dry_run || self.renew(&together.namespace, &database, &claim).await?,
                 StatusCode::GONE => false,
                 code => return Err(Refusal::read(code, &body)),
             };
@@ -324,7 +342,7 @@ impl Gates {
                 return serde_json::from_value(body["status"].clone())
                     .map_err(|error| Refusal::Final(error.to_string()));
             }
-            asked.again += 1;
+            asking.again += 1;
         }
         Err(Refusal::Final(format!("it was tried {AGAIN} times")))
     }
@@ -340,11 +358,33 @@ impl Gates {
     }
 }
 
-/// The claim that a gate asks for.
-struct Asked {
-    uid: String,
+/// A gate that asks for a claim. Whoever asked may be gone before it is held, and then it is dropped: nobody waits for it.
+struct Asking {
+    gates: Gates,
+    namespace: String,
+    database: String,
+    content: String,
     again: u32,
+    /// That may be held, and that nobody was told of.
+    claim: Option<String>,
 }
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        let Some(claim) = self.claim.take() else { return };
+        let (gates, namespace, database) = (self.gates.clone(), self.namespace.clone(), self.database.clone());
+        gates.was_let_go(&claim, GONE);
+        gates.is_missed(&self.content, GONE);
+        self.gates.0.verbs.tasks.spawn(async move {
+            if let Err(why) = gates.unquiesce(&namespace, &database, &claim).await {
+                warn!(claim, ?why, "a claim that nobody waits for ends by itself");
+            }
+        });
+    }
+}
+
+const TOO_LATE: &str = "its databases did not stand still in time";
+const GONE: &str = "whoever asked was gone before its databases stood still";
 
 /// Whether a review says of a content what is stored of it, and it was not cut yet. Pure.
 fn is_of(request: &GateRequest, known: &Content) -> bool {

@@ -3,7 +3,10 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use api::{Claim, Freeze, FreezeStatus, Phase};
+use api::{
+    Claim, Freeze, FreezeStatus, Phase,
+    conditions::{reasons, types},
+};
 use freeze::Ended;
 use jiff::Timestamp;
 use kube::api::DynamicObject;
@@ -74,7 +77,8 @@ fn judged(
             Held::Throughout { window: Window { from: from.0, to: seen.seen_at }, calls, proved }
         }
     };
-    if let Held::Ended { .. } = held {
+    // Then it does not matter what was cut.
+    if !matches!(held, Held::Throughout { proved: true, .. }) {
         return nothing_held(held);
     }
     // Its Pod is gone by now: nobody can tell whether these are all volumes that it had.
@@ -179,7 +183,7 @@ fn freeze_of<'f>(freezes: impl Iterator<Item = &'f Freeze>, content: &str) -> Op
     };
     let (freeze, status, claim) = freezes.filter_map(of).max_by_key(|(_, _, claim)| claim.since.0)?;
     Some(match status.phase {
-        _ if claim.ended_at.is_some() => Freezed::Thawed { claim: claim.uid.clone() },
+        _ if was_let_go(claim, status) => Freezed::Thawed { claim: claim.uid.clone() },
         phase if !phase.is_finished() => Freezed::Goes,
         phase => {
             let name = freeze.metadata.name.as_deref().unwrap_or_default();
@@ -188,6 +192,18 @@ fn freeze_of<'f>(freezes: impl Iterator<Item = &'f Freeze>, content: &str) -> Op
         }
     })
 }
+
+/// Whether a claim's owner ended it, and not whatever ended the freeze, which ends all that are left.
+fn was_let_go(claim: &Claim, status: &FreezeStatus) -> bool {
+    let Some(ended) = &claim.ended_at else { return false };
+    let frozen = status.conditions.iter().find(|condition| condition.type_ == types::FROZEN);
+    let released = status.phase == Phase::Thawed && frozen.is_some_and(|frozen| frozen.reason == reasons::RELEASED);
+    let before_it = || status.thawed_at.as_ref().is_some_and(|thawed| ended.0 < thawed.0 - ENDING);
+    !status.phase.is_finished() || released || before_it()
+}
+
+/// From when a freeze begins to end until its claims are told so.
+const ENDING: Duration = Duration::from_secs(1);
 
 fn nothing_held(held: Held) -> Verdict {
     judge(&Seen { atomic: false, sure: false, cut: BTreeSet::new(), of: BTreeSet::new(), held })
@@ -271,9 +287,13 @@ mod tests {
 
     /// Held from second 0, by a claim until second 60.
     fn status(phase: &str, ended: bool, proved: bool) -> FreezeStatus {
+        let reason = if phase == "Thawed" && ended { "Released" } else { "Forced" };
         let ended = ended.then(|| at(10).to_string());
         serde_json::from_value(json!({
-            "phase": phase, "message": "why", "frozenAt": at(0).to_string(),
+            "phase": phase, "message": "why", "frozenAt": at(0).to_string(), "thawedAt": at(10).to_string(),
+            "conditions": [{
+                "type": "Frozen", "status": "False", "reason": reason, "message": "", "lastTransitionTime": at(10).to_string(),
+            }],
             "claims": [{
                 "kind": "User", "name": "us", "uid": "VolumeSnapshotContent/u", "user": "us",
                 "since": at(-1).to_string(), "until": at(60).to_string(), "endedAt": ended,
@@ -346,6 +366,13 @@ mod tests {
             let ended = format!("Freeze a ended as {phase} before the cut was seen: why");
             assert_eq!(of(&[freeze("a", status(phase, false, false))]), Some(Freezed::Ended(ended)));
         }
+        // Whatever ended the freeze ended its claims, too.
+        for phase in ["Expired", "Lost"] {
+            assert!(matches!(of(&[freeze("a", status(phase, true, false))]), Some(Freezed::Ended(_))), "{phase}");
+        }
+        let mut forced = status("Thawed", true, true);
+        forced.conditions[0].reason = reasons::FORCED.to_owned();
+        assert!(matches!(of(&[freeze("a", forced)]), Some(Freezed::Ended(_))));
         let mut newer = status("Frozen", false, false);
         newer.claims[0].since = k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime(at(5));
         let both = [freeze("b", newer), freeze("a", status("Thawed", true, true))];

@@ -47,36 +47,44 @@ pub(super) async fn judgement(
     condition: If,
 ) {
     let said = json!({"labels": {CONSISTENCY: verdict.consistency.word()}, "annotations": annotations(held, verdict)});
-    let mut metadata = said.clone();
-    metadata["uid"] = json!(content.uid);
+    let mut metadata = json!({"metadata": said});
+    metadata["metadata"]["uid"] = json!(content.uid);
     if condition == If::Unchanged {
-        metadata["resourceVersion"] = json!(content.version);
+        metadata["metadata"]["resourceVersion"] = json!(content.version);
     }
-    // The snapshot first: once its content says it nobody looks again.
-    let judging = || async {
-        let uid = match condition {
-            If::Always => on_snapshot(gates, content.group, &content.snapshot, &said).await?,
-            If::Unchanged => None,
-        };
-        let contents = gates.0.kinds.all(Kind::Content, content.group);
-        patched(&contents, &content.name, &json!({"metadata": metadata})).await?;
-        match condition {
-            If::Always => Ok(uid),
-            If::Unchanged => on_snapshot(gates, content.group, &content.snapshot, &said).await,
-        }
+    let contents = gates.0.kinds.all(Kind::Content, content.group);
+    let on_content = || patched(&contents, &content.name, &metadata);
+    let on_snapshot = || on_snapshot(gates, content.group, &content.snapshot, &said);
+    // Whoever waits for the label finds the Event.
+    let tell = || {
+        let good = verdict.consistency == Consistency::Application;
+        let uid = content.snapshot.uid.clone();
+        event(gates, content.group, &content.snapshot, uid, good, verdict.reason, &verdict.message)
     };
-    let uid = match again(judging).await {
-        Ok(uid) => uid,
+    let written = match condition {
+        // The snapshot first: once its content says it nobody looks again.
+        If::Always => {
+            tell().await;
+            match again(on_snapshot).await {
+                Ok(_) => again(on_content).await.map(drop),
+                Err(error) => Err(error),
+            }
+        }
+        // The content first: only there is it seen whether somebody else was faster.
+        If::Unchanged => match again(on_content).await {
+            Ok(_) => {
+                tell().await;
+                again(on_snapshot).await.map(drop)
+            }
+            Err(error) => Err(error),
+        },
+    };
+    match written {
+        Ok(()) => gates.0.app.metrics.judged(verdict.consistency.word()),
         // It has changed meanwhile, or is another one by now: whoever sees it so looks at it again.
-        Err(kube::Error::Api(status)) if status.code == 409 => return,
-        Err(error) => {
-            warn!(content = content.name, %error, "what a copy is worth could not be written on it");
-            return;
-        }
-    };
-    gates.0.app.metrics.judged(verdict.consistency.word());
-    let good = verdict.consistency == Consistency::Application;
-    event(gates, content.group, &content.snapshot, uid, good, verdict.reason, &verdict.message).await;
+        Err(kube::Error::Api(status)) if status.code == 409 => {}
+        Err(error) => warn!(content = content.name, %error, "what a copy is worth could not be written on it"),
+    }
 }
 
 /// Tries again what the API server could not do at the moment.

@@ -224,6 +224,9 @@ async fn finish(gates: &Gates, ours: Ours, end: End, seen_at: Timestamp) {
         End::Nobody(why) => {
             info!(claim = ours.claim.uid, why, "let go without a cut");
             gates.was_let_go(&ours.claim.uid, why);
+            if let Some((_, uid)) = cut::content_of(&ours.claim.uid) {
+                gates.is_missed(uid, why);
+            }
             return;
         }
     };

@@ -1,4 +1,4 @@
-//! G1: somebody declares a snapshot. What will become of it is told as warnings, and preparing may begin; nothing is held.
+//! G1: somebody declares a snapshot. What will become of it is told as warnings; nothing is prepared or held yet.
 
 use api::gate::{self, Gate, GateRequest, Group};
 

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests; clippy excuses only the tests themselves")]
 
 mod any_bytes;
+mod crowds;
 mod decisions;
 mod forwarding;
 mod linked;

@@ -22,7 +22,7 @@ use webhooks::{
 
 use crate::{
     reviews::{BEING_CREATED, cut, preflight, with},
-    upstream::{authority, files},
+    upstream::{NAME, authority, files},
     wire::Wire,
 };
 
@@ -43,7 +43,7 @@ async fn numbers() {
     let directory = tempfile::tempdir().unwrap();
     let authority = authority("ours");
     let files = files(directory.path(), &authority, "secret");
-    let (server, address) = start(&files).await;
+    let (server, address) = start(&files, ([127, 0, 0, 1], 9).into()).await;
     let pid = server.id().unwrap();
 
     let mut pure = Vec::with_capacity(ALONE);
@@ -104,13 +104,14 @@ async fn numbers() {
     assert_eq!(wire.review("/gates/snapshot", &preflight()).await["allowed"], true);
 }
 
-/// The program, on one core if `taskset` is there.
-async fn start(files: &Files) -> (Child, SocketAddr) {
+/// The program, on one core, and where it asks.
+pub(crate) async fn start(files: &Files, apiserver: SocketAddr) -> (Child, SocketAddr) {
     let binary = env!("CARGO_BIN_EXE_stillpoint-webhooks");
     let mut command = Command::new("taskset");
     command.args(["--cpu-list", "0", binary]);
     command
-        .args(["--listen", "127.0.0.1:0", "--apiserver", "https://127.0.0.1:9", "--log", "warn"])
+        .args(["--listen", "127.0.0.1:0", "--log", "error", "--apiserver-name", NAME])
+        .arg(format!("--apiserver=https://{apiserver}"))
         .arg("--tls-cert-file")
         .arg(&files.certificate)
         .arg("--tls-private-key-file")
@@ -145,7 +146,7 @@ fn cpu_seconds(pid: u32) -> f64 {
     (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
 }
 
-fn kib(pid: u32, key: &str) -> f64 {
+pub(crate) fn kib(pid: u32, key: &str) -> f64 {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix(key)).unwrap();
     line.trim().trim_end_matches(" kB").parse().unwrap()

@@ -25,10 +25,10 @@ use crate::{
 };
 
 /// A server, and what it is trusted by.
-struct World {
-    authority: Authority,
+pub(crate) struct World {
+    pub(crate) authority: Authority,
     files: Files,
-    address: SocketAddr,
+    pub(crate) address: SocketAddr,
     stopping: CancellationToken,
     running: AbortOnDropHandle<anyhow::Result<()>>,
     _directory: TempDir,
@@ -65,12 +65,12 @@ impl World {
     }
 
     /// Its apiserver is gone.
-    async fn alone() -> Self {
+    pub(crate) async fn alone() -> Self {
         let gone = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
         Self::start(authority("ours"), upstream_at(gone), None).await
     }
 
-    async fn wire(&self) -> Wire {
+    pub(crate) async fn wire(&self) -> Wire {
         self.wire_trusting(&self.authority, None).await.unwrap()
     }
 

@@ -62,13 +62,13 @@ async fn fails_for_good_and_is_asked_again(matrix: &Matrix<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The cut is made, and only its answer is lost: the next call answers with it. It was within the hold, but not for so long that
-/// clocks could not be wrong about it.
+/// The cut is made, and only its answer is lost: the next call answers with it. Whenever it was, it was within the hold, which began
+/// before the first call and goes on.
 async fn lost(matrix: &Matrix<'_>) -> Result<()> {
     let lost =
         Fault { failures: 1, code: DEADLINE_EXCEEDED, answer_is_lost: true, answer_delay_ms: 3000, ..Fault::default() };
     matrix.held("lost", lost).await?;
-    matrix.is_worth("lost", "unknown", "CutUnknown").await?;
+    matrix.is_worth("lost", "application", "Proved").await?;
     Ok(())
 }
 
@@ -82,7 +82,7 @@ async fn says_no_time(matrix: &Matrix<'_>) -> Result<()> {
         ..Fault::default()
     };
     matrix.held("timeless", fault).await?;
-    matrix.is_worth("timeless", "unknown", "CutUnknown").await?;
+    matrix.is_worth("timeless", "application", "Proved").await?;
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use api::{
     gate,
     install::{
         ACCOUNT,
-        webhooks::{CONTENT_DRIVERS, NAME, SERVING, left_alone},
+        webhooks::{CONTENT_DRIVERS, NAME, SERVING, fitting, left_alone},
     },
 };
 use k8s_openapi::api::{
@@ -71,7 +71,9 @@ pub(super) fn required(
     home: &str,
 ) -> Finding {
     let is_left_alone = |name: &&String| left_alone(home).contains(&name.as_str());
-    let wanted: BTreeSet<String> = labelled.iter().filter(|name| !is_left_alone(name)).cloned().collect();
+    let wanted: Vec<String> = labelled.iter().filter(|name| !is_left_alone(name)).cloned().collect();
+    let (wanted, left_out) = fitting(&wanted);
+    let wanted: BTreeSet<String> = wanted.into_iter().collect();
     let known = in_fail_entries(configuration);
     let list = |names: Vec<&String>| names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let missing: Vec<&String> = wanted.difference(&known).collect();
@@ -84,6 +86,15 @@ pub(super) fn required(
     if !too_many.is_empty() {
         let message = format!("{} is held to {}=Required, and not labelled so any more", list(too_many), gate::POLICY);
         return Finding::fail("required", message, fix);
+    }
+    if let Some(first) = left_out.first() {
+        let message = format!(
+            "there is no room for {} of the namespaces that are labelled {}=Required, from {first} on: where the webhooks cannot be \
+             reached, their snapshots are taken all the same",
+            left_out.len(),
+            gate::POLICY
+        );
+        return Finding::warn("required", message, "label fewer namespaces, or give them shorter names");
     }
     let ignored: Vec<&String> = labelled.iter().filter(is_left_alone).collect();
     if !ignored.is_empty() {
@@ -166,6 +177,15 @@ mod tests {
             let finding = required(&configuration(known, "PEM"), &labelled(names), "home");
             assert!(finding.result == result && finding.message.contains(says), "{finding:?}");
         }
+    }
+
+    #[test]
+    fn who_has_no_room_in_it_is_told() {
+        let many: Vec<String> = (0..2000).map(|at| format!("{at:0>63}")).collect();
+        let known: Vec<&str> = many.iter().map(String::as_str).collect();
+        let finding = required(&configuration(&known, "PEM"), &many.iter().cloned().collect(), "home");
+        let (_, left_out) = fitting(&many);
+        assert!(finding.result == CheckResult::Warn && finding.message.contains(&left_out[0]), "{finding:?}");
     }
 
     #[test]

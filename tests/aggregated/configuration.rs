@@ -1,16 +1,21 @@
-//! Webhooks that are there, and answer nobody: their pods hang, or a firewall drops what is sent to them.
+//! What kube-apiserver makes of the webhooks' configuration: how long it may be, and what becomes of those who ask nobody, when
+//! webhooks are there and say nothing, for their pods hang or a firewall drops what is sent to them.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Result, ensure};
-use api::install::webhooks;
+use api::install::webhooks::{self, Webhooks};
 use cluster::until;
+use serde_json::Value;
 use tokio::net::TcpListener;
 
 use crate::{
     install::{asked, shop},
     installation::{Installation, SHOP},
-    world::SOON,
+    world::{NAMESPACE, SOON, World},
 };
 
 /// As long as kube-apiserver waits for a word about a Database or a Freeze.
@@ -43,6 +48,29 @@ async fn webhooks_that_say_nothing_keep_people_for_a_while_and_no_freeze() {
     assert!(began.elapsed() < WAITS, "{:?}", began.elapsed());
     let took = written(&here).await.unwrap();
     assert!(took >= WAITS, "they still say nothing: {took:?}");
+}
+
+/// An expression has a limit, and one that is beyond it has all that is applied with it refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn however_many_namespaces_want_nothing_less_it_is_not_refused() {
+    let world = World::get().await;
+    let many: Vec<String> = (0..5000).map(|at| format!("{at:0>63}")).collect();
+    let made = Webhooks { namespace: NAMESPACE, ca_bundle: "", required: &many, content_drivers: &many };
+    let mut configuration = made.configuration();
+    configuration["metadata"]["name"] = "long".into();
+    let file = world.cluster.root().join("long.json");
+    let created = async |configuration: &Value| {
+        fs::write(&file, configuration.to_string()).unwrap();
+        let file = file.display().to_string();
+        world.cluster.kubectl(&["create", "--dry-run=server", "-f", &file]).await.unwrap().ok()
+    };
+    created(&configuration).await.unwrap();
+    assert!(!made.left_out().is_empty());
+    // As it would be if nobody counted.
+    let all = format!("request.namespace in {}", webhooks::cel_list(&many));
+    configuration["webhooks"][0]["matchConditions"][0]["expression"] = all.into();
+    let refused = created(&configuration).await.unwrap_err().to_string();
+    assert!(refused.contains("size exceeds limit"), "{}", &refused[refused.len().saturating_sub(300)..]);
 }
 
 /// How long it took to write a Database.
