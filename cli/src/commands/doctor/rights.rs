@@ -147,9 +147,7 @@ mod tests {
             "update secrets stillpoint-webhooks-tls in home",
             "watch namespaces",
             "patch volumesnapshotcontents.snapshot.storage.k8s.io",
-            "create validatingwebhookconfigurations.admissionregistration.k8s.io",
-            "delete validatingwebhookconfigurations.admissionregistration.k8s.io stillpoint-webhooks",
-            "get clusterroles.rbac.authorization.k8s.io stillpoint:apiserver",
+            "patch validatingwebhookconfigurations.admissionregistration.k8s.io stillpoint-webhooks",
             "get customresourcedefinitions.apiextensions.k8s.io freezes.stillpoint.dev",
         ] {
             assert!(told_of.iter().any(|told| told == right), "{right} in {told_of:?}");
