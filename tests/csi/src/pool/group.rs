@@ -129,8 +129,9 @@ mod tests {
         process::Command,
         sync::{
             Arc,
-            atomic::{AtomicBool, Ordering},
+            atomic::{AtomicBool, AtomicU64, Ordering},
         },
+        time::Duration,
     };
 
     use tonic::Code;
@@ -171,7 +172,7 @@ mod tests {
     }
 
     /// All are written in turns, each write flushed before the next, until `stop`.
-    fn write_in_turns(images: &[PathBuf], stop: &AtomicBool) {
+    fn write_in_turns(images: &[PathBuf], stop: &AtomicBool, written: &AtomicU64) {
         let files: Vec<_> = images.iter().map(|image| fs::File::options().write(true).open(image).unwrap()).collect();
         let mut number = 0_u64;
         while !stop.load(Ordering::Relaxed) {
@@ -181,6 +182,7 @@ mod tests {
                 file.write_at(&number.to_be_bytes(), 0).unwrap();
                 file.sync_data().unwrap();
             }
+            written.store(number, Ordering::Relaxed);
         }
     }
 
@@ -205,10 +207,10 @@ mod tests {
         let pool = pool().await;
         let volumes = volumes(&pool, 8).await;
         let images: Vec<_> = volumes.iter().map(|volume| pool.image(Kind::Volume, volume)).collect();
-        let stop = Arc::new(AtomicBool::new(false));
+        let (stop, written) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
         let writer = tokio::task::spawn_blocking({
-            let stop = Arc::clone(&stop);
-            move || write_in_turns(&images, &stop)
+            let (stop, written) = (Arc::clone(&stop), Arc::clone(&written));
+            move || write_in_turns(&images, &stop, &written)
         });
         let (mut apart, mut last) = (0, 0);
         for round in 0..30 {
@@ -216,16 +218,20 @@ mod tests {
             let together = numbers(&pool, &group.snapshots);
             assert!(is_one_instant(&together) && together[7] >= last, "round {round}: {together:?} after {last}");
             last = together[7];
-            // The control: cut one after the other, as quickly as can be.
+            // The control: cut one after the other, while the writer goes on.
             let mut singles = Vec::new();
-            for (at, volume) in volumes.iter().enumerate() {
+            for (at, volume) in [&volumes[0], &volumes[7]].into_iter().enumerate() {
                 singles.push(pool.create_snapshot(&format!("single-{round}-{at}"), volume).await.unwrap());
+                let now = written.load(Ordering::Relaxed);
+                while written.load(Ordering::Relaxed) < now + 2 && !writer.is_finished() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
             }
             apart += u32::from(!is_one_instant(&numbers(&pool, &singles)));
         }
         stop.store(true, Ordering::Relaxed);
         writer.await.unwrap();
-        assert!(last > 0 && apart > 0, "{last} writes, {apart} apart");
+        assert!(last > 0 && apart == 30, "{last} writes, {apart} apart");
         let left = fs::read_dir(&pool.directory).unwrap().flatten();
         assert!(!left.map(|entry| entry.file_name()).any(|name| name.to_string_lossy().ends_with(".cut")));
     }
