@@ -31,13 +31,36 @@ struct Inner {
     index: RwLock<Index>,
     /// Kinds of which everything was seen once.
     seen: watch::Sender<usize>,
-    /// Kinds that cannot be followed now, and since when.
-    broken: Mutex<HashMap<String, Instant>>,
+    /// Kinds that could not be followed.
+    failures: Mutex<HashMap<String, Failures>>,
+}
+
+/// Attempts to follow a kind that failed, one after the other. That one succeeds is not told before something changes, so they are
+/// over when no other comes.
+#[derive(Clone, Copy, Debug)]
+struct Failures {
+    first: Instant,
+    last: Instant,
 }
 
 const KINDS: usize = 5;
-/// A watch that is broken is begun again within seconds; beyond this too much may have changed.
+/// What could not be followed for so long is too old: too much may have changed.
 const OLD: Duration = Duration::from_secs(30);
+/// Attempts are made at least so often (kube-runtime, `default_backoff`: 30 s at most, and what it adds by chance).
+const ATTEMPTS: Duration = Duration::from_secs(75);
+
+impl Failures {
+    fn add(&mut self, now: Instant) {
+        if now.duration_since(self.last) > ATTEMPTS {
+            self.first = now;
+        }
+        self.last = now;
+    }
+
+    fn are_long(&self, now: Instant) -> bool {
+        self.last.duration_since(self.first) >= OLD && now.duration_since(self.last) <= ATTEMPTS
+    }
+}
 
 /// A kind that an [`Index`] is made of.
 trait Indexed: Resource<DynamicType = ()> {
@@ -47,7 +70,7 @@ trait Indexed: Resource<DynamicType = ()> {
 
 impl Watched {
     pub(super) fn new() -> Self {
-        Self(Arc::new(Inner { index: RwLock::default(), seen: watch::channel(0).0, broken: Mutex::default() }))
+        Self(Arc::new(Inner { index: RwLock::default(), seen: watch::channel(0).0, failures: Mutex::default() }))
     }
 
     pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
@@ -56,11 +79,11 @@ impl Watched {
 
     /// Whether everything was seen once: before that nothing follows from what is not there. What is too old is not known either.
     pub(super) fn is_complete(&self) -> bool {
-        *self.0.seen.borrow() == KINDS && self.broken().values().all(|since| since.elapsed() < OLD)
+        *self.0.seen.borrow() == KINDS && !self.failures().values().any(|failures| failures.are_long(Instant::now()))
     }
 
-    fn broken(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
-        self.0.broken.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failures(&self) -> MutexGuard<'_, HashMap<String, Failures>> {
+        self.0.failures.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Loops that never end.
@@ -84,9 +107,10 @@ impl Watched {
         let (mut known, mut listed): (HashSet<Name>, Option<HashSet<Name>>) = (HashSet::new(), None);
         let mut complete = false;
         while let Some(event) = events.next().await {
-            match &event {
-                Ok(_) => drop(self.broken().remove(&*K::kind(&()))),
-                Err(_) => drop(self.broken().entry(K::kind(&()).into_owned()).or_insert_with(Instant::now)),
+            if let Err(watcher::Error::InitialListFailed(_) | watcher::Error::WatchStartFailed(_)) = &event {
+                let now = Instant::now();
+                let kind = K::kind(&()).into_owned();
+                self.failures().entry(kind).or_insert(Failures { first: now, last: now }).add(now);
             }
             match event {
                 Ok(watcher::Event::Init) => listed = Some(HashSet::new()),
@@ -176,4 +200,25 @@ impl Indexed for EndpointSlice {
 
 fn name(object: &impl Resource<DynamicType = ()>) -> Name {
     (object.namespace().unwrap_or_default(), object.name_any())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_kind_is_too_old_only_while_attempts_to_follow_it_fail() {
+        let began = Instant::now();
+        let at = |second: u64| began + Duration::from_secs(second);
+        let mut failures = Failures { first: at(0), last: at(0) };
+        assert!(!failures.are_long(at(1)));
+        failures.add(at(20));
+        assert!(!failures.are_long(at(20)));
+        failures.add(at(40));
+        assert!(failures.are_long(at(41)));
+        // No other came: one succeeded, and nothing has changed since.
+        assert!(!failures.are_long(at(40) + ATTEMPTS + Duration::from_secs(1)));
+        failures.add(at(300));
+        assert!(!failures.are_long(at(301)), "these are others");
+    }
 }
