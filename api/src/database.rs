@@ -240,6 +240,14 @@ pub struct LastFreeze {
 // === impls ===
 
 impl Endpoint {
+    /// As it is dialled from another namespace of the same cluster: a name alone is a Service's of this one.
+    #[must_use]
+    pub fn within(self, namespace: &str) -> Self {
+        let is_alone = |host: &String| !host.contains(['.', ':']) && host != "localhost";
+        let host = self.host.map(|host| if is_alone(&host) { format!("{host}.{namespace}.svc") } else { host });
+        Self { host, ..self }
+    }
+
     /// The address, if exactly one of host and socket is given.
     pub fn address(&self, engine: Engine) -> Option<ConnectionAddress> {
         let port = self.port.unwrap_or(engine.default_port());
@@ -337,4 +345,26 @@ fn username_key() -> String {
 
 fn password_key() -> String {
     "password".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_name_alone_is_a_services_of_the_databases_own_namespace() {
+        for (host, dialled) in [
+            ("primary", "primary.shop.svc"),
+            ("pg-0.all", "pg-0.all"),
+            ("primary.shop.svc", "primary.shop.svc"),
+            ("db.example.org", "db.example.org"),
+            ("10.0.0.1", "10.0.0.1"),
+            ("fd00::1", "fd00::1"),
+            ("localhost", "localhost"),
+        ] {
+            let endpoint = Endpoint { host: Some(host.to_owned()), ..Endpoint::default() };
+            assert_eq!(endpoint.within("shop").host.as_deref(), Some(dialled));
+        }
+        assert_eq!(Endpoint::default().within("shop"), Endpoint::default());
+    }
 }

@@ -169,6 +169,9 @@ pub struct TargetStatus {
 pub struct Incarnation {
     /// PostgreSQL: system identifier. MariaDB: `server_id@hostname:datadir`, for it has no server uuid.
     pub server: String,
+    /// Where it says that it runs, by which it is known whose data it has: PostgreSQL's `inet_server_addr()`, MariaDB's `@@hostname`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
     /// When it started, by its own clock.
     pub started_at: String,
     /// PostgreSQL: the timeline.

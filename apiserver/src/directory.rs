@@ -17,6 +17,8 @@ use crate::{
 pub struct Directory {
     pub records: Arc<dyn Records>,
     pub drivers: Drivers,
+    /// Names of hosts are this cluster's.
+    pub in_cluster: bool,
 }
 
 impl Directory {
@@ -25,7 +27,11 @@ impl Directory {
         let database = self.records.database(namespace, name).await?;
         let names = targets::secret_names(&database);
         let secrets = try_join_all(names.iter().map(|name| self.records.secret(namespace, name))).await?;
-        Ok(Ingredients { database: Arc::unwrap_or_clone(database), secrets: secrets.into_iter().flatten().collect() })
+        let mut database = Arc::unwrap_or_clone(database);
+        if self.in_cluster {
+            database.spec.endpoint = database.spec.endpoint.within(namespace);
+        }
+        Ok(Ingredients { database, secrets: secrets.into_iter().flatten().collect() })
     }
 }
 

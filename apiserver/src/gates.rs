@@ -10,7 +10,9 @@ mod ask;
 mod atomic;
 mod contents;
 mod cut;
+mod declared;
 mod endpoint;
+mod holding;
 mod index;
 mod judge;
 mod keep;
@@ -18,6 +20,7 @@ mod kinds;
 mod known;
 mod policy;
 mod preflight;
+mod real;
 mod said;
 mod thaw;
 mod verb;
@@ -40,7 +43,8 @@ use tokio_util::sync::CancellationToken;
 use tracing::info;
 
 use crate::{app::App, auth::User, verbs::Verbs};
-use contents::Of;
+use contents::{Content, Of};
+use holding::InVain;
 use kinds::{Kind, Kinds};
 use known::Known;
 use watched::Watched;
@@ -64,13 +68,26 @@ struct Inner {
     over: CancellationToken,
     known: Mutex<Known>,
     asked: Mutex<Asked>,
+    in_vain: Mutex<InVain>,
     learnt: Mutex<Learnt>,
 }
 
-/// Why this replica held nothing for cuts that it was asked about, by the content's uid; and why it let claims go before there was
-/// a cut, by the claim's.
+/// What became of questions that this replica was asked.
 #[derive(Debug, Default)]
-struct Asked(HashMap<String, (Instant, String)>);
+struct Asked {
+    /// Why it held nothing for a cut, by the content's uid.
+    missed: HashMap<String, Missed>,
+    /// Why it let a claim go before there was a cut, by the claim's.
+    let_go: HashMap<String, (Instant, String)>,
+}
+
+#[derive(Debug)]
+struct Missed {
+    at: Instant,
+    /// When people were told last.
+    told: Instant,
+    why: String,
+}
 
 /// What the webhooks' configuration says, or is going to say.
 #[derive(Debug, Default)]
@@ -85,6 +102,8 @@ struct Learnt {
 
 /// How long it is remembered why nothing was held: a cut that is not made by then is asked about again.
 const REMEMBERED: Duration = Duration::from_secs(3600);
+/// How often people are told of the same cut why it waits.
+const TELL_AGAIN: Duration = Duration::from_secs(60);
 /// Drivers that do not tell when they cut: more than a cluster has drivers.
 const MOST_DRIVERS: usize = 64;
 /// How many of those at most; the others are judged as if nobody had been asked.
@@ -106,9 +125,9 @@ impl Gates {
                 .into(),
             ..User::default()
         };
-        let (kinds, watched) = (Kinds::new(client), Watched::new());
-        let (known, asked, learnt) = Default::default();
-        Self(Arc::new(Inner { app, verbs, kinds, watched, us, stopping, over, known, asked, learnt }))
+        let (kinds, watched) = (Kinds::new(client), Watched::new(domain()));
+        let (known, asked, in_vain, learnt) = Default::default();
+        Self(Arc::new(Inner { app, verbs, kinds, watched, us, stopping, over, known, asked, in_vain, learnt }))
     }
 
     /// `watching`: a client whose requests may be silent for long.
@@ -124,29 +143,40 @@ impl Gates {
 
     /// Why nothing was held for this content, if this replica was asked about it.
     fn missed(&self, uid: &str) -> Option<String> {
-        self.0.asked().0.get(uid).map(|(_, why)| why.clone())
+        self.0.asked().missed.get(uid).map(|missed| missed.why.clone())
     }
 
-    /// Answers whether this is news.
-    fn is_missed(&self, uid: &str, why: &str) -> bool {
-        let mut asked = self.0.asked();
-        if asked.0.len() >= MOST_REMEMBERED && !asked.0.contains_key(uid) {
+    /// Answers whether this is news, of which there is no more than one a minute.
+    fn note_missed(&self, uid: &str, why: &str) -> bool {
+        let (mut asked, now) = (self.0.asked(), Instant::now());
+        let before = asked.missed.get(uid).map(|missed| (missed.told, missed.why != why));
+        if asked.missed.len() >= MOST_REMEMBERED && before.is_none() {
             return true;
         }
-        asked.0.insert(uid.to_owned(), (Instant::now(), why.to_owned())).is_none_or(|(_, before)| before != why)
+        let news = before.is_none_or(|(told, other)| other && now.duration_since(told) >= TELL_AGAIN);
+        let told = if news { now } else { before.map_or(now, |(told, _)| told) };
+        asked.missed.insert(uid.to_owned(), Missed { at: now, told, why: why.to_owned() });
+        news
     }
 
-    fn is_held(&self, uid: &str) {
-        self.0.asked().0.remove(uid);
+    fn forget_missed(&self, uid: &str) {
+        self.0.asked().missed.remove(uid);
     }
 
     fn was_let_go(&self, claim: &str, why: &str) {
-        self.is_missed(claim, why);
+        let mut asked = self.0.asked();
+        if asked.let_go.len() < MOST_REMEMBERED {
+            asked.let_go.insert(claim.to_owned(), (Instant::now(), why.to_owned()));
+        }
     }
 
     /// Why this claim was let go here before there was a cut, if it was.
     fn let_go(&self, claim: &str) -> Option<String> {
-        self.missed(claim)
+        self.0.asked().let_go.get(claim).map(|(_, why)| why.clone())
+    }
+
+    fn in_vain(&self) -> MutexGuard<'_, InVain> {
+        self.0.in_vain()
     }
 
     /// `None`: it is gone, and another of the same name is another.
@@ -166,9 +196,26 @@ impl Gates {
     }
 }
 
+/// What the names of this cluster end in, as its Pods are told; what most are called where nobody says.
+fn domain() -> String {
+    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let searched = resolv.lines().filter_map(|line| line.strip_prefix("search")).flat_map(str::split_whitespace);
+    let mut domains = searched.filter_map(|domain| domain.strip_prefix("svc."));
+    domains.next().unwrap_or("cluster.local").trim_end_matches('.').to_owned()
+}
+
 impl Inner {
     fn asked(&self) -> MutexGuard<'_, Asked> {
         self.asked.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn in_vain(&self) -> MutexGuard<'_, InVain> {
+        self.in_vain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A cut has begun: it was not held for in vain.
+    fn begun(&self, content: &Content) {
+        self.in_vain().begun(content);
     }
 
     fn learnt(&self) -> MutexGuard<'_, Learnt> {
@@ -178,7 +225,9 @@ impl Inner {
     /// What was decided long ago.
     fn forget(&self) {
         self.known.lock().unwrap_or_else(PoisonError::into_inner).forget(Instant::now());
-        self.asked().0.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
+        let mut asked = self.asked();
+        asked.missed.retain(|_, missed| missed.at.elapsed() < REMEMBERED);
+        asked.let_go.retain(|_, (at, _)| at.elapsed() < REMEMBERED);
     }
 
     /// From the webhooks' configuration; `None`: there is none.

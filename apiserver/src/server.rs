@@ -100,7 +100,8 @@ impl Core {
         let metrics = Arc::new(Metrics::new());
         let replicas = Arc::default();
         let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics), Arc::clone(&replicas));
-        let directory = Directory { records: Arc::clone(&records), drivers };
+        let in_cluster = served == Served::Aggregated;
+        let directory = Directory { records: Arc::clone(&records), drivers, in_cluster };
         let epoch = Timestamp::now().as_microsecond();
         let freezer = Freezer::new(identity, epoch, journal, Arc::new(directory.clone()));
         let verbs = Verbs {

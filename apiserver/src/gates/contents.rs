@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use api::gate::{
     BEING_CREATED, CONSISTENCY, FREEZE, FROZEN_MILLISECONDS, GROUP_BEING_CREATED, GROUP_MEMBER, Group, LEVEL, MESSAGE,
-    POSITION, REASON,
+    POSITION, QUIESCE, REASON, SKIP,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -28,6 +28,8 @@ pub(super) struct Content {
     pub(super) made: Timestamp,
     /// It says already what it is worth.
     pub(super) is_judged: bool,
+    /// It says itself that it does not want to be waited for.
+    pub(super) skips: bool,
     pub(super) version: Option<String>,
     /// Of a group that was cut.
     pub(super) cut_group: Option<CutGroup>,
@@ -117,9 +119,10 @@ impl Content {
             handles,
             snapshot: Of::read(&spec[reference])?,
             fate,
-            deleting: object.metadata.deletion_timestamp.is_some() || annotated(BEING_DELETED),
+            deleting: object.metadata.deletion_timestamp.is_some() || BEING_DELETED.into_iter().any(annotated),
             made: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0),
             is_judged: is_judged(object),
+            skips: annotations.and_then(|all| all.get(QUIESCE)).is_some_and(|said| said == SKIP),
             version: object.metadata.resource_version.clone(),
             cut_group: (group == Group::Group).then(|| text(&status[handle])).flatten().map(|handle| {
                 let ours = |all: &Option<BTreeMap<String, String>>| {
@@ -157,7 +160,10 @@ impl Of {
 }
 
 /// On a content whose snapshot was deleted (external-snapshotter `pkg/utils/util.go`).
-const BEING_DELETED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted";
+const BEING_DELETED: [&str; 2] = [
+    "snapshot.storage.kubernetes.io/volumesnapshot-being-deleted",
+    "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-deleted",
+];
 
 /// What a judgement writes.
 const SAID: [&str; 7] = [CONSISTENCY, REASON, MESSAGE, FREEZE, LEVEL, POSITION, FROZEN_MILLISECONDS];

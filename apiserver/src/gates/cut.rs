@@ -1,11 +1,13 @@
 //! Right before a cut: which Databases have data on the volumes, and holding them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
     Database, Level, Quiesce, QuiesceSpec, QuiesceStatus,
     gate::{GateAnswer, GateDecision, GateRequest, Group, ON_MISSED, RETRY_AFTER_SECONDS, TRY_AGAIN},
 };
+
+use jiff::Timestamp;
 
 use super::{
     index::{Holds, Index, Name},
@@ -43,13 +45,15 @@ pub(super) struct Together {
     pub(super) cut: BTreeSet<String>,
     /// All claims that these Databases have data on.
     pub(super) of: BTreeSet<String>,
-    /// For each of them it is sure that whoever connects to it connects to the Pod whose volumes these are.
-    pub(super) is_sure: bool,
+    /// What the server of each, in the Pod whose volumes these are, says of where it runs: one of these. Empty where nobody can tell.
+    pub(super) names: BTreeMap<String, BTreeSet<String>>,
+    /// Before this none of it was there.
+    pub(super) since: Option<Timestamp>,
 }
 
 /// The claims that are cut, as far as they are known. They are of one namespace: a snapshot's is theirs, unless somebody lies.
-pub(super) fn claims(index: &Index, driver: &str, handles: &[String]) -> BTreeSet<Name> {
-    handles.iter().filter_map(|handle| index.claim_of(driver, handle)).cloned().collect()
+pub(super) fn claims(index: &Index, driver: &str, handles: &[String], namespace: Option<&str>) -> BTreeSet<Name> {
+    handles.iter().filter_map(|handle| index.claim_of(driver, handle, namespace)).cloned().collect()
 }
 
 /// What the cut of these claims asks for; `databases` are those of the namespace.
@@ -61,7 +65,8 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
         level: Level::Recoverable,
         cut: claims.iter().map(|(_, claim)| claim.clone()).collect(),
         of: BTreeSet::new(),
-        is_sure: true,
+        names: BTreeMap::new(),
+        since: None,
     };
     let mut why = Why::NotMounted;
     for claim in &together.cut {
@@ -71,7 +76,10 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
             Holds::Databases(found) => {
                 for one in found {
                     together.of.extend(one.claims);
-                    together.is_sure &= one.is_the_one;
+                    together.since = together.since.max(one.since);
+                    // Of one Database in two Pods nobody can say which of them was held for both.
+                    let names = together.names.entry(one.database.clone()).or_insert_with(|| one.names.clone());
+                    names.retain(|name| one.names.contains(name));
                     together.databases.insert(one.database);
                 }
             }
@@ -158,6 +166,8 @@ pub(super) fn held(together: &Together, status: &QuiesceStatus) -> GateAnswer {
 
 /// They are not. `missed`: where nothing less is wanted, what becomes of it; anywhere else the cut is made all the same.
 pub(super) fn not_held(missed: Option<Missed>, why: &str) -> GateAnswer {
+    // What has to be read comes after it.
+    let why = &shortened(why, LONGEST_WHY);
     let mut answer = GateAnswer::allow();
     answer.audit.insert("not-held".to_owned(), why.to_owned());
     let message = match missed {
@@ -181,12 +191,23 @@ pub(super) fn not_held(missed: Option<Missed>, why: &str) -> GateAnswer {
 }
 
 /// Of what nobody can have a reason for, nothing is held; where nothing less is wanted it waits, should it be real after all.
-pub(super) fn unreal(required: bool, why: &str) -> GateAnswer {
+pub(super) fn unreal(missed: Option<Missed>, why: &str) -> GateAnswer {
     let mut answer = GateAnswer::allow();
-    if required {
-        answer.decision = conflict(format!("{why}: {TRY_AGAIN}"));
+    if let Some(Missed::Again { .. } | Missed::Failed { .. }) = missed {
+        answer.decision = conflict(format!("{}: {TRY_AGAIN}", shortened(why, LONGEST_WHY)));
     }
     answer
+}
+
+/// Of a reason, in an answer.
+const LONGEST_WHY: usize = 1024;
+
+/// At most so many bytes of a text, never half a character.
+fn shortened(text: &str, longest: usize) -> String {
+    if text.len() <= longest {
+        return text.to_owned();
+    }
+    format!("{}…", &text[..text.floor_char_boundary(longest)])
 }
 
 fn conflict(message: String) -> GateDecision {
@@ -214,7 +235,7 @@ mod tests {
     }
 
     fn index() -> Index {
-        let mut index = Index::default();
+        let mut index = Index::new("cluster.local".to_owned());
         for (volume, claim) in [("h-data", "data"), ("h-wal", "wal"), ("h-files", "files"), ("h-old", "old")] {
             let volume: PersistentVolume = serde_json::from_value(json!({
                 "metadata": {"name": volume},
@@ -249,12 +270,13 @@ mod tests {
         let two = database("audit", "10.0.0.1", "WriteBlocked");
         let wanted = |handles: &[&str], databases: &[&Database]| {
             let handles: Vec<String> = handles.iter().map(|handle| (*handle).to_owned()).collect();
-            wanted(&index, &claims(&index, "d", &handles), databases)
+            wanted(&index, &claims(&index, "d", &handles, Some("shop")), databases)
         };
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         let together = |databases: &[&str], level, cut: &[&str]| {
             let (databases, cut, of) = (names(databases), names(cut), names(&["data", "wal"]));
-            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of, is_sure: true })
+            let names = databases.iter().map(|name| (name.clone(), names(&["10.0.0.1", "pg"]))).collect();
+            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of, names, since: None })
         };
         assert_eq!(wanted(&["h-data"], &[&one]), together(&["orders"], Level::Durable, &["data"]));
         assert_eq!(wanted(&["h-data", "h-wal"], &[&one]), together(&["orders"], Level::Durable, &["data", "wal"]));

@@ -10,6 +10,7 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::Incoming;
 use jiff::Timestamp;
 use rustls::ServerConfig;
+use serde_json::json;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -36,13 +37,12 @@ pub(crate) async fn serve(
                 Ok(bytes) => (StatusCode::OK, bytes),
                 Err((code, why)) => {
                     tracing::warn!(%code, why, "a gate was not asked as it should be");
-                    (code, Bytes::from(why))
+                    (code, Bytes::from(json!({"message": why}).to_string()))
                 }
             };
-            let content_type = if code == StatusCode::OK { "application/json" } else { "text/plain; charset=utf-8" };
             let mut response: Response<Full<Bytes>> = Response::new(Full::new(bytes));
             *response.status_mut() = code;
-            response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+            response.headers_mut().insert(header::CONTENT_TYPE, http::HeaderValue::from_static("application/json"));
             response
         }
     };

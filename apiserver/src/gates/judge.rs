@@ -1,7 +1,7 @@
 //! What a cut was worth: whoever held for it says so as soon as it is thawed; of a cut that nobody was held for, whoever was asked
 //! and could not, or else the leader.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use api::{
     Claim, Freeze, FreezeStatus, Phase,
@@ -34,6 +34,8 @@ pub(super) struct Observed {
 
 /// How often it is looked whether somebody has judged it.
 const LOOK: Duration = Duration::from_secs(2);
+/// No acquire timeout is longer, of which a barrier takes what is left.
+const LONGEST_BARRIER: Duration = Duration::from_secs(15);
 /// Whoever held for a cut says what it is worth within this, or is dead.
 const LOOKS_AFTER_THAW: u32 = 3;
 /// A freeze that lasts longer than this many looks is watched by nobody: see the Freeze.
@@ -71,10 +73,12 @@ fn judged(
         None => Held::Ended { why: status.message.clone().unwrap_or_else(|| "it never held".to_owned()) },
         Some(from) => {
             let calls = match seen.called {
-                Called::NotBefore(called) if called >= from.0 => Calls::Once,
-                _ => Calls::Again { created: seen.created },
+                Called::NotBefore(called) if called >= from.0 => Calls::Within,
+                Called::NotBefore(_) => Calls::Before,
+                Called::Unsure => Calls::Untold,
             };
-            Held::Throughout { window: Window { from: from.0, to: seen.seen_at }, calls, proved }
+            let window = Window { from: from.0, to: seen.seen_at, complete: from.0 + LONGEST_BARRIER };
+            Held::Throughout { window, calls, created: seen.created, proved }
         }
     };
     // Then it does not matter what was cut.
@@ -94,18 +98,46 @@ fn judged(
         Err(why) => return verdict::unknown("ClassUnknown", &format!("its class could not be read: {why}")),
     };
     let atomic = atomic::is_atomic(&content.driver, content.group, class.as_deref());
-    judge(&Seen { atomic, sure: together.is_sure, cut: together.cut, of: together.of, held })
+    let other = other(&together, status);
+    judge(&Seen { atomic, other, cut: together.cut, of: together.of, held })
 }
 
-/// Of a cut that nothing is held for here; waits for whoever may hold for it. Ends at once if nothing of ours is on it.
-pub(super) async fn of_not_held(gates: Gates, content: Content) {
+/// Why it is not known that whoever was held is whose volumes these are: each server says itself where it runs.
+fn other(together: &Together, status: &FreezeStatus) -> Option<String> {
+    let spelled = |host: &str| host.parse::<IpAddr>().map_or_else(|_| host.to_owned(), |address| address.to_string());
+    together.databases.iter().find_map(|database| {
+        let target = status.targets.iter().find(|target| target.database == *database)?;
+        let host = target.incarnation.as_ref().and_then(|incarnation| incarnation.host.as_deref()).map(spelled);
+        let names = together.names.get(database);
+        if let (Some(host), Some(names)) = (&host, names)
+            && names.contains(host)
+        {
+            return None;
+        }
+        let names = names.map(|names| names.iter().map(String::as_str).collect::<Vec<_>>().join(", "));
+        Some(match (host, names.filter(|names| !names.is_empty())) {
+            (Some(host), Some(names)) => format!(
+                "whoever was held for Database {database} says that it runs at {host}, and the volumes are of {names}: give \
+                 each server a Database of its own, by an address that leads to it alone"
+            ),
+            (None, _) => format!("whoever was held for Database {database} does not say where it runs"),
+            (_, None) => format!("several Pods write to volumes of Database {database}, and one of them was held"),
+        })
+    })
+}
+
+/// Of a cut that nothing is held for here; waits for whoever may hold for it. Ends at once if nothing of ours is on it. `began`: of
+/// what was made before, the Pods and Databases of today say nothing unless they were there then.
+pub(super) async fn of_not_held(gates: Gates, content: Content, began: Timestamp) {
     let mut thawed = 0;
     for _ in 0..MOST_LOOKS {
         let missed = gates.missed(&content.uid);
         if missed.is_none() {
             sleep(LOOK).await;
         }
-        if volumes(&gates, &content).is_none() {
+        let was_there =
+            |since: Option<Timestamp>| content.made >= began || since.is_none_or(|since| content.made >= since);
+        if volumes(&gates, &content).is_none_or(|together| !was_there(together.since)) {
             gates.known().settle(&content.uid);
             return;
         }
@@ -118,13 +150,13 @@ pub(super) async fn of_not_held(gates: Gates, content: Content) {
                 continue;
             }
         };
-        let treated = treatment(snapshot.as_deref());
+        let treated = if content.skips { Treatment::Skip } else { treatment(snapshot.as_deref()) };
         if matches!(treated, Treatment::Foreign(_)) {
             gates.known().settle(&content.uid);
             return;
         }
         let freezes = gates.0.verbs.records.freezes();
-        let verdict = match (freeze_of(freezes.iter().map(AsRef::as_ref), &content.uid), missed) {
+        let verdict = match (freeze_of(freezes.iter().map(AsRef::as_ref), &content.uid, &gates.0.us.name), missed) {
             (Some(Freezed::Goes), _) => {
                 sleep(LOOK).await;
                 continue;
@@ -170,15 +202,16 @@ enum Freezed {
     Ended(String),
 }
 
-/// Pure. `None`: nothing was ever held for it.
-fn freeze_of<'f>(freezes: impl Iterator<Item = &'f Freeze>, content: &str) -> Option<Freezed> {
+/// Pure. `None`: nothing was ever held for it. `us`: whoever else claims it claims nothing of ours.
+fn freeze_of<'f>(freezes: impl Iterator<Item = &'f Freeze>, content: &str, us: &str) -> Option<Freezed> {
     let of = |freeze: &'f Freeze| {
         let status = freeze.status.as_ref()?;
         // One that was refused held nothing, and whoever was told knows why.
         if status.phase == Phase::Failed {
             return None;
         }
-        let has = |claim: &&Claim| cut::content_of(&claim.uid).is_some_and(|(_, uid)| uid == content);
+        let has =
+            |claim: &&Claim| claim.user == us && cut::content_of(&claim.uid).is_some_and(|(_, uid)| uid == content);
         Some((freeze, status, status.claims.iter().filter(has).max_by_key(|claim| claim.since.0)?))
     };
     let (freeze, status, claim) = freezes.filter_map(of).max_by_key(|(_, _, claim)| claim.since.0)?;
@@ -206,7 +239,7 @@ fn was_let_go(claim: &Claim, status: &FreezeStatus) -> bool {
 const ENDING: Duration = Duration::from_secs(1);
 
 fn nothing_held(held: Held) -> Verdict {
-    judge(&Seen { atomic: false, sure: false, cut: BTreeSet::new(), of: BTreeSet::new(), held })
+    judge(&Seen { atomic: false, other: None, cut: BTreeSet::new(), of: BTreeSet::new(), held })
 }
 
 /// The content as it is now. `None`: it is judged, or gone.
@@ -227,11 +260,18 @@ async fn now(gates: &Gates, content: &Content) -> Option<Content> {
 /// What these volumes are of now. `None`: no Database has data on them.
 pub(super) fn volumes(gates: &Gates, content: &Content) -> Option<Together> {
     let index = gates.0.watched.index();
-    let claims = cut::claims(&index, &content.driver, &content.handles);
+    let claims = cut::claims(&index, &content.driver, &content.handles, Some(&content.snapshot.namespace));
+    let shared = content.handles.iter().any(|handle| index.is_shared(&content.driver, handle));
     let databases = gates.0.verbs.records.databases(claims.first().map(|(namespace, _)| namespace.as_str()));
     let databases: Vec<_> = databases.iter().map(AsRef::as_ref).collect();
     match cut::wanted(&index, &claims, &databases) {
-        Wanted::Hold(together) => Some(together),
+        Wanted::Hold(mut together) => {
+            // Whoever writes to it from another namespace was not held.
+            if shared {
+                together.names.clear();
+            }
+            Some(together)
+        }
         Wanted::Nothing(_) => None,
     }
 }
@@ -303,12 +343,13 @@ mod tests {
                 "proof": {
                     "held": proved, "kind": "SessionHeld", "incarnation": {"server": "s", "startedAt": "t", "replica": false},
                 },
+                "incarnation": {"server": "s", "host": "fd00:0::1", "startedAt": "t", "replica": false},
             }],
         }))
         .unwrap()
     }
 
-    fn together(databases: &[&str], is_sure: bool) -> Together {
+    fn together(databases: &[&str], at: &str) -> Together {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
         Together {
             namespace: "shop".to_owned(),
@@ -316,7 +357,8 @@ mod tests {
             level: api::Level::Durable,
             cut: names(&["data"]),
             of: names(&["data"]),
-            is_sure,
+            names: databases.iter().map(|name| ((*name).to_owned(), names(&[at, "orders-0"]))).collect(),
+            since: None,
         }
     }
 
@@ -324,7 +366,7 @@ mod tests {
     fn only_what_was_held_before_the_driver_could_be_called_is_worth_what_was_proved() {
         let seen = |called, seen_at: i64| Observed { seen_at: at(seen_at), created: None, called };
         let (once, late) = (Called::NotBefore(at(1)), Called::NotBefore(at(-1)));
-        let whole = || Some(together(&["orders"], true));
+        let whole = || Some(together(&["orders"], "fd00::1"));
         let says = || Ok(Some("true".to_owned()));
         let frozen = status("Thawed", true, true);
         for (status, seen, volumes, class, reason) in [
@@ -335,8 +377,15 @@ mod tests {
             (&frozen, seen(once, 61), whole(), says(), "FreezeEnded"),
             (&status("Thawed", true, false), seen(once, 10), whole(), says(), "NotProved"),
             (&frozen, seen(once, 10), None, says(), "PodGone"),
-            (&frozen, seen(once, 10), Some(together(&["orders", "audit"], true)), says(), "NotAllHeld"),
-            (&frozen, seen(once, 10), Some(together(&["orders"], false)), says(), "MemberUnknown"),
+            (&frozen, seen(once, 10), Some(together(&["orders", "audit"], "fd00::1")), says(), "NotAllHeld"),
+            (&frozen, seen(once, 10), Some(together(&["orders"], "10.0.0.1")), says(), "MemberUnknown"),
+            (
+                &frozen,
+                seen(once, 10),
+                Some(Together { names: Default::default(), ..whole().unwrap() }),
+                says(),
+                "MemberUnknown",
+            ),
             (&frozen, seen(once, 10), whole(), Err("403".to_owned()), "ClassUnknown"),
             (&frozen, seen(once, 10), whole(), Ok(None), "DriverUnknown"),
         ] {
@@ -354,7 +403,7 @@ mod tests {
             });
             Freeze { status: Some(status), ..serde_json::from_value(freeze).unwrap() }
         };
-        let of = |freezes: &[Freeze]| freeze_of(freezes.iter(), "u");
+        let of = |freezes: &[Freeze]| freeze_of(freezes.iter(), "u", "us");
         let thawed = || Some(Freezed::Thawed { claim: "VolumeSnapshotContent/u".to_owned() });
         assert_eq!(of(&[]), None);
         assert_eq!(of(&[freeze("a", status("Failed", false, false))]), None);
@@ -381,5 +430,8 @@ mod tests {
         let mut others = status("Frozen", false, false);
         others.claims[0].uid = other.as_str().unwrap().to_owned();
         assert_eq!(of(&[freeze("a", others)]), None);
+        let mut somebody = status("Frozen", false, false);
+        somebody.claims[0].user = "somebody".to_owned();
+        assert_eq!(of(&[freeze("a", somebody)]), None, "whoever may quiesce may choose a uid");
     }
 }

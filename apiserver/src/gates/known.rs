@@ -57,6 +57,14 @@ const KEPT: Duration = Duration::from_secs(15 * 60);
 /// Its members may be made late.
 const GROUP_KEPT: Duration = Duration::from_secs(24 * 3600);
 
+impl Seen {
+    /// The snapshot that its driver may have been called for.
+    fn was_called(&self) -> Option<&String> {
+        let cut = matches!(self.content.fate, Fate::Cut { .. });
+        self.content.snapshot.uid.as_ref().filter(|_| self.marked || cut || self.called == Called::Unsure)
+    }
+}
+
 impl Known {
     pub(super) fn take(&mut self, group: Group, event: Event<DynamicObject>, now: Timestamp) -> News {
         let (object, whole) = match event {
@@ -67,7 +75,9 @@ impl Known {
             Event::InitDone => {
                 let listed = self.listed.remove(&group).unwrap_or_default();
                 let gone = |content: &Content| content.group == group && !listed.contains(&content.uid);
-                self.contents.retain(|_, seen| !gone(&seen.content));
+                for (_, seen) in self.contents.extract_if(|_, seen| gone(&seen.content)) {
+                    self.called.extend(seen.was_called().map(|snapshot| (snapshot.clone(), Instant::now())));
+                }
                 if group == Group::Single {
                     self.members.retain(|uid, _| listed.contains(uid));
                 }
@@ -96,11 +106,8 @@ impl Known {
     fn remove(&mut self, uid: &str) -> News {
         self.members.remove(uid);
         let gone = self.contents.remove(uid);
-        if let Some(Seen { content, marked: true, .. }) = &gone
-            && let Some(snapshot) = &content.snapshot.uid
-        {
-            self.called.insert(snapshot.clone(), Instant::now());
-        }
+        let called = gone.as_ref().and_then(Seen::was_called);
+        self.called.extend(called.map(|snapshot| (snapshot.clone(), Instant::now())));
         News { content: gone.map(|seen| seen.content), gone: true, marks: None }
     }
 
@@ -261,6 +268,15 @@ mod tests {
                 Called::Unsure,
             ),
             (vec![apply(plain()), Event::Delete(plain()), apply(plain()), apply(marked())], Called::NotBefore(at(3))),
+            // That it was gone only a new list has shown.
+            (
+                vec![apply(plain()), apply(marked()), Event::Init, Event::InitDone, apply(plain()), apply(marked())],
+                Called::Unsure,
+            ),
+            (
+                vec![apply(plain()), Event::Init, Event::InitDone, apply(plain()), apply(marked())],
+                Called::NotBefore(at(4)),
+            ),
         ] {
             let mut known = Known::default();
             for (second, event) in (0..).zip(events.clone()) {

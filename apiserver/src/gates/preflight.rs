@@ -87,6 +87,8 @@ fn bounded(before: &str, middle: &str, after: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use api::Level;
     use serde_json::json;
 
@@ -118,7 +120,8 @@ mod tests {
             level: Level::Durable,
             cut: names(&["data"]),
             of: names(of),
-            is_sure: true,
+            names: BTreeMap::new(),
+            since: None,
         });
         let declared = Declared { group: Group::Single, wanted: &wanted, databases: &[database], atomic };
         warnings(&declared)

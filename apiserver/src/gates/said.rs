@@ -66,6 +66,8 @@ pub(super) async fn judgement(
         If::Always => {
             tell().await;
             match again(on_snapshot).await {
+                // Another of its name is there by now: that one is none of ours.
+                Err(kube::Error::Api(status)) if status.code == 409 => again(on_content).await.map(drop),
                 Ok(_) => again(on_content).await.map(drop),
                 Err(error) => Err(error),
             }
@@ -84,6 +86,20 @@ pub(super) async fn judgement(
         // It has changed meanwhile, or is another one by now: whoever sees it so looks at it again.
         Err(kube::Error::Api(status)) if status.code == 409 => {}
         Err(error) => warn!(content = content.name, %error, "what a copy is worth could not be written on it"),
+    }
+}
+
+/// What stands on a snapshot before its cut is nobody's word: it was copied with it, and whoever waits for the word would believe it.
+pub(super) async fn nothing_yet(gates: &Gates, group: Group, snapshot: Option<&ObjectMeta>) {
+    let labelled = |snapshot: &&ObjectMeta| snapshot.labels.as_ref().is_some_and(|all| all.contains_key(CONSISTENCY));
+    let Some(ObjectMeta { name: Some(name), namespace: Some(namespace), uid: Some(uid), .. }) =
+        snapshot.filter(labelled)
+    else {
+        return;
+    };
+    let patch = json!({"metadata": {"uid": uid, "labels": {CONSISTENCY: null}}});
+    if let Err(error) = patched(&gates.0.kinds.snapshots(group, namespace), name, &patch).await {
+        warn!(name, %error, "a label that nobody has said could not be taken off");
     }
 }
 

@@ -63,7 +63,7 @@ enum End {
 
 /// Since when each claim has been asked for: whoever asks again renews it.
 #[derive(Debug, Default)]
-struct Ages(HashMap<String, (Timestamp, Instant)>);
+pub(super) struct Ages(HashMap<String, (Timestamp, Instant)>);
 
 /// What is being done in the background, each once.
 #[derive(Clone, Debug, Default)]
@@ -83,20 +83,21 @@ pub(super) async fn run(gates: Gates, watching: Kinds) {
                 if let (Some(content), Some(marks)) = (&news.content, news.marks) {
                     gates.0.marks(&content.driver, marks);
                 }
-                follow(&gates, news, &mut ages, &ending, &judging);
+                follow(&gates, news, &mut ages, began, &ending, &judging);
             }
             _ = tick.tick() => {
                 let held = held_here(&gates);
                 ages.retain(&held);
                 for ours in held {
                     if let Some((_, uid)) = cut::content_of(&ours.claim.uid) {
-                        gates.is_held(uid);
+                        gates.forget_missed(uid);
                     }
                     let why = why(&gates, &ours, ages.is_young(&ours.claim, Instant::now()));
                     end(&gates, ours, why, &ending);
                 }
                 gates.0.forget();
-                if gates.0.verbs.leads() {
+                // Before everything is known nothing follows from what is not there.
+                if gates.0.verbs.leads() && gates.is_known().is_ok() {
                     look_after(&gates, began, &judging);
                 }
             }
@@ -105,8 +106,11 @@ pub(super) async fn run(gates: Gates, watching: Kinds) {
 }
 
 /// What follows from a content that has changed.
-fn follow(gates: &Gates, news: News, ages: &mut Ages, ending: &Doing, judging: &Doing) {
+fn follow(gates: &Gates, news: News, ages: &mut Ages, began: Timestamp, ending: &Doing, judging: &Doing) {
     let Some(content) = news.content else { return };
+    if content.fate != Fate::Before {
+        gates.0.begun(&content);
+    }
     let is_cut = matches!(content.fate, Fate::Cut { .. });
     // Nothing else ends a claim before the next tick.
     if !(is_cut || news.gone || content.deleting) {
@@ -119,7 +123,7 @@ fn follow(gates: &Gates, news: News, ages: &mut Ages, ending: &Doing, judging: &
         end(gates, ours, why, ending);
     }
     if is_cut && !news.gone && !content.is_judged && gates.missed(&content.uid).is_some() {
-        not_held(gates, content, judging);
+        not_held(gates, content, began, judging);
     }
 }
 
@@ -225,7 +229,7 @@ async fn finish(gates: &Gates, ours: Ours, end: End, seen_at: Timestamp) {
             info!(claim = ours.claim.uid, why, "let go without a cut");
             gates.was_let_go(&ours.claim.uid, why);
             if let Some((_, uid)) = cut::content_of(&ours.claim.uid) {
-                gates.is_missed(uid, why);
+                gates.note_missed(uid, why);
             }
             return;
         }
@@ -247,7 +251,7 @@ fn look_after(gates: &Gates, began: Timestamp, judging: &Doing) {
         (unjudged, known.members_of_judged())
     };
     for content in unjudged {
-        not_held(gates, content, judging);
+        not_held(gates, content, began, judging);
     }
     for (member, group) in members {
         let of = gates.clone();
@@ -255,8 +259,8 @@ fn look_after(gates: &Gates, began: Timestamp, judging: &Doing) {
     }
 }
 
-fn not_held(gates: &Gates, content: Content, judging: &Doing) {
-    judging.once(gates, content.uid.clone(), judge::of_not_held(gates.clone(), content));
+fn not_held(gates: &Gates, content: Content, began: Timestamp, judging: &Doing) {
+    judging.once(gates, content.uid.clone(), judge::of_not_held(gates.clone(), content, began));
 }
 
 impl Ages {
@@ -270,7 +274,7 @@ impl Ages {
     }
 
     /// By more than what a deadline of the monotonic clock is rounded by when it is told.
-    fn differ(one: Timestamp, other: Timestamp) -> bool {
+    pub(super) fn differ(one: Timestamp, other: Timestamp) -> bool {
         one.duration_since(other).unsigned_abs() > Duration::from_millis(500)
     }
 

@@ -16,21 +16,22 @@ use crate::{
 };
 
 impl Gates {
-    /// The code, and the body or the Status.
+    /// What came of it.
     pub(super) async fn quiesce(
         &self,
         namespace: &str,
         database: &str,
         quiesce: &Quiesce,
         dry_run: bool,
-    ) -> Result<(StatusCode, Value), Refusal> {
+    ) -> Result<Answered, Refusal> {
         self.verb(namespace, database, "quiesce", quiesce, dry_run).await
     }
 
-    /// Whether the claim lives on, from now.
-    pub(super) async fn renew(&self, namespace: &str, database: &str, uid: &str) -> Result<bool, Refusal> {
-        let (code, _) = self.verb(namespace, database, "renew", &json!({"spec": {"uid": uid}}), false).await?;
-        Ok(code == StatusCode::OK)
+    /// Until when the claim lives on, from now; `None`: it does not.
+    pub(super) async fn renew(&self, namespace: &str, database: &str, uid: &str) -> Result<Option<Timestamp>, Refusal> {
+        let renewed = self.verb(namespace, database, "renew", &json!({"spec": {"uid": uid}}), false).await?;
+        let until = renewed.body["status"]["expiresAt"].as_str().and_then(|until| until.parse().ok());
+        Ok(until.filter(|_| renewed.code == StatusCode::OK))
     }
 
     /// Ends a claim, or one that is being made.
@@ -46,7 +47,7 @@ impl Gates {
         verb: &str,
         body: &(impl Serialize + Sync),
         dry_run: bool,
-    ) -> Result<(StatusCode, Value), Refusal> {
+    ) -> Result<Answered, Refusal> {
         let target = ResourceTarget {
             verb: Verb::Create,
             group: api::LIVE_GROUP.to_owned(),
@@ -63,11 +64,21 @@ impl Gates {
         let bytes = Bytes::from(serde_json::to_vec(body).map_err(unreadable)?);
         let Inner { app, us, stopping, .. } = &*self.0;
         match app.objects.serve(us, target, &parts, bytes, Timestamp::now(), stopping).await {
-            Ok(Answer::Json { code, bytes, .. }) => Ok((code, serde_json::from_slice(&bytes).map_err(unreadable)?)),
+            Ok(Answer::Json { code, bytes, warnings }) => {
+                Ok(Answered { code, body: serde_json::from_slice(&bytes).map_err(unreadable)?, warnings })
+            }
             Ok(_) => Err(Refusal::Final("the verb answered in a form that is not its own".to_owned())),
-            Err(error) => Ok((error.code, error.status())),
+            Err(error) => Ok(Answered { code: error.code, body: error.status(), warnings: Vec::new() }),
         }
     }
+}
+
+/// What a verb answered.
+pub(super) struct Answered {
+    pub(super) code: StatusCode,
+    /// The object, or the Status.
+    pub(super) body: Value,
+    pub(super) warnings: Vec<String>,
 }
 
 /// Why a verb did not hold.

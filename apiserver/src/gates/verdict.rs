@@ -23,8 +23,8 @@ pub(super) enum Consistency {
 pub(super) struct Seen {
     /// Whether the driver cuts at one instant what it cuts together.
     pub(super) atomic: bool,
-    /// It is known that those who were held are those whose volumes these are.
-    pub(super) sure: bool,
+    /// Those who were held are not those whose volumes these are, or nobody can tell; for people.
+    pub(super) other: Option<String>,
     /// Claims that were cut together.
     pub(super) cut: BTreeSet<String>,
     /// All claims of those Databases that have data on them.
@@ -40,7 +40,13 @@ pub(super) enum Held {
     /// The freeze was over before the cut was seen.
     Ended { why: String },
     /// From before the driver was called until its answer was seen. `proved`: what the freeze said of itself at its end.
-    Throughout { window: Window, calls: Calls, proved: bool },
+    Throughout {
+        window: Window,
+        calls: Calls,
+        /// When it cut, by the driver's clock: `None` or 1970 from drivers that do not say.
+        created: Option<Timestamp>,
+        proved: bool,
+    },
 }
 
 /// Within it they were held, by our clock.
@@ -48,17 +54,19 @@ pub(super) enum Held {
 pub(super) struct Window {
     pub(super) from: Timestamp,
     pub(super) to: Timestamp,
+    /// By then at the latest what `from` began was complete: a barrier ends after its instant.
+    pub(super) complete: Timestamp,
 }
 
 /// How often the driver was called in that time, as far as can be told.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Calls {
-    Once,
-    /// A call before failed in a way that says nothing of what it did, and the driver may answer with what it cut then. When that was,
-    /// by its clock: `None` or 1970 from drivers that do not say.
-    Again {
-        created: Option<Timestamp>,
-    },
+    /// Never before it was held.
+    Within,
+    /// A call before failed in a way that says nothing of what it did, and the driver may answer with what it cut then.
+    Before,
+    /// Nobody knows: we were just starting.
+    Untold,
 }
 
 /// What is said of it: one word as a reason, and a sentence.
@@ -71,6 +79,8 @@ pub(super) struct Verdict {
 
 /// By how much a driver's clock may differ from ours, and be rounded: many tell whole seconds.
 const SKEW: Duration = Duration::from_secs(2);
+/// No clock in a cluster is so far off that anybody would leave it so.
+const ASTRAY: Duration = Duration::from_secs(60);
 
 impl Consistency {
     pub(super) fn word(self) -> &'static str {
@@ -85,39 +95,20 @@ impl Consistency {
 
 /// The verdict on one cut.
 pub(super) fn judge(seen: &Seen) -> Verdict {
-    let (window, calls, proved) = match &seen.held {
+    let (window, calls, created, proved) = match &seen.held {
         Held::Not { why } => return verdict(Consistency::Crash, "NotFrozen", why.clone()),
         Held::Ended { why } => return verdict(Consistency::Crash, "FreezeEnded", why.clone()),
-        Held::Throughout { window, calls, proved } => (*window, *calls, *proved),
+        Held::Throughout { window, calls, created, proved } => (*window, *calls, *created, *proved),
     };
     if !proved {
         let message = "it was held as far as anybody saw, and the proof of it failed: see the Freeze";
         return verdict(Consistency::Crash, "NotProved", message.to_owned());
     }
-    if let Calls::Again { created } = calls {
-        match created.filter(|created| *created > Timestamp::UNIX_EPOCH) {
-            None => {
-                let message = "the driver was called again after an error, and does not say when it cut";
-                return verdict(Consistency::Unknown, "CutUnknown", message.to_owned());
-            }
-            Some(created) => {
-                let Window { from, to } = window;
-                let message = format!(
-                    "the driver was called again after an error and cut at {created} by its clock; it was held from {from} to {to}"
-                );
-                if created < from - SKEW || created > to + SKEW {
-                    return verdict(Consistency::Crash, "CutOutside", message);
-                }
-                if created < from + SKEW || created > to - SKEW {
-                    return verdict(Consistency::Unknown, "CutUnknown", message);
-                }
-            }
-        }
+    if let Some(doubted) = doubted(window, calls, created) {
+        return doubted;
     }
-    if !seen.sure {
-        let message = "its endpoint leads to several Pods, and nobody can tell which of them was held: give each a Database of its \
-                       own, by an address that leads to it alone";
-        return verdict(Consistency::Unknown, "MemberUnknown", message.to_owned());
+    if let Some(other) = &seen.other {
+        return verdict(Consistency::Unknown, "MemberUnknown", other.clone());
     }
     if !seen.atomic {
         let message = "it was held, but the driver is not known to cut at one instant; if it does, say so on the class: \
@@ -135,6 +126,36 @@ pub(super) fn judge(seen: &Seen) -> Verdict {
         return verdict(Consistency::Partial, "VolumesMissing", message);
     }
     verdict(Consistency::Application, "Proved", "held from before the cut until after it, and proved".to_owned())
+}
+
+/// What speaks against a cut within the window.
+fn doubted(window: Window, calls: Calls, created: Option<Timestamp>) -> Option<Verdict> {
+    let created = created.filter(|created| *created > Timestamp::UNIX_EPOCH);
+    let Window { from, to, complete } = window;
+    let why = match calls {
+        Calls::Within => {
+            // Then its clock does not matter, unless what it answered is not what it was called for.
+            let created = created.filter(|created| *created < from - ASTRAY || *created > to + ASTRAY)?;
+            let message = format!(
+                "the driver was called while it was held, from {from} to {to}, and says that it cut at {created}: its clock is wrong, or \
+                 it answered with an older copy"
+            );
+            return Some(verdict(Consistency::Unknown, "CutUnknown", message));
+        }
+        Calls::Before => "the driver was called before it was held, too, and may have cut then",
+        Calls::Untold => {
+            "Stillpoint was just starting, and does not know whether the driver was called before it was held, too"
+        }
+    };
+    let Some(created) = created else {
+        let message = format!("{why}; the driver does not say when it cut");
+        return Some(verdict(Consistency::Unknown, "CutUnknown", message));
+    };
+    let message = format!("{why}; it cut at {created} by its clock, and it was held from {from} to {to}");
+    if created < from - SKEW || created > to + SKEW {
+        return Some(verdict(Consistency::Crash, "CutOutside", message));
+    }
+    (created < complete + SKEW || created > to - SKEW).then(|| verdict(Consistency::Unknown, "CutUnknown", message))
 }
 
 /// Of a cut that did not want to be waited for.
@@ -162,12 +183,9 @@ mod tests {
         Timestamp::from_second(1_800_000_000 + second).unwrap()
     }
 
-    fn held(calls: Calls, proved: bool) -> Held {
-        Held::Throughout { window: Window { from: at(0), to: at(60) }, calls, proved }
-    }
-
-    fn again(created: Option<Timestamp>) -> Calls {
-        Calls::Again { created }
+    fn held(calls: Calls, created: Option<i64>, proved: bool) -> Held {
+        let window = Window { from: at(0), to: at(60), complete: at(3) };
+        Held::Throughout { window, calls, created: created.map(at), proved }
     }
 
     #[test]
@@ -175,27 +193,37 @@ mod tests {
         use Consistency::{Application, Crash, Partial, Unknown};
         let seen = |atomic, cut: &[&str], held| {
             let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-            Seen { atomic, sure: true, cut: names(cut), of: names(&["data", "wal"]), held }
+            Seen { atomic, other: None, cut: names(cut), of: names(&["data", "wal"]), held }
         };
         let (all, one): (&[&str], &[&str]) = (&["data", "wal"], &["data"]);
         let not = || Held::Not { why: "nobody asked".to_owned() };
         let ended = || Held::Ended { why: "it expired".to_owned() };
+        use Calls::{Before, Untold, Within};
+        let epoch = Some(-1_800_000_000);
+        let another = Seen { other: Some("another".to_owned()), ..seen(true, all, held(Within, None, true)) };
         for (seen, consistency, reason) in [
-            (seen(true, all, held(Calls::Once, true)), Application, "Proved"),
-            (seen(true, one, held(Calls::Once, true)), Partial, "VolumesMissing"),
-            (seen(false, all, held(Calls::Once, true)), Unknown, "DriverUnknown"),
-            (seen(true, all, held(Calls::Once, false)), Crash, "NotProved"),
+            (seen(true, all, held(Within, None, true)), Application, "Proved"),
+            (another, Unknown, "MemberUnknown"),
+            (seen(true, one, held(Within, None, true)), Partial, "VolumesMissing"),
+            (seen(false, all, held(Within, None, true)), Unknown, "DriverUnknown"),
+            (seen(true, all, held(Within, None, false)), Crash, "NotProved"),
             (seen(true, all, not()), Crash, "NotFrozen"),
             (seen(true, all, ended()), Crash, "FreezeEnded"),
-            (seen(true, all, held(again(Some(at(30))), true)), Application, "Proved"),
-            (seen(true, all, held(again(Some(at(1))), true)), Unknown, "CutUnknown"),
-            (seen(true, all, held(again(Some(at(-1))), true)), Unknown, "CutUnknown"),
-            (seen(true, all, held(again(Some(at(59))), true)), Unknown, "CutUnknown"),
-            (seen(true, all, held(again(Some(at(63))), true)), Crash, "CutOutside"),
-            (seen(true, all, held(again(Some(at(-300))), true)), Crash, "CutOutside"),
-            (seen(true, all, held(again(None), true)), Unknown, "CutUnknown"),
-            (seen(true, all, held(again(Some(Timestamp::UNIX_EPOCH)), true)), Unknown, "CutUnknown"),
-            (seen(true, one, held(again(Some(at(30))), true)), Partial, "VolumesMissing"),
+            // A clock that is a little off is no news; an answer of yesterday is.
+            (seen(true, all, held(Within, Some(-30), true)), Application, "Proved"),
+            (seen(true, all, held(Within, epoch, true)), Application, "Proved"),
+            (seen(true, all, held(Within, Some(-86_400), true)), Unknown, "CutUnknown"),
+            (seen(true, all, held(Before, Some(30), true)), Application, "Proved"),
+            (seen(true, all, held(Untold, Some(30), true)), Application, "Proved"),
+            // The barrier was not at its end, as far as anybody knows.
+            (seen(true, all, held(Before, Some(4), true)), Unknown, "CutUnknown"),
+            (seen(true, all, held(Before, Some(-1), true)), Unknown, "CutUnknown"),
+            (seen(true, all, held(Before, Some(59), true)), Unknown, "CutUnknown"),
+            (seen(true, all, held(Before, Some(63), true)), Crash, "CutOutside"),
+            (seen(true, all, held(Before, Some(-300), true)), Crash, "CutOutside"),
+            (seen(true, all, held(Before, None, true)), Unknown, "CutUnknown"),
+            (seen(true, all, held(Untold, epoch, true)), Unknown, "CutUnknown"),
+            (seen(true, one, held(Before, Some(30), true)), Partial, "VolumesMissing"),
         ] {
             let verdict = judge(&seen);
             assert_eq!((verdict.consistency, verdict.reason), (consistency, reason), "{seen:?}");
@@ -207,28 +235,33 @@ mod tests {
         /// In doubt for the lesser, whatever was seen.
         #[test]
         fn nothing_is_application_that_was_not_held_whole_at_one_instant_and_proved(
-            atomic: bool, sure: bool, proved: bool, kind in 0..3_u8, created in prop::option::of(-100_i64..200), again: bool,
+            atomic: bool, sure: bool, proved: bool, kind in 0..3_u8, created in prop::option::of(-100_i64..200), calls in 0..3_u8,
             cut in prop::collection::btree_set("[a-d]", 0..4), of in prop::collection::btree_set("[a-d]", 0..4),
         ) {
-            let created = created.map(at);
-            let calls = if again { Calls::Again { created } } else { Calls::Once };
+            let within = calls == 0;
+            let calls = [Calls::Within, Calls::Before, Calls::Untold][usize::from(calls)];
             let held = match kind {
                 0 => Held::Not { why: String::new() },
                 1 => Held::Ended { why: String::new() },
-                _ => held(calls, proved),
+                _ => held(calls, created, proved),
             };
-            let within = !again || created.is_some_and(|created| created >= at(2) && created <= at(58));
+            let told = match created {
+                None => within,
+                Some(created) if within => (-60..=120).contains(&created),
+                Some(created) => (5..=58).contains(&created),
+            };
             let whole = of.is_subset(&cut);
-            let consistency = judge(&Seen { atomic, sure, cut, of, held }).consistency;
-            prop_assert_eq!(consistency == Consistency::Application, atomic && sure && proved && kind == 2 && within && whole);
+            let other = (!sure).then(String::new);
+            let consistency = judge(&Seen { atomic, other, cut, of, held }).consistency;
+            prop_assert_eq!(consistency == Consistency::Application, atomic && sure && proved && kind == 2 && told && whole);
         }
     }
 
     #[test]
     fn more_volumes_than_the_database_has_are_no_fault() {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
-        let held = held(Calls::Once, true);
-        let seen = Seen { atomic: true, sure: true, cut: names(&["data", "uploads"]), of: names(&["data"]), held };
+        let held = held(Calls::Within, None, true);
+        let seen = Seen { atomic: true, other: None, cut: names(&["data", "uploads"]), of: names(&["data"]), held };
         assert_eq!(judge(&seen).consistency.word(), "application");
     }
 }

@@ -12,12 +12,9 @@ use k8s_openapi::api::{
     core::v1::{Namespace, PersistentVolume, Pod, Service},
     discovery::v1::EndpointSlice,
 };
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    runtime::{WatchStreamExt, watcher},
-};
+use kube::{Api, Client, Resource, ResourceExt, runtime::watcher};
 use serde::de::DeserializeOwned;
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 use tracing::warn;
 
 use super::index::{Index, Name};
@@ -31,36 +28,15 @@ struct Inner {
     index: RwLock<Index>,
     /// Kinds of which everything was seen once.
     seen: watch::Sender<usize>,
-    /// Kinds that could not be followed.
-    failures: Mutex<HashMap<String, Failures>>,
-}
-
-/// Attempts to follow a kind that failed, one after the other. That one succeeds is not told before something changes, so they are
-/// over when no other comes.
-#[derive(Clone, Copy, Debug)]
-struct Failures {
-    first: Instant,
-    last: Instant,
+    /// Since when kinds cannot be followed.
+    failing: Mutex<HashMap<String, Instant>>,
 }
 
 const KINDS: usize = 5;
 /// What could not be followed for so long is too old: too much may have changed.
 const OLD: Duration = Duration::from_secs(30);
-/// Attempts are made at least so often (kube-runtime, `default_backoff`: 30 s at most, and what it adds by chance).
-const ATTEMPTS: Duration = Duration::from_secs(75);
-
-impl Failures {
-    fn add(&mut self, now: Instant) {
-        if now.duration_since(self.last) > ATTEMPTS {
-            self.first = now;
-        }
-        self.last = now;
-    }
-
-    fn are_long(&self, now: Instant) -> bool {
-        self.last.duration_since(self.first) >= OLD && now.duration_since(self.last) <= ATTEMPTS
-    }
-}
+/// Between two attempts to follow a kind, each twice as long as the one before, and up to half as long by chance.
+const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(20)];
 
 /// A kind that an [`Index`] is made of.
 trait Indexed: Resource<DynamicType = ()> {
@@ -69,8 +45,10 @@ trait Indexed: Resource<DynamicType = ()> {
 }
 
 impl Watched {
-    pub(super) fn new() -> Self {
-        Self(Arc::new(Inner { index: RwLock::default(), seen: watch::channel(0).0, failures: Mutex::default() }))
+    /// `domain`: what the names of this cluster end in.
+    pub(super) fn new(domain: String) -> Self {
+        let index = RwLock::new(Index::new(domain));
+        Self(Arc::new(Inner { index, seen: watch::channel(0).0, failing: Mutex::default() }))
     }
 
     pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
@@ -79,11 +57,11 @@ impl Watched {
 
     /// Whether everything was seen once: before that nothing follows from what is not there. What is too old is not known either.
     pub(super) fn is_complete(&self) -> bool {
-        *self.0.seen.borrow() == KINDS && !self.failures().values().any(|failures| failures.are_long(Instant::now()))
+        *self.0.seen.borrow() == KINDS && !self.failing().values().any(|since| since.elapsed() >= OLD)
     }
 
-    fn failures(&self) -> MutexGuard<'_, HashMap<String, Failures>> {
-        self.0.failures.lock().unwrap_or_else(PoisonError::into_inner)
+    fn failing(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
+        self.0.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Loops that never end.
@@ -97,50 +75,78 @@ impl Watched {
         ]
     }
 
-    /// A watch that breaks is begun again, with pauses that grow; what is gone meanwhile the next list does not show.
+    /// A watch that breaks is begun again. One that cannot be begun is followed by a new list, after pauses that grow: that it
+    /// succeeds is told then, and what is gone meanwhile it does not show.
     async fn follow<K>(self, client: Client)
     where
         K: Indexed + Clone + fmt::Debug + DeserializeOwned + Send + 'static,
     {
-        let events = watcher(Api::<K>::all(client), watcher::Config::default()).default_backoff();
-        pin_mut!(events);
-        let (mut known, mut listed): (HashSet<Name>, Option<HashSet<Name>>) = (HashSet::new(), None);
-        let mut complete = false;
-        while let Some(event) = events.next().await {
-            if let Err(watcher::Error::InitialListFailed(_) | watcher::Error::WatchStartFailed(_)) = &event {
-                let now = Instant::now();
-                let kind = K::kind(&()).into_owned();
-                self.failures().entry(kind).or_insert(Failures { first: now, last: now }).add(now);
+        let kind = K::kind(&());
+        let (mut known, mut complete, mut pause) = (HashSet::new(), false, PAUSES[0]);
+        loop {
+            let events = watcher(Api::<K>::all(client.clone()), watcher::Config::default());
+            pin_mut!(events);
+            let mut listed = None;
+            while let Some(event) = events.next().await {
+                match event {
+                    Ok(event) => {
+                        // That a list begins is said before it is asked for.
+                        if !matches!(event, watcher::Event::Init | watcher::Event::InitApply(_)) {
+                            self.failing().remove(&*kind);
+                            pause = PAUSES[0];
+                        }
+                        if self.take::<K>(event, &mut known, &mut listed) && !std::mem::replace(&mut complete, true) {
+                            self.0.seen.send_modify(|seen| *seen += 1);
+                        }
+                    }
+                    Err(error) => {
+                        warn!(%kind, %error, "objects cannot be followed now; trying again");
+                        // Whatever else ends a watch is followed by another.
+                        if let watcher::Error::InitialListFailed(_) | watcher::Error::WatchStartFailed(_) = error {
+                            break;
+                        }
+                        sleep(PAUSES[0]).await;
+                    }
+                }
             }
-            match event {
-                Ok(watcher::Event::Init) => listed = Some(HashSet::new()),
-                Ok(watcher::Event::InitApply(object)) => {
-                    known.insert(name(&object));
-                    listed.get_or_insert_default().insert(name(&object));
-                    object.put(&mut self.write());
+            self.failing().entry(kind.clone().into_owned()).or_insert_with(Instant::now);
+            sleep(pause.mul_f64(rand::random_range(1.0..1.5))).await;
+            pause = (pause * 2).min(PAUSES[1]);
+        }
+    }
+
+    /// Answers whether everything has been seen now.
+    fn take<K: Indexed>(
+        &self,
+        event: watcher::Event<K>,
+        known: &mut HashSet<Name>,
+        listed: &mut Option<HashSet<Name>>,
+    ) -> bool {
+        match event {
+            watcher::Event::Init => *listed = Some(HashSet::new()),
+            watcher::Event::InitApply(object) => {
+                known.insert(name(&object));
+                listed.get_or_insert_default().insert(name(&object));
+                object.put(&mut self.write());
+            }
+            watcher::Event::InitDone => {
+                let there = listed.take().unwrap_or_default();
+                let mut index = self.write();
+                for gone in known.extract_if(|name| !there.contains(name)) {
+                    K::remove(&mut index, &gone);
                 }
-                Ok(watcher::Event::InitDone) => {
-                    let there = listed.take().unwrap_or_default();
-                    let mut index = self.write();
-                    for gone in known.extract_if(|name| !there.contains(name)) {
-                        K::remove(&mut index, &gone);
-                    }
-                    drop(index);
-                    if !std::mem::replace(&mut complete, true) {
-                        self.0.seen.send_modify(|seen| *seen += 1);
-                    }
-                }
-                Ok(watcher::Event::Apply(object)) => {
-                    known.insert(name(&object));
-                    object.put(&mut self.write());
-                }
-                Ok(watcher::Event::Delete(object)) => {
-                    known.remove(&name(&object));
-                    K::remove(&mut self.write(), &name(&object));
-                }
-                Err(error) => warn!(kind = %K::kind(&()), %error, "objects cannot be followed now; trying again"),
+                return true;
+            }
+            watcher::Event::Apply(object) => {
+                known.insert(name(&object));
+                object.put(&mut self.write());
+            }
+            watcher::Event::Delete(object) => {
+                known.remove(&name(&object));
+                K::remove(&mut self.write(), &name(&object));
             }
         }
+        false
     }
 
     fn write(&self) -> RwLockWriteGuard<'_, Index> {
@@ -204,21 +210,39 @@ fn name(object: &impl Resource<DynamicType = ()>) -> Name {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
+    #[tokio::test(start_paused = true)]
+    async fn a_kind_is_too_old_from_when_it_cannot_be_followed_until_a_list_comes() {
+        let watched = Watched::new("cluster.local".to_owned());
+        watched.0.seen.send_replace(KINDS);
+        assert!(watched.is_complete());
+        let old = Instant::now().checked_sub(OLD).unwrap();
+        watched.failing().insert("Pod".to_owned(), Instant::now());
+        assert!(watched.is_complete(), "not yet");
+        watched.failing().insert("Pod".to_owned(), old);
+        assert!(!watched.is_complete());
+        watched.failing().remove("Pod");
+        assert!(watched.is_complete());
+    }
+
     #[test]
-    fn a_kind_is_too_old_only_while_attempts_to_follow_it_fail() {
-        let began = Instant::now();
-        let at = |second: u64| began + Duration::from_secs(second);
-        let mut failures = Failures { first: at(0), last: at(0) };
-        assert!(!failures.are_long(at(1)));
-        failures.add(at(20));
-        assert!(!failures.are_long(at(20)));
-        failures.add(at(40));
-        assert!(failures.are_long(at(41)));
-        // No other came: one succeeded, and nothing has changed since.
-        assert!(!failures.are_long(at(40) + ATTEMPTS + Duration::from_secs(1)));
-        failures.add(at(300));
-        assert!(!failures.are_long(at(301)), "these are others");
+    fn what_a_new_list_does_not_show_is_gone() {
+        let watched = Watched::new("cluster.local".to_owned());
+        let namespace = |name: &str| -> Namespace {
+            let labels = json!({api::gate::POLICY: api::gate::REQUIRED});
+            serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap()
+        };
+        let (mut known, mut listed) = Default::default();
+        let mut take = |event| watched.take(event, &mut known, &mut listed);
+        use watcher::Event::{Apply, Init, InitApply, InitDone};
+        assert!(!take(Init) && !take(InitApply(namespace("a"))) && take(InitDone) && !take(Apply(namespace("b"))));
+        let mut required = watched.index().required();
+        required.sort();
+        assert_eq!(required, ["a", "b"]);
+        assert!(!take(Init) && !take(InitApply(namespace("b"))) && take(InitDone));
+        assert_eq!(watched.index().required(), ["b"]);
     }
 }

@@ -202,7 +202,7 @@ impl MemoryServer {
     fn incarnation(&self) -> Incarnation {
         let run = self.state().run;
         let server = format!("memory at {:p}", Arc::as_ptr(&self.0));
-        Incarnation { server, started_at: run.to_string(), timeline: Some(1), replica: false }
+        Incarnation { server, host: None, started_at: run.to_string(), timeline: Some(1), replica: false }
     }
 
     /// What was armed for a step. A hang never ends by itself: the caller's deadline does.

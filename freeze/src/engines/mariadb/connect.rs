@@ -238,6 +238,7 @@ impl Hello {
             connection_id: u64::try_from(number(2)).unwrap_or(0),
             incarnation: Incarnation {
                 server: format!("{}@{}:{}", column(3), column(4), column(5)),
+                host: text(row, 4),
                 started_at: started.to_string(),
                 timeline: None,
                 replica: is_replica(text(row, 6), rows),

@@ -75,7 +75,8 @@ const HELLO: &str = "SELECT current_setting('server_version_num'), current_setti
     (pg_control_system()).system_identifier, pg_is_in_recovery(), pg_postmaster_start_time(), pg_backend_pid(), \
     current_setting('idle_session_timeout', true), \
     CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END, \
-    current_setting('fsync'), current_setting('full_page_writes'), current_setting('deadlock_timeout')";
+    current_setting('fsync'), current_setting('full_page_writes'), current_setting('deadlock_timeout'), \
+    host(inet_server_addr())";
 
 /// In recovery there is no name of a WAL file, so the timeline is the last checkpoint's.
 pub(super) const TIMELINE_OF_STANDBY: &str = "SELECT timeline_id FROM pg_control_checkpoint()";
@@ -338,6 +339,7 @@ fn hello(row: &PgRow, idle: Duration) -> Result<Hello, Error> {
         version: column(1, "version")?,
         incarnation: Incarnation {
             server: column(2, "system identifier")?,
+            host: text(row, 11),
             started_at: started_at.as_microsecond().to_string(),
             timeline: text(row, 7).as_deref().and_then(timeline_of),
             replica,

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     fn run(server: &str, started_at: &str) -> Incarnation {
-        Incarnation { server: server.into(), started_at: started_at.into(), timeline: None, replica: false }
+        Incarnation { server: server.into(), host: None, started_at: started_at.into(), timeline: None, replica: false }
     }
 
     #[test]

@@ -46,7 +46,8 @@ impl Sought {
             return Ok((fresh, None));
         }
         let found = fresh.hello(None, deadline).await?.incarnation;
-        let changed = if found == self.incarnation {
+        // It may have been reached by another of its addresses.
+        let changed = if (Incarnation { host: self.incarnation.host.clone(), ..found.clone() }) == self.incarnation {
             "the server at the address does not know our session".to_owned()
         } else {
             format!("the server at the address is another, or was restarted: {found:?}")

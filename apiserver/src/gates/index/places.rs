@@ -1,0 +1,98 @@
+//! Of a Pod, what leads to it and what it has. Pure; only what the answer needs is kept.
+
+use std::{collections::BTreeSet, net::IpAddr};
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
+
+/// Where a Pod is, and what it writes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Place {
+    /// PersistentVolumeClaims in its namespace that it may write to.
+    pub(super) claims: BTreeSet<String>,
+    /// Other volumes that outlive it and that it may write to, by their names in it: no snapshot has them.
+    pub(super) others: BTreeSet<String>,
+    pub(super) addresses: Vec<IpAddr>,
+    /// `<hostname>.<subdomain>`, as DNS knows a Pod of a StatefulSet (Kubernetes: "DNS for Services and Pods").
+    pub(super) subdomain: Option<(String, String)>,
+    /// What a process in it reads as the name of its host.
+    hostname: String,
+    pub(super) started: Option<Timestamp>,
+    /// It may write to its claims.
+    pub(super) runs: bool,
+}
+
+/// A name of a host has 64 characters at most (`sethostname(2)`); a kubelet cuts longer ones to 63.
+const LONGEST_HOSTNAME: usize = 63;
+
+impl Place {
+    pub(super) fn of(pod: &Pod) -> Self {
+        let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let written = spec.map(written).unwrap_or_default();
+        let volumes = spec.and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
+        let (mut claims, mut others) = (BTreeSet::new(), BTreeSet::new());
+        for volume in volumes.filter(|volume| written.contains(volume.name.as_str())) {
+            match (&volume.persistent_volume_claim, &volume.ephemeral) {
+                (Some(claim), _) if claim.read_only == Some(true) => {}
+                (Some(claim), _) => drop(claims.insert(claim.claim_name.clone())),
+                // Named so by the control plane (Kubernetes: "Ephemeral Volumes").
+                (None, Some(_)) => drop(claims.insert(format!("{name}-{}", volume.name))),
+                (None, None) if outlives(volume) => drop(others.insert(volume.name.clone())),
+                (None, None) => {}
+            }
+        }
+        let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
+        // One that is being deleted writes until it is gone.
+        let phase = status.and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        Self {
+            claims,
+            others,
+            addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
+            subdomain: spec.and_then(|spec| Some((spec.hostname.clone()?, spec.subdomain.clone()?))),
+            hostname: hostname(spec, name),
+            started: status.and_then(|status| status.start_time.as_ref()).map(|started| started.0),
+            runs: !matches!(phase, "Succeeded" | "Failed"),
+        }
+    }
+
+    /// What a server in it says of where it runs, one of these.
+    pub(super) fn names(&self) -> BTreeSet<String> {
+        let addresses = self.addresses.iter().map(ToString::to_string);
+        addresses.chain(std::iter::once(self.hostname.clone())).collect()
+    }
+}
+
+fn hostname(spec: Option<&PodSpec>, name: &str) -> String {
+    let on_host = spec.and_then(|spec| spec.node_name.as_ref().filter(|_| spec.host_network == Some(true)));
+    let own = spec.and_then(|spec| spec.hostname.as_ref());
+    let hostname = on_host.or(own).map_or(name, String::as_str);
+    hostname.chars().take(LONGEST_HOSTNAME).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+}
+
+/// Whether what is written to it is there when the Pod is not. One of a CSI driver's own, without a claim, is not: it is ephemeral
+/// (Kubernetes: "Ephemeral Volumes").
+fn outlives(volume: &Volume) -> bool {
+    let goes = [
+        volume.config_map.is_some(),
+        volume.csi.is_some(),
+        volume.downward_api.is_some(),
+        volume.empty_dir.is_some(),
+        volume.image.is_some(),
+        volume.nfs.as_ref().is_some_and(|nfs| nfs.read_only == Some(true)),
+        volume.projected.is_some(),
+        volume.secret.is_some(),
+    ];
+    !goes.contains(&true)
+}
+
+/// The volumes of a Pod that one of its containers may write to.
+fn written(spec: &PodSpec) -> BTreeSet<&str> {
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let volumes = containers.flat_map(|container| {
+        let mounts = container.volume_mounts.iter().flatten().filter(|mount| mount.read_only != Some(true));
+        let devices = container.volume_devices.iter().flatten().map(|device| device.name.as_str());
+        mounts.map(|mount| mount.name.as_str()).chain(devices)
+    });
+    volumes.collect()
+}
