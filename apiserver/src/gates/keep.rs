@@ -19,7 +19,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
-use tracing::{info, warn};
+use tracing::{error, info, warn};
 
 use super::Gates;
 use crate::{
@@ -83,7 +83,7 @@ impl Keeper {
             return Ok(());
         }
         let ring = self.keyring.now();
-        let said = self.configuration(gates, &ring.bundle);
+        let (said, left_out) = self.configuration(gates, &ring.bundle);
         let as_it_is = |metadata: Option<&ObjectMeta>, said| Applied {
             said,
             uid: metadata.and_then(|metadata| metadata.uid.clone()),
@@ -94,6 +94,9 @@ impl Keeper {
             let made = configurations.patch(NAME, &params, &Patch::Apply(&said)).await;
             let made = made.context("the webhooks' configuration")?;
             info!("the webhooks' configuration is as it should be");
+            if !left_out.is_empty() {
+                error!(?left_out, "there is no room for these in the webhooks' configuration: nobody is asked as they want");
+            }
             gates.0.learn(Some(&made.metadata));
             *applied = Some(as_it_is(Some(&made.metadata), said));
         }
@@ -101,7 +104,8 @@ impl Keeper {
         self.serving(&ring).await
     }
 
-    fn configuration(&self, gates: &Gates, bundle: &str) -> Value {
+    /// And whom there is no room for in it.
+    fn configuration(&self, gates: &Gates, bundle: &str) -> (Value, Vec<String>) {
         let required = gates.0.watched.index().required();
         let drivers = gates.0.drivers();
         let webhooks =
@@ -110,7 +114,7 @@ impl Keeper {
         if !drivers.is_empty() {
             configuration["metadata"]["annotations"] = json!({CONTENT_DRIVERS: drivers.join(",")});
         }
-        configuration
+        (configuration, webhooks.left_out())
     }
 
     /// The Secret that the webhooks show and trust by.
