@@ -303,6 +303,8 @@ pub(super) fn said_by_class(class: &DynamicObject) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use api::gate::Group;
     use serde_json::{Value, json};
 
@@ -382,7 +384,7 @@ mod tests {
             (
                 &frozen,
                 seen(once, 10),
-                Some(Together { names: Default::default(), ..whole().unwrap() }),
+                Some(Together { names: BTreeMap::new(), ..whole().unwrap() }),
                 says(),
                 "MemberUnknown",
             ),

@@ -95,7 +95,10 @@ impl Keeper {
             let made = made.context("the webhooks' configuration")?;
             info!("the webhooks' configuration is as it should be");
             if !left_out.is_empty() {
-                error!(?left_out, "there is no room for these in the webhooks' configuration: nobody is asked as they want");
+                error!(
+                    ?left_out,
+                    "there is no room for these in the webhooks' configuration: nobody is asked as they want"
+                );
             }
             gates.0.learn(Some(&made.metadata));
             *applied = Some(as_it_is(Some(&made.metadata), said));

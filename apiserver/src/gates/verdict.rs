@@ -190,6 +190,7 @@ mod tests {
 
     #[test]
     fn only_what_was_held_proved_whole_and_cut_at_one_instant_is_application() {
+        use Calls::{Before, Untold, Within};
         use Consistency::{Application, Crash, Partial, Unknown};
         let seen = |atomic, cut: &[&str], held| {
             let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
@@ -198,7 +199,6 @@ mod tests {
         let (all, one): (&[&str], &[&str]) = (&["data", "wal"], &["data"]);
         let not = || Held::Not { why: "nobody asked".to_owned() };
         let ended = || Held::Ended { why: "it expired".to_owned() };
-        use Calls::{Before, Untold, Within};
         let epoch = Some(-1_800_000_000);
         let another = Seen { other: Some("another".to_owned()), ..seen(true, all, held(Within, None, true)) };
         for (seen, consistency, reason) in [

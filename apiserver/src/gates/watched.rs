@@ -211,6 +211,7 @@ fn name(object: &impl Resource<DynamicType = ()>) -> Name {
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use watcher::Event::{Apply, Init, InitApply, InitDone};
 
     use super::*;
 
@@ -237,7 +238,6 @@ mod tests {
         };
         let (mut known, mut listed) = Default::default();
         let mut take = |event| watched.take(event, &mut known, &mut listed);
-        use watcher::Event::{Apply, Init, InitApply, InitDone};
         assert!(!take(Init) && !take(InitApply(namespace("a"))) && take(InitDone) && !take(Apply(namespace("b"))));
         let mut required = watched.index().required();
         required.sort();
