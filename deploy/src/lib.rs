@@ -101,6 +101,8 @@ fn webhooks() -> Vec<Object> {
         only_if(WEBHOOKS, webhooks::deployment()),
         only_if("and $.Values.webhooks.enabled (gt (int $.Values.webhooks.replicas) 1)", webhooks::budget()),
         only_if("and $.Values.webhooks.enabled $.Values.networkPolicy.enabled", webhooks::network()),
+        only_in_chart("and $.Values.webhooks.enabled $.Values.serviceMonitor.enabled", monitoring::webhooks_monitor()),
+        only_in_chart("and $.Values.webhooks.enabled $.Values.alerts.enabled", monitoring::gate_alerts()),
     ]
 }
 

@@ -95,7 +95,7 @@ const SETTINGS: [Setting; 32] = [
     Setting(
         "serviceMonitor.caConfigMap",
         r#""""#,
-        "With a copy of ca.crt, so that Prometheus need not read the Secret, which has the key beside it (deploy/README.md)",
+        "With a copy of ca.crt, so that Prometheus need not read Secrets, which have keys beside it (deploy/README.md)",
     ),
     Setting(
         "alerts.enabled",

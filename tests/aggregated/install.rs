@@ -91,6 +91,22 @@ async fn alerts_are_of_metrics_that_there_are(here: &Installation) -> Result<()>
     for refused in ["drainSeconds=59", "port=70000", "log.format=xml", "replicas=0", "webhooks.replicas=0"] {
         ensure!(here.shell(&format!("{template},serviceMonitor.enabled=true,{refused}")).await?.code != 0, "{refused}");
     }
+    let template = "helm template stillpoint deploy/chart --kube-version 1.35.0 --set alerts.enabled=true,serviceMonitor.enabled=true";
+    let whole = here.run(&format!("{template},serviceMonitor.caConfigMap=copy")).await?;
+    ensure!(whole.matches(r#"{"configMap":{"key":"ca.crt","name":"copy"}}"#).count() == 2, "{whole}");
+    // Whoever signs for the server, the webhooks' authority is ours.
+    let whole = here.run(&format!("{template},tls.secretName=theirs")).await?;
+    for secret in ["theirs", webhooks::SERVING] {
+        ensure!(
+            whole.contains(&format!(r#"ca: {{"secret":{{"key":"ca.crt","name":"{secret}"}}}}"#)),
+            "{secret}: {whole}"
+        );
+    }
+    ensure!(whole.contains("StillpointWebhooksDown"), "{whole}");
+    let without = here.run(&format!("{template},webhooks.enabled=false")).await?;
+    ensure!(without.contains("StillpointDown") && !without.contains("StillpointWebhooks"), "{without}");
+    ensure!(without.matches("kind: ServiceMonitor").count() == 1, "{without}");
+
     let (_, rules) = rules.split_once("kind: PrometheusRule").context("no rules")?;
     let name = |c: char| c.is_ascii_lowercase() || c == '_';
     let named: BTreeSet<&str> = rules

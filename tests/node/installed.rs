@@ -2,9 +2,10 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use cluster::{Cluster, Node, Options, image, workload};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 pub(crate) const NAMESPACE: &str = "stillpoint";
 pub(crate) const DEPLOYMENT: &str = "deployment/stillpoint-apiserver";
@@ -91,6 +92,54 @@ pub(crate) async fn grant_credentials(cluster: &Cluster, namespace: &str) -> Res
         "subjects": [{"kind": "ServiceAccount", "name": NAME, "namespace": NAMESPACE}],
     });
     cluster.apply(&binding.to_string()).await.map(drop)
+}
+
+/// What the replicas of a component, which serve at this port, count, one after the other: as Prometheus reads it.
+pub(crate) async fn metrics(cluster: &Cluster, component: &str, port: u16) -> Result<String> {
+    let group = "rbac.authorization.k8s.io";
+    for object in [
+        json!({
+            "apiVersion": format!("{group}/v1"), "kind": "ClusterRole", "metadata": {"name": "scrape"},
+            "rules": [{"nonResourceURLs": ["/metrics"], "verbs": ["get"]}],
+        }),
+        json!({
+            "apiVersion": format!("{group}/v1"), "kind": "ClusterRoleBinding", "metadata": {"name": "scrape"},
+            "roleRef": {"apiGroup": group, "kind": "ClusterRole", "name": "scrape"},
+            "subjects": [{"kind": "ServiceAccount", "name": "default", "namespace": "default"}],
+        }),
+    ] {
+        cluster.apply(&object.to_string()).await?;
+    }
+    let token = cluster.kubectl(&["create", "token", "default"]).await?.ok()?;
+    let selector = format!("app.kubernetes.io/component={component}");
+    let pods = ["get", "pods", "-n", NAMESPACE, "-l", &selector, "--field-selector=status.phase=Running"];
+    let addresses = [&pods[..], &["-o", "jsonpath={.items[*].status.podIP}"]].concat();
+    let addresses = cluster.kubectl(&addresses).await?.ok()?;
+    ensure!(!addresses.is_empty(), "no Pod is a {component}");
+    let mut metrics = String::new();
+    for address in addresses.split_whitespace() {
+        let curl = Command::new("curl")
+            .args(["--silent", "--fail", "--insecure", "--max-time", "30"])
+            .args(["--header", &format!("authorization: Bearer {}", token.trim())])
+            .arg(format!("https://{address}:{port}/metrics"))
+            .output()
+            .await?;
+        ensure!(curl.status.success(), "the metrics of {address}: {curl:?}");
+        metrics += &String::from_utf8(curl.stdout)?;
+    }
+    Ok(metrics)
+}
+
+/// A series, which all of `metrics` have with these very labels, added up; 0 where there is none of it.
+pub(crate) fn sum(metrics: &str, series: &str) -> f64 {
+    let values = metrics.lines().filter_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+    values.filter_map(|value| value.parse::<f64>().ok()).sum()
+}
+
+/// How many cuts of this outcome the gates were asked about.
+pub(crate) async fn gated(cluster: &Cluster, outcome: &str) -> Result<f64> {
+    let metrics = metrics(cluster, "apiserver", 6443).await?;
+    Ok(sum(&metrics, &format!("stillpoint_gate_seconds_count{{outcome=\"{outcome}\"}}")))
 }
 
 /// A verb of a Database's, by the aggregated API; the status of the answer.

@@ -13,15 +13,15 @@ use anyhow::{Context, Result, ensure};
 use cluster::{until, workload};
 use fixtures::{Engine, Load, Login, Session, Writers, compare};
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use serde_json::json;
 use tests::cuts::instant;
 
 use self::{
     hooks::Hooked,
-    numbers::{Share, Table},
+    numbers::{Promises, Share, Table, group_row, row},
 };
 use crate::{
-    gates::world::World,
+    gates::world::{World, unheld},
     installed::{SOON, start},
 };
 
@@ -46,10 +46,21 @@ enum How {
 struct Copy {
     /// The longest that a writer waited meanwhile.
     stall: Duration,
+    /// How long the driver was called for.
+    cut: Duration,
     /// Acknowledged before the instant that is promised, or before the cut, and not in it.
     missing: u64,
     /// Nothing is torn.
     sound: bool,
+}
+
+/// Of a copy that is not opened yet.
+#[derive(Clone, Copy)]
+struct Times {
+    /// What is acknowledged before this should be in it.
+    before: Instant,
+    stall: Duration,
+    cut: Duration,
 }
 
 /// How often somebody who watches nothing looks.
@@ -70,13 +81,13 @@ async fn series() {
         for number in 0..count {
             let of = &databases[number % 2];
             let copy = single(&world, of, how, number).await.unwrap();
-            table.add(format!("{how:?}, {:?}", of.login.engine), copy);
+            table.add(row(how, of.login.engine), copy);
         }
         println!("{how:?}: {count} copies are made");
     }
     for number in 0..count.div_ceil(5) {
         for (of, copy) in databases.iter().zip(group(&world, &databases, number).await.unwrap()) {
-            table.add(format!("Stillpoint, group, {:?}", of.login.engine), copy);
+            table.add(group_row(of.login.engine), copy);
         }
     }
     let share = Share::read(&world).await.unwrap();
@@ -84,8 +95,12 @@ async fn series() {
         database.writers.stop().await;
     }
     println!("{table}{share}");
-    println!("{}", unprotected::slowed(&world).await.unwrap());
-    table.is_as_promised().unwrap();
+    let unprotected = unprotected::slowed(&world).await.unwrap();
+    println!("{unprotected}");
+    // All of them are seen before one that is missed fails the run.
+    let promises = Promises([table.promises(), share.promises(), unprotected.promises()].concat());
+    println!("{promises}");
+    promises.are_kept().unwrap();
 }
 
 /// Under load from here on, until it is dropped. PostgreSQL's commits are acknowledged before they are on disk, as many have it: what
@@ -141,8 +156,8 @@ async fn single(world: &World<'_>, of: &Written, how: How, number: usize) -> Res
             held
         }
     };
-    let stall = stall(of, began).await?;
-    let copy = opened(world, of, &name, before, stall).await?;
+    let times = Times { before, stall: stall(of, began).await?, cut: last_call(world, "CreateSnapshot").await? };
+    let copy = opened(world, of, &name, times).await?;
     world.kubectl(&["delete", "volumesnapshot", &name, "--wait=false"]).await?;
     Ok(copy)
 }
@@ -155,23 +170,17 @@ async fn group(world: &World<'_>, databases: &[Written], number: usize) -> Resul
     let said = world.worth_of(kind, &name, "application").await?;
     world.until_ready(kind, &name).await?;
     let before = world.frozen_at(&said).await?;
+    let cut = last_call(world, "CreateVolumeGroupSnapshot").await?;
     let mut copies = Vec::new();
     for of in databases {
-        let stall = stall(of, began).await?;
+        let times = Times { before, stall: stall(of, began).await?, cut };
         let member = world.member(&name, of.name).await?;
         world.worth(&member, "application").await?;
         world.until_ready("volumesnapshot", &member).await?;
-        copies.push(opened(world, of, &member, before, stall).await?);
+        copies.push(opened(world, of, &member, times).await?);
     }
     world.kubectl(&["delete", kind, &name, "--wait=false"]).await?;
     Ok(copies)
-}
-
-/// Nobody holds anything for it.
-fn unheld(name: &str, claim: &str) -> Value {
-    let mut snapshot = workload::snapshot(name, claim);
-    snapshot["metadata"]["annotations"] = json!({api::gate::QUIESCE: api::gate::SKIP});
-    snapshot
 }
 
 /// By the driver's clock, which is this machine's.
@@ -179,6 +188,13 @@ async fn cut_at(world: &World<'_>, snapshot: &str) -> Result<Instant> {
     let content = world.content(snapshot).await?;
     let at = content["status"]["creationTime"].as_i64().context("no creationTime")?;
     instant(&json!(Timestamp::from_nanosecond(i128::from(at))?.to_string()))
+}
+
+/// How long the driver was asked last.
+async fn last_call(world: &World<'_>, method: &str) -> Result<Duration> {
+    let calls = world.cluster.csi().await?.calls(method).await?;
+    let call = calls.last().with_context(|| format!("no {method}"))?;
+    Ok(Duration::from_nanos(call.ended_ns.saturating_sub(call.began_ns)))
 }
 
 /// Of writers, since then; whoever waited last has been answered.
@@ -189,12 +205,13 @@ async fn stall(of: &Written, began: Instant) -> Result<Duration> {
 }
 
 /// A server on the copy, compared with what had been acknowledged.
-async fn opened(world: &World<'_>, of: &Written, snapshot: &str, before: Instant, stall: Duration) -> Result<Copy> {
+async fn opened(world: &World<'_>, of: &Written, snapshot: &str, times: Times) -> Result<Copy> {
+    let Times { before, stall, cut } = times;
     let acknowledged = of.writers.acknowledged();
     let copy = world.restored(snapshot, of.login.engine, "copy").await?;
     let verdict = compare(&copy, &acknowledged, before).await?;
     world.remove("copy").await?;
     let sound =
         verdict.did_not_start.is_none() && verdict.unreadable.is_none() && verdict.sum_is_right && verdict.holes == 0;
-    Ok(Copy { stall, missing: verdict.missing, sound })
+    Ok(Copy { stall, cut, missing: verdict.missing, sound })
 }

@@ -134,14 +134,23 @@ async fn who_does_not_want_it_is_left_alone(world: &World<'_>) -> Result<()> {
     create(world.cluster, "operators", json!({"labels": {"cnpg.io/backupName": "nightly"}})).await?.ok()?;
     let ready = ["wait", "--for=jsonpath={.status.readyToUse}=true", "--timeout=60s", "volumesnapshot/operators"];
     world.kubectl(&ready).await?;
-    // A snapshot of somebody who wants it: by now the other would have been judged, too.
-    let now = world.freezes().await?.len();
-    ensure!(now == before, "{before} became {now}");
-    create(world.cluster, "last", json!({})).await?.ok()?;
-    world.worth("last", "application").await?;
+    world.until_the_leader_has_looked("operators", "shop").await?;
     let left_alone = world.object("volumesnapshot", "operators").await?;
     ensure!(left_alone["metadata"]["labels"] == json!({"cnpg.io/backupName": "nightly"}), "{left_alone}");
-    ensure!(world.freezes().await?.len() != before, "nothing was held for the last");
+    let content = world.content("operators").await?;
+    ensure!(content["metadata"]["labels"][api::gate::CONSISTENCY].is_null(), "{content}");
+    ensure!(!world.is_told("operators").await?, "{}", described(world, "operators").await?);
+    let now = world.freezes().await?.len();
+    ensure!(now == before, "{before} became {now}");
+
+    // Whoever wants it is held for, once.
+    create(world.cluster, "last", json!({})).await?.ok()?;
+    let metadata = world.worth("last", "application").await?;
+    let now = world.freezes().await?.len();
+    ensure!(now == before + 1, "{before} became {now}");
+    let content = world.content("last").await?;
+    let freeze = world.freeze_of(content["metadata"]["uid"].as_str().unwrap_or_default()).await?;
+    ensure!(said(&metadata, api::gate::FREEZE) == freeze["metadata"]["name"], "{metadata}: {freeze}");
     Ok(())
 }
 

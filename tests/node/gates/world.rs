@@ -177,6 +177,18 @@ impl<'c> World<'c> {
         self.object("volumesnapshotcontent", &content).await
     }
 
+    /// Waits for it.
+    pub(crate) async fn until_content(&self, snapshot: &str) -> Result<Value> {
+        until(&format!("{snapshot} has a content"), SOON, || self.content(snapshot)).await
+    }
+
+    /// The content that a snapshot has, whoever made it.
+    pub(crate) async fn bound(&self, snapshot: &str) -> Result<Value> {
+        let snapshot = self.object("volumesnapshot", snapshot).await?;
+        let content = snapshot["status"]["boundVolumeSnapshotContentName"].as_str().context("it has no content")?;
+        self.object("volumesnapshotcontent", content).await
+    }
+
     /// The name of the VolumeSnapshot of a claim that was cut with a group: it is made after the cut.
     pub(crate) async fn member(&self, group: &str, claim: &str) -> Result<String> {
         until(&format!("{group} has a member of {claim}"), SOON, || async {
@@ -189,16 +201,42 @@ impl<'c> World<'c> {
         .await
     }
 
+    /// Whoever would say something of what is there has, when this returns: the leader looks at contents every second, and at each for
+    /// two more, and these two go the same way, one after the other. Nothing is held for them.
+    pub(crate) async fn until_the_leader_has_looked(&self, of: &str, claim: &str) -> Result<()> {
+        for after in ["after", "later"] {
+            let name = format!("{after}-{of}");
+            self.apply(&unheld(&name, claim)).await?;
+            let said = self.worth(&name, "crash").await?;
+            ensure!(said["annotations"][api::gate::REASON] == "Skipped", "{said}");
+            // And in these words it would be seen.
+            ensure!(self.is_told(&name).await?, "{name}: it has no Event of ours");
+        }
+        Ok(())
+    }
+
+    /// Whether we have told people something of a snapshot.
+    pub(crate) async fn is_told(&self, snapshot: &str) -> Result<bool> {
+        let described = self.kubectl(&["describe", "volumesnapshot", snapshot]).await?;
+        let events = described.rsplit_once("Events:").with_context(|| described.clone())?.1;
+        Ok(events.contains(api::install::ACCOUNT))
+    }
+
     pub(crate) async fn freezes(&self) -> Result<Vec<Value>> {
         self.list("freezes.stillpoint.dev").await
     }
 
     /// The newest Freeze that has a claim of this content's.
     pub(crate) async fn freeze_of(&self, content: &str) -> Result<Value> {
+        self.freezes_of(content).await?.pop().with_context(|| format!("no Freeze is of content {content}"))
+    }
+
+    /// All of them, the newest last.
+    pub(crate) async fn freezes_of(&self, content: &str) -> Result<Vec<Value>> {
         let mut freezes = self.freezes().await?;
         freezes.retain(|freeze| claims(freeze).any(|claim| is_of(claim, content)));
         freezes.sort_by_key(|freeze| freeze["status"]["requestedAt"].to_string());
-        freezes.pop().with_context(|| format!("no Freeze is of content {content}"))
+        Ok(freezes)
     }
 
     /// Waits until databases are held for a snapshot that is being taken; answers the uid of its content.
@@ -254,6 +292,13 @@ impl<'c> World<'c> {
         let logs = ["logs", "-l", "app.kubernetes.io/name=stillpoint", "--prefix", "--tail=100", "-n", NAMESPACE];
         self.cluster.kubectl(&logs).await?.ok()
     }
+}
+
+/// A snapshot that does not want to be waited for: nothing is held for it.
+pub(crate) fn unheld(name: &str, claim: &str) -> Value {
+    let mut snapshot = workload::snapshot(name, claim);
+    snapshot["metadata"]["annotations"] = json!({api::gate::QUIESCE: api::gate::SKIP});
+    snapshot
 }
 
 fn pod(engine: Engine, name: &str) -> [Value; 2] {

@@ -1,87 +1,185 @@
 //! What snapshots of volumes that are nobody's lose by our being asked: many at once, with the webhooks and without, by kube-apiserver's
 //! own clock.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use cluster::{Component, until, workload};
 use jiff::Timestamp;
+use kube::{
+    Api,
+    api::{ApiResource, DynamicObject, PostParams},
+};
 use serde_json::Value;
+use tokio::task::JoinSet;
 
-use super::numbers::{milliseconds, percentile};
+use super::numbers::{Promise, milliseconds, percentile};
 use crate::{
     gates::world::World,
-    installed::{DEPLOYMENT, NAMESPACE, SOON, rolled_out},
+    installed::{DEPLOYMENT, NAMESPACE, SOON, gated, rolled_out},
 };
 
 const MANY: usize = 200;
+/// What half of them lose at most.
+const LOSS: Duration = Duration::from_millis(3);
 /// The sidecars' own limits would be all that is measured.
 const QUICK: [&str; 2] = ["--kube-api-qps=500", "--kube-api-burst=1000"];
+/// Who makes the snapshots, and who marks their contents. Others patch these, too: snapshot-controller puts its finalizer on them at the
+/// same time.
+const MAKER: &str = "kubernetes-admin";
+const MARKER: &str = "system:serviceaccount:default:csi-snapshotter";
 
-pub(super) async fn slowed(world: &World<'_>) -> Result<String> {
+/// How long snapshots of what is nobody's took, in the two orders.
+#[derive(Debug)]
+pub(super) struct Slowed {
+    with: Took,
+    without: Took,
+}
+
+/// Of each snapshot.
+#[derive(Debug)]
+struct Took {
+    /// One made when the one before is: what it costs to be asked.
+    in_turn: Vec<Duration>,
+    /// All made together: what a machine does at once, and who waits for whom.
+    at_once: Vec<Duration>,
+}
+
+pub(super) async fn slowed(world: &World<'_>) -> Result<Slowed> {
     let cluster = world.cluster;
     for component in [Component::SnapshotController, Component::Snapshotter] {
         cluster.restart_with(component, &QUICK).await?;
     }
     world.apply(&workload::claim("idle", None)).await?;
-    let mut with = took(world, "with").await?;
+    let before = gated(cluster, "nothing").await?;
+    let with = took_both(world, "with").await?;
+    // Else there is nothing to lose.
+    let asked = gated(cluster, "nothing").await? - before;
+    #[expect(clippy::cast_precision_loss, reason = "a count")]
+    let all = 2.0 * MANY as f64;
+    ensure!(asked >= all, "the gate was asked {asked} times for {all} snapshots");
     // Nobody is left who would have it back.
     cluster.kubectl(&["scale", DEPLOYMENT, "-n", NAMESPACE, "--replicas=0"]).await?.ok()?;
     rolled_out(cluster, DEPLOYMENT).await?;
     let configuration = ["delete", "validatingwebhookconfiguration", api::install::webhooks::NAME];
     cluster.kubectl(&configuration).await?.ok()?;
-    let mut without = took(world, "without").await?;
-    let line = |name: &str, all: &mut [Duration]| {
-        let [half, most] = [50, 99].map(|percent| milliseconds(percentile(all, percent)));
-        format!("{name:<32} p50 {half}, p99 {most}\n")
-    };
-    Ok(format!(
-        "admission of {MANY} snapshots of an unprotected claim at once, and of their marks:\n{}{}",
-        line("with the webhooks", &mut with),
-        line("without", &mut without)
-    ))
+    let without = took_both(world, "without").await?;
+    Ok(Slowed { with, without })
+}
+
+async fn took_both(world: &World<'_>, prefix: &str) -> Result<Took> {
+    let in_turn = took(world, &format!("{prefix}-in-turn"), false).await?;
+    Ok(Took { in_turn, at_once: took(world, &format!("{prefix}-at-once"), true).await? })
+}
+
+impl Slowed {
+    pub(super) fn promises(&self) -> Vec<Promise> {
+        let promise = |how: &str, with: &[Duration], without: &[Duration]| {
+            let [with, without] = [with, without].map(|all| percentile(&mut all.to_vec(), 50));
+            Promise {
+                what: format!("{how}: a snapshot of what is nobody's loses {} p50 at most", milliseconds(LOSS)),
+                was: format!("{} and {} without us", milliseconds(with), milliseconds(without)),
+                kept: with.saturating_sub(without) <= LOSS,
+            }
+        };
+        vec![
+            promise("in turn", &self.with.in_turn, &self.without.in_turn),
+            promise("at once", &self.with.at_once, &self.without.at_once),
+        ]
+    }
+}
+
+impl fmt::Display for Slowed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "admission of {MANY} snapshots of an unprotected claim, and of their marks:")?;
+        for (name, all) in [
+            ("in turn, with the webhooks", &self.with.in_turn),
+            ("in turn, without", &self.without.in_turn),
+            ("at once, with the webhooks", &self.with.at_once),
+            ("at once, without", &self.without.at_once),
+        ] {
+            let [half, most] = [50, 99].map(|percent| milliseconds(percentile(&mut all.clone(), percent)));
+            writeln!(f, "{name:<32} p50 {half}, p99 {most}")?;
+        }
+        Ok(())
+    }
 }
 
 /// How long kube-apiserver took to take each snapshot and to mark its content, together.
-async fn took(world: &World<'_>, prefix: &str) -> Result<Vec<Duration>> {
-    let names: Vec<String> = (0..MANY).map(|number| format!("{prefix}-{number}")).collect();
-    let all: Vec<String> = names.iter().map(|name| workload::snapshot(name, "idle").to_string()).collect();
-    world.cluster.apply(&all.join("\n---\n")).await?;
-    let mut contents = HashMap::new();
+async fn took(world: &World<'_>, prefix: &str, at_once: bool) -> Result<Vec<Duration>> {
+    let names: HashSet<String> = (0..MANY).map(|number| format!("{prefix}-{number}")).collect();
+    make(world, &names, at_once).await?;
     until("all are cut", SOON * 5, || async {
         let snapshots = world.list("volumesnapshots").await?;
-        let cut =
-            |snapshot: &&Value| snapshot["metadata"]["name"].as_str().is_some_and(|name| name.starts_with(prefix));
-        let ready = snapshots.iter().filter(cut).filter(|snapshot| snapshot["status"]["readyToUse"] == true).count();
+        let ready = snapshots.iter().filter(|snapshot| snapshot["status"]["readyToUse"] == true);
+        let ready = ready.filter(|snapshot| names.contains(text(&snapshot["metadata"]["name"]))).count();
         ensure!(ready == MANY, "{ready} of {MANY}");
         Ok(())
     })
     .await?;
-    for snapshot in world.list("volumesnapshots").await? {
-        let name = snapshot["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        let uid = snapshot["metadata"]["uid"].as_str().unwrap_or_default();
-        contents.insert(format!("snapcontent-{uid}"), name);
-    }
-    let mut took: HashMap<String, Duration> = HashMap::new();
+    let snapshots = world.list("volumesnapshots").await?;
+    let contents: HashMap<String, &str> = snapshots
+        .iter()
+        .map(|snapshot| &snapshot["metadata"])
+        .map(|metadata| (format!("snapcontent-{}", text(&metadata["uid"])), text(&metadata["name"])))
+        .collect();
+    let (mut made, mut marked) = (HashMap::new(), HashMap::new());
     for event in world.cluster.audit_events()? {
         let object = &event["objectRef"];
-        let (name, verb) = (object["name"].as_str().unwrap_or_default(), event["verb"].as_str().unwrap_or_default());
-        let snapshot = match (object["resource"].as_str(), object["subresource"].is_null(), verb) {
-            // Applied on the server, which makes it.
-            (Some("volumesnapshots"), true, "create" | "patch") if by_us(&event) => Some(name.to_owned()),
-            // The first one marks it.
-            (Some("volumesnapshotcontents"), true, "patch") => contents.remove(name),
-            _ => None,
-        };
-        let Some(snapshot) = snapshot.filter(|name| names.contains(name)) else { continue };
-        *took.entry(snapshot).or_default() += between(&event)?;
+        let (name, of) = (text(&object["name"]), text(&object["resource"]));
+        if !object["subresource"].is_null() || event["responseStatus"]["code"].as_u64().is_none_or(|code| code >= 300) {
+            continue;
+        }
+        match (of, text(&event["verb"]), text(&event["user"]["username"])) {
+            ("volumesnapshots", "create", MAKER) if names.contains(name) => {
+                made.insert(name.to_owned(), between(&event)?);
+            }
+            // Its first is the mark.
+            ("volumesnapshotcontents", "patch", MARKER) => {
+                if let Some(snapshot) = contents.get(name).filter(|snapshot| names.contains(**snapshot)) {
+                    let took = between(&event)?;
+                    marked.entry((*snapshot).to_owned()).or_insert(took);
+                }
+            }
+            _ => {}
+        }
     }
-    ensure!(took.len() == MANY, "{} of {MANY} are in the audit log", took.len());
-    Ok(took.into_values().collect())
+    let both = made.len() == MANY && marked.len() == MANY;
+    ensure!(both, "{} of {MANY} are made and {} marked by the audit log", made.len(), marked.len());
+    Ok(made.into_iter().map(|(name, took)| took + marked[&name]).collect())
 }
 
-fn by_us(event: &Value) -> bool {
-    event["user"]["username"] == "kubernetes-admin"
+/// Each by a request of its own, all on their way together or one after the other.
+async fn make(world: &World<'_>, names: &HashSet<String>, at_once: bool) -> Result<()> {
+    let kind = ApiResource {
+        group: api::gate::SNAPSHOTS.to_owned(),
+        version: "v1".to_owned(),
+        api_version: format!("{}/v1", api::gate::SNAPSHOTS),
+        kind: "VolumeSnapshot".to_owned(),
+        plural: "volumesnapshots".to_owned(),
+    };
+    let snapshots: Api<DynamicObject> = Api::namespaced_with(world.cluster.client().await?, "default", &kind);
+    let mut making = JoinSet::new();
+    for name in names {
+        let snapshot = serde_json::from_value(workload::snapshot(name, "idle"))?;
+        let snapshots = snapshots.clone();
+        making.spawn(async move { snapshots.create(&PostParams::default(), &snapshot).await.map(drop) });
+        if !at_once && let Some(made) = making.join_next().await {
+            made??;
+        }
+    }
+    while let Some(made) = making.join_next().await {
+        made??;
+    }
+    Ok(())
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
 }
 
 fn between(event: &Value) -> Result<Duration> {

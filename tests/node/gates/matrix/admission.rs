@@ -5,7 +5,7 @@ use std::fs;
 use anyhow::{Context, Result, ensure};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use certs::{Authority, KeyPairPem, Names};
-use cluster::{Cluster, until, workload};
+use cluster::{Cluster, Component, until, workload};
 use csi::Fault;
 use fixtures::Session;
 use futures::FutureExt;
@@ -19,7 +19,7 @@ use super::{
     other::{Other, Says},
     signal,
 };
-use crate::installed::{NAMESPACE, SOON, WEBHOOKS, rolled_out, start};
+use crate::installed::{NAMESPACE, SOON, WEBHOOKS, gated, rolled_out, start};
 
 const PROGRAM: &str = api::install::webhooks::NAME;
 /// So many times kube-apiserver tries a PATCH by itself (`maxRetryWhenPatchConflicts`), each with admission; then it says 409.
@@ -90,7 +90,9 @@ async fn webhooks_die_before_it_is_held(matrix: &Matrix<'_>) -> Result<()> {
     // Acknowledged after the cut, and before what may hold now.
     blocker.run("COMMIT").await?;
     let said = matrix.world.worth("early", "crash").await?;
-    ensure!(said["annotations"]["stillpoint.dev/reason"].is_string(), "{said}");
+    // Whoever asked was gone before it was held; or it was held for nobody, and let go before the cut was seen.
+    let reason = &said["annotations"]["stillpoint.dev/reason"];
+    ensure!(["NotFrozen", "FreezeEnded"].iter().any(|known| reason == known), "{said}");
     until_writable(&matrix.shop).await?;
     rolled_out(matrix.world.cluster, WEBHOOKS).await
 }
@@ -154,6 +156,7 @@ async fn expired(matrix: &Matrix<'_>) -> Result<()> {
     matrix.world.snapshot("expired", SHOP).await?;
     matrix.is_worth("expired", "crash", "NotFrozen").await?;
     ensure!(expired.asked() == 0, "it was trusted");
+    ensure!(expired.dialled() > 0, "nobody has seen its certificate: that nobody asks it shows nothing");
     Ok(())
 }
 
@@ -167,29 +170,61 @@ async fn authority(cluster: &Cluster) -> Result<Authority> {
     Ok(Authority::from_pem(&KeyPairPem { certificate: text("ca.crt")?, key: text("ca.key")? })?)
 }
 
-/// Whoever reaches the webhooks tells them of a cut that there is not: nothing is held for it.
+/// Whoever reaches the webhooks tells them of cuts that there are not: nothing is held for them. Nobody cuts meanwhile, so that there are
+/// contents that could be.
 async fn forged(matrix: &Matrix<'_>) -> Result<()> {
-    let claim = matrix.world.object("persistentvolumeclaim", SHOP).await?;
-    let volume =
-        matrix.world.object("persistentvolume", claim["spec"]["volumeName"].as_str().unwrap_or_default()).await?;
-    let content = |annotations: Value| {
-        json!({
-            "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent",
-            "metadata": {"name": "snapcontent-forged", "uid": "forged", "annotations": annotations},
-            "spec": {
-                "driver": csi::NAME, "deletionPolicy": "Delete", "volumeSnapshotClassName": "test",
-                "source": {"volumeHandle": volume["spec"]["csi"]["volumeHandle"]},
-                "volumeSnapshotRef": {"namespace": "default", "name": "forged", "uid": "forged"},
-            },
-        })
+    let world = &matrix.world;
+    world.cluster.stop(Component::Snapshotter)?;
+    let told = told_of_what_is_not(matrix).await;
+    world.cluster.start_again(Component::Snapshotter).await?;
+    told?;
+    matrix.is_worth("truth", "application", "Proved").await?;
+    world.until_ready("volumesnapshot", "decoy").await
+}
+
+async fn told_of_what_is_not(matrix: &Matrix<'_>) -> Result<()> {
+    let world = &matrix.world;
+    world.apply(&workload::claim("decoy", None)).await?;
+    world.snapshot("decoy", "decoy").await?;
+    world.snapshot("truth", SHOP).await?;
+    let (decoy, truth) = (world.until_content("decoy").await?, world.until_content("truth").await?);
+    let with = |content: &Value, pointer: &str, value: &Value| {
+        let mut content = content.clone();
+        *content.pointer_mut(pointer).with_context(|| pointer.to_owned())? = value.clone();
+        anyhow::Ok(content)
     };
+    let of_shop = "/spec/source/volumeHandle";
+    for forged in [
+        // One that is not there, one of another volume, and one of another snapshot.
+        with(&with(&truth, "/metadata/name", &json!("snapcontent-forged"))?, "/metadata/uid", &json!("forged"))?,
+        with(&decoy, of_shop, &truth["spec"]["source"]["volumeHandle"])?,
+        with(&truth, "/spec/volumeSnapshotRef/uid", &decoy["spec"]["volumeSnapshotRef"]["uid"])?,
+    ] {
+        let (freezes, unreal) = (world.freezes().await?.len(), gated(world.cluster, "unreal").await?);
+        let answer = tell(matrix, &forged).await?;
+        let now = world.freezes().await?;
+        ensure!(now.len() == freezes && !is_held(&matrix.shop).await?, "{forged}: {answer}: {now:?}");
+        let now = gated(world.cluster, "unreal").await?;
+        ensure!(now > unreal, "{forged}: {answer}: the apiserver was not asked, or believed it: {unreal} became {now}");
+    }
+    // In the same words, of one that is there: then they were enough, and nobody need have cut for it to be let go.
+    tell(matrix, &truth).await?;
+    let held = matrix.is_held("truth").await?;
+    held.is_let_go_early().await
+}
+
+/// Shows the webhooks a review of a mark on this content, as kube-apiserver would; the answer.
+async fn tell(matrix: &Matrix<'_>, content: &Value) -> Result<Value> {
+    let mut marked = content.clone();
+    marked["metadata"]["annotations"][api::gate::BEING_CREATED] = "yes".into();
     let review = json!({
         "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
         "request": {
-            "uid": "forged", "operation": "UPDATE", "name": "snapcontent-forged", "userInfo": {"username": "mallory"},
+            "uid": "forged", "operation": "UPDATE", "name": content["metadata"]["name"],
+            "userInfo": {"username": "mallory"},
             "kind": {"group": api::gate::SNAPSHOTS, "version": "v1", "kind": "VolumeSnapshotContent"},
             "resource": {"group": api::gate::SNAPSHOTS, "version": "v1", "resource": "volumesnapshotcontents"},
-            "object": content(json!({api::gate::BEING_CREATED: "yes"})), "oldObject": content(json!({})),
+            "object": marked, "oldObject": content,
         },
     });
     let file = matrix.world.cluster.root().join("forged.json");
@@ -197,24 +232,15 @@ async fn forged(matrix: &Matrix<'_>) -> Result<()> {
     let address = ["get", "service", PROGRAM, "-n", NAMESPACE, "-o", "jsonpath={.spec.clusterIP}"];
     let address = matrix.world.cluster.kubectl(&address).await?.ok()?;
     let curl = Command::new("curl")
-        .args([
-            "--silent",
-            "--show-error",
-            "--insecure",
-            "--max-time",
-            "30",
-            "--header",
-            "content-type: application/json",
-        ])
-        .args(["--data", &format!("@{}", file.display()), &format!("https://{address}/gates/content?timeout=10s")])
+        .args(["--silent", "--show-error", "--insecure", "--max-time", "30"])
+        .args(["--header", "content-type: application/json", "--data", &format!("@{}", file.display())])
+        .arg(format!("https://{address}/gates/content?timeout=10s"))
         .output()
         .await?;
     let answer = String::from_utf8_lossy(&curl.stdout);
     let answer: Value = serde_json::from_str(&answer).with_context(|| format!("{answer} {curl:?}"))?;
     ensure!(answer["response"]["uid"] == "forged", "{answer}");
-    let freezes = matrix.world.freezes().await?;
-    ensure!(freezes.is_empty() && !is_held(&matrix.shop).await?, "{answer}: {freezes:?}");
-    Ok(())
+    Ok(answer)
 }
 
 /// A snapshot of what was cut before, by whoever has its handle.
@@ -251,13 +277,15 @@ async fn unmounted(matrix: &Matrix<'_>) -> Result<()> {
     nothing_is_said(matrix, "idle", before).await
 }
 
-/// Another snapshot, which is judged, comes after it: whoever wanted to say something of this one has.
+/// Whoever wanted to say something of it, or to hold for it, has.
 async fn nothing_is_said(matrix: &Matrix<'_>, snapshot: &str, freezes: usize) -> Result<()> {
-    ensure!(matrix.world.freezes().await?.len() == freezes, "{snapshot} was held for");
-    let after = format!("after-{snapshot}");
-    matrix.world.snapshot(&after, SHOP).await?;
-    matrix.is_worth(&after, "application", "Proved").await?;
-    let object = matrix.world.object("volumesnapshot", snapshot).await?;
-    ensure!(object["metadata"]["labels"][api::gate::CONSISTENCY].is_null(), "{object}");
+    let world = &matrix.world;
+    world.until_the_leader_has_looked(snapshot, SHOP).await?;
+    for object in [world.object("volumesnapshot", snapshot).await?, world.bound(snapshot).await?] {
+        ensure!(object["metadata"]["labels"][api::gate::CONSISTENCY].is_null(), "{object}");
+    }
+    ensure!(!world.is_told(snapshot).await?, "people are told something of {snapshot}");
+    let now = world.freezes().await?.len();
+    ensure!(now == freezes, "{snapshot} was held for: {freezes} freezes became {now}");
     Ok(())
 }

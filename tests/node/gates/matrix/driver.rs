@@ -2,13 +2,16 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use cluster::{Component, until, workload};
 use csi::Fault;
 use futures::FutureExt;
 use serde_json::json;
 
-use super::{super::world::until_writable, CREATE, Matrix, Rows, SHOP};
+use super::{
+    super::world::{is_held, until_writable},
+    CREATE, Matrix, Rows, SHOP,
+};
 use crate::installed::{SOON, start};
 
 /// Of gRPC: by the first the sidecar knows that nothing was done, by the others it does not.
@@ -30,11 +33,17 @@ async fn a_driver_and_people_who_do_what_they_want() {
     rows.row(m, "hangs", hangs(m).boxed()).await;
     rows.row(m, "lost", lost(m).boxed()).await;
     rows.row(m, "says no time", says_no_time(m).boxed()).await;
+    rows.row(m, "only asks", only_asks(m).boxed()).await;
     // Given up soon, and asked again when it has long been done.
     let hasty = ["--timeout=1s", "--retry-interval-start=6s"];
     cluster.restart_with(Component::Snapshotter, &hasty).await.unwrap();
     rows.row(m, "late within", late_within(m).boxed()).await;
     rows.row(m, "late after", late_after(m).boxed()).await;
+    // A claim whose cut did not begin goes after 5 s; asked again when it is gone for certain.
+    let slow = ["--timeout=1s", "--retry-interval-start=10s"];
+    cluster.restart_with(Component::Snapshotter, &slow).await.unwrap();
+    rows.row(m, "cut before", cut_before(m, "cut-before", false, ["crash", "CutOutside"]).boxed()).await;
+    rows.row(m, "cut at no time", cut_before(m, "cut-timeless", true, ["unknown", "CutUnknown"]).boxed()).await;
     rows.all_are_right();
 }
 
@@ -60,6 +69,72 @@ async fn fails_for_good_and_is_asked_again(matrix: &Matrix<'_>) -> Result<()> {
     let codes = matrix.codes(before).await?;
     ensure!(codes == [INTERNAL, INTERNAL, 0], "{codes:?}");
     Ok(())
+}
+
+/// The first call cuts, and says that it failed for good: its hold ends. The second, with another hold, answers with that cut.
+async fn cut_before(matrix: &Matrix<'_>, snapshot: &str, timeless: bool, worth: [&str; 2]) -> Result<()> {
+    let before = matrix.driver.calls(CREATE).await?.len();
+    let fault =
+        Fault { failures: 1, code: INTERNAL, answer_is_lost: true, no_creation_time: timeless, ..Fault::default() };
+    let held = matrix.held(snapshot, fault).await?;
+    held.is_let_go_early().await?;
+    let [consistency, reason] = worth;
+    // The fault is left as it is: the second answer says no time either.
+    let said = matrix.is_worth(snapshot, consistency, reason).await?;
+    let codes = matrix.codes(before).await?;
+    ensure!(codes == [INTERNAL, 0], "{codes:?}");
+    // It was held for both, and the second is what is said of.
+    let freezes = matrix.world.freezes_of(&held.content).await?;
+    let last = freezes.last().context("no Freeze")?;
+    ensure!(freezes.len() == 2, "{freezes:?}");
+    ensure!(said["annotations"][api::gate::FREEZE] == last["metadata"]["name"], "{said}: {last}");
+    Ok(())
+}
+
+/// Whoever only asks what a mark would do holds nothing still, and is answered as one who does it.
+async fn only_asks(matrix: &Matrix<'_>) -> Result<()> {
+    let cluster = matrix.world.cluster;
+    // Then there is a content that waits for its cut, and nobody but us marks it.
+    cluster.stop(Component::Snapshotter)?;
+    let asked = asked_and_marked(matrix).await;
+    // A call after the mark counts as a second one: what it says of when it cut decides.
+    let slow = Fault { method: CREATE.to_owned(), delay_ms: 4000, answer_delay_ms: 4000, ..Fault::default() };
+    matrix.driver.set(slow).await?;
+    cluster.start_again(Component::Snapshotter).await?;
+    asked?;
+    matrix.is_worth("dry", "application", "Proved").await?;
+    Ok(())
+}
+
+async fn asked_and_marked(matrix: &Matrix<'_>) -> Result<()> {
+    let (world, before) = (&matrix.world, matrix.world.freezes().await?.len());
+    world.snapshot("dry", SHOP).await?;
+    let content = world.until_content("dry").await?;
+    let name = content["metadata"]["name"].as_str().context("no name")?;
+    let mark = format!("{}=yes", api::gate::BEING_CREATED);
+    let annotate = ["annotate", "volumesnapshotcontent", name];
+    world.kubectl(&[&annotate[..], &[&mark, "--dry-run=server"]].concat()).await?;
+    let held = is_held(&matrix.shop).await?;
+    until("the audit log says that the gate was asked", SOON, || async {
+        let asked = world.cluster.audit_events()?.into_iter().any(|event| {
+            event["objectRef"]["name"] == name
+                && event["requestURI"].as_str().is_some_and(|uri| uri.contains("dryRun=All"))
+                && event["annotations"]["cut.gates.stillpoint.dev/level"] == "WriteBlocked"
+        });
+        ensure!(asked, "it was not");
+        Ok(())
+    })
+    .await?;
+    let now = world.freezes().await?.len();
+    ensure!(!held && now == before, "it is held: {held}; {before} freezes became {now}");
+
+    // Whoever does it is held for.
+    world.kubectl(&[&annotate[..], &[&mark]].concat()).await?;
+    let held = matrix.is_held("dry").await?;
+    let now = world.freezes().await?.len();
+    ensure!(now == before + 1, "{before} freezes became {now}");
+    world.kubectl(&[&annotate[..], &[&format!("{}-", api::gate::BEING_CREATED)]].concat()).await?;
+    held.is_let_go_early().await
 }
 
 /// The cut is made, and only its answer is lost: the next call answers with it. Whenever it was, it was within the hold, which began

@@ -21,6 +21,10 @@ use kube::{
     Api, Client,
     api::{ApiResource, DynamicObject, Patch, PatchParams},
 };
+use rustls::{
+    server::{ClientHello, ResolvesServerCert},
+    sign::CertifiedKey,
+};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -44,6 +48,7 @@ pub(super) struct Other {
     says: watch::Sender<Says>,
     /// How often it was asked.
     asked: Arc<AtomicUsize>,
+    shown: Arc<Shown>,
     pub(super) port: u16,
     over: CancellationToken,
 }
@@ -51,6 +56,20 @@ pub(super) struct Other {
 impl Drop for Other {
     fn drop(&mut self) {
         self.over.cancel();
+    }
+}
+
+/// A certificate, and how often it was shown: whoever does not trust it asks nothing after that.
+#[derive(Debug)]
+struct Shown {
+    leaf: Arc<Leaf>,
+    times: AtomicUsize,
+}
+
+impl ResolvesServerCert for Shown {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        self.times.fetch_add(1, Ordering::Relaxed);
+        self.leaf.resolve(hello)
     }
 }
 
@@ -80,9 +99,10 @@ impl Other {
         let (says, hears) = watch::channel(Says::Yes);
         let answering = Answering { says: hears, asked: Arc::clone(&asked), client: cluster.client().await? };
         let service = move |request: Request<Incoming>, _: Peer| answer(answering.clone(), request);
-        let tls = certs::server_config(Leaf::new(pair)?)?;
+        let shown = Arc::new(Shown { leaf: Leaf::new(pair)?, times: AtomicUsize::new(0) });
+        let tls = certs::server_config(Arc::clone(&shown) as Arc<_>)?;
         tokio::spawn(bound.serve(tls, service, Limits::default(), over.clone()));
-        Ok(Self { says, asked, port, over })
+        Ok(Self { says, asked, shown, port, over })
     }
 
     pub(super) fn say(&self, what: Says) {
@@ -91,6 +111,11 @@ impl Other {
 
     pub(super) fn asked(&self) -> usize {
         self.asked.load(Ordering::Relaxed)
+    }
+
+    /// How often somebody wanted to see its certificate.
+    pub(super) fn dialled(&self) -> usize {
+        self.shown.times.load(Ordering::Relaxed)
     }
 }
 
