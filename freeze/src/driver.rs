@@ -10,6 +10,7 @@ use api::{
 use async_trait::async_trait;
 use futures::future::{BoxFuture, join_all};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::{error::Error, journal::UndoLog};
@@ -46,7 +47,7 @@ pub struct TlsRoots {
 }
 
 /// What is to be made true at one member.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Plan {
     /// Marks everything of ours inside the server (application name, label, slot, marker).
     pub freeze_uid: String,
@@ -63,7 +64,7 @@ pub struct Plan {
 }
 
 /// What a server says of itself.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ServerInfo {
     /// As the server says it, for people.
     pub version: String,
@@ -73,7 +74,7 @@ pub struct ServerInfo {
 }
 
 /// What a look at a server found.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Preflight {
     /// In a stable order: `reachable` first; later ones are absent when an earlier one makes them pointless.
     pub checks: Vec<Check>,
@@ -113,7 +114,7 @@ impl Moment {
 }
 
 /// What a heartbeat saw.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Pulse {
     /// Sessions that wait for a lock of ours; `None` where the account may not see them.
     pub stalled_sessions: Option<u32>,
@@ -133,7 +134,7 @@ pub struct Released {
 pub struct Farewell(Vec<BoxFuture<'static, ()>>);
 
 /// What a server shows of a freeze of ours, asked on a fresh connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Observed {
     /// Nothing of this uid holds or remains.
     Nothing,
@@ -142,7 +143,7 @@ pub enum Observed {
 }
 
 /// What became of an undo item.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Recovered {
     /// It is as it was before the freeze, or the change went with the run of the server that it was made to.
     Undone,

@@ -1,20 +1,21 @@
 //! What can go wrong at a database, by meaning: each variant is one condition reason and one piece of advice.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use api::{Check, conditions::reasons};
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::{blocker::Blocker, journal::JournalError};
 
 /// Why a driver could not do what it was asked. The message names what was seen; [`Error::advice`] what to do.
-#[derive(Debug, Error)]
+#[derive(Debug, Error, Serialize, Deserialize)]
 pub enum Error {
     #[error("{address} cannot be reached: {detail}")]
     Unreachable { address: String, detail: String },
     /// Nothing came back within the time given; also a black-holed address.
     #[error("{doing} took longer than {}", seconds(*.limit))]
-    Timeout { doing: &'static str, limit: Duration },
+    Timeout { doing: Cow<'static, str>, limit: Duration },
     #[error("the server refused user {user:?}: {detail}")]
     Authentication { user: String, detail: String },
     /// The server offers no encryption.
@@ -26,7 +27,7 @@ pub enum Error {
     #[error("the account lacks {privilege}")]
     Privilege { privilege: String, grant: String },
     #[error("{engine} {found} is not supported: {supported}")]
-    Version { engine: api::Engine, found: String, supported: &'static str },
+    Version { engine: api::Engine, found: String, supported: Cow<'static, str> },
     #[error("the server is a {found}, and the Database wants a {wanted}")]
     Role { found: api::Role, wanted: api::Role },
     #[error("a pooler or proxy stands between us and the server: {detail}")]
@@ -42,7 +43,7 @@ pub enum Error {
         limit: Duration,
         blockers: Vec<Blocker>,
         /// What would let us see more of them.
-        hint: Option<&'static str>,
+        hint: Option<Cow<'static, str>>,
     },
     /// What a freeze may last was over before it held everywhere.
     #[error("not held within {} of the first still point, the longest that the freeze may last", seconds(*.limit))]
@@ -64,7 +65,7 @@ pub enum Error {
     Journal(#[from] JournalError),
     /// What the server said that we have no name for.
     #[error("the server said, while {doing}: {detail}")]
-    Server { doing: &'static str, detail: String },
+    Server { doing: Cow<'static, str>, detail: String },
 }
 
 impl Error {
@@ -130,7 +131,7 @@ impl Error {
             Self::Blocked { hint, .. } => {
                 let fix =
                     "wait for these sessions, end them, or set spec.freeze.blockers.policy to KillReads or KillAll";
-                hint.map_or_else(|| fix.to_owned(), |hint| format!("{fix}; {hint}"))
+                hint.as_ref().map_or_else(|| fix.to_owned(), |hint| format!("{fix}; {hint}"))
             }
             Self::TooSlow { .. } => {
                 "look what stands in the way at this Database, freeze it apart from the others, or raise \

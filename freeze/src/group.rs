@@ -240,7 +240,7 @@ async fn within<T>(
     doing: &'static str,
     work: impl Future<Output = Result<T, Error>>,
 ) -> Result<T, Error> {
-    timeout(limit, work).await.unwrap_or(Err(Error::Timeout { doing, limit }))
+    timeout(limit, work).await.unwrap_or(Err(Error::Timeout { doing: doing.into(), limit }))
 }
 
 async fn by<T>(

@@ -5,6 +5,7 @@ use std::fmt;
 
 use api::{FreezeSpec, FreezeStatus, Undo};
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// The `Freeze` object that a freeze is written to.
@@ -39,7 +40,7 @@ pub trait Journal: fmt::Debug + Send + Sync + 'static {
     }
 }
 
-#[derive(Clone, Debug, Error)]
+#[derive(Clone, Debug, Error, Serialize, Deserialize)]
 pub enum JournalError {
     /// The object was deleted, or finished by another: nothing more is to be written.
     #[error("the Freeze object is gone, or finished by another")]

@@ -25,6 +25,7 @@ mod freezer;
 mod group;
 mod journal;
 mod lease;
+pub mod remote;
 
 pub use blocker::Blocker;
 pub use directory::{Directory, Whereabouts};

@@ -16,9 +16,9 @@ pub(super) async fn by<T>(
     let began = Instant::now();
     let limit = deadline.saturating_duration_since(began);
     if limit.is_zero() {
-        return Err(Error::Timeout { doing, limit });
+        return Err(Error::Timeout { doing: doing.into(), limit });
     }
-    timeout_at(deadline, work).await.unwrap_or(Err(Error::Timeout { doing, limit }))
+    timeout_at(deadline, work).await.unwrap_or(Err(Error::Timeout { doing: doing.into(), limit }))
 }
 
 /// What is left until `deadline`, at least one millisecond: servers read 0 as "for ever".

@@ -214,7 +214,9 @@ impl MemoryServer {
         };
         match strike {
             None => Ok(()),
-            Some(Strike::Refuse) => Err(Error::Server { doing: "a statement", detail: "refused on demand".to_owned() }),
+            Some(Strike::Refuse) => {
+                Err(Error::Server { doing: "a statement".into(), detail: "refused on demand".to_owned() })
+            }
             Some(Strike::Slow(long)) => {
                 // A session whose statement runs is not idle.
                 if let Some(link) = link {
@@ -524,7 +526,7 @@ impl Held for MemoryHold {
     async fn heartbeat(&mut self, server_ttl: Duration, deadline: Instant) -> Result<Pulse, Error> {
         timeout_at(deadline, self.link.server.fault(Step::Heartbeat, Some(&self.link)))
             .await
-            .unwrap_or(Err(Error::Timeout { doing: "the heartbeat", limit: server_ttl }))?;
+            .unwrap_or(Err(Error::Timeout { doing: "the heartbeat".into(), limit: server_ttl }))?;
         self.link.renew(server_ttl)?;
         Ok(Pulse { stalled_sessions: Some(self.link.server.state().waiting) })
     }

@@ -16,4 +16,5 @@ mod postgresql_settings;
 mod real;
 mod recovery;
 mod refusals;
+mod remote;
 mod unanswered;

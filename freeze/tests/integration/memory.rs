@@ -20,7 +20,7 @@ pub(crate) fn member(port: u16) -> Member {
 }
 
 #[derive(Default)]
-struct InMemory {
+pub(crate) struct InMemory {
     server: MemoryServer,
     /// A control: an engine that says it holds and does not.
     never_blocks: bool,

@@ -54,7 +54,7 @@ impl Settings {
         let rows = link.run(deadline, doing, sql).await?;
         let number = |at| rows.first().and_then(|row| text(row, at)).and_then(|value| value.parse().ok());
         let (Some(flush_log_at_trx_commit), Some(sync_binlog)) = (number(0), number(1)) else {
-            return Err(Error::Server { doing, detail: "no settings".into() });
+            return Err(Error::Server { doing: doing.into(), detail: "no settings".into() });
         };
         Ok(Self { flush_log_at_trx_commit, sync_binlog })
     }
@@ -179,7 +179,7 @@ async fn wait_for_own_flush(link: &mut Link, deadline: Instant) -> Result<(), Er
         };
         let (Some(current), Some(flushed)) = (value("Innodb_lsn_current"), value("Innodb_lsn_flushed")) else {
             return Err(Error::Server {
-                doing: "waiting for InnoDB to flush its log",
+                doing: "waiting for InnoDB to flush its log".into(),
                 detail: "no log position".into(),
             });
         };
@@ -187,7 +187,7 @@ async fn wait_for_own_flush(link: &mut Link, deadline: Instant) -> Result<(), Er
             return Ok(());
         }
         if Instant::now() + LOOK >= deadline {
-            return Err(Error::Timeout { doing: "waiting for InnoDB to flush its log", limit: OWN_FLUSH });
+            return Err(Error::Timeout { doing: "waiting for InnoDB to flush its log".into(), limit: OWN_FLUSH });
         }
         sleep(LOOK).await;
     }

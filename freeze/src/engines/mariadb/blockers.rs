@@ -88,7 +88,7 @@ pub(super) async fn look(link: &mut Link, own: u64, deadline: Instant) -> Result
         }
         Ok(Err(error)) => return Err(super::errors::running(error, "looking for sessions in the way")),
         Err(_) => {
-            return Err(Error::Timeout { doing: "looking for sessions in the way", limit: PATIENCE });
+            return Err(Error::Timeout { doing: "looking for sessions in the way".into(), limit: PATIENCE });
         }
     };
     Ok((rows.iter().map(found).collect(), sight))

@@ -201,7 +201,7 @@ impl Hello {
         let unsupported = |found: String| Error::Version {
             engine: api::Engine::MariaDB,
             found,
-            supported: "MariaDB 10.4.1 or later",
+            supported: "MariaDB 10.4.1 or later".into(),
         };
         if !self.version.contains("MariaDB") {
             return Err(unsupported(format!("(another server: {} {})", self.comment, self.version)));
@@ -226,7 +226,8 @@ impl Hello {
     }
 
     fn read(rows: &[MySqlRow]) -> Result<Self, Error> {
-        let missing = |what: &str| Error::Server { doing: "asking who the server is", detail: format!("no {what}") };
+        let missing =
+            |what: &str| Error::Server { doing: "asking who the server is".into(), detail: format!("no {what}") };
         let row = rows.iter().find(|row| row.len() == 12).ok_or_else(|| missing("answer"))?;
         let column = |at| text(row, at).unwrap_or_default();
         let number = |at| column(at).parse::<i64>().unwrap_or(0);

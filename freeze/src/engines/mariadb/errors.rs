@@ -53,7 +53,7 @@ pub(super) fn running(error: sqlx::Error, doing: &'static str) -> Error {
             said(number, error.message(), doing, "")
         }
         sqlx::Error::Io(error) => Error::Lost { detail: chain(&error) },
-        other => Error::Server { doing, detail: chain(&other) },
+        other => Error::Server { doing: doing.into(), detail: chain(&other) },
     }
 }
 
@@ -77,6 +77,6 @@ fn said(number: u16, message: &str, doing: &'static str, user: &str) -> Error {
             grant: "what `kubectl still grants` prints for this Database".to_owned(),
         },
         Some(Meaning::Gone) => Error::Lost { detail },
-        None => Error::Server { doing, detail },
+        None => Error::Server { doing: doing.into(), detail },
     }
 }

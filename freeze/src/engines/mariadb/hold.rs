@@ -147,7 +147,11 @@ impl Holding {
         };
         let blocked = blocked?;
         if in_the_way.gave_up {
-            return Err(Error::Blocked { limit: began.elapsed(), blockers: in_the_way.seen, hint: in_the_way.hint });
+            return Err(Error::Blocked {
+                limit: began.elapsed(),
+                blockers: in_the_way.seen,
+                hint: in_the_way.hint.map(Into::into),
+            });
         }
         if let Some(stage) = blocked {
             return Err(self.not_blocked(stage, in_the_way));
@@ -168,7 +172,7 @@ impl Holding {
         }
         let by_a_commit = in_the_way.seen.is_empty() && stage == STAGES[3];
         let hint = if by_a_commit { Some(blockers::COMMIT) } else { in_the_way.hint };
-        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint }
+        Error::Blocked { limit: self.plan.acquire_timeout, blockers: in_the_way.seen, hint: hint.map(Into::into) }
     }
 
     /// Recoverable and Durable: nobody is blocked, so the instant comes before the barrier.
@@ -375,7 +379,7 @@ async fn block_commits(
             Ok(Err(error)) if errors::not_granted(&error) => return Ok(Some(stage)),
             Ok(Err(error)) => return Err(errors::running(error, "blocking commits")),
             // The server was to be done by then, and whatever it says now is not to be read as another's answer.
-            Err(_) => return Err(Error::Timeout { doing: "blocking commits", limit: LET_GO }),
+            Err(_) => return Err(Error::Timeout { doing: "blocking commits".into(), limit: LET_GO }),
         }
     }
     Ok(None)

@@ -44,7 +44,7 @@ impl Backup {
         );
         let rows = link.run(deadline, "starting backup mode", &sql).await?;
         let row = rows.last().filter(|row| text(row, 1).is_some());
-        let row = row.ok_or(Error::Server { doing: "starting backup mode", detail: "no position".into() })?;
+        let row = row.ok_or(Error::Server { doing: "starting backup mode".into(), detail: "no position".into() })?;
         Ok(Self {
             slot,
             start_lsn: text(row, 0).unwrap_or_default(),
@@ -70,7 +70,7 @@ impl Backup {
             left(deadline).as_millis()
         );
         let rows = link.run(deadline, "ending backup mode", &sql).await?;
-        let row = rows.last().ok_or(Error::Server { doing: "ending backup mode", detail: "no label".into() })?;
+        let row = rows.last().ok_or(Error::Server { doing: "ending backup mode".into(), detail: "no label".into() })?;
         let column = |at| text(row, at).unwrap_or_default();
         position.start_lsn = Some(self.start_lsn.clone());
         position.stop_lsn = Some(column(0));

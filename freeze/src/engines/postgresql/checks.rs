@@ -62,7 +62,7 @@ const LITTLE_WAL: i64 = 1 << 30;
 pub(super) async fn facts(link: &mut Link, deadline: Instant) -> Result<Facts, Error> {
     let rows = link.run(deadline, "reading settings and rights", FACTS).await?;
     let Some(row) = rows.first() else {
-        return Err(Error::Server { doing: "reading settings and rights", detail: "no row".into() });
+        return Err(Error::Server { doing: "reading settings and rights".into(), detail: "no row".into() });
     };
     let has = |at| text(row, at).is_some_and(|value| value == "t");
     let number = |at| text(row, at).and_then(|value| value.parse::<i64>().ok());

@@ -116,7 +116,8 @@ impl Session {
         });
         let landmark = landmark.unwrap_or_default();
         let rows = self.run(deadline, doing, &format!("{HELLO}{landmark}")).await?;
-        let mut hello = hello(rows.first().ok_or(Error::Server { doing, detail: "no row".into() })?, self.idle)?;
+        let mut hello =
+            hello(rows.first().ok_or(Error::Server { doing: doing.into(), detail: "no row".into() })?, self.idle)?;
         if hello.incarnation.replica {
             let rows = self.run(deadline, doing, TIMELINE_OF_STANDBY).await?;
             hello.incarnation.timeline =
@@ -310,9 +311,11 @@ fn options(
 /// has set what another client of its wanted.
 fn hello(row: &PgRow, idle: Duration) -> Result<Hello, Error> {
     let doing = "asking who the server is";
-    let column =
-        |at: usize, what: &str| text(row, at).ok_or_else(|| Error::Server { doing, detail: format!("no {what}") });
-    let unreadable = |what: &str, text: &str| Error::Server { doing, detail: format!("its {what} reads {text:?}") };
+    let column = |at: usize, what: &str| {
+        text(row, at).ok_or_else(|| Error::Server { doing: doing.into(), detail: format!("no {what}") })
+    };
+    let unreadable =
+        |what: &str, text: &str| Error::Server { doing: doing.into(), detail: format!("its {what} reads {text:?}") };
     let number = |at: usize, what: &str| {
         let text = column(at, what)?;
         text.parse::<u32>().map_err(|_| unreadable(what, &text))

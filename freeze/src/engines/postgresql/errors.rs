@@ -47,7 +47,7 @@ pub(super) fn running(error: sqlx::Error, doing: &'static str) -> Error {
     match error {
         sqlx::Error::Database(error) => said(error.as_ref(), doing, "", ""),
         sqlx::Error::Io(error) => Error::Lost { detail: chain(&error) },
-        other => Error::Server { doing, detail: chain(&other) },
+        other => Error::Server { doing: doing.into(), detail: chain(&other) },
     }
 }
 
@@ -71,7 +71,7 @@ fn said(error: &dyn DatabaseError, doing: &'static str, user: &str, address: &st
         Some(Meaning::TooOld) if !address.is_empty() => too_old("13 or older"),
         Some(Meaning::Starting) => Error::Unreachable { address: address.to_owned(), detail },
         Some(Meaning::Gone) => Error::Lost { detail },
-        Some(Meaning::TooOld) | None => Error::Server { doing, detail },
+        Some(Meaning::TooOld) | None => Error::Server { doing: doing.into(), detail },
     }
 }
 
@@ -83,5 +83,5 @@ fn certificate(error: &std::io::Error) -> bool {
 /// A server whose statements this engine does not speak.
 pub(super) fn too_old(version: &str) -> Error {
     let engine = api::Engine::PostgreSQL;
-    Error::Version { engine, found: version.to_owned(), supported: "PostgreSQL 15 or later" }
+    Error::Version { engine, found: version.to_owned(), supported: "PostgreSQL 15 or later".into() }
 }

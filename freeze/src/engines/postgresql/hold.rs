@@ -193,7 +193,7 @@ impl Holding {
     }
 
     fn position_in(&self, rows: &[PgRow]) -> Result<PostgresqlPosition, Error> {
-        let row = rows.last().ok_or(Error::Server { doing: "reading the position", detail: "no row".into() })?;
+        let row = rows.last().ok_or(Error::Server { doing: "reading the position".into(), detail: "no row".into() })?;
         Ok(PostgresqlPosition {
             lsn: text(row, 0).unwrap_or_default(),
             timeline: self.incarnation.timeline.unwrap_or_default(),
@@ -217,7 +217,7 @@ impl Holding {
         let rows = self.main.run(deadline, "writing the marker", &sql).await?;
         let column = |row: usize| rows.get(row).and_then(|row| text(row, 0));
         if self.plan.level == Level::WriteBlocked {
-            let missing = Error::Server { doing: "reading the snapshot", detail: "no row".into() };
+            let missing = Error::Server { doing: "reading the snapshot".into(), detail: "no row".into() };
             self.snapshot = Some(column(0).ok_or(missing)?);
         }
         if let Some(xid) = column(1).and_then(|xid| xid.parse().ok()) {

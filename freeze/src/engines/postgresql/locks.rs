@@ -167,7 +167,7 @@ pub(super) async fn acquire(
         }
         if in_the_way.gave_up || left(deadline) <= DRAIN {
             let limit = if in_the_way.gave_up { began.elapsed() } else { plan.acquire_timeout };
-            return Err(Error::Blocked { limit, blockers: in_the_way.seen, hint: in_the_way.hint });
+            return Err(Error::Blocked { limit, blockers: in_the_way.seen, hint: in_the_way.hint.map(Into::into) });
         }
         sleep(DRAIN).await;
     }
@@ -289,7 +289,9 @@ impl Database {
                     return Err(Attempt::NotGranted);
                 }
                 Ok(Err(error)) => return Err(Attempt::Failed(errors::running(error, "locking tables"))),
-                Err(_) => return Err(Attempt::Failed(Error::Timeout { doing: "locking tables", limit: budget })),
+                Err(_) => {
+                    return Err(Attempt::Failed(Error::Timeout { doing: "locking tables".into(), limit: budget }));
+                }
             };
             let listed: BTreeSet<String> = tables(&rows).into_iter().map(|table| table.name).collect();
             missing = listed.difference(&self.tables).cloned().collect();

@@ -82,7 +82,7 @@ impl Opening {
     pub(super) async fn session(self, deadline: Instant) -> Result<Session, Error> {
         let doing = "connecting";
         by(deadline, doing, async {
-            let failed = |error: JoinError| Err(Error::Server { doing, detail: error.to_string() });
+            let failed = |error: JoinError| Err(Error::Server { doing: doing.into(), detail: error.to_string() });
             self.session.await.unwrap_or_else(failed)
         })
         .await
