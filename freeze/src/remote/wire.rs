@@ -28,6 +28,7 @@ pub enum Down {
 
 /// From the agent.
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "a few are there at a time, and most are the large one")]
 pub enum Up {
     /// What became of an order.
     Answer { number: u64, result: Result<Reply, Error> },

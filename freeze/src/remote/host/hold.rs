@@ -263,7 +263,7 @@ impl Kept {
 /// A freezer of a higher epoch was here.
 async fn raised(fence: &mut watch::Receiver<i64>, epoch: i64) {
     if fence.wait_for(|highest| *highest > epoch).await.is_err() {
-        std::future::pending().await
+        std::future::pending::<()>().await;
     }
 }
 
