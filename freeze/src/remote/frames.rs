@@ -113,7 +113,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_too_long_is_not_waited_for() {
-        let mut long = u32::MAX.to_be_bytes().as_slice();
+        let bytes = u32::MAX.to_be_bytes();
+        let mut long = bytes.as_slice();
         let error = read::<Up>(&mut long).await.unwrap_err();
         assert!(error.to_string().contains("the most"), "{error}");
         let long = "x".repeat(LONGEST_FRAME);
