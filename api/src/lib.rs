@@ -15,6 +15,7 @@ pub mod crds;
 mod database;
 mod freeze;
 pub mod gate;
+pub mod inject;
 pub mod install;
 mod live;
 mod position;
