@@ -23,7 +23,7 @@ mod status;
 mod values;
 mod velero;
 
-pub use decide::{Decided, Verdict, decide, hash};
+pub use decide::{Decided, Verdict, decide, hash, patch};
 pub use engine::{OPERATORS, pattern};
 pub use settings::{SETTINGS, Setting, table};
 
@@ -66,6 +66,20 @@ pub const AGENT_AUDIENCE: &str = "stillpoint-agents";
 pub const TOKEN_SECONDS: u32 = 600;
 /// The program in its image.
 pub const AGENT_BINARY: &str = "/stillpoint-agent";
+
+/// Whether it can be the image of an agent.
+pub fn is_image(text: &str) -> bool {
+    values::image(text).is_ok()
+}
+
+/// Whether it is `HOST:PORT`.
+pub fn is_authority(text: &str) -> bool {
+    text.rsplit_once(':').is_some_and(|(host, port)| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || ".-".contains(c);
+        let is_address = host.starts_with('[') && host.ends_with(']');
+        values::port(port).is_ok() && !host.is_empty() && (is_address || host.chars().all(plain))
+    })
+}
 
 /// Which of the two asked: the entry of the configuration that kube-apiserver went by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,5 +1,6 @@
 //! An installation in a cluster, by its names: what `deploy/` makes, and what `kubectl still doctor` looks for.
 
+pub mod injection;
 pub mod webhooks;
 
 /// Where it is installed unless told otherwise. The namespace of the APIService's Service says where it really is.

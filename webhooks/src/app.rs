@@ -133,9 +133,15 @@ impl App {
                 debug!(gate = name(door).0, why, "passed");
                 (Outcome::Passed, Answer::allowed())
             }
+            (Decision::Spare(why), _) => {
+                debug!(gate = name(door).0, why, "left alone");
+                (Outcome::Passed, Answer::allowed())
+            }
+            (Decision::Injected(answer), _) => (Outcome::Injected, answer),
+            (Decision::Skipped(answer), _) => (Outcome::Skipped, answer),
             (Decision::Ask(request), _) => self.ask(&request, deadline).await,
             (Decision::Unaskable(why), Door::Gate { gate, required }) => unheld(gate, required, &why),
-            (Decision::Unaskable(why), Door::OwnKinds) => (Outcome::FailedOpen, Answer::warned(why)),
+            (Decision::Unaskable(why), _) => (Outcome::FailedOpen, Answer::warned(why)),
             (Decision::Answer(answer), _) => (judged(&answer), answer),
         };
         Ok((outcome, encode(&to, &answer)))
@@ -155,7 +161,20 @@ impl App {
         let arrived = self.room.read(request.into_body(), deadline.min(Deadline::now() + ARRIVAL)).await?;
         let _values = self.room.values(&arrived.bytes)?;
         let review = decode(&arrived.bytes)?;
-        Ok((review.to, decide(door, &review.request, &self.ours)))
+        let authority = self.credentials.apiserver();
+        let decision = decide(door, &review.request, &self.ours, authority.as_deref().map(|trusted| trusted.pem()));
+        if let Decision::Injected(answer) | Decision::Skipped(answer) = &decision {
+            let namespace = review.request.namespace();
+            let name = ["/metadata/name", "/metadata/generateName"].iter().find_map(|at| review.request.text(at));
+            info!(
+                namespace,
+                name,
+                done = answer.audit.values().next(),
+                dry_run = review.request.dry_run,
+                "a pod may get an agent"
+            );
+        }
+        Ok((review.to, decision))
     }
 
     async fn ask(&self, request: &GateRequest, deadline: Deadline) -> (Outcome, Answer) {

@@ -178,6 +178,11 @@ impl Shown {
 }
 
 impl Trusted {
+    /// The bundle that it was read from.
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
+    }
+
     fn parse(pem: String) -> anyhow::Result<Self> {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {

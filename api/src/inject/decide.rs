@@ -65,6 +65,11 @@ pub fn decide(pod: &Value, namespace: &str, asked: Asked, installation: Installa
     }
 }
 
+/// From one Pod to the other, as RFC 6902 has it: what is added, and nothing of what was there.
+pub fn patch(before: &Value, after: &Value) -> Value {
+    serde_json::to_value(json_patch::diff(before, after)).unwrap_or_default()
+}
+
 /// The hash that a Pod would have now: of one that was injected, it differs from what [`super::HASH`] says when it would be decided
 /// otherwise. None: it would have no agent.
 pub fn hash(pod: &Value, namespace: &str, asked: Asked, installation: Installation<'_>) -> Option<String> {

@@ -52,7 +52,7 @@ async fn numbers() {
     for _ in 0..ALONE {
         let began = Instant::now();
         let review = decode(&bytes).unwrap();
-        let decision = decide(Door::of("/gates/content").unwrap(), &review.request, &ours);
+        let decision = decide(Door::of("/gates/content").unwrap(), &review.request, &ours, None);
         assert!(matches!(decision, Decision::Allow(_)));
         encode(&review.to, &Answer::allowed());
         pure.push(began.elapsed());

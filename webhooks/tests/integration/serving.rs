@@ -19,6 +19,7 @@ use webhooks::{
 };
 
 use crate::{
+    injection::agent,
     reviews::{UID, cut, database, preflight, with},
     upstream::{Apiserver, Behaviour, DAY, authority, deny, files, show, upstream_at},
     wire::Wire,
@@ -49,6 +50,7 @@ impl World {
             files: files.clone(),
             look_every: Duration::from_millis(20),
             namespace: "stillpoint".to_owned(),
+            agent: agent(),
             ending: Ending { delay: Duration::from_millis(300), drain: Duration::from_secs(20) },
         });
         let server = server.await.unwrap();
