@@ -159,7 +159,7 @@ impl App {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let arrived = self.room.read(request.into_body(), deadline.min(Deadline::now() + ARRIVAL)).await?;
-        let _values = self.room.values(&arrived.bytes)?;
+        let _values = self.room.values(&arrived.bytes, door.copies())?;
         let review = decode(&arrived.bytes)?;
         let authority = self.credentials.apiserver();
         let decision = decide(door, &review.request, &self.ours, authority.as_deref().map(|trusted| trusted.pem()));

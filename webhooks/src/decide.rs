@@ -77,6 +77,11 @@ impl Door {
         (injection::OF_NAMESPACE, Self::Pods(Asked::Namespace)),
     ];
 
+    /// How often what a review holds is in memory while it is decided on: a Pod as it is, and as it is to be.
+    pub(crate) fn copies(self) -> usize {
+        if matches!(self, Self::Pods(_)) { 2 } else { 1 }
+    }
+
     pub fn of(path: &str) -> Option<Self> {
         Self::ALL.iter().find(|(known, _)| *known == path).map(|(_, door)| *door)
     }

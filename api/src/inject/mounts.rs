@@ -84,7 +84,7 @@ pub(super) fn data(database: &Database<'_>, volume: &str) -> Result<Vec<Value>, 
         container.mounts().filter(|mount| mount.volume == volume).map(read_only).collect::<Result<_, _>>()?;
     if mounts.is_empty() {
         let all: Vec<&str> = container.mounts().map(|mount| mount.volume).collect();
-        let name = container.name();
+        let (name, all) = (container.name(), if all.is_empty() { vec!["none"] } else { all });
         return Err(format!("{PREFIX}data-volume is {volume:?}; container {name} mounts {}", all.join(", ")));
     }
     Ok(mounts)

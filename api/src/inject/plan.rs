@@ -82,8 +82,11 @@ impl<'a> Plan<'a> {
         };
         let mut mounts = socket.mounts;
         let data = settings.data_volume.as_deref().map(|volume| mounts::data(database, volume));
-        mounts.extend(data.transpose()?.unwrap_or_default());
-        mounts.dedup();
+        for mount in data.transpose()?.unwrap_or_default() {
+            if !mounts.contains(&mount) {
+                mounts.push(mount);
+            }
+        }
         let (user, group) = identity(pod, database, settings);
         Ok(Self {
             container: container.name(),

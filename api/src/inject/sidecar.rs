@@ -37,7 +37,10 @@ pub(super) fn build(pod: Pod<'_>, plan: &Plan<'_>) -> Result<Built, String> {
         let database = of_name(&mut built["spec"], plan.container).ok_or("the database's container is gone")?;
         push(database, "volumeMounts", vec![mount]);
     }
-    is_sound(Pod(&built))?;
+    is_sound(Pod(&built)).map_err(|why| match plan.patch {
+        Some(_) => format!("{PREFIX}json-patch, or what it is applied to: {why}"),
+        None => why,
+    })?;
     Ok(Built { pod: built, notes: note.map(str::to_owned).into_iter().collect() })
 }
 
@@ -141,13 +144,15 @@ fn patched(container: Value, patch: &Patch) -> Result<Value, String> {
         if depth(&patched) > DEEPEST || length(&patched) > longest {
             return Err(format!("operation {at} makes the container too large"));
         }
+        if let Some(key) = KEPT.into_iter().find(|key| patched.get(key) != container.get(key)) {
+            return Err(format!("operation {at}: {key} must stay as it is"));
+        }
+        // A field of another type than it is to have is refused with the Pod, whatever the failurePolicy says (apiserver
+        // `pkg/admission/plugin/webhook/mutating/dispatcher.go`).
+        if serde_json::from_value::<Container>(patched.clone()).is_err() {
+            return Err(format!("operation {at} makes no container that Kubernetes can read"));
+        }
     }
-    if let Some(key) = KEPT.into_iter().find(|key| patched.get(key) != container.get(key)) {
-        return Err(format!("{key} must stay as it is"));
-    }
-    // A field of another type than it is to have is refused with the Pod, whatever the failurePolicy says (apiserver
-    // `pkg/admission/plugin/webhook/mutating/dispatcher.go`).
-    serde_json::from_value::<Container>(patched.clone()).map_err(|error| format!("it makes no container: {error}"))?;
     if patched["image"].as_str().is_none_or(|image| image.trim().is_empty()) {
         return Err("it takes the image off".to_owned());
     }

@@ -122,14 +122,19 @@ pub(super) fn resources(text: &str) -> Read<Wanted> {
 }
 
 /// A JSON Patch within its bounds. Nothing of an agent is worth copying, and a few copies of copies are more than there is memory.
+/// What is wrong with it is told without a word of it: who reads the log need not be who may read the Pod.
 pub(super) fn patch(text: &str) -> Read<Patch> {
+    let too_long = || Wrong::Because("it has more than 64 operations, or 16 KiB".to_owned());
     if text.len() > LONGEST_PATCH {
-        return Err(Wrong::Value);
+        return Err(too_long());
     }
-    let patch: Patch =
-        serde_json::from_str(text).map_err(|error| Wrong::Because(format!("it cannot be read: {error}")))?;
+    let patch: Patch = serde_json::from_str(text).map_err(|error| {
+        let at = format!("line {}, column {}", error.line(), error.column());
+        let what = if error.is_data() { "no list of operations" } else { "no JSON" };
+        Wrong::Because(format!("it is {what}: {at}"))
+    })?;
     if patch.0.len() > MOST_OPERATIONS {
-        return Err(Wrong::Value);
+        return Err(too_long());
     }
     if patch.0.iter().any(|operation| matches!(operation, PatchOperation::Copy(_))) {
         return Err(Wrong::Because("copy is not served; write the value out".to_owned()));
@@ -199,10 +204,18 @@ mod tests {
     fn a_patch_has_bounds() {
         let operations = |count| format!("[{}]", vec![r#"{"op":"test","path":"/name","value":"x"}"#; count].join(","));
         assert!(patch(&operations(MOST_OPERATIONS)).is_ok());
-        assert_eq!(patch(&operations(MOST_OPERATIONS + 1)), Err(Wrong::Value));
-        assert_eq!(patch(&" ".repeat(LONGEST_PATCH + 1)), Err(Wrong::Value));
-        for text in ["", "{}", r#"[{"op":"fly"}]"#, r#"[{"op":"copy","from":"","path":"/a"}]"#] {
-            assert!(matches!(patch(text), Err(Wrong::Because(_))), "{text}");
+        for text in [
+            operations(MOST_OPERATIONS + 1).as_str(),
+            &" ".repeat(LONGEST_PATCH + 1),
+            "",
+            "{}",
+            r#"[{"op":"secret"}]"#,
+            r#"[{"op":"add","path":"/env","valu":"secret"}]"#,
+            r#"["secret"]"#,
+            r#"[{"op":"copy","from":"","path":"/secret"}]"#,
+        ] {
+            let Err(Wrong::Because(why)) = patch(text) else { panic!("{text}") };
+            assert!(!why.contains("secret"), "{why}");
         }
     }
 }

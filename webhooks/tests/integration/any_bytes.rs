@@ -80,7 +80,7 @@ fn through_all_doors(bytes: &[u8]) -> Result<Value, Unreadable> {
 }
 
 /// Any JSON, of the depth of what people write.
-fn any_json() -> impl Strategy<Value = Value> {
+pub(crate) fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
@@ -97,7 +97,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 /// Every place of a value, the deepest last.
-fn places(value: &Value, at: String, all: &mut Vec<String>) {
+pub(crate) fn places(value: &Value, at: String, all: &mut Vec<String>) {
     all.push(at.clone());
     match value {
         Value::Object(map) => map.iter().for_each(|(key, value)| {

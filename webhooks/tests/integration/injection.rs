@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use api::inject::Installation;
 use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use webhooks::{
@@ -163,6 +164,35 @@ fn what_others_have_changed_of_the_agent_is_theirs() {
         containers.last_mut().unwrap()["resources"]["limits"]["cpu"] = "7".into();
         containers.push(json!({"name": "istio-proxy", "image": "istio/proxyv2:1", "restartPolicy": "Always"}));
         assert_eq!(done(&after, door).after, after, "{name}");
+    }
+}
+
+/// A hash is of what was decided: of the Pod that came of it, too, and of no authority, which is exchanged now and then.
+#[test]
+fn a_hash_tells_whether_it_would_be_decided_otherwise() {
+    let agent = agent();
+    let here = Installation {
+        namespace: "stillpoint",
+        image: agent.image.as_deref(),
+        apiserver: agent.apiserver.as_deref(),
+        ca: Some(CA),
+    };
+    let other_ca = CA.replace("MIIB", "MIIC");
+    for Case { name, door, pod, .. } in cases() {
+        let Door::Pods(asked) = door else { panic!("{name}") };
+        let hash = |pod: &Value, installation| api::inject::hash(pod, "shop", asked, installation);
+        let done = done(&pod, door);
+        if done.verdict == "injected" {
+            let mut running = done.after;
+            running["status"] = json!({"phase": "Running"});
+            let written = running["metadata"]["annotations"][api::inject::HASH].as_str().map(str::to_owned);
+            assert!(written.is_some(), "{name}");
+            assert_eq!(hash(&running, here), written, "{name}");
+            assert_eq!(hash(&running, Installation { ca: Some(&other_ca), ..here }), written, "{name}");
+            assert_ne!(hash(&running, Installation { apiserver: Some("b:1"), ..here }), written, "{name}");
+            running["metadata"]["annotations"]["stillpoint.dev/credentials-secret"] = "another".into();
+            assert_ne!(hash(&running, here), written, "{name}");
+        }
     }
 }
 

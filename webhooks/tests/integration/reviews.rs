@@ -83,6 +83,15 @@ pub(crate) fn freeze(spec: Value) -> Value {
     review("CREATE", "freezes.stillpoint.dev", own("Freeze", spec), Value::Null)
 }
 
+/// A database that asks for an agent.
+pub(crate) fn plain_pod() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "orders-0", "namespace": "shop", "labels": {"stillpoint.dev/inject": "true"}},
+        "spec": {"containers": [{"name": "postgres", "image": "postgres:16"}]},
+    })
+}
+
 /// Somebody makes a Pod.
 pub(crate) fn pod_create(pod: Value) -> Value {
     let mut review = review("CREATE", "pods.", pod, Value::Null);

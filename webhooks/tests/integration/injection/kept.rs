@@ -207,7 +207,7 @@ fn restricted(before: &Value, after: &Value) -> Result<(), String> {
 }
 
 /// Taken off what may have been added, it is what it was.
-fn nothing_else(before: &Value, after: &Value) -> Result<(), String> {
+pub(super) fn nothing_else(before: &Value, after: &Value) -> Result<(), String> {
     let mut rest = after.clone();
     let hooks = before["metadata"]["annotations"]["stillpoint.dev/velero-hooks"] == "true";
     let was = before["metadata"]["annotations"].as_object().cloned().unwrap_or_default();
@@ -232,7 +232,7 @@ fn nothing_else(before: &Value, after: &Value) -> Result<(), String> {
 
 /// Takes what fits out of a list or a map, and that, if nothing is left.
 fn drop_from(pod: &mut Value, above: &str, key: &str, fits: impl Fn(&str, &Value) -> bool) {
-    let Some(above) = pod.pointer_mut(above) else { return };
+    let Some(above) = pod.pointer_mut(above).filter(|above| above.is_object()) else { return };
     match &mut above[key] {
         Value::Array(items) => items.retain(|item| !fits("", item)),
         Value::Object(map) => map.retain(|key, value| !fits(key, value)),

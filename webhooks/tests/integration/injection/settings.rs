@@ -1,10 +1,11 @@
 //! What a wrong annotation says to whoever wrote it, and what any annotation does: never stop a Pod.
 
-use proptest::{collection::vec, prelude::*};
+use proptest::{collection::vec, prelude::*, sample::Index};
 use serde_json::{Value, json};
 use webhooks::decide::Door;
 
-use super::done;
+use super::{done, kept};
+use crate::any_bytes::{any_json, places};
 
 fn pod(annotations: Value) -> Value {
     json!({
@@ -81,6 +82,32 @@ fn any_patch() -> impl Strategy<Value = String> {
 }
 
 proptest! {
+    /// Whatever a Pod is like: nothing of it is lost, and done twice is done once.
+    #[test]
+    fn a_pod_with_other_values_in_some_places_is_answered(changes in vec((any::<Index>(), any_json()), 1..4)) {
+        let said = json!({
+            "stillpoint.dev/socket": "/run/postgresql", "stillpoint.dev/shared-socket": "true", "stillpoint.dev/data-volume": "data",
+            "stillpoint.dev/velero-hooks": "true", "stillpoint.dev/credentials-secret": "orders",
+        });
+        let mut before = pod(said);
+        for (place, value) in changes {
+            let mut all = Vec::new();
+            places(&before, String::new(), &mut all);
+            let place = place.get(&all).as_str();
+            *before.pointer_mut(place).unwrap() = value;
+        }
+        for path in ["/inject", "/inject/namespace"] {
+            let done = done(&before, Door::of(path).unwrap());
+            prop_assert!(done.answer.is_allowed());
+            prop_assert_eq!(super::done(&done.after, Door::of(path).unwrap()).answer.patch, None);
+            if done.verdict == "injected" {
+                prop_assert_eq!(kept::nothing_else(&before, &done.after), Ok(()));
+            } else {
+                prop_assert_eq!(done.after.get("spec"), before.get("spec"));
+            }
+        }
+    }
+
     /// Whatever is said: it is allowed, what is added is sound, and done twice is done once.
     #[test]
     fn any_annotations_are_answered(values in vec((0_usize..17, any_value()), 0..6)) {
