@@ -66,10 +66,13 @@ impl Injection<'_> {
         let conditions: Value =
             conditions.map(|(name, expression)| json!({"name": name, "expression": expression})).collect();
         let service = json!({"namespace": self.namespace, "name": NAME, "path": path, "port": 443});
+        // Of a version that we know: kube-apiserver shows a Pod of any other as one of that (`matchPolicy`).
+        let mut rule = rule("", "pods", "CREATE", "Namespaced");
+        rule["apiVersions"] = json!(["v1"]);
         json!({
             "name": name,
             "clientConfig": {"service": service, "caBundle": ByteString(self.ca_bundle.as_bytes().to_vec())},
-            "rules": [rule("", "pods", "CREATE", "Namespaced")],
+            "rules": [rule],
             "matchPolicy": "Equivalent",
             "sideEffects": "None",
             "timeoutSeconds": SECONDS,
