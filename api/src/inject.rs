@@ -12,6 +12,7 @@
 mod database;
 mod decide;
 mod engine;
+mod limit_range;
 mod mounts;
 mod plan;
 mod pod;

@@ -83,7 +83,8 @@ pub(super) fn data(database: &Database<'_>, volume: &str) -> Result<Vec<Value>, 
     let mounts: Vec<Value> =
         container.mounts().filter(|mount| mount.volume == volume).map(read_only).collect::<Result<_, _>>()?;
     if mounts.is_empty() {
-        let all: Vec<&str> = container.mounts().map(|mount| mount.volume).collect();
+        let others = container.mounts().filter(|mount| mount.path != API_TOKEN);
+        let all: Vec<&str> = others.map(|mount| mount.volume).collect();
         let (name, all) = (container.name(), if all.is_empty() { vec!["none"] } else { all });
         return Err(format!("{PREFIX}data-volume is {volume:?}; container {name} mounts {}", all.join(", ")));
     }

@@ -7,14 +7,15 @@
 //! | is Burstable | requests and a limit of memory; one of CPU only if all others have one, for a throttled thaw is a longer outage |
 //! | is BestEffort, or has resources of its own as a whole | nothing |
 //!
-//! What a LimitRange has given another container it gives the agent, too, if that has none: kube-apiserver runs LimitRanger once more
-//! after a webhook has changed a Pod (apiserver `pkg/admission/reinvocation.go`). Its values are within its own bounds and ratio,
-//! which ours need not be.
+//! As far as a LimitRange can be seen (`limit_range.rs`), it is respected: what it gives others it gives the agent, too, if that has
+//! nothing, and its values are within its own bounds, which ours need not be. And a limit of ours is no larger beside its request than
+//! with the others, for whom its `maxLimitRequestRatio` was enough. What is left is its `min`, of which nothing tells.
 
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 use super::{
+    limit_range::{self, Kind},
     pod::{Container, Pod},
     quantity,
 };
@@ -48,14 +49,30 @@ struct Resource {
     limit: &'static str,
     /// Whether it has a limit in a Burstable Pod whose others have none.
     always_limited: bool,
+    /// The most that a LimitRange may give it: what is meant for databases keeps a Pod with two of them from finding a node.
+    most: &'static str,
+    /// What amounts of it are written in, and that in billionths.
+    unit: (&'static str, i128),
 }
 
-const CPU: Resource = Resource { name: "cpu", request: "10m", limit: "100m", always_limited: false };
-const MEMORY: Resource = Resource { name: "memory", request: "16Mi", limit: "48Mi", always_limited: true };
+const CPU: Resource = Resource {
+    name: "cpu",
+    request: "10m",
+    limit: "100m",
+    always_limited: false,
+    most: "500m",
+    unit: ("m", 1_000_000),
+};
+const MEMORY: Resource = Resource {
+    name: "memory",
+    request: "16Mi",
+    limit: "48Mi",
+    always_limited: true,
+    most: "512Mi",
+    unit: ("Mi", (1 << 20) * 1_000_000_000),
+};
 /// With less memory it is killed before it has begun, and a sidecar that does not begin keeps all others from beginning.
 const LEAST_MEMORY: &str = "16Mi";
-/// What LimitRanger has set, in words (`plugin/pkg/admission/limitranger`, mergePodResourceRequirements).
-const LIMIT_RANGER: &str = "kubernetes.io/limit-ranger";
 
 impl Wanted {
     pub(super) fn is_empty(&self) -> bool {
@@ -86,9 +103,9 @@ pub(super) fn qos(pod: Pod<'_>) -> Qos {
     let (mut requested, mut limited, mut all_limited) = ([0, 0], [0, 0], true);
     for resources in lists {
         for (at, name) in [CPU.name, MEMORY.name].into_iter().enumerate() {
-            let limit = amount(resources, "limits", name).unwrap_or(0);
+            let limit = amount(resources, Kind::Limit, name).unwrap_or(0);
             // Who has a limit only requests as much (`pkg/apis/core/v1/defaults.go`, SetDefaults_Pod).
-            requested[at] += amount(resources, "requests", name).unwrap_or(limit);
+            requested[at] += amount(resources, Kind::Request, name).unwrap_or(limit);
             limited[at] += limit;
             all_limited &= limit > 0;
         }
@@ -123,8 +140,7 @@ pub(super) fn resources(pod: Pod<'_>, wanted: &Wanted) -> (Value, Option<&'stati
 }
 
 fn guaranteed(pod: Pod<'_>, resource: &Resource, wanted: &Bounds) -> Bounds {
-    let given =
-        || defaulted(pod, resource).find_map(|container| text(&container.0["resources"], "limits", resource.name));
+    let given = || limit_range::given(pod, resource.name, Kind::Limit, resource.most);
     let amount = wanted.limit.clone().or_else(|| wanted.request.clone()).or_else(given);
     let amount = Some(amount.unwrap_or_else(|| resource.limit.to_owned()));
     Bounds { request: amount.clone(), limit: amount }
@@ -132,27 +148,44 @@ fn guaranteed(pod: Pod<'_>, resource: &Resource, wanted: &Bounds) -> Bounds {
 
 fn burstable(pod: Pod<'_>, resource: &Resource, wanted: &Bounds) -> Bounds {
     let is_named = *wanted != Bounds::default();
-    if !is_named && defaulted(pod, resource).next().is_some() {
+    if !is_named && limit_range::given(pod, resource.name, Kind::Request, resource.most).is_some() {
         return Bounds::default();
     }
-    let all_limited = || {
-        let mut containers = pod.containers().chain(pod.init_containers());
-        containers.all(|container| amount(&container.0["resources"], "limits", resource.name).is_some())
-    };
+    let mut others = pod.containers().chain(pod.init_containers());
+    let all_limited = others.all(|container| limit_range::amount(container, Kind::Limit, resource.name).is_some());
     let own = |of: &str| Some(of.to_owned());
     let more = |one: &str, other: &str| quantity::parse(one) > quantity::parse(other);
     let limit = match (&wanted.limit, &wanted.request) {
         (Some(limit), _) => Some(limit.clone()),
-        _ if !(resource.always_limited || all_limited()) => None,
+        _ if !(resource.always_limited || all_limited) => None,
         (None, Some(request)) if more(request, resource.limit) => Some(request.clone()),
         (None, _) => own(resource.limit),
     };
     let request = match (&wanted.request, &limit) {
         (Some(request), _) => Some(request.clone()),
         (None, Some(limit)) if more(resource.request, limit) => Some(limit.clone()),
+        (None, Some(limit)) if all_limited => Some(in_proportion(pod, resource, limit)),
         (None, _) => own(resource.request),
     };
     Bounds { request, limit }
+}
+
+/// Our own request, or more: as large a part of the limit as with the container whose limit is the largest beside its request.
+fn in_proportion(pod: Pod<'_>, resource: &Resource, limit: &str) -> String {
+    let ours = quantity::parse(limit).unwrap_or(0);
+    let part = |container: Container<'_>| {
+        let of = |kind| amount(&container.0["resources"], kind, resource.name).filter(|amount| *amount > 0);
+        let limited = of(Kind::Limit)?;
+        Some(ours.checked_mul(of(Kind::Request).unwrap_or(limited))? / limited)
+    };
+    let least = pod.containers().chain(pod.init_containers()).filter_map(part).min().unwrap_or(0);
+    let (unit, size) = resource.unit;
+    let needed = format!("{}{unit}", least / size + i128::from(least % size > 0));
+    match quantity::parse(&needed) {
+        amount if amount <= quantity::parse(resource.request) => resource.request.to_owned(),
+        amount if amount >= Some(ours) => limit.to_owned(),
+        _ => needed,
+    }
 }
 
 /// Resources of the Pod as a whole, which those of its containers together must not exceed (KEP-2837).
@@ -161,30 +194,8 @@ fn is_set_as_a_whole(pod: Pod<'_>) -> bool {
     set("/spec/resources/requests") || set("/spec/resources/limits")
 }
 
-/// Containers that a LimitRange has given something of this resource.
-fn defaulted<'a>(pod: Pod<'a>, resource: &Resource) -> impl Iterator<Item = Container<'a>> {
-    let name = resource.name;
-    let said = pod.annotation(LIMIT_RANGER).unwrap_or_default();
-    pod.containers().chain(pod.init_containers()).filter(move |container| {
-        let said = said.trim_start_matches("LimitRanger plugin set: ").split("; ");
-        said.filter_map(|part| part.split_once(" for ")).any(|(what, whose)| {
-            let (resources, _) = what.rsplit_once(' ').unwrap_or_default();
-            whose.rsplit(' ').next() == Some(container.name()) && resources.split(", ").any(|one| one == name)
-        })
-    })
-}
-
-fn amount(resources: &Value, kind: &str, name: &str) -> Option<i128> {
-    quantity::parse(&text(resources, kind, name)?)
-}
-
-/// A quantity as it is written; who writes YAML may have written a number.
-fn text(resources: &Value, kind: &str, name: &str) -> Option<String> {
-    match resources.get(kind)?.get(name)? {
-        Value::String(text) => Some(text.clone()),
-        Value::Number(number) => Some(number.to_string()),
-        _ => None,
-    }
+fn amount(resources: &Value, kind: Kind, name: &str) -> Option<i128> {
+    quantity::parse(&limit_range::of(resources, kind, name)?)
 }
 
 #[cfg(test)]
@@ -253,30 +264,51 @@ mod tests {
 
     #[test]
     fn a_limit_of_cpu_is_given_only_where_all_others_have_one() {
-        let memory_only = one(json!({"memory": "1Gi"}), json!({"memory": "2Gi"}));
+        let memory_only = one(json!({"memory": "512Mi"}), json!({"memory": "2Gi"}));
         let usual = json!({"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"memory": "48Mi"}});
         assert_eq!(given(&memory_only, "").0, usual);
-        let all = one(json!({"cpu": "1"}), json!({"cpu": "2", "memory": "1Gi"}));
+        let all = one(json!({"cpu": "100m", "memory": "128Mi"}), json!({"cpu": "2", "memory": "1Gi"}));
         let limited =
             json!({"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "100m", "memory": "48Mi"}});
         assert_eq!(given(&all, "").0, limited);
     }
 
     #[test]
+    fn a_limit_is_no_larger_beside_its_request_than_with_the_others() {
+        let of = |requests, limits, wanted| given(&one(requests, limits), wanted).0;
+        let all = of(json!({"cpu": "500m", "memory": "1Gi"}), json!({"cpu": "1500m", "memory": "2Gi"}), "");
+        let limited =
+            json!({"requests": {"cpu": "34m", "memory": "24Mi"}, "limits": {"cpu": "100m", "memory": "48Mi"}});
+        assert_eq!(all, limited);
+        // Who has only a limit requests as much.
+        let all = of(json!({"cpu": "500m"}), json!({"cpu": "1500m", "memory": "2Gi"}), "");
+        assert_eq!(all["requests"]["memory"], "48Mi");
+        let odd =
+            of(json!({"cpu": "1", "memory": "3Gi"}), json!({"cpu": "2", "memory": "3Gi"}), "limits.memory=65000001");
+        assert_eq!(odd["requests"]["memory"], "65000001", "not rounded above the limit");
+    }
+
+    #[test]
     fn what_a_limit_range_gives_others_it_gives_the_agent() {
-        let mut defaulted = one(json!({"cpu": "100m", "memory": "1Gi"}), json!({"cpu": "500m", "memory": "1Gi"}));
-        let said = "LimitRanger plugin set: cpu request for container db; cpu limit for container db";
-        defaulted["metadata"] = json!({"annotations": {LIMIT_RANGER: said}});
-        assert_eq!(given(&defaulted, "").0, json!({"requests": {"memory": "16Mi"}, "limits": {"memory": "48Mi"}}));
-        assert_eq!(given(&defaulted, "limits.cpu=1").0["limits"]["cpu"], "1", "an annotation has the last word");
-        let mut guaranteed = one(json!({}), json!({"cpu": "500m", "memory": "1Gi"}));
-        let said = "LimitRanger plugin set: cpu, memory request for container db; cpu limit for container db";
-        guaranteed["metadata"] = json!({"annotations": {LIMIT_RANGER: said}});
+        let said = |requests: Value, limits: Value, said: &str| {
+            let mut pod = one(requests, limits);
+            let said = format!("LimitRanger plugin set: {said}");
+            pod["metadata"] = json!({"annotations": {"kubernetes.io/limit-ranger": said}});
+            pod
+        };
+        let both = "cpu request for container db; cpu limit for container db";
+        let burstable = said(json!({"cpu": "100m", "memory": "256Mi"}), json!({"cpu": "1", "memory": "1Gi"}), both);
+        assert_eq!(given(&burstable, "").0, json!({"requests": {"memory": "16Mi"}, "limits": {"memory": "48Mi"}}));
+        assert_eq!(given(&burstable, "limits.cpu=1").0["limits"]["cpu"], "1", "an annotation has the last word");
+        // A request of its own is not said, and what LimitRanger would have it request is not known.
+        let limit = "cpu limit for container db";
+        let limited = said(json!({"cpu": "100m", "memory": "256Mi"}), json!({"cpu": "1", "memory": "1Gi"}), limit);
+        assert_eq!(given(&limited, "").0["limits"]["cpu"], "100m");
+        let guaranteed = said(json!({}), json!({"cpu": "500m", "memory": "1Gi"}), both);
         let (resources, class) = given(&guaranteed, "");
         assert_eq!((&resources["requests"]["cpu"], class), (&json!("500m"), Qos::Guaranteed));
-        // Of another container of the same Pod it says nothing.
-        let said = "LimitRanger plugin set: cpu request for init container other";
-        defaulted["metadata"] = json!({"annotations": {LIMIT_RANGER: said}});
-        assert_eq!(given(&defaulted, "").0["requests"]["cpu"], "10m");
+        let large = said(json!({}), json!({"cpu": "4", "memory": "1Gi"}), both);
+        let (resources, class) = given(&large, "");
+        assert_eq!((&resources["requests"]["cpu"], class), (&json!("100m"), Qos::Guaranteed), "that is for databases");
     }
 }
