@@ -82,6 +82,32 @@ pub fn is_authority(text: &str) -> bool {
     })
 }
 
+/// What the agent is told by its environment.
+pub mod variables {
+    /// Its Pod, by fields of it.
+    pub const POD_NAME: &str = "POD_NAME";
+    pub const POD_NAMESPACE: &str = "POD_NAMESPACE";
+    pub const POD_UID: &str = "POD_UID";
+    /// The container that the database runs in.
+    pub const CONTAINER: &str = "STILLPOINT_CONTAINER";
+    /// As [`crate::Engine`] is written.
+    pub const ENGINE: &str = "STILLPOINT_ENGINE";
+    /// `127.0.0.1:PORT`, or the path of a socket: PostgreSQL's directory, MariaDB's file.
+    pub const ADDRESS: &str = "STILLPOINT_ADDRESS";
+    /// Which of the sockets in PostgreSQL's directory, if it is not that of its usual port.
+    pub const PORT: &str = "STILLPOINT_PORT";
+    /// As [`crate::Level`] is written; none: as the Database says.
+    pub const LEVEL: &str = "STILLPOINT_LEVEL";
+    /// Seconds and an `s`; none: as the Database says.
+    pub const TTL: &str = "STILLPOINT_TTL";
+    /// The directory of the account, if a Secret is named.
+    pub const CREDENTIALS: &str = "STILLPOINT_CREDENTIALS";
+    /// `HOST:PORT` of all replicas of the apiserver.
+    pub const APISERVER: &str = "STILLPOINT_APISERVER";
+    /// Who signs their certificates: the bundle itself, PEM.
+    pub const CA: &str = "STILLPOINT_CA";
+}
+
 /// Which of the two asked: the entry of the configuration that kube-apiserver went by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Asked {

@@ -21,10 +21,11 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     answer::Answer,
-    credentials::Credentials,
+    credentials::{Credentials, Trusted},
     deadline,
     decide::{Decision, Door, Ours, decide},
     forward::Forwarder,
+    inject::AUDIT,
     metrics::{Metrics, Outcome, name},
     review::{self, ReturnAddress, decode, encode},
     room::{Room, Unread},
@@ -162,17 +163,12 @@ impl App {
         let _values = self.room.values(&arrived.bytes, door.copies())?;
         let review = decode(&arrived.bytes)?;
         let authority = self.credentials.apiserver();
-        let decision = decide(door, &review.request, &self.ours, authority.as_deref().map(|trusted| trusted.pem()));
+        let decision = decide(door, &review.request, &self.ours, authority.as_deref().map(Trusted::pem));
         if let Decision::Injected(answer) | Decision::Skipped(answer) = &decision {
             let namespace = review.request.namespace();
             let name = ["/metadata/name", "/metadata/generateName"].iter().find_map(|at| review.request.text(at));
-            info!(
-                namespace,
-                name,
-                done = answer.audit.values().next(),
-                dry_run = review.request.dry_run,
-                "a pod may get an agent"
-            );
+            let (done, dry_run) = (answer.audit.get(AUDIT), review.request.dry_run);
+            info!(namespace, name, done, dry_run, "a pod asks for an agent");
         }
         Ok((review.to, decision))
     }

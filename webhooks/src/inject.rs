@@ -9,8 +9,9 @@ use crate::{
     review::{Operation, Request},
 };
 
-/// In kube-apiserver's audit log, below the name of the webhook: what was done, and why.
-const AUDIT: &str = "inject";
+/// In kube-apiserver's audit log, below the name of the webhook: what was done. Why, the Pod says: who reads logs need not be who may
+/// read its annotations.
+pub(crate) const AUDIT: &str = "inject";
 
 /// `authority`: who signs the apiserver's certificates, as far as that is known.
 pub(crate) fn decide(request: &Request, asked: Asked, ours: &Ours, authority: Option<&str>) -> Decision {
@@ -26,12 +27,11 @@ pub(crate) fn decide(request: &Request, asked: Asked, ours: &Ours, authority: Op
     };
     let Decided { verdict, message, warnings, pod } =
         inject::decide(&request.object, request.namespace(), asked, installation);
-    let (done, audited) = match verdict {
+    let (decided, done) = match verdict {
         Verdict::LeftAlone => return Decision::Spare(message),
         Verdict::Skipped => (Decision::Skipped as fn(Answer) -> Decision, inject::SKIPPED),
         Verdict::Injected => (Decision::Injected as fn(Answer) -> Decision, inject::INJECTED),
     };
-    let why = if message.is_empty() { audited.to_owned() } else { format!("{audited}: {message}") };
     let patch = pod.map(|pod| inject::patch(&request.object, &pod));
-    done(Answer { patch, warnings, audit: [(AUDIT.to_owned(), why)].into(), ..Answer::allowed() })
+    decided(Answer { patch, warnings, audit: [(AUDIT.to_owned(), done.to_owned())].into(), ..Answer::allowed() })
 }

@@ -7,9 +7,10 @@ use super::{
     database::{self, Database, NoDatabase},
     engine,
     plan::Plan,
-    pod::{MIRROR, Pod},
+    pod::{Container, MIRROR, Pod},
     settings::{self, Reading},
-    sidecar, status, velero,
+    sidecar::{self, Built},
+    status, velero,
 };
 use crate::install::webhooks::left_alone;
 
@@ -53,7 +54,7 @@ struct Facts<'a> {
 type Question = fn(&Facts<'_>) -> Option<Refusal>;
 
 /// Whether it is to be touched at all.
-const BEFORE: [Question; 7] = [unlike_a_pod, unasked, out_of_bounds, of_a_kubelet, begun, there_already, an_operators];
+const BEFORE: [Question; 7] = [unlike_a_pod, out_of_bounds, of_a_kubelet, begun, unasked, there_already, an_operators];
 
 /// Decides on a Pod that is to be made in `namespace`, or on the template of one.
 pub fn decide(pod: &Value, namespace: &str, asked: Asked, installation: Installation<'_>) -> Decided {
@@ -96,26 +97,31 @@ fn injected(facts: &Facts<'_>) -> Result<Decided, Refusal> {
         }
         NoDatabase::Unclear(why) => Refusal::Skip(vec![why]),
     })?;
-    let of_one = |why: String| Refusal::Skip(vec![why]);
-    of_another_system(pod).map_or(Ok(()), Err).map_err(of_one)?;
-    let plan = Plan::of(pod, &database, &settings, &facts.installation).map_err(of_one)?;
-    let mut built = sidecar::build(pod, &plan).map_err(of_one)?;
-    let mut warnings = unknown;
-    warnings.append(&mut built.notes);
-    if settings.k8up_command {
-        warnings
-            .push("stillpoint.dev/k8up-command: the agent makes no dumps yet; nothing was added for K8up".to_owned());
-    }
-    if plan.velero_hooks {
-        match velero::hooks(pod, &plan) {
-            Ok(hooks) => status::write(&mut built.pod, hooks.into_iter().map(|(key, value)| (key, Some(value)))),
-            Err(why) => warnings.push(format!("stillpoint.dev/velero-hooks: {why}")),
-        }
-    }
+    let one = |why: String| Refusal::Skip(vec![why]);
+    of_another_system(pod).map_or(Ok(()), |why| Err(one(why)))?;
+    let plan = Plan::of(pod, &database, &settings, &facts.installation).map_err(one)?;
+    let Built { pod: mut built, notes } = sidecar::build(pod, &plan).map_err(one)?;
+    let warnings = [unknown, notes, hooks(pod, &plan, settings.k8up_command, &mut built)].concat();
     let told = guess(&database, &plan).into_iter().chain(warnings.iter().cloned());
     let message = told.collect::<Vec<_>>().join("; ");
-    status::write(&mut built.pod, status::injected(&plan.hash(), &message));
-    Ok(Decided { verdict: Verdict::Injected, message, warnings, pod: Some(built.pod) })
+    status::write(&mut built, status::injected(&plan.hash(), &message));
+    Ok(Decided { verdict: Verdict::Injected, message, warnings, pod: Some(built) })
+}
+
+/// What other tools are told of the agent; and what they are not.
+fn hooks(pod: Pod<'_>, plan: &Plan<'_>, k8up: bool, built: &mut Value) -> Vec<String> {
+    let mut untold = Vec::new();
+    if k8up {
+        let why = "the agent makes no dumps yet; nothing was added for K8up";
+        untold.push(format!("stillpoint.dev/k8up-command: {why}"));
+    }
+    if plan.velero_hooks {
+        match velero::hooks(pod, plan) {
+            Ok(hooks) => status::write(built, hooks.into_iter().map(|(key, value)| (key, Some(value)))),
+            Err(why) => untold.push(format!("stillpoint.dev/velero-hooks: {why}")),
+        }
+    }
+    untold
 }
 
 /// What nobody has said, in words.
@@ -150,19 +156,19 @@ impl Refusal {
     }
 }
 
-fn alone(why: &str) -> Option<Refusal> {
-    Some(Refusal::Alone(why.to_owned()))
+fn alone(why: &str) -> Refusal {
+    Refusal::Alone(why.to_owned())
 }
 
 fn unlike_a_pod(facts: &Facts<'_>) -> Option<Refusal> {
-    if facts.pod.is_well_formed() { None } else { alone("it is not built like a Pod") }
+    (!facts.pod.is_well_formed()).then(|| alone("it is not built like a Pod"))
 }
 
 fn unasked(facts: &Facts<'_>) -> Option<Refusal> {
     match (facts.pod.label(LABEL), facts.asked) {
         (Some("true"), _) | (None, Asked::Namespace) => None,
-        (Some("false"), _) => alone("its label says that it is not to be injected"),
-        (None, Asked::Label) => alone("it does not ask to be injected"),
+        (Some("false"), _) => Some(alone("its label says that it is not to be injected")),
+        (None, Asked::Label) => Some(alone("it does not ask to be injected")),
         (Some(other), _) => {
             Some(Refusal::Skip(vec![format!("{LABEL} is {:?}; must be true or false", settings::cut(other, 63))]))
         }
@@ -171,29 +177,27 @@ fn unasked(facts: &Facts<'_>) -> Option<Refusal> {
 
 fn out_of_bounds(facts: &Facts<'_>) -> Option<Refusal> {
     let is_left_alone = left_alone(facts.installation.namespace).contains(&facts.namespace);
-    if is_left_alone { alone("nothing in its namespace is injected") } else { None }
+    is_left_alone.then(|| alone("nothing in its namespace is injected"))
 }
 
 fn of_a_kubelet(facts: &Facts<'_>) -> Option<Refusal> {
-    let is_mirror = facts.pod.annotation(MIRROR).is_some();
-    if is_mirror { alone("it is the mirror of a static Pod, which runs already") } else { None }
+    facts.pod.annotation(MIRROR).map(|_| alone("it is the mirror of a static Pod, which runs already"))
 }
 
 fn begun(facts: &Facts<'_>) -> Option<Refusal> {
     let phase = facts.pod.text("/status/phase").filter(|phase| !phase.is_empty() && *phase != "Pending");
-    phase.and_then(|_| alone("it has begun, and takes no containers any more"))
+    phase.map(|_| alone("it has begun, and takes no containers any more"))
 }
 
 /// As often as it is asked: kube-apiserver asks again after others have changed a Pod, and what they have changed of the agent is theirs.
 fn there_already(facts: &Facts<'_>) -> Option<Refusal> {
-    let is_there = facts.pod.init_containers().any(super::pod::Container::is_agent);
-    if is_there { alone("it has its agent") } else { None }
+    facts.pod.init_containers().any(Container::is_agent).then(|| alone("it has its agent"))
 }
 
 fn an_operators(facts: &Facts<'_>) -> Option<Refusal> {
-    let of_operator =
-        engine::operator(facts.pod).filter(|_| facts.asked == Asked::Namespace && !settings::any(facts.pod));
-    of_operator.and_then(|prefix| {
+    let is_asked_for = facts.asked == Asked::Label || settings::any(facts.pod);
+    let operator = engine::operator(facts.pod).filter(|_| !is_asked_for);
+    operator.map(|prefix| {
         alone(&format!(
             "an operator ({prefix}) holds it for its own snapshots; its own label has it injected all the same"
         ))

@@ -98,16 +98,16 @@ fn covering<'a>(container: Container<'a>, directory: &str) -> Option<Mount<'a>> 
 }
 
 fn read_only(mount: Mount<'_>) -> Result<Value, String> {
-    let Mount { volume, path, mount } = mount;
+    let Mount { volume, path, whole } = mount;
     // It is made of the container's variables, which the agent has not.
-    if mount["subPathExpr"].as_str().is_some_and(|expression| !expression.is_empty()) {
+    if whole["subPathExpr"].as_str().is_some_and(|expression| !expression.is_empty()) {
         return Err(format!(
             "the database's mount of {volume} has a subPathExpr, which the agent cannot have; use subPath"
         ));
     }
     fits(volume, path)?;
     let mut read_only = json!({"name": volume, "mountPath": path, "readOnly": true});
-    if let Some(sub_path) = mount["subPath"].as_str().filter(|path| !path.is_empty()) {
+    if let Some(sub_path) = whole["subPath"].as_str().filter(|path| !path.is_empty()) {
         read_only["subPath"] = sub_path.into();
     }
     Ok(read_only)

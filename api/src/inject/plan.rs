@@ -55,6 +55,8 @@ pub(super) struct Credentials {
 
 /// Raised when the same plan makes another container.
 const SHAPE: u32 = 1;
+/// Bytes of a hash that are written down.
+const HASHED: usize = 16;
 /// Whom the agent runs as where nothing says more: nobody's in any image.
 const NOBODY: i64 = 65_532;
 /// A variable of more than 128 KiB keeps a container from starting (execve(2), MAX_ARG_STRLEN).
@@ -113,7 +115,8 @@ impl<'a> Plan<'a> {
     /// Of everything that makes it what it is.
     pub(super) fn hash(&self) -> String {
         let text = serde_json::to_vec(&(SHAPE, self)).unwrap_or_default();
-        Sha256::digest(text).iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+        let digest = Sha256::digest(text);
+        digest.iter().take(HASHED).fold(String::new(), |hash, byte| hash + &format!("{byte:02x}"))
     }
 }
 

@@ -102,7 +102,7 @@ impl<'a> Container<'a> {
     pub(super) fn mounts(self) -> impl Iterator<Item = Mount<'a>> {
         let mounts = self.0["volumeMounts"].as_array().into_iter().flatten();
         mounts.filter_map(|mount| {
-            Some(Mount { volume: mount["name"].as_str()?, path: mount["mountPath"].as_str()?, mount })
+            Some(Mount { volume: mount["name"].as_str()?, path: mount["mountPath"].as_str()?, whole: mount })
         })
     }
 
@@ -117,5 +117,6 @@ impl<'a> Container<'a> {
 pub(super) struct Mount<'a> {
     pub(super) volume: &'a str,
     pub(super) path: &'a str,
-    pub(super) mount: &'a Value,
+    /// All of it.
+    pub(super) whole: &'a Value,
 }

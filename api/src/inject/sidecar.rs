@@ -5,8 +5,9 @@ use k8s_openapi::api::core::v1::Container;
 use serde_json::{Value, json};
 
 use super::{
-    AGENT_AUDIENCE, CONTAINER, CREDENTIALS_DIRECTORY, CREDENTIALS_VOLUME, PASSWORD_FILE, PREFIX, RUN_VOLUME,
-    SOCKET_VOLUME, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME, USERNAME_FILE, mounts, plan::Plan, pod::Pod, resources,
+    AGENT_AUDIENCE, AGENT_BINARY, CONTAINER, CREDENTIALS_DIRECTORY, CREDENTIALS_VOLUME, PASSWORD_FILE, PREFIX,
+    RUN_VOLUME, SOCKET_VOLUME, TOKEN_FILE, TOKEN_SECONDS, TOKEN_VOLUME, USERNAME_FILE, mounts, plan::Plan, pod::Pod,
+    resources, variables as name,
 };
 
 /// The Pod with its agent, and what people should know.
@@ -63,6 +64,8 @@ fn container(plan: &Plan<'_>, resources: Value) -> Value {
         "image": plan.image,
         // Whatever its tag: a database that starts again must not wait for a registry.
         "imagePullPolicy": "IfNotPresent",
+        // Whatever its entrypoint: the image may have more programs than this.
+        "command": [AGENT_BINARY],
         "args": ["run"],
         "restartPolicy": "Always",
         "env": variables(plan),
@@ -79,18 +82,18 @@ fn variables(plan: &Plan<'_>) -> Vec<Value> {
     let said = |name: &str, value: String| Some(json!({"name": name, "value": value}));
     let field = |name: &str, path: &str| Some(json!({"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}));
     let variables = [
-        field("POD_NAME", "metadata.name"),
-        field("POD_NAMESPACE", "metadata.namespace"),
-        field("POD_UID", "metadata.uid"),
-        said("STILLPOINT_CONTAINER", plan.container.to_owned()),
-        said("STILLPOINT_ENGINE", plan.engine.to_string()),
-        said("STILLPOINT_ADDRESS", plan.address.clone()),
-        plan.port.and_then(|port| said("STILLPOINT_PORT", port.to_string())),
-        plan.level.and_then(|level| said("STILLPOINT_LEVEL", level.to_string())),
-        plan.ttl_seconds.and_then(|seconds| said("STILLPOINT_TTL", format!("{seconds}s"))),
-        plan.credentials.as_ref().and_then(|_| said("STILLPOINT_CREDENTIALS", CREDENTIALS_DIRECTORY.to_owned())),
-        said("STILLPOINT_APISERVER", plan.apiserver.to_owned()),
-        said("STILLPOINT_CA", plan.ca.to_owned()),
+        field(name::POD_NAME, "metadata.name"),
+        field(name::POD_NAMESPACE, "metadata.namespace"),
+        field(name::POD_UID, "metadata.uid"),
+        said(name::CONTAINER, plan.container.to_owned()),
+        said(name::ENGINE, plan.engine.to_string()),
+        said(name::ADDRESS, plan.address.clone()),
+        plan.port.and_then(|port| said(name::PORT, port.to_string())),
+        plan.level.and_then(|level| said(name::LEVEL, level.to_string())),
+        plan.ttl_seconds.and_then(|seconds| said(name::TTL, format!("{seconds}s"))),
+        plan.credentials.as_ref().and_then(|_| said(name::CREDENTIALS, CREDENTIALS_DIRECTORY.to_owned())),
+        said(name::APISERVER, plan.apiserver.to_owned()),
+        said(name::CA, plan.ca.to_owned()),
     ];
     variables.into_iter().flatten().collect()
 }
@@ -164,8 +167,8 @@ fn is_sound(pod: Pod<'_>) -> Result<(), String> {
     let Some(agent) = pod.init_containers().find(|container| container.name() == CONTAINER) else { return Ok(()) };
     let mut paths: Vec<&str> = agent.mounts().map(|mount| mount.path).collect();
     paths.sort_unstable();
-    if let Some(twice) = paths.windows(2).find(|pair| pair[0] == pair[1]) {
-        return Err(format!("the agent would have two volumes at {}", twice[0]));
+    if let Some(twice) = paths.iter().zip(paths.iter().skip(1)).find_map(|(one, next)| (one == next).then_some(one)) {
+        return Err(format!("the agent would have two volumes at {twice}"));
     }
     let is_volume = |name: &str| pod.volumes().any(|volume| volume["name"] == name);
     if let Some(mount) = agent.mounts().find(|mount| !is_volume(mount.volume) || !mount.path.starts_with('/')) {

@@ -96,6 +96,10 @@ fn written(done: &Done) -> Value {
     json!({"verdict": done.verdict, "why": done.why, "warnings": done.answer.warnings, "patch": patch})
 }
 
+fn plain() -> Value {
+    cases().into_iter().find(|case| case.name == "label/plain-postgresql").unwrap().pod
+}
+
 #[test]
 fn every_pod_becomes_what_is_written_down() {
     for Case { name, door, pod, golden } in cases() {
@@ -198,7 +202,7 @@ fn a_hash_tells_whether_it_would_be_decided_otherwise() {
 
 #[test]
 fn without_an_installation_that_says_how_a_pod_is_skipped_and_told_why() {
-    let pod = &cases().into_iter().find(|case| case.name == "label/plain-postgresql").unwrap().pod;
+    let pod = &plain();
     let door = Door::of("/inject").unwrap();
     let without = |agent: Agent, ca: Option<&str>| {
         let done = done_by(pod, door, &Ours::in_namespace("stillpoint").with_agent(agent), ca);
@@ -216,7 +220,7 @@ fn without_an_installation_that_says_how_a_pod_is_skipped_and_told_why() {
 
 #[test]
 fn other_objects_and_operations_are_no_business_of_ours() {
-    let pod = &cases().into_iter().find(|case| case.name == "label/plain-postgresql").unwrap().pod;
+    let pod = &plain();
     for (pointer, value) in [
         ("/request/operation", "UPDATE"),
         ("/request/subResource", "ephemeralcontainers"),
@@ -226,6 +230,31 @@ fn other_objects_and_operations_are_no_business_of_ours() {
         let review = crate::reviews::with(pod_create(pod.clone()), pointer, value.into());
         let decided = decide(Door::of("/inject").unwrap(), &request(&review), &ours(), Some(CA));
         assert_eq!(decided, Decision::Allow("another resource or operation"), "{pointer}");
+    }
+}
+
+/// The document explains messages that there are.
+#[test]
+fn what_the_document_explains_is_said() {
+    let document = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/injection.md");
+    let document = fs::read_to_string(document).unwrap();
+    let (_, table) = document.split_once("| `inject-message` | what to do |\n").unwrap();
+    let explained: Vec<&str> = table.lines().take_while(|line| line.starts_with('|')).skip(1).collect();
+    let pod = plain();
+    let without = |agent, ca| {
+        done_by(&pod, Door::of("/inject").unwrap(), &Ours::in_namespace("stillpoint").with_agent(agent), ca).why
+    };
+    let mut said: Vec<String> = cases().iter().map(|case| done(&case.pod, case.door).why).collect();
+    said.push(without(Agent::default(), None));
+    said.push(without(Agent { image: None, ..agent() }, Some(CA)));
+    said.push(without(agent(), None));
+    let messages: Vec<&str> = explained.iter().flat_map(|row| row.split(" | ").next().unwrap().split('`')).collect();
+    let messages: Vec<&str> =
+        messages.into_iter().filter(|text| text.trim_matches(['|', ',', ' ']).len() > 3).collect();
+    assert!(messages.len() > 5, "{messages:?}");
+    for message in messages {
+        let parts: Vec<&str> = message.split('…').map(str::trim).filter(|part| !part.is_empty()).collect();
+        assert!(said.iter().any(|said| parts.iter().all(|part| said.contains(part))), "nothing says {message:?}");
     }
 }
 
@@ -244,8 +273,8 @@ fn whatever_is_said_is_within_its_bounds_and_says_what_to_do() {
 /// A Pod that has all of the annotations that one may have gets its agent, and no word more.
 #[test]
 fn there_is_always_room_for_a_pod() {
-    let mut pod = cases().into_iter().find(|case| case.name == "label/plain-postgresql").unwrap().pod;
     const MOST: usize = 256 * 1024;
+    let mut pod = plain();
     for left in [0, 40, 100, 200, 400] {
         pod["metadata"]["annotations"] = json!({"big": "x".repeat(MOST - "big".len() - left)});
         let done = done(&pod, Door::of("/inject").unwrap());
