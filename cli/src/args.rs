@@ -78,7 +78,7 @@ impl Args {
             Command::Doctor(command) => command.run(connection, output).await,
             Command::Enable(command) => command.run(connection, output).await,
             Command::Disable(command) => command.run(connection, output).await,
-            Command::Inject(command) => command.run(connection, output).await,
+            Command::Inject(command) => command.run(connection, output),
             Command::Thaw(command) => command.run(connection, output).await,
             Command::Supervise { parent, command } => Ok(supervise::supervise(parent, &command).await),
         }

@@ -55,7 +55,7 @@ const USUAL: &str = "/spec/template";
 const DEEPEST: usize = 4;
 
 impl Command {
-    pub async fn run(self, connection: Connection, output: Output) -> Result<u8, Failure> {
+    pub fn run(self, connection: Connection, output: Output) -> Result<u8, Failure> {
         let text = read(&self.file)?;
         let ca = self.ca.as_deref().map(read).transpose()?;
         for (flag, value, is_right) in [
