@@ -11,7 +11,7 @@ help: ## This list
 
 .PHONY: build
 build: ## The commands, release build, in target/release
-	$(CARGO) build --release --locked -p apiserver -p cli
+	$(CARGO) build --release --locked -p apiserver -p cli -p agent
 	# Alone: built with the others it would get the features that they want of what is shared, and their Kubernetes client.
 	$(CARGO) build --release --locked -p webhooks
 
@@ -25,7 +25,7 @@ setup: ## Debian packages that the tests want (needs root once; nothing when the
 
 .PHONY: test
 test: go setup lint ## Everything but the long suites
-	$(CARGO) build --locked -p apiserver -p cli
+	$(CARGO) build --locked -p apiserver -p cli -p agent
 	$(CARGO) test --workspace --features tests/cluster --locked
 
 .PHONY: lint
@@ -51,7 +51,7 @@ soak: setup soak-node ## The long suites: at least 300 cuts per engine and level
 
 .PHONY: soak-node
 soak-node: setup ## Of these, the series on a node: snapshots with Stillpoint, with exec hooks and with nothing (needs root)
-	$(CARGO) build --release --locked -p apiserver -p csi
+	$(CARGO) build --release --locked -p apiserver -p csi -p agent
 	$(CARGO) build --release --locked -p webhooks
 	$(CARGO) test --release --locked -p tests --features node --test node -- series::series --ignored --nocapture
 
@@ -66,7 +66,7 @@ manifests: ## Write what is applied to a cluster (deploy/) from the code that it
 
 .PHONY: test-cluster
 test-cluster: go setup ## Of the tests, those behind a real kube-apiserver, which is built first
-	$(CARGO) build --locked -p apiserver -p cli
+	$(CARGO) build --locked -p apiserver -p cli -p agent
 	$(CARGO) test --workspace --features tests/cluster --locked --test aggregated
 
 .PHONY: bench-cluster
@@ -80,7 +80,7 @@ conformance: ## Write docs/conformance.md from the cases that `make test-cluster
 
 .PHONY: test-node
 test-node: setup ## Real Pods, volumes and snapshots, on a node that is built first (needs root)
-	$(CARGO) build --locked -p apiserver -p csi
+	$(CARGO) build --locked -p apiserver -p csi -p agent
 	$(CARGO) build --locked -p webhooks
 	$(CARGO) test --locked -p csi
 	$(CARGO) test --locked -p cluster --features node --test node

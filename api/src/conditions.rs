@@ -48,6 +48,7 @@ pub mod reasons {
     /// Too little space is left for the WAL that a file copy makes the server keep.
     pub const NO_ROOM_FOR_WAL: &str = "NoRoomForWAL";
     /// The Database says `paused`.
+    pub const AGENT_MISSING: &str = "AgentMissing";
     pub const PAUSED: &str = "Paused";
     /// The freezer could not write its journal.
     pub const JOURNAL_UNAVAILABLE: &str = "JournalUnavailable";

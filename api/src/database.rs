@@ -7,7 +7,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Copy, Engine, Level, Phase, Role};
+use crate::{Copy, Engine, Level, Phase, Role, Via};
 
 /// A database service that Stillpoint can hold still.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -42,9 +42,24 @@ pub struct DatabaseSpec {
     /// How it may be frozen; every field has a default.
     #[serde(default)]
     pub freeze: FreezePolicy,
+    /// Whether the agent in its Pod freezes it, where there is one.
+    #[serde(default, skip_serializing_if = "AgentPolicy::is_default")]
+    pub agent: AgentPolicy,
     /// Nothing may freeze it while true; what is frozen is thawed.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub paused: bool,
+}
+
+/// Whether the agent beside a server freezes it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum AgentPolicy {
+    /// If there is one; else the server is dialled.
+    #[default]
+    Preferred,
+    /// It and nobody else: without one nothing is held.
+    Required,
+    /// The server is dialled, whoever stands beside it.
+    Never,
 }
 
 /// Where the server listens: a host and port, or a local socket.
@@ -199,9 +214,12 @@ pub struct DatabaseStatus {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct MemberStatus {
-    /// Its address; later its pod.
+    /// Its address; its Pod, where the agent in that was asked.
     pub name: String,
     pub role: Role,
+    /// By which way it was asked.
+    #[serde(default, skip_serializing_if = "Via::is_default")]
+    pub via: Via,
     /// The server's version, as it says it.
     pub version: String,
     /// System identifier or server id: the same server, whatever its address.
@@ -238,6 +256,13 @@ pub struct LastFreeze {
 }
 
 // === impls ===
+
+impl AgentPolicy {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it so")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
 
 impl Endpoint {
     /// As it is dialled from another namespace of the same cluster: a name alone is a Service's of this one.

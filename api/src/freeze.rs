@@ -145,8 +145,11 @@ pub enum ClaimKind {
 pub struct TargetStatus {
     pub database: String,
     pub engine: Engine,
-    /// Its address; later its pod.
+    /// Its address; its Pod, where the agent in that holds it.
     pub member: String,
+    /// Who holds it.
+    #[serde(default, skip_serializing_if = "Via::is_default")]
+    pub via: Via,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -161,6 +164,16 @@ pub struct TargetStatus {
     /// Sessions that were ended to take hold.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub ended_sessions: Vec<String>,
+}
+
+/// Which way a server is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Via {
+    /// By sessions of the API server's own, over the network.
+    #[default]
+    Network,
+    /// By the agent in its Pod.
+    Agent,
 }
 
 /// One run of one server: a restart, a failover or another server is another incarnation.
@@ -242,4 +255,11 @@ pub enum ProofKind {
     PositionEqual,
     /// The same session, of the same incarnation, held from beginning to end.
     SessionHeld,
+}
+
+impl Via {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands it so")]
+    pub(crate) fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }

@@ -1,5 +1,6 @@
 //! An installation in a cluster, by its names: what `deploy/` makes, and what `kubectl still doctor` looks for.
 
+pub mod injection;
 pub mod webhooks;
 
 /// Where it is installed unless told otherwise. The namespace of the APIService's Service says where it really is.
@@ -61,7 +62,7 @@ pub struct Rule {
 }
 
 /// What the account needs everywhere: what it calls, and nothing beside.
-pub const EVERYWHERE: [Rule; 18] = [
+pub const EVERYWHERE: [Rule; 19] = [
     rule(crate::GROUP, "databases", "get,list,watch"),
     rule(crate::GROUP, "databases/status", "update"),
     rule(crate::GROUP, "freezes", "create,delete,get,list,patch,watch"),
@@ -81,6 +82,8 @@ pub const EVERYWHERE: [Rule; 18] = [
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotclasses", "get"),
     // Who is asked before a cut.
     named("admissionregistration.k8s.io", "validatingwebhookconfigurations", webhooks::NAME, "get,patch"),
+    // Who is asked before a Pod is made.
+    named("admissionregistration.k8s.io", "mutatingwebhookconfigurations", webhooks::NAME, "get,patch"),
     named("apiregistration.k8s.io", "apiservices", API_SERVICE, "get,patch"),
     named(
         "apiextensions.k8s.io",

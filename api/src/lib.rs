@@ -9,12 +9,14 @@
 //!                                databases/{quiesce,unquiesce,renew}   verbs: POST a typed body, get it back answered
 //! ```
 
+pub mod agent;
 pub mod cases;
 pub mod conditions;
 pub mod crds;
 mod database;
 mod freeze;
 pub mod gate;
+pub mod inject;
 pub mod install;
 mod live;
 mod position;
@@ -22,12 +24,12 @@ pub mod validate;
 mod words;
 
 pub use database::{
-    BlockerPolicy, Blockers, ConnectionAddress, Credentials, Database, DatabaseSpec, DatabaseStatus, Endpoint,
-    FreezePolicy, LastFreeze, LevelReach, MemberStatus, SecretReference, TargetPolicy, Tls, TlsMode,
+    AgentPolicy, BlockerPolicy, Blockers, ConnectionAddress, Credentials, Database, DatabaseSpec, DatabaseStatus,
+    Endpoint, FreezePolicy, LastFreeze, LevelReach, MemberStatus, SecretReference, TargetPolicy, Tls, TlsMode,
 };
 pub use freeze::{
     Artifact, ArtifactKind, Claim, ClaimKind, Freeze, FreezeSpec, FreezeStatus, FreezeTarget, Incarnation, Proof,
-    ProofKind, TargetStatus, Undo,
+    ProofKind, TargetStatus, Undo, Via,
 };
 pub use live::{
     Check, CheckResult, LiveDatabase, LiveDatabaseStatus, Quiesce, QuiesceSpec, QuiesceStatus, Renew, RenewSpec,

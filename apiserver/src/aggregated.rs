@@ -24,9 +24,11 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
+    agents::{self, Agents, Door},
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
-    gates::{self, Gates, Keeper},
+    gates::{self, Gates, Keeper, Watched},
     health::Condition,
+    own_account::OwnAccount,
     records::{Cluster, Records},
     recovery,
     replicas::{Replicas, Us, WithPeers},
@@ -53,6 +55,8 @@ pub struct Place {
     pub advertise: IpAddr,
     /// Where gates are asked. `None`: nobody asks them, and no snapshot is followed.
     pub gates: Option<SocketAddr>,
+    /// Where agents come. `None`: every server is dialled.
+    pub agents: Option<SocketAddr>,
 }
 
 /// How long a connection to an API server may say nothing while we wait for its answer. The watch of Leases, too: on it our own
@@ -81,6 +85,12 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         Some(listen) => Some((Bound::bind(listen).await?, certificates.tls()?)),
         None => None,
     };
+    let dialled = match place.agents {
+        Some(listen) => Some((Bound::bind(listen).await?, certificates.tls()?)),
+        None => None,
+    };
+    let watched = Watched::here();
+    let agents = dialled.is_some().then(|| Agents::new(watched.clone()));
 
     // Another run of the same pod is another replica.
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
@@ -94,6 +104,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         records: Arc::new(cluster.clone()) as Arc<dyn Records>,
         registry: None,
         drivers,
+        agents: agents.clone(),
         authenticator: Arc::new(WithPeers::new(
             Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, Vec::new(), true),
             Arc::clone(&keyring),
@@ -116,15 +127,33 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     });
     let namespace = place.service.namespace;
     let mut loops = Vec::new();
+    if asked.is_some() || dialled.is_some() {
+        loops.extend(watched.loops(&watching));
+    }
+    let own = OwnAccount::new(Arc::clone(&core.app), &namespace, core.stopping.clone());
+    if let (Some((bound, tls)), Some(agents)) = (dialled, agents) {
+        let audience = vec![api::agent::AUDIENCE.to_owned()];
+        let door = Door {
+            agents,
+            authenticator: Arc::new(Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, audience, false)),
+            verbs: core.verbs.clone(),
+            own: own.clone(),
+            keyring: Arc::clone(&keyring),
+            identity: identity.clone(),
+            over: core.over.clone(),
+        };
+        loops.push(("agents", agents::serve(bound, tls, door).boxed()));
+    }
     if let Some((bound, tls)) = asked {
-        let (stopping, over) = (core.stopping.clone(), core.over.clone());
-        let gates = Gates::new(Arc::clone(&core.app), core.verbs.clone(), client.clone(), &namespace, stopping, over);
+        let over = core.over.clone();
+        let gates = Gates::new(Arc::clone(&core.app), core.verbs.clone(), client.clone(), watched, own, over);
         loops.extend(gates.loops(&watching));
         let keeper = Keeper {
             client: client.clone(),
             namespace: namespace.clone(),
             keyring: Arc::clone(&keyring),
             shared: authority,
+            injects: place.agents.is_some(),
         };
         loops.push(("what the webhooks need", keeper.keep(gates.clone()).boxed()));
         // A token that is meant for kube-apiserver is none for us.

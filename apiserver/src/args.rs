@@ -39,6 +39,9 @@ pub struct Args {
     /// In a cluster: where `stillpoint-webhooks` asks before a snapshot is cut. Without it no snapshot is waited for.
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "standalone")]
     gates_listen: Option<SocketAddr>,
+    /// In a cluster: where agents beside databases come. Without it every server is dialled.
+    #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "standalone")]
+    agents_listen: Option<SocketAddr>,
     /// In a cluster: the Service that the APIService names; our certificate is for it, and our authority in its namespace.
     #[arg(
         long,
@@ -128,6 +131,7 @@ impl Args {
                     kubeconfig: self.kubeconfig,
                     advertise: self.advertise,
                     gates: self.gates_listen,
+                    agents: self.agents_listen,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),
                 };
                 let server = aggregated::bind(place, ending, Drivers::real()).await?;

@@ -1,15 +1,17 @@
 //! Where a Database is now, read each time it is asked for.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
 use freeze::{Drivers, Whereabouts};
 use futures::future::try_join_all;
 
 use crate::{
+    agents::Agents,
     error::ApiError,
     records::Records,
-    targets::{self, Ingredients},
+    replicas::Replicas,
+    targets::{self, Beside, Ingredients, Way},
 };
 
 /// The records, as the freezer looks up Databases in them.
@@ -19,19 +21,33 @@ pub struct Directory {
     pub drivers: Drivers,
     /// Names of hosts are this cluster's.
     pub in_cluster: bool,
+    /// Who stands beside servers, where anybody can.
+    pub(crate) agents: Option<Agents>,
+    pub(crate) replicas: Arc<OnceLock<Replicas>>,
 }
 
 impl Directory {
-    /// A Database with the Secrets that it names.
+    /// A Database with whoever stands beside its server, or the Secrets that it names.
     pub async fn ingredients(&self, namespace: &str, name: &str) -> Result<Ingredients, ApiError> {
         let database = self.records.database(namespace, name).await?;
-        let names = targets::secret_names(&database);
-        let secrets = try_join_all(names.iter().map(|name| self.records.secret(namespace, name))).await?;
+        let agent = self.agents.as_ref().and_then(|agents| agents.of(namespace, &database, None));
+        let beside = agent.map(|agent| Beside { agent, epoch: self.epoch(namespace, name) });
+        let secrets = if beside.is_some() {
+            Vec::new()
+        } else {
+            let names = targets::secret_names(&database);
+            try_join_all(names.iter().map(|name| self.records.secret(namespace, name))).await?
+        };
         let mut database = Arc::unwrap_or_clone(database);
         if self.in_cluster {
             database.spec.endpoint = database.spec.endpoint.within(namespace);
         }
-        Ok(Ingredients { database, secrets: secrets.into_iter().flatten().collect() })
+        Ok(Ingredients { database, secrets: secrets.into_iter().flatten().collect(), beside })
+    }
+
+    /// How often its Lease has changed hands: whoever has it now has the highest.
+    fn epoch(&self, namespace: &str, name: &str) -> i64 {
+        self.replicas.get().map_or(0, |replicas| replicas.epoch(namespace, name))
     }
 }
 
@@ -44,11 +60,9 @@ impl freeze::Directory for Directory {
             Err(error) if error.code == http::StatusCode::NOT_FOUND => return Whereabouts::Gone,
             Err(error) => return Whereabouts::NotNow(error.message),
         };
-        let engine = ingredients.database.spec.engine;
-        match (self.drivers.of(engine), targets::member(&ingredients)) {
-            (Some(driver), Ok(member)) => Whereabouts::At(driver.clone(), member),
-            (None, _) => Whereabouts::NotNow(format!("this server has no driver for {engine}")),
-            (_, Err(unresolved)) => Whereabouts::NotNow(unresolved.to_string()),
+        match targets::way(&self.drivers, &ingredients) {
+            Ok(Way { driver, member, .. }) => Whereabouts::At(driver, member),
+            Err(unresolved) => Whereabouts::NotNow(unresolved.to_string()),
         }
     }
 }

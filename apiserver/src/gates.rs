@@ -42,15 +42,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{app::App, auth::User, verbs::Verbs};
+use crate::{app::App, own_account::OwnAccount, verbs::Verbs};
 use contents::{Content, Of};
 use holding::InVain;
 use kinds::{Kind, Kinds};
 use known::Known;
-use watched::Watched;
 
 pub(crate) use endpoint::serve;
 pub(crate) use keep::Keeper;
+pub(crate) use watched::Watched;
 
 /// Cheap to clone.
 #[derive(Clone)]
@@ -61,9 +61,8 @@ struct Inner {
     verbs: Verbs,
     kinds: Kinds,
     watched: Watched,
-    /// As whom Databases are held: our own account.
-    us: User,
-    stopping: CancellationToken,
+    /// As whom Databases are held.
+    own: OwnAccount,
     /// Cancelled when nothing is held any more.
     over: CancellationToken,
     known: Mutex<Known>,
@@ -114,27 +113,18 @@ impl Gates {
         app: Arc<App>,
         verbs: Verbs,
         client: Client,
-        namespace: &str,
-        stopping: CancellationToken,
+        watched: Watched,
+        own: OwnAccount,
         over: CancellationToken,
     ) -> Self {
-        let us = User {
-            name: api::install::account_user(namespace),
-            groups: ["system:serviceaccounts", &format!("system:serviceaccounts:{namespace}"), "system:authenticated"]
-                .map(str::to_owned)
-                .into(),
-            ..User::default()
-        };
-        let (kinds, watched) = (Kinds::new(client), Watched::new(domain()));
+        let kinds = Kinds::new(client);
         let (known, asked, in_vain, learnt) = Default::default();
-        Self(Arc::new(Inner { app, verbs, kinds, watched, us, stopping, over, known, asked, in_vain, learnt }))
+        Self(Arc::new(Inner { app, verbs, kinds, watched, own, over, known, asked, in_vain, learnt }))
     }
 
     /// `watching`: a client whose requests may be silent for long.
     pub(crate) fn loops(&self, watching: &Client) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
-        let mut loops = self.0.watched.loops(watching);
-        loops.push(("contents of snapshots", Box::pin(thaw::run(self.clone(), self.0.kinds.with(watching.clone())))));
-        loops
+        vec![("contents of snapshots", Box::pin(thaw::run(self.clone(), self.0.kinds.with(watching.clone()))))]
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -194,14 +184,6 @@ impl Gates {
     fn installed(&self) -> Option<Timestamp> {
         self.0.learnt().installed
     }
-}
-
-/// What the names of this cluster end in, as its Pods are told; what most are called where nobody says.
-fn domain() -> String {
-    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
-    let searched = resolv.lines().filter_map(|line| line.strip_prefix("search")).flat_map(str::split_whitespace);
-    let mut domains = searched.filter_map(|domain| domain.strip_prefix("svc."));
-    domains.next().unwrap_or("cluster.local").trim_end_matches('.').to_owned()
 }
 
 impl Inner {

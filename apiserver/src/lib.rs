@@ -8,6 +8,7 @@
 //! ARCHITECTURE.md walks through a request.
 
 mod admission;
+mod agents;
 mod aggregated;
 mod answer;
 mod app;
@@ -30,6 +31,7 @@ mod metrics;
 mod negotiate;
 mod objects;
 mod openapi;
+mod own_account;
 mod patch;
 mod placing;
 mod query;

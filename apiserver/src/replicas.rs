@@ -189,6 +189,11 @@ impl Replicas {
         }
     }
 
+    /// The epoch of a member's Lease as we wrote it; 0: it is not ours.
+    pub(crate) fn epoch(&self, namespace: &str, database: &str) -> i64 {
+        self.0.members.epoch(&(namespace.to_owned(), database.to_owned()))
+    }
+
     /// Where a verb that begins none is to be executed, looked up where it is not known for sure: the wrong replica would say that
     /// there is nothing to end, or how an older freeze ended.
     pub(crate) async fn find(&self, namespace: &str, database: &str) -> Result<Place, ApiError> {

@@ -13,6 +13,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::{error, info, warn};
 
 use crate::{
+    agents::Agents,
     app::App,
     auth::{Authenticator, Authorizer},
     controllers,
@@ -70,6 +71,7 @@ pub(crate) struct Parts {
     pub(crate) records: Arc<dyn Records>,
     pub(crate) registry: Option<Registry>,
     pub(crate) drivers: Drivers,
+    pub(crate) agents: Option<Agents>,
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) authorizer: Arc<dyn Authorizer>,
     pub(crate) conditions: Vec<Arc<Condition>>,
@@ -90,6 +92,7 @@ impl Core {
             records,
             registry,
             drivers,
+            agents,
             authenticator,
             authorizer,
             conditions,
@@ -101,7 +104,8 @@ impl Core {
         let replicas = Arc::default();
         let (journal, told) = RecordsJournal::new(Arc::clone(&records), Arc::clone(&metrics), Arc::clone(&replicas));
         let in_cluster = served == Served::Aggregated;
-        let directory = Directory { records: Arc::clone(&records), drivers, in_cluster };
+        let directory =
+            Directory { records: Arc::clone(&records), drivers, in_cluster, agents, replicas: Arc::clone(&replicas) };
         let epoch = Timestamp::now().as_microsecond();
         let freezer = Freezer::new(identity, epoch, journal, Arc::new(directory.clone()));
         let verbs = Verbs {

@@ -50,6 +50,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, ending: Ending, drivers: Driv
         records: Arc::new(registry.clone()),
         registry: Some(registry.clone()),
         drivers,
+        agents: None,
         authenticator: Arc::new(Known::new(authority.certificate().into(), tokens)),
         authorizer: Arc::new(Roles),
         conditions: Vec::new(),

@@ -4,17 +4,41 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{Check, ConnectionAddress, Copy, Database, Level, conditions::reasons};
-use freeze::{Account, Drivers, Member, Plan, Target, Tls, TlsRoots};
+use api::{AgentPolicy, Check, ConnectionAddress, Copy, Database, Level, Via, conditions::reasons};
+use freeze::{
+    Account, Driver, Drivers, Member, Plan, Target, Tls, TlsRoots,
+    remote::{Remote, Term},
+};
 use k8s_openapi::api::core::v1::Secret;
 use thiserror::Error;
+
+use crate::agents::Agent;
 
 /// The objects that one target is made of.
 #[derive(Clone, Debug)]
 pub struct Ingredients {
     pub database: Database,
-    /// The Secrets that its spec names, those that exist.
+    /// The Secrets that its spec names, those that exist; none where an agent knows whom to be.
     pub secrets: Vec<Secret>,
+    /// Who stands beside its server.
+    pub(crate) beside: Option<Beside>,
+}
+
+/// An agent beside a server, and the epoch of whoever may freeze that server now.
+#[derive(Clone, Debug)]
+pub(crate) struct Beside {
+    pub(crate) agent: Agent,
+    pub(crate) epoch: i64,
+}
+
+/// How a server is reached.
+#[derive(Clone, Debug)]
+pub struct Way {
+    pub driver: Arc<dyn Driver>,
+    pub member: Member,
+    /// The member's name.
+    pub name: String,
+    pub via: Via,
 }
 
 /// Why a Database cannot be frozen, before anybody was asked.
@@ -28,6 +52,8 @@ pub enum Unresolved {
     Endpoint { database: String },
     #[error("this server has no driver for {engine}")]
     Engine { engine: api::Engine },
+    #[error("Database {database} is frozen by the agent in its Pod only, and none is connected")]
+    Agent { database: String },
     #[error("Database {database} has one member, {member:?}, and {wanted:?} was asked for")]
     Member { database: String, member: String, wanted: String },
 }
@@ -40,6 +66,10 @@ impl Unresolved {
             Self::Credentials { .. } => (reasons::CREDENTIALS_MISSING, "create the Secret, or name the right key"),
             Self::Endpoint { .. } => (reasons::UNREACHABLE, "give spec.endpoint.host, or spec.endpoint.socket"),
             Self::Engine { .. } => (reasons::UNSUPPORTED, "use a server that has a driver for it"),
+            Self::Agent { .. } => (
+                reasons::AGENT_MISSING,
+                "label its Pods stillpoint.dev/inject: \"true\" and make them anew, or set spec.agent: Preferred",
+            ),
             Self::Member { .. } => (reasons::UNSUPPORTED, "leave spec.member out"),
         };
         Check::fail("resolved", reason, self.to_string(), fix)
@@ -76,16 +106,15 @@ pub fn target(drivers: &Drivers, from: &Ingredients, wanted: Wanted<'_>) -> Resu
     if spec.paused {
         return Err(Unresolved::Paused { database: name });
     }
-    let driver = drivers.of(spec.engine).ok_or(Unresolved::Engine { engine: spec.engine })?;
-    let member = member(from)?;
-    let address = member.address.to_string();
-    if let Some(wanted) = wanted.member.filter(|wanted| *wanted != address) {
-        return Err(Unresolved::Member { database: name, member: address, wanted: wanted.to_owned() });
+    let Way { driver, member, name: found, via } = way(drivers, from)?;
+    if let Some(wanted) = wanted.member.filter(|wanted| *wanted != found) {
+        return Err(Unresolved::Member { database: name, member: found, wanted: wanted.to_owned() });
     }
     Ok(Target {
         database: name,
-        name: address,
-        driver: Arc::clone(driver),
+        name: found,
+        via,
+        driver,
         member,
         plan: plan(&from.database, wanted),
         prepare_timeout: spec.freeze.prepare_timeout(),
@@ -94,7 +123,35 @@ pub fn target(drivers: &Drivers, from: &Ingredients, wanted: Wanted<'_>) -> Resu
 }
 
 /// How to reach the Database's server; also without any intent to freeze it.
-pub fn member(from: &Ingredients) -> Result<Member, Unresolved> {
+pub fn way(drivers: &Drivers, from: &Ingredients) -> Result<Way, Unresolved> {
+    let spec = &from.database.spec;
+    let driver = drivers.of(spec.engine).ok_or(Unresolved::Engine { engine: spec.engine })?;
+    match &from.beside {
+        Some(Beside { agent, epoch }) => {
+            let term = Term { database: name_of(&from.database), epoch: *epoch };
+            let remote = Remote::new(agent.link.clone(), Arc::clone(driver), term);
+            Ok(Way { driver: Arc::new(remote), member: at_agent(from)?, name: agent.pod.clone(), via: Via::Agent })
+        }
+        None if spec.agent == AgentPolicy::Required => Err(Unresolved::Agent { database: name_of(&from.database) }),
+        None => {
+            let member = member(from)?;
+            let name = member.address.to_string();
+            Ok(Way { driver: Arc::clone(driver), member, name, via: Via::Network })
+        }
+    }
+}
+
+/// As an agent is told of it: where it is, and whom to be there, the agent knows.
+fn at_agent(from: &Ingredients) -> Result<Member, Unresolved> {
+    let spec = &from.database.spec;
+    let address =
+        spec.endpoint.address(spec.engine).ok_or_else(|| Unresolved::Endpoint { database: name_of(&from.database) })?;
+    let tls = Tls { mode: spec.tls_mode(&address), roots: None };
+    Ok(Member { account: None, tls, databases: spec.databases.clone(), address })
+}
+
+/// The server itself, over the network.
+fn member(from: &Ingredients) -> Result<Member, Unresolved> {
     let spec = &from.database.spec;
     let address =
         spec.endpoint.address(spec.engine).ok_or_else(|| Unresolved::Endpoint { database: name_of(&from.database) })?;
@@ -217,7 +274,7 @@ mod tests {
 
     #[test]
     fn a_missing_secret_or_user_name_is_named_and_a_missing_password_is_not_wanted() {
-        let member_of = |secrets| member(&Ingredients { database: with_credentials(), secrets });
+        let member_of = |secrets| member(&Ingredients { database: with_credentials(), secrets, beside: None });
         assert!(matches!(member_of(vec![]), Err(Unresolved::Credentials { why: NO_SECRET, .. })));
         let no_user = secret(json!({"password": "cHc="}));
         assert!(matches!(member_of(vec![no_user]), Err(Unresolved::Credentials { key, .. }) if key == "username"));
@@ -229,7 +286,8 @@ mod tests {
     #[test]
     fn nothing_of_a_target_prints_its_password() {
         let secret = secret(json!({"username": "ZGJh", "password": "c2VzYW1l"}));
-        let member = member(&Ingredients { database: with_credentials(), secrets: vec![secret] }).unwrap();
+        let member =
+            member(&Ingredients { database: with_credentials(), secrets: vec![secret], beside: None }).unwrap();
         assert_eq!(member.account.as_ref().unwrap().password.as_deref(), Some("sesame"));
         assert!(!format!("{member:?}").contains("sesame"));
     }
@@ -250,7 +308,7 @@ mod tests {
         use api::TlsMode;
         let mode = |host: &str| {
             let database = database(json!({"engine": "MariaDB", "endpoint": {"host": host}}));
-            member(&Ingredients { database, secrets: vec![] }).unwrap().tls.mode
+            member(&Ingredients { database, secrets: vec![], beside: None }).unwrap().tls.mode
         };
         assert_eq!(mode("127.0.0.1"), TlsMode::Disable);
         assert_eq!(mode("db.example"), TlsMode::Require);

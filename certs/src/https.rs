@@ -34,7 +34,7 @@ use crate::connections::{Busy, Connections, Entry, HEADERS, Limits};
 /// A listening socket that nobody serves yet.
 #[derive(Debug)]
 pub struct Bound {
-    listener: TcpListener,
+    pub(crate) listener: TcpListener,
 }
 
 /// Who is at the other end of a connection. The certificates are shown, not trusted.
@@ -196,7 +196,7 @@ async fn converse<S, F, B>(
     }
 }
 
-async fn shake_hands(
+pub(crate) async fn shake_hands(
     acceptor: TlsAcceptor,
     tcp: TcpStream,
     address: SocketAddr,

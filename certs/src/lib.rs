@@ -8,13 +8,14 @@ mod authority;
 mod connections;
 mod https;
 mod resolver;
+mod streams;
 mod verifier;
 
 pub use authority::{Authority, AuthorityError, Identity, KeyPairPem, Names};
 pub use connections::Limits;
 pub use https::{BindError, Bound, Peer};
 pub use resolver::{ByName, Leaf, LeafError};
-pub use verifier::{Authorities, Untrusted, identity, server_config, validity, verify_client};
+pub use verifier::{Authorities, Untrusted, client_config, identity, server_config, validity, verify_client};
 
 /// Makes *ring* the process's crypto provider. Call it first in every `main`; calling it again does nothing.
 pub fn use_ring() {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustls::{
-    DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
     client::danger::HandshakeSignatureValid,
     crypto::{WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, UnixTime, pem::PemObject},
@@ -42,6 +42,25 @@ pub fn server_config(leaf: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, 
         .with_client_cert_verifier(verifier)
         .with_cert_resolver(leaf);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    Ok(config)
+}
+
+/// A TLS configuration that trusts servers whose certificates these authorities (PEM, at least one) have signed, and speaks `protocol`.
+pub fn client_config(authorities: &str, protocol: &str) -> Result<ClientConfig, Untrusted> {
+    let mut roots = RootCertStore::empty();
+    let unusable = |error: &dyn std::fmt::Display| Untrusted::Roots(error.to_string());
+    for certificate in CertificateDer::pem_slice_iter(authorities.as_bytes()) {
+        roots.add(certificate.map_err(|error| unusable(&error))?).map_err(|error| unusable(&error))?;
+    }
+    if roots.is_empty() {
+        return Err(unusable(&"it holds no certificate"));
+    }
+    let mut config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .map_err(|error| unusable(&error))?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
     Ok(config)
 }
 

@@ -50,6 +50,9 @@ enum Command {
     Enable(commands::enable::Command),
     /// In a cluster: take that back.
     Disable(commands::enable::DisableCommand),
+    /// Print Pods with the agent that the webhooks would put beside their databases; no cluster is asked. Exits with 1 when a
+    /// database cannot have one.
+    Inject(commands::inject::Command),
     /// Break-glass: end every claim, whoever holds it.
     Thaw(commands::thaw::Command),
     #[command(name = supervise::SUPERVISE, hide = true)]
@@ -75,6 +78,7 @@ impl Args {
             Command::Doctor(command) => command.run(connection, output).await,
             Command::Enable(command) => command.run(connection, output).await,
             Command::Disable(command) => command.run(connection, output).await,
+            Command::Inject(command) => command.run(connection, output),
             Command::Thaw(command) => command.run(connection, output).await,
             Command::Supervise { parent, command } => Ok(supervise::supervise(parent, &command).await),
         }

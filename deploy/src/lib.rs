@@ -12,7 +12,7 @@ mod webhooks;
 use std::{fs, io, path::Path};
 
 use anyhow::Context;
-use api::install::{ACCOUNT, webhooks as of};
+use api::install::{ACCOUNT, injection, webhooks as of};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -71,6 +71,7 @@ fn parts() -> Vec<Part> {
         only_if("$.Values.priorityClassName", server::quota()),
         server::service().into(),
         server::deployment().into(),
+        only_if("$.Values.agents.enabled", server::agents()),
         only_if("gt (int $.Values.replicas) 1", server::budget()),
         only_if("$.Values.networkPolicy.enabled", server::network()),
         only_if("$.Values.flowSchema.enabled", leases),
@@ -86,8 +87,16 @@ fn parts() -> Vec<Part> {
         part("policies", all(policies::policies())),
         part("server", server),
         Part { name: "webhooks", folder: "webhooks", objects: webhooks() },
-        Part { name: "configuration", folder: "webhooks", objects: vec![only_if(WEBHOOKS, of::stub())] },
+        Part { name: "configuration", folder: "webhooks", objects: configuration() },
         part("api", vec![api().into()]),
+    ]
+}
+
+/// Which webhooks are asked, and about what: whoever leads fills it in.
+fn configuration() -> Vec<Object> {
+    vec![
+        only_if(WEBHOOKS, of::stub()),
+        only_if("and $.Values.webhooks.enabled $.Values.agents.enabled", injection::stub()),
     ]
 }
 
@@ -316,8 +325,12 @@ mod tests {
             let wanted = selector.as_object().unwrap();
             let selected = pods.iter().filter(|(_, labels)| wanted.iter().all(|(key, value)| &labels[key] == value));
             let selected: Vec<&Value> = selected.map(|(name, _)| *name).collect();
-            assert_eq!(selected, [&object["metadata"]["name"]], "{object}");
-            selecting += 1;
+            // Agents find the server's Pods by a name of their own.
+            let of_agents = object["metadata"]["name"] == api::agent::SERVICE;
+            let name = json!(ACCOUNT);
+            let of = if of_agents { &name } else { &object["metadata"]["name"] };
+            assert_eq!(selected, [of], "{object}");
+            selecting += usize::from(!of_agents);
         }
         assert_eq!(selecting, 8, "four of each");
     }

@@ -97,18 +97,22 @@ impl Pods {
 
 /// A container of our image, with what is its own.
 pub(crate) fn container(own: Value) -> Value {
-    let image = computed(
-        &format!("\"stillpoint:{}\"", env!("CARGO_PKG_VERSION")),
-        r#"$.Values.image.digest | empty | ternary (printf "%s:%s" $.Values.image.repository ($.Values.image.tag | default $.Chart.AppVersion)) (printf "%s@%s" $.Values.image.repository $.Values.image.digest)"#,
-    );
     let all = json!({
-        "image": image,
+        "image": image(),
         "imagePullPolicy": set("image.pullPolicy"),
         "securityContext": {
             "allowPrivilegeEscalation": false, "readOnlyRootFilesystem": true, "capabilities": {"drop": ["ALL"]},
         },
     });
     with(all, own)
+}
+
+/// Our image, which has all commands.
+pub(crate) fn image() -> String {
+    computed(
+        &format!("\"stillpoint:{}\"", env!("CARGO_PKG_VERSION")),
+        r#"$.Values.image.digest | empty | ternary (printf "%s:%s" $.Values.image.repository ($.Values.image.tag | default $.Chart.AppVersion)) (printf "%s@%s" $.Values.image.repository $.Values.image.digest)"#,
+    )
 }
 
 /// Asked every so many seconds at the port `https`.

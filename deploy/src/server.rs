@@ -1,7 +1,7 @@
 //! The server itself: pods, how they are found, and how they may be disturbed.
 
 use api::{
-    gate,
+    agent, gate,
     install::{self, ACCOUNT},
 };
 use serde_json::{Value, json};
@@ -41,6 +41,19 @@ pub(crate) fn quota() -> Value {
     })
 }
 
+/// Of each replica its own address: an agent dials all.
+pub(crate) fn agents() -> Value {
+    let mut metadata = PODS.metadata();
+    metadata["name"] = agent::SERVICE.into();
+    json!({
+        "apiVersion": "v1", "kind": "Service", "metadata": metadata,
+        "spec": {
+            "clusterIP": "None", "selector": PODS.labels(),
+            "ports": [{"name": "agents", "port": agent::PORT, "targetPort": "agents", "protocol": "TCP"}],
+        },
+    })
+}
+
 pub(crate) fn service() -> Value {
     let gates = json!({"name": "gates", "port": gate::PORT, "targetPort": "gates", "protocol": "TCP"}).to_string();
     PODS.service(&json!([
@@ -71,7 +84,8 @@ fn pod() -> Value {
 }
 
 fn server() -> Value {
-    let gates = gates_port();
+    let (gates, agents) =
+        (gates_port(), json!({"name": "agents", "containerPort": agent::PORT, "protocol": "TCP"}).to_string());
     container(json!({
         "name": "apiserver",
         "args": [
@@ -80,6 +94,11 @@ fn server() -> Value {
                 "webhooks.enabled",
                 &json!(format!("--gates-listen=0.0.0.0:{}", gate::PORT)).to_string(),
                 &format!("--gates-listen={{{{ $.Values.listenAddress }}}}:{gates}"),
+            ),
+            unless_off(
+                "agents.enabled",
+                &json!(format!("--agents-listen=0.0.0.0:{}", agent::PORT)).to_string(),
+                &format!("--agents-listen={{{{ $.Values.listenAddress }}}}:{}", agent::PORT),
             ),
             format!("--service={NAMESPACE}/{ACCOUNT}"),
             "--identity=$(POD_NAME)",
@@ -99,6 +118,7 @@ fn server() -> Value {
                 &json!({"name": "gates", "containerPort": gate::PORT, "protocol": "TCP"}).to_string(),
                 &format!(r#"{{"name": "gates", "containerPort": {gates}, "protocol": "TCP"}}"#),
             ),
+            unless_off("agents.enabled", &agents, &agents),
         ],
         // It is ready when it knows whom to trust and what is stored; that may take long in a large cluster.
         "startupProbe": probe("/livez", 1, 60),
@@ -122,9 +142,15 @@ pub(crate) fn network() -> Value {
         "from": [{"podSelector": crate::webhooks::PODS.selector()}],
     })
     .to_string();
+    let agents = json!({
+        "ports": [{"port": "agents", "protocol": "TCP"}],
+        "from": [{"namespaceSelector": {}}],
+    })
+    .to_string();
     PODS.network(&json!([
         {"ports": [{"port": "https", "protocol": "TCP"}]},
         unless_off("webhooks.enabled", &gates, &gates),
+        unless_off("agents.enabled", &agents, &agents),
     ]))
 }
 

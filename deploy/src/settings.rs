@@ -14,7 +14,7 @@ pub(crate) const NAMESPACE: &str = "⟦\"stillpoint\"¦$.Release.Namespace⟧";
 /// One value of the chart: its path, its default as JSON, and what is said about it in `values.yaml`.
 struct Setting(&'static str, &'static str, &'static str);
 
-const SETTINGS: [Setting; 32] = [
+const SETTINGS: [Setting; 34] = [
     Setting(
         "image.repository",
         r#""stillpoint""#,
@@ -76,6 +76,12 @@ const SETTINGS: [Setting; 32] = [
         r#"{"requests":{"cpu":"10m","memory":"16Mi"},"limits":{"memory":"128Mi"}}"#,
         "The limit leaves room for a thousand reviews at once",
     ),
+    Setting(
+        "agents.enabled",
+        "true",
+        "Pods that ask for it get an agent beside their database; false: every database is dialled",
+    ),
+    Setting("agents.image", r#""""#, "Their image; the server's own when empty, which has the agent in it"),
     Setting("nodeSelector", "{}", ""),
     Setting("tolerations", "[]", ""),
     Setting("podAnnotations", "{}", ""),

@@ -4,19 +4,21 @@
 //! Their certificate is the server's to make and keep, and what the configuration that leads to them says: here it is empty.
 
 use api::{
-    gate,
+    agent, gate,
     install::{ACCOUNT, REPLICAS, webhooks as of},
 };
 use serde_json::{Value, json};
 
 use crate::{
     pods::{GOING, Pods, container, field, probe},
-    settings::{NAMESPACE, set},
+    settings::{NAMESPACE, set, unless_off},
 };
 
 pub(crate) const PODS: Pods = Pods { name: of::NAME, labels: of::LABELS };
 /// Where the Secret of the server's making is: a certificate, its key, and the authority of both.
 const SERVING: &str = "/etc/stillpoint/serving";
+/// In the chart.
+const AGENT_IMAGE: &str = r#"{{ $.Values.agents.image | default ($.Values.image.digest | empty | ternary (printf "%s:%s" $.Values.image.repository ($.Values.image.tag | default $.Chart.AppVersion)) (printf "%s@%s" $.Values.image.repository $.Values.image.digest)) }}"#;
 const TOKEN: &str = "/var/run/secrets/stillpoint.dev";
 /// The longest that kube-apiserver waits for a review: each that is being answered is answered.
 const DRAIN: u32 = 30;
@@ -60,6 +62,16 @@ fn webhooks() -> Value {
             format!("--apiserver-name={REPLICAS}"),
             format!("--apiserver-ca-file={SERVING}/ca.crt"),
             format!("--token-file={TOKEN}/token"),
+            unless_off(
+                "agents.enabled",
+                &json!(format!("--agent-image=stillpoint:{}", env!("CARGO_PKG_VERSION"))).to_string(),
+                &format!("--agent-image={AGENT_IMAGE}"),
+            ),
+            unless_off(
+                "agents.enabled",
+                &json!(format!("--agent-apiserver={}.stillpoint.svc:{}", agent::SERVICE, agent::PORT)).to_string(),
+                &format!("--agent-apiserver={}.{{{{ $.Release.Namespace }}}}.svc:{}", agent::SERVICE, agent::PORT),
+            ),
             format!("--shutdown-delay-seconds={GOING}"),
             format!("--drain-seconds={DRAIN}"),
             format!("--log={}", set("log.filter")),

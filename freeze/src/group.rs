@@ -7,7 +7,7 @@ mod together;
 
 use std::{sync::Arc, time::Duration};
 
-use api::{Artifact, Level, Proof};
+use api::{Artifact, Level, Proof, Via};
 use futures::future::{BoxFuture, join_all};
 use together::{Together, Waits};
 use tokio::time::{Instant, timeout};
@@ -23,8 +23,9 @@ use crate::{
 pub struct Target {
     /// The Database's name, in the namespace of the freeze.
     pub database: String,
-    /// The member's name: its address.
+    /// The member's name: its address, or its Pod.
     pub name: String,
+    pub via: Via,
     pub driver: Arc<dyn Driver>,
     pub member: Member,
     pub plan: Plan,

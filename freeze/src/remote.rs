@@ -16,6 +16,7 @@ mod link;
 mod wire;
 
 pub use driver::Remote;
+pub use frames::{read, write};
 pub use host::Host;
 pub use link::Link;
-pub use wire::Down;
+pub use wire::{Down, Term};

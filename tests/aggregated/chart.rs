@@ -66,7 +66,12 @@ async fn without_webhooks_nothing_of_them_is_left_and_nobody_is_asked_at_gates()
         assert!(!text.contains(r#""app.kubernetes.io/component":"webhooks""#), "{name:?}: {object}");
     }
     let with = rendered("webhooks.enabled=true").await.unwrap();
-    assert_eq!(with.len(), without.len() + 6, "account, Service, Deployment, budget, network policy, configuration");
+    assert_eq!(with.len(), without.len() + 7, "account, Service, Deployment, budget, network policy, configurations");
+    let alone = rendered("agents.enabled=false").await.unwrap();
+    assert_eq!(with.len(), alone.len() + 2, "the agents' Service, and who is asked before a Pod is made");
+    // What is stored may still say whether there is to be one.
+    let mut others = alone.iter().filter(|(_, object)| object["kind"] != "CustomResourceDefinition");
+    assert!(others.all(|(_, object)| !object.to_string().contains("agent")), "{alone:?}");
     assert_eq!(rendered("webhooks.replicas=1").await.unwrap().len(), with.len() - 1, "one needs no budget");
 }
 

@@ -231,15 +231,17 @@ pub(crate) fn block_of_readme(name: &str) -> Result<Vec<String>> {
 }
 
 /// The Deployment's, for a pod of this name; all pods have this host's addresses here, so that each listens elsewhere, and
-/// wherever there is room for its gates: no webhooks run here.
+/// wherever there is room for its gates and agents: nobody asks there here.
 fn arguments(deployment: &Value, name: &str) -> Result<Vec<String>> {
     let container = &deployment["spec"]["template"]["spec"]["containers"][0];
     let all = container["args"].as_array().context("no args")?;
     let values = [("$(POD_NAME)", name), ("$(POD_IP)", "127.0.0.1")];
     let told = all.iter().filter_map(Value::as_str).filter(|argument| !argument.starts_with("--listen="));
-    let told = told.map(|argument| match argument.strip_prefix("--gates-listen=") {
-        Some(_) => "--gates-listen=127.0.0.1:0",
-        None => argument,
-    });
-    Ok(told.map(|argument| values.iter().fold(argument.to_owned(), |told, (of, is)| told.replace(of, is))).collect())
+    let anywhere = |argument: &str| {
+        let (flag, _) =
+            argument.split_once('=').filter(|(flag, _)| ["--gates-listen", "--agents-listen"].contains(flag))?;
+        Some(format!("{flag}=127.0.0.1:0"))
+    };
+    let told = told.map(|argument| anywhere(argument).unwrap_or_else(|| argument.to_owned()));
+    Ok(told.map(|argument| values.iter().fold(argument, |told, (of, is)| told.replace(of, is))).collect())
 }

@@ -11,6 +11,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("csi", &[]),
     ("fixtures", &[]),
     ("freeze", &["api"]),
+    ("agent", &["api", "certs", "freeze"]),
     ("apiserver", &["api", "certs", "freeze"]),
     ("cli", &["api", "certs", "freeze"]),
     ("deploy", &["api"]),

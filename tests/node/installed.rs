@@ -20,9 +20,12 @@ pub(crate) async fn start() -> Result<Cluster> {
     let cluster = Cluster::start(Options { fsync: false, node, ..Options::default() }).await?;
     let archive = cluster.root().join("stillpoint.tar");
     let archive = archive.display().to_string();
-    let [server, webhooks] = [NAME, api::install::webhooks::NAME].map(tests::binary);
-    let (server, webhooks) = (server?.display().to_string(), webhooks?.display().to_string());
-    let archive = image(&["programs", &archive, REFERENCE, &server, &webhooks]).await?;
+    let mut arguments = vec!["programs".to_owned(), archive, REFERENCE.to_owned()];
+    for program in [NAME, api::install::webhooks::NAME, "stillpoint-agent"] {
+        arguments.push(tests::binary(program)?.display().to_string());
+    }
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let archive = image(&arguments).await?;
     cluster.import_image(&archive).await?;
 
     // As deploy/README.md has it, to the letter.

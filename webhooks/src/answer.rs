@@ -7,6 +7,7 @@ use api::{
     gate::{self, Gate, GateAnswer, GateDecision, RETRY_AFTER_SECONDS, TRY_AGAIN},
     validate::Cause,
 };
+use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 
 /// The answer to one review.
@@ -14,6 +15,8 @@ use serde_json::{Value, json};
 pub struct Answer {
     /// None: it is allowed.
     pub denial: Option<Denial>,
+    /// What is to be changed of the object (RFC 6902); none: nothing.
+    pub patch: Option<Value>,
     pub warnings: Vec<String>,
     pub audit: BTreeMap<String, String>,
 }
@@ -93,6 +96,10 @@ impl Answer {
                 response["status"]["details"] = details.clone();
             }
         }
+        if let Some(patch) = &self.patch {
+            response["patchType"] = "JSONPatch".into();
+            response["patch"] = BASE64_STANDARD.encode(patch.to_string()).into();
+        }
         if !self.warnings.is_empty() {
             let warnings = self.warnings.iter().take(gate::MOST_WARNINGS);
             response["warnings"] = warnings.map(|warning| cut(warning, gate::LONGEST_WARNING)).collect();
@@ -118,7 +125,7 @@ impl From<GateAnswer> for Answer {
                 Some(Denial { code, reason, message, details })
             }
         };
-        Self { denial, warnings, audit }
+        Self { denial, warnings, audit, ..Self::default() }
     }
 }
 

@@ -21,10 +21,11 @@ use tracing::{debug, error, info, warn};
 
 use crate::{
     answer::Answer,
-    credentials::Credentials,
+    credentials::{Credentials, Trusted},
     deadline,
     decide::{Decision, Door, Ours, decide},
     forward::Forwarder,
+    inject::AUDIT,
     metrics::{Metrics, Outcome, name},
     review::{self, ReturnAddress, decode, encode},
     room::{Room, Unread},
@@ -133,9 +134,15 @@ impl App {
                 debug!(gate = name(door).0, why, "passed");
                 (Outcome::Passed, Answer::allowed())
             }
+            (Decision::Spare(why), _) => {
+                debug!(gate = name(door).0, why, "left alone");
+                (Outcome::Passed, Answer::allowed())
+            }
+            (Decision::Injected(answer), _) => (Outcome::Injected, answer),
+            (Decision::Skipped(answer), _) => (Outcome::Skipped, answer),
             (Decision::Ask(request), _) => self.ask(&request, deadline).await,
             (Decision::Unaskable(why), Door::Gate { gate, required }) => unheld(gate, required, &why),
-            (Decision::Unaskable(why), Door::OwnKinds) => (Outcome::FailedOpen, Answer::warned(why)),
+            (Decision::Unaskable(why), _) => (Outcome::FailedOpen, Answer::warned(why)),
             (Decision::Answer(answer), _) => (judged(&answer), answer),
         };
         Ok((outcome, encode(&to, &answer)))
@@ -153,9 +160,17 @@ impl App {
         B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
     {
         let arrived = self.room.read(request.into_body(), deadline.min(Deadline::now() + ARRIVAL)).await?;
-        let _values = self.room.values(&arrived.bytes)?;
+        let _values = self.room.values(&arrived.bytes, door.copies())?;
         let review = decode(&arrived.bytes)?;
-        Ok((review.to, decide(door, &review.request, &self.ours)))
+        let authority = self.credentials.apiserver();
+        let decision = decide(door, &review.request, &self.ours, authority.as_deref().map(Trusted::pem));
+        if let Decision::Injected(answer) | Decision::Skipped(answer) = &decision {
+            let namespace = review.request.namespace();
+            let name = ["/metadata/name", "/metadata/generateName"].iter().find_map(|at| review.request.text(at));
+            let (done, dry_run) = (answer.audit.get(AUDIT), review.request.dry_run);
+            info!(namespace, name, done, dry_run, "a pod asks for an agent");
+        }
+        Ok((review.to, decision))
     }
 
     async fn ask(&self, request: &GateRequest, deadline: Deadline) -> (Outcome, Answer) {

@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
 use anyhow::Context;
+use api::inject;
 use clap::{Parser, ValueEnum};
 use rustls::pki_types::ServerName;
 use tokio::signal::unix::{SignalKind, signal};
@@ -11,10 +12,12 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     connection::Upstream,
     credentials::{Files, LOOK_EVERY},
+    decide::Agent,
     server::{Ending, Place, Server},
 };
 
-/// Answers admission reviews: holds snapshots until their databases stand still, and checks Databases and Freezes.
+/// Answers admission reviews: holds snapshots until their databases stand still, checks Databases and Freezes, and puts agents
+/// beside databases.
 ///
 /// It decides on what a review holds, or asks stillpoint-apiserver. It watches nothing, and needs no rights in the cluster.
 #[derive(Debug, Parser)]
@@ -70,6 +73,12 @@ pub struct Args {
         default_value = "/var/run/secrets/stillpoint.dev/token"
     )]
     token_file: PathBuf,
+    /// The image of the agents that are put beside databases; without it only Pods that name one get an agent.
+    #[arg(long, value_name = "IMAGE", env = "STILLPOINT_AGENT_IMAGE", value_parser = image)]
+    agent_image: Option<String>,
+    /// Where those agents find all replicas of stillpoint-apiserver: its headless Service. Without it no Pod gets an agent.
+    #[arg(long, value_name = "HOST:PORT", env = "STILLPOINT_AGENT_APISERVER", value_parser = authority)]
+    agent_apiserver: Option<String>,
     /// The namespace that Stillpoint is installed in: nothing in it is waited for.
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = api::install::NAMESPACE)]
     namespace: String,
@@ -115,6 +124,16 @@ impl FromStr for Url {
     }
 }
 
+/// What a Pod may name, too.
+fn image(text: &str) -> Result<String, String> {
+    inject::is_image(text).then(|| text.to_owned()).ok_or_else(|| "must be the name of an image".to_owned())
+}
+
+/// `HOST:PORT`.
+fn authority(text: &str) -> Result<String, String> {
+    inject::is_authority(text).then(|| text.to_owned()).ok_or_else(|| "must be HOST:PORT".to_owned())
+}
+
 impl Args {
     /// Runs until a signal, or until something that must not end has ended.
     pub async fn run(self) -> anyhow::Result<()> {
@@ -127,6 +146,8 @@ impl Args {
             apiserver_name,
             apiserver_ca_file,
             token_file,
+            agent_image,
+            agent_apiserver,
             namespace,
             shutdown_delay_seconds,
             drain_seconds,
@@ -148,6 +169,7 @@ impl Args {
             },
             look_every: LOOK_EVERY,
             namespace,
+            agent: Agent { image: agent_image, apiserver: agent_apiserver },
             ending: Ending {
                 delay: Duration::from_secs(shutdown_delay_seconds),
                 drain: Duration::from_secs(drain_seconds),

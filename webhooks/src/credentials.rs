@@ -13,11 +13,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use certs::{Authorities, KeyPairPem, Leaf};
 use http::HeaderValue;
 use jiff::Timestamp;
-use rustls::{
-    ClientConfig, RootCertStore, ServerConfig,
-    crypto::ring,
-    pki_types::{CertificateDer, pem::PemObject},
-};
+use rustls::{ClientConfig, ServerConfig, pki_types::CertificateDer};
 use tokio::time::sleep;
 use tracing::{debug, info, warn};
 
@@ -178,17 +174,13 @@ impl Shown {
 }
 
 impl Trusted {
+    /// The bundle that it was read from.
+    pub(crate) fn pem(&self) -> &str {
+        &self.pem
+    }
+
     fn parse(pem: String) -> anyhow::Result<Self> {
-        let mut roots = RootCertStore::empty();
-        for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
-            roots.add(certificate?)?;
-        }
-        anyhow::ensure!(!roots.is_empty(), "it holds no certificate");
-        let mut tls = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()?
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        tls.alpn_protocols = vec![b"h2".to_vec()];
+        let tls = certs::client_config(&pem, "h2")?;
         Ok(Self { pem, tls: Arc::new(tls) })
     }
 }

@@ -4,6 +4,7 @@
 //! ```text
 //! args ─► Server ─► app ─► review ─► decide ─┬─► allowed
 //!                                            ├─► own_kinds ─► api::validate
+//!                                            ├─► inject ─► api::inject
 //!                                            └─► gates ─► forward ─► the apiserver's gate port
 //! ```
 //! From `review` to `gates` all is pure: an AdmissionReview's bytes go in, and what is to be done comes out.
@@ -17,6 +18,7 @@ mod deadline;
 pub mod decide;
 pub mod forward;
 pub(crate) mod gates;
+mod inject;
 mod metrics;
 mod own_kinds;
 pub mod review;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::gate::Gate;
+use api::{gate::Gate, inject::Asked};
 use jiff::Timestamp;
 use prometheus_client::{
     encoding::{EncodeLabelSet, EncodeLabelValue, text::encode},
@@ -29,6 +29,10 @@ pub enum Outcome {
     Passed,
     /// By us, or by the apiserver.
     Allowed,
+    /// A Pod got its agent.
+    Injected,
+    /// A Pod asked for one, and could not have it.
+    Skipped,
     Denied,
     /// Nobody could be asked: allowed, and crash-consistent.
     FailedOpen,
@@ -98,6 +102,8 @@ pub(crate) fn name(door: Door) -> (&'static str, bool) {
         Door::Gate { gate: Gate::Cut, required } => ("cut", required),
         Door::Gate { gate: Gate::Content, required } => ("content", required),
         Door::OwnKinds => ("own kinds", false),
+        Door::Pods(Asked::Label) => ("pods", false),
+        Door::Pods(Asked::Namespace) => ("pods of namespaces", false),
     }
 }
 

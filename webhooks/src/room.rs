@@ -90,10 +90,10 @@ impl Room {
         Ok(Arrived { bytes, _taken: [beginning, rest] })
     }
 
-    /// To read these bytes into values.
-    pub(crate) fn values(&self, bytes: &[u8]) -> Result<Option<Taken<'_>>, Unread> {
+    /// To read these bytes into values, of which there will be so many copies.
+    pub(crate) fn values(&self, bytes: &[u8], copies: usize) -> Result<Option<Taken<'_>>, Unread> {
         let mut taken = None;
-        take(&self.values, review::weight(bytes), &mut taken)?;
+        take(&self.values, copies * review::weight(bytes), &mut taken)?;
         Ok(taken)
     }
 

@@ -12,7 +12,7 @@ use crate::{
     app::App,
     connection::Upstream,
     credentials::{Credentials, Files},
-    decide::Ours,
+    decide::{Agent, Ours},
     forward::Forwarder,
 };
 
@@ -26,6 +26,8 @@ pub struct Place {
     pub look_every: Duration,
     /// The namespace that we are installed in.
     pub namespace: String,
+    /// What agents beside databases are given.
+    pub agent: Agent,
     pub ending: Ending,
 }
 
@@ -55,14 +57,14 @@ const CONNECTIONS: usize = 1024;
 
 impl Server {
     pub async fn bind(place: Place) -> anyhow::Result<Self> {
-        let Place { listen, upstream, files, look_every, namespace, ending } = place;
+        let Place { listen, upstream, files, look_every, namespace, agent, ending } = place;
         let credentials = Credentials::read(files)?;
         let tls = credentials.server_config()?;
         let bound = Bound::bind(listen).await?;
         let address = bound.address().context("the address that we listen on")?;
         let stopping = CancellationToken::new();
         let forwarder = Forwarder::new(upstream, Arc::clone(&credentials));
-        let ours = Ours::in_namespace(&namespace);
+        let ours = Ours::in_namespace(&namespace).with_agent(agent);
         let app = Arc::new(App::new(ours, forwarder, Arc::clone(&credentials), stopping.clone()));
         Ok(Self { bound, tls, address, app, credentials, look_every, ending, stopping })
     }

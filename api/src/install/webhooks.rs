@@ -218,7 +218,7 @@ pub fn left_alone(home: &str) -> [&str; 2] {
     ["kube-system", home]
 }
 
-fn owned(names: &[&str]) -> Vec<String> {
+pub(super) fn owned(names: &[&str]) -> Vec<String> {
     names.iter().map(|name| (*name).to_owned()).collect()
 }
 
@@ -300,7 +300,7 @@ fn names(texts: &[String]) -> Vec<String> {
 }
 
 /// Resources and operations are lists with commas.
-fn rule(group: &str, resources: &str, operations: &str, scope: &str) -> Value {
+pub(super) fn rule(group: &str, resources: &str, operations: &str, scope: &str) -> Value {
     let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
     json!({
         "apiGroups": [group], "apiVersions": ["*"], "resources": list(resources), "operations": list(operations),
@@ -312,7 +312,7 @@ fn is_in(namespaces: &[String]) -> Value {
     selector("In", namespaces)
 }
 
-fn not_in(namespaces: &[String]) -> Value {
+pub(super) fn not_in(namespaces: &[String]) -> Value {
     selector("NotIn", namespaces)
 }
 

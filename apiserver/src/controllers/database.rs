@@ -7,7 +7,7 @@ use std::{
 };
 
 use api::{
-    Check, CheckResult, Copy, Database, DatabaseStatus, Level, LevelReach, MemberStatus,
+    Check, CheckResult, Copy, Database, DatabaseStatus, Level, LevelReach, MemberStatus, Via,
     conditions::{self, reasons, types},
 };
 use freeze::{Ending, Preflight, ServerInfo};
@@ -41,7 +41,8 @@ const LOOK: Duration = Duration::from_secs(10);
 /// What one look found.
 #[derive(Debug)]
 struct Look {
-    server: Option<ServerInfo>,
+    /// Who answered, and by which way: the member's name.
+    server: Option<(ServerInfo, String, Via)>,
     checks: Vec<Check>,
     levels: Vec<LevelReach>,
 }
@@ -201,7 +202,7 @@ async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
             }
         }
     }
-    Look { server, checks, levels }
+    Look { server: server.map(|server| (server, target.name, target.via)), checks, levels }
 }
 
 /// The status that follows from a look; pure.
@@ -212,7 +213,7 @@ fn judge(database: &Database, old: DatabaseStatus, look: &Look, now: Timestamp) 
     let mut status = DatabaseStatus {
         observed_generation: database.metadata.generation,
         levels: look.levels.clone(),
-        members: look.server.iter().map(|server| member(database, server)).collect(),
+        members: look.server.iter().map(member).collect(),
         ..old
     };
     let generation = database.metadata.generation;
@@ -229,10 +230,10 @@ fn judge(database: &Database, old: DatabaseStatus, look: &Look, now: Timestamp) 
     status
 }
 
-fn member(database: &Database, server: &ServerInfo) -> MemberStatus {
-    let address = database.spec.endpoint.address(database.spec.engine);
+fn member((server, name, via): &(ServerInfo, String, Via)) -> MemberStatus {
     MemberStatus {
-        name: address.map(|address| address.to_string()).unwrap_or_default(),
+        name: name.clone(),
+        via: *via,
         role: server.role,
         version: server.version.clone(),
         id: server.incarnation.server.clone(),

@@ -17,8 +17,9 @@ use super::{
     contents::Content,
     cut::{self, Together},
     thaw::Ages,
-    verb::{Answered, Refusal},
+    verb::Refusal,
 };
+use crate::own_account::Answered;
 
 /// How often a content's claim may have ended and be made anew: a driver that fails is called again, and the gate asked again.
 const AGAIN: u32 = 16;
@@ -199,8 +200,8 @@ impl Gates {
         let claims = freezes.iter().filter_map(|freeze| freeze.status.as_ref());
         let claims = claims.flat_map(|status| status.claims.iter().map(|claim| (status.phase.is_finished(), claim)));
         // Whoever may quiesce may choose such a uid.
-        let ended =
-            claims.filter(|(finished, claim)| claim.user == self.0.us.name && (*finished || claim.ended_at.is_some()));
+        let ended = claims
+            .filter(|(finished, claim)| claim.user == self.0.own.user.name && (*finished || claim.ended_at.is_some()));
         let of_it = ended.filter_map(|(_, claim)| cut::number_of(&claim.uid, object.group, &object.uid));
         of_it.max().map_or(0, |last| last.saturating_add(1))
     }
@@ -210,7 +211,7 @@ impl Gates {
         let freezes = self.0.verbs.records.freezes();
         let statuses = freezes.iter().filter_map(|freeze| freeze.status.as_ref());
         let mut claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
-        let ours = |claim: &&Claim| claim.uid == uid && claim.user == self.0.us.name && claim.ended_at.is_none();
+        let ours = |claim: &&Claim| claim.uid == uid && claim.user == self.0.own.user.name && claim.ended_at.is_none();
         claims.find(ours).cloned()
     }
 }

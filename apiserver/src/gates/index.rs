@@ -9,7 +9,10 @@ mod reach;
 mod tests;
 mod volumes;
 
-use std::collections::{BTreeSet, HashMap};
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::IpAddr,
+};
 
 use api::{Database, gate::UNRELATED_CLAIMS};
 use jiff::Timestamp;
@@ -189,10 +192,21 @@ impl Index {
         Some(Found {
             database: name,
             claims: volumes.filter(|volume| !unrelated.contains(volume.as_str())).cloned().collect(),
-            names: place.names(),
+            names: place.names().into_iter().chain([pod.clone()]).collect(),
             since: place.started.max(registered),
             pod,
         })
+    }
+
+    /// The Pods that connections to a Database's endpoint reach now.
+    pub(super) fn ready_pods(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
+        let Behind { all, ready } = self.pods_of(namespace, database);
+        let runs = |pod: &String| self.pod(namespace, pod).is_some_and(|place| place.runs);
+        if ready.is_empty() { all } else { ready }.into_iter().filter(runs).collect()
+    }
+
+    pub(super) fn addresses(&self, namespace: &str, pod: &str) -> Option<Vec<IpAddr>> {
+        self.pod(namespace, pod).map(|place| place.addresses.clone())
     }
 
     /// The Pods that a Database's endpoint leads to.

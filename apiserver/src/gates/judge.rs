@@ -4,7 +4,7 @@
 use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use api::{
-    Claim, Freeze, FreezeStatus, Phase,
+    Claim, Freeze, FreezeStatus, Phase, Via,
     conditions::{reasons, types},
 };
 use freeze::Ended;
@@ -107,7 +107,13 @@ fn other(together: &Together, status: &FreezeStatus) -> Option<String> {
     let spelled = |host: &str| host.parse::<IpAddr>().map_or_else(|_| host.to_owned(), |address| address.to_string());
     together.databases.iter().find_map(|database| {
         let target = status.targets.iter().find(|target| target.database == *database)?;
-        let host = target.incarnation.as_ref().and_then(|incarnation| incarnation.host.as_deref()).map(spelled);
+        // An agent speaks to the server in its own Pod, which may call itself by whatever is said there.
+        let host = match target.via {
+            Via::Agent => Some(target.member.clone()),
+            Via::Network => {
+                target.incarnation.as_ref().and_then(|incarnation| incarnation.host.as_deref()).map(spelled)
+            }
+        };
         let names = together.names.get(database);
         if let (Some(host), Some(names)) = (&host, names)
             && names.contains(host)
@@ -156,7 +162,8 @@ pub(super) async fn of_not_held(gates: Gates, content: Content, began: Timestamp
             return;
         }
         let freezes = gates.0.verbs.records.freezes();
-        let verdict = match (freeze_of(freezes.iter().map(AsRef::as_ref), &content.uid, &gates.0.us.name), missed) {
+        let verdict = match (freeze_of(freezes.iter().map(AsRef::as_ref), &content.uid, &gates.0.own.user.name), missed)
+        {
             (Some(Freezed::Goes), _) => {
                 sleep(LOOK).await;
                 continue;

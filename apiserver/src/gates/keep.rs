@@ -5,12 +5,18 @@
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use anyhow::{Context, bail};
-use api::install::webhooks::{CONTENT_DRIVERS, LABELS, NAME, SERVING, Webhooks};
+use api::install::{
+    injection::Injection,
+    webhooks::{CONTENT_DRIVERS, LABELS, NAME, SERVING, Webhooks},
+};
 use certs::{KeyPairPem, Names};
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
-    api::{admissionregistration::v1::ValidatingWebhookConfiguration, core::v1::Secret},
+    api::{
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
+        core::v1::Secret,
+    },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
@@ -34,6 +40,15 @@ pub(crate) struct Keeper {
     pub(crate) keyring: Arc<Keyring>,
     /// Met once the authority is the one that all replicas have.
     pub(crate) shared: Arc<Condition>,
+    /// Whether agents are let in: without that no Pod needs one.
+    pub(crate) injects: bool,
+}
+
+/// What is applied of each kind of configuration.
+#[derive(Debug, Default)]
+struct All {
+    asked: Option<Applied>,
+    injecting: Option<Applied>,
 }
 
 /// The configuration as this replica has applied it last: what was said, and the object that came of it.
@@ -42,6 +57,16 @@ struct Applied {
     said: Value,
     uid: Option<String>,
     generation: Option<i64>,
+}
+
+impl Applied {
+    fn of(metadata: Option<&ObjectMeta>, said: Value) -> Self {
+        Self {
+            said,
+            uid: metadata.and_then(|metadata| metadata.uid.clone()),
+            generation: metadata.and_then(|metadata| metadata.generation),
+        }
+    }
 }
 
 const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -55,7 +80,7 @@ const ISSUER: &str = "issuer.crt";
 impl Keeper {
     /// For ever.
     pub(crate) async fn keep(self, gates: Gates) {
-        let mut applied = None;
+        let mut applied = All::default();
         loop {
             if !self.shared.check().1 || !gates.0.watched.is_complete() {
                 sleep(FIRST_LOOKS).await;
@@ -70,7 +95,7 @@ impl Keeper {
         }
     }
 
-    async fn look(&self, gates: &Gates, applied: &mut Option<Applied>) -> anyhow::Result<()> {
+    async fn look(&self, gates: &Gates, applied: &mut All) -> anyhow::Result<()> {
         let configurations: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
         let there = configurations.get_opt(NAME).await.context("the webhooks' configuration")?;
         let there = there.as_ref().map(|there| &there.metadata);
@@ -79,17 +104,12 @@ impl Keeper {
             bail!("there is no ValidatingWebhookConfiguration {NAME}; apply deploy/");
         }
         if !gates.0.verbs.leads() {
-            *applied = None;
+            *applied = All::default();
             return Ok(());
         }
         let ring = self.keyring.now();
         let (said, left_out) = self.configuration(gates, &ring.bundle);
-        let as_it_is = |metadata: Option<&ObjectMeta>, said| Applied {
-            said,
-            uid: metadata.and_then(|metadata| metadata.uid.clone()),
-            generation: metadata.and_then(|metadata| metadata.generation),
-        };
-        if applied.as_ref() != Some(&as_it_is(there, said.clone())) {
+        if applied.asked.as_ref() != Some(&Applied::of(there, said.clone())) {
             let params = PatchParams::apply(api::install::ACCOUNT).force();
             let made = configurations.patch(NAME, &params, &Patch::Apply(&said)).await;
             let made = made.context("the webhooks' configuration")?;
@@ -101,10 +121,29 @@ impl Keeper {
                 );
             }
             gates.0.learn(Some(&made.metadata));
-            *applied = Some(as_it_is(Some(&made.metadata), said));
+            applied.asked = Some(Applied::of(Some(&made.metadata), said));
+        }
+        if self.injects {
+            self.injection(&ring.bundle, &mut applied.injecting).await?;
         }
         // Only now: what signs is trusted already when it is shown.
         self.serving(&ring).await
+    }
+
+    /// Who is asked before a Pod is made, where the installation wants that anybody is.
+    async fn injection(&self, bundle: &str, applied: &mut Option<Applied>) -> anyhow::Result<()> {
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let there = configurations.get_opt(NAME).await.context("the configuration of injection")?;
+        let Some(there) = there else { return Ok(()) };
+        let said = Injection { namespace: &self.namespace, ca_bundle: bundle }.configuration();
+        if applied.as_ref() != Some(&Applied::of(Some(&there.metadata), said.clone())) {
+            let params = PatchParams::apply(api::install::ACCOUNT).force();
+            let made = configurations.patch(NAME, &params, &Patch::Apply(&said)).await;
+            let made = made.context("the configuration of injection")?;
+            info!("Pods that ask for an agent are shown to the webhooks");
+            *applied = Some(Applied::of(Some(&made.metadata), said));
+        }
+        Ok(())
     }
 
     /// And whom there is no room for in it.

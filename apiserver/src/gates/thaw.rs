@@ -164,7 +164,7 @@ fn is_not_served(error: &watcher::Error) -> bool {
 
 /// Claims of gates in freezes that this replica executes.
 fn held_here(gates: &Gates) -> Vec<Ours> {
-    let us = &gates.0.us.name;
+    let us = &gates.0.own.user.name;
     let views = gates.0.verbs.freezer.views();
     views.iter().flat_map(|view| claims(view, us)).collect()
 }

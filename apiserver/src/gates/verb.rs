@@ -1,19 +1,13 @@
-//! The verbs of `databases` as our own account calls them, wherever the Database is held: what a gate asks of the freezer.
+//! What a gate asks of the freezer, and what a refusal means.
 
 use api::Quiesce;
-use bytes::Bytes;
-use http::{HeaderMap, StatusCode};
+use http::StatusCode;
 use jiff::Timestamp;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use super::{Gates, Inner};
-use crate::{
-    answer::{Answer, Parts},
-    negotiate::Form,
-    query::Query,
-    target::{ResourceTarget, Verb},
-};
+use super::Gates;
+use crate::own_account::Answered;
 
 impl Gates {
     /// What came of it.
@@ -39,7 +33,6 @@ impl Gates {
         self.verb(namespace, database, "unquiesce", &json!({"spec": {"uid": uid}}), false).await.map(drop)
     }
 
-    /// A verb as our own account, sent on to the replica that has the Database.
     async fn verb(
         &self,
         namespace: &str,
@@ -48,37 +41,8 @@ impl Gates {
         body: &(impl Serialize + Sync),
         dry_run: bool,
     ) -> Result<Answered, Refusal> {
-        let target = ResourceTarget {
-            verb: Verb::Create,
-            group: api::LIVE_GROUP.to_owned(),
-            version: api::VERSION.to_owned(),
-            namespace: Some(namespace.to_owned()),
-            resource: "databases".to_owned(),
-            name: Some(database.to_owned()),
-            subresource: Some(verb.to_owned()),
-        };
-        let headers = HeaderMap::new();
-        let query = Query::parse(dry_run.then_some("dryRun=All"));
-        let parts = Parts { headers: &headers, query, form: Form::Object };
-        let unreadable = |error: serde_json::Error| Refusal::Final(error.to_string());
-        let bytes = Bytes::from(serde_json::to_vec(body).map_err(unreadable)?);
-        let Inner { app, us, stopping, .. } = &*self.0;
-        match app.objects.serve(us, target, &parts, bytes, Timestamp::now(), stopping).await {
-            Ok(Answer::Json { code, bytes, warnings }) => {
-                Ok(Answered { code, body: serde_json::from_slice(&bytes).map_err(unreadable)?, warnings })
-            }
-            Ok(_) => Err(Refusal::Final("the verb answered in a form that is not its own".to_owned())),
-            Err(error) => Ok(Answered { code: error.code, body: error.status(), warnings: Vec::new() }),
-        }
+        self.0.own.verb(namespace, database, verb, body, dry_run).await.map_err(Refusal::Final)
     }
-}
-
-/// What a verb answered.
-pub(super) struct Answered {
-    pub(super) code: StatusCode,
-    /// The object, or the Status.
-    pub(super) body: Value,
-    pub(super) warnings: Vec<String>,
 }
 
 /// Why a verb did not hold.

@@ -1,12 +1,14 @@
 //! Keeps the [`Index`] as the cluster is: one watch of each kind that leads from a volume to a Database.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     fmt,
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard},
     time::{Duration, Instant},
 };
 
+use api::Database;
 use futures::{StreamExt, future::BoxFuture, pin_mut};
 use k8s_openapi::api::{
     core::v1::{Namespace, PersistentVolume, Pod, Service},
@@ -21,7 +23,7 @@ use super::index::{Index, Name};
 
 /// What stands where, as far as was seen. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Watched(Arc<Inner>);
+pub(crate) struct Watched(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -38,6 +40,14 @@ const OLD: Duration = Duration::from_secs(30);
 /// Between two attempts to follow a kind, each twice as long as the one before, and up to half as long by chance.
 const PAUSES: [Duration; 2] = [Duration::from_millis(500), Duration::from_secs(20)];
 
+/// What the names of this cluster end in, as its Pods are told; what most are called where nobody says.
+fn domain() -> String {
+    let resolv = std::fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
+    let searched = resolv.lines().filter_map(|line| line.strip_prefix("search")).flat_map(str::split_whitespace);
+    let mut domains = searched.filter_map(|domain| domain.strip_prefix("svc."));
+    domains.next().unwrap_or("cluster.local").trim_end_matches('.').to_owned()
+}
+
 /// A kind that an [`Index`] is made of.
 trait Indexed: Resource<DynamicType = ()> {
     fn put(&self, index: &mut Index);
@@ -45,8 +55,13 @@ trait Indexed: Resource<DynamicType = ()> {
 }
 
 impl Watched {
+    /// Of the cluster that this process is in.
+    pub(crate) fn here() -> Self {
+        Self::new(domain())
+    }
+
     /// `domain`: what the names of this cluster end in.
-    pub(super) fn new(domain: String) -> Self {
+    fn new(domain: String) -> Self {
         let index = RwLock::new(Index::new(domain));
         Self(Arc::new(Inner { index, seen: watch::channel(0).0, failing: Mutex::default() }))
     }
@@ -60,12 +75,22 @@ impl Watched {
         *self.0.seen.borrow() == KINDS && !self.failing().values().any(|since| since.elapsed() >= OLD)
     }
 
+    /// The Pods that connections to a Database's endpoint reach now.
+    pub(crate) fn pods_of(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
+        self.index().ready_pods(namespace, database)
+    }
+
+    /// Where a Pod is; `None`: it is not known.
+    pub(crate) fn addresses_of(&self, namespace: &str, pod: &str) -> Option<Vec<IpAddr>> {
+        self.index().addresses(namespace, pod)
+    }
+
     fn failing(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
         self.0.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Loops that never end.
-    pub(super) fn loops(&self, client: &Client) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
+    pub(crate) fn loops(&self, client: &Client) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
         vec![
             ("volumes", Box::pin(self.clone().follow::<PersistentVolume>(client.clone()))),
             ("Namespaces", Box::pin(self.clone().follow::<Namespace>(client.clone()))),

@@ -72,6 +72,11 @@ impl Members {
         self.lock().contains_key(member)
     }
 
+    /// How often its Lease has changed hands when it became ours; 0: it is not.
+    pub(super) fn epoch(&self, member: &Member) -> i64 {
+        self.lock().get(member).and_then(|mine| mine.written.transitions).unwrap_or_default().into()
+    }
+
     /// It was taken; perhaps by two calls at once, of which the first is under way.
     pub(super) fn insert(&self, member: &Member, lease: Lease) {
         let now = Instant::now();

@@ -72,6 +72,7 @@ pub(super) fn unresolved(error: &Unresolved) -> ApiError {
         Unresolved::Paused { database }
         | Unresolved::Credentials { database, .. }
         | Unresolved::Endpoint { database }
+        | Unresolved::Agent { database }
         | Unresolved::Member { database, .. } => database.as_str(),
         Unresolved::Engine { .. } => "",
     };

@@ -76,6 +76,7 @@ async fn create(
     data.extend(password.map(|password| ("password", password)));
     data.extend(ca.clone().map(|ca| ("ca.crt", ca)));
     let spec = DatabaseSpec {
+        agent: api::AgentPolicy::default(),
         engine: server.engine,
         endpoint: Endpoint { host: server.host.clone(), port: server.port, socket: server.socket.clone() },
         databases,

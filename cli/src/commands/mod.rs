@@ -4,6 +4,7 @@ pub mod database;
 pub mod doctor;
 pub mod enable;
 pub mod grants;
+pub mod inject;
 pub mod preflight;
 pub mod quiesce;
 pub mod status;

@@ -79,6 +79,7 @@ pub(super) fn blank(target: &Target) -> TargetStatus {
         database: target.database.clone(),
         engine: target.driver.engine(),
         member: target.name.clone(),
+        via: target.via,
         position: None,
         incarnation: None,
         undo: Vec::new(),

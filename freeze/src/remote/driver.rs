@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{
     link::{Hold, Link, Unanswered},
-    wire::{Frozen, Order, Reply},
+    wire::{Frozen, Order, Reply, Term},
 };
 use crate::{
     driver::{
@@ -26,16 +26,16 @@ pub struct Remote {
     link: Link,
     /// What can be said of the engine without asking anybody.
     engine: Arc<dyn Driver>,
-    epoch: i64,
+    term: Term,
 }
 
 /// Beyond the plan's own timeout, for the way there and back.
 const WAYS: Duration = Duration::from_millis(300);
 
 impl Remote {
-    /// `epoch`: of whoever may freeze this member now; the agent obeys nobody of a lower one any more.
-    pub fn new(link: Link, engine: Arc<dyn Driver>, epoch: i64) -> Self {
-        Self { link, engine, epoch }
+    /// `term`: of whoever may freeze this member now; the agent obeys nobody of a lower one any more.
+    pub fn new(link: Link, engine: Arc<dyn Driver>, term: Term) -> Self {
+        Self { link, engine, term }
     }
 
     /// Asks what holds nothing.
@@ -76,7 +76,7 @@ impl Driver for Remote {
         let hold = self.link.open(undo);
         let (databases, plan) = (member.databases.clone(), plan.clone());
         let acquire = plan.acquire_timeout + WAYS;
-        let order = Order::Prepare { hold: hold.number, epoch: self.epoch, databases, plan };
+        let order = Order::Prepare { hold: hold.number, term: self.term.clone(), databases, plan };
         match self.ask(order, "preparing", deadline).await? {
             Reply::Prepared { server, warnings } => Ok(Box::new(AtAgent { hold, server, warnings, acquire })),
             other => Err(nonsense(&self.link, &other)),

@@ -6,12 +6,18 @@
 mod entries;
 mod hold;
 
-use std::{collections::HashMap, pin::pin, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
+use api::agent::{Granted, Wish};
 use futures::{Stream, StreamExt};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
     task::JoinSet,
     time::{Instant, sleep, timeout_at},
 };
@@ -19,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     frames::{self, HERE},
-    wire::{Down, Order, Reply, Up},
+    wire::{Down, Order, Reply, Term, Up},
 };
 use crate::{
     driver::{Driver, Member},
@@ -33,8 +39,8 @@ use hold::{Hold, Work};
 #[derive(Clone, Debug)]
 pub struct Host {
     driver: Arc<dyn Driver>,
-    member: Member,
-    epoch: Arc<watch::Sender<i64>>,
+    member: Arc<Mutex<Member>>,
+    epochs: Arc<Mutex<HashMap<String, watch::Sender<i64>>>>,
 }
 
 /// What one link has under way.
@@ -45,6 +51,9 @@ struct Session<'h> {
     holds: HashMap<u64, Sender>,
     tasks: JoinSet<Option<u64>>,
     ended: CancellationToken,
+    /// What was asked for in the Pod, and is not answered.
+    wished: HashMap<u64, oneshot::Sender<Granted>>,
+    next: u64,
 }
 
 /// To the task of a hold.
@@ -55,6 +64,8 @@ struct Sender {
 
 /// Frames that wait to be sent.
 const WAITING: usize = 32;
+/// Databases that lead to one server.
+const MOST_DATABASES: usize = 256;
 /// Holds of one link at once: a member has one, and another that is just ending.
 const MOST_HOLDS: usize = 8;
 /// And whatever else is asked.
@@ -66,11 +77,27 @@ const LAST: Duration = Duration::from_secs(3);
 
 impl Host {
     pub fn new(driver: Arc<dyn Driver>, member: Member) -> Self {
-        Self { driver, member, epoch: Arc::new(watch::Sender::new(i64::MIN)) }
+        Self { driver, member: Arc::new(Mutex::new(member)), epochs: Arc::default() }
     }
 
-    /// Obeys what comes on `stream` until it ends or `stop`. When it returns nothing is held for it.
-    pub async fn run(&self, stream: impl AsyncRead + AsyncWrite, stop: CancellationToken) {
+    /// Whom to be there, from the next order on: a password was changed.
+    pub fn replace(&self, member: Member) {
+        *self.member.lock().unwrap_or_else(PoisonError::into_inner) = member;
+    }
+
+    fn member(&self) -> Member {
+        self.member.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Obeys what comes on `stream` until it ends or `stop`. When it returns nothing is held for it. `wishes`: what is asked for in the
+    /// Pod, and whom to tell; `trusted` hears whose certificates replicas are going to show.
+    pub async fn run(
+        &self,
+        stream: impl AsyncRead + AsyncWrite,
+        mut wishes: mpsc::Receiver<(Wish, oneshot::Sender<Granted>)>,
+        trusted: impl Fn(String),
+        stop: CancellationToken,
+    ) {
         let (from, to) = tokio::io::split(stream);
         let (from, to) = (pin!(from), pin!(to));
         let (up, sending) = mpsc::channel(WAITING);
@@ -81,7 +108,7 @@ impl Host {
             }
         };
         let over = stop.child_token();
-        let serving = self.serve(frames::received(from), up.clone(), over.clone());
+        let serving = self.serve(frames::received(from), up.clone(), &mut wishes, trusted, over.clone());
         let (mut serving, mut sent) = (pin!(serving), pin!(frames::sent(to, sending)));
         tokio::select! {
             () = &mut serving => {}
@@ -94,7 +121,14 @@ impl Host {
     }
 
     /// Obeys what comes down one link.
-    async fn serve(&self, down: impl Stream<Item = Down>, up: mpsc::Sender<Up>, stop: CancellationToken) {
+    async fn serve(
+        &self,
+        down: impl Stream<Item = Down>,
+        up: mpsc::Sender<Up>,
+        wishes: &mut mpsc::Receiver<(Wish, oneshot::Sender<Granted>)>,
+        trusted: impl Fn(String),
+        stop: CancellationToken,
+    ) {
         let mut down = pin!(down);
         let mut session = Session {
             host: self,
@@ -103,6 +137,8 @@ impl Host {
             holds: HashMap::new(),
             tasks: JoinSet::new(),
             ended: CancellationToken::new(),
+            wished: HashMap::new(),
+            next: 0,
         };
         loop {
             tokio::select! {
@@ -113,7 +149,9 @@ impl Host {
                         session.holds.remove(&hold);
                     }
                 }
+                Some((wish, told)) = wishes.recv() => session.wish(wish, told).await,
                 frame = down.next() => match frame {
+                    Some(Down::Trust { bundle }) => trusted(bundle),
                     Some(frame) => session.take(frame).await,
                     None => break,
                 },
@@ -126,7 +164,7 @@ impl Host {
     async fn look(&self, order: Order, deadline: Instant) -> Result<Reply, Error> {
         let driver = &self.driver;
         match order {
-            Order::Probe => driver.probe(&self.member, deadline).await.map(Reply::Server),
+            Order::Probe => driver.probe(&self.member(), deadline).await.map(Reply::Server),
             Order::Preflight { databases, plan } => {
                 Ok(Reply::Preflight(driver.preflight(&self.with(databases), &plan, deadline).await))
             }
@@ -134,9 +172,9 @@ impl Host {
                 driver.recover(&self.with(databases), &undo, of.as_ref(), deadline).await.map(Reply::Recovered)
             }
             Order::Observe { freeze_uid } => {
-                driver.observe(&self.member, &freeze_uid, deadline).await.map(Reply::Observed)
+                driver.observe(&self.member(), &freeze_uid, deadline).await.map(Reply::Observed)
             }
-            Order::ThawAll => driver.thaw_all(&self.member, deadline).await.map(Reply::Ended),
+            Order::ThawAll => driver.thaw_all(&self.member(), deadline).await.map(Reply::Ended),
             // These have a task of their own.
             other => Err(Error::Lost { detail: format!("nothing is held that {other:?} could be about") }),
         }
@@ -144,28 +182,40 @@ impl Host {
 
     /// The member, of which these databases are to be covered.
     fn with(&self, databases: Vec<String>) -> Member {
-        Member { databases, ..self.member.clone() }
+        Member { databases, ..self.member() }
     }
 
-    /// From here on nobody of a lower epoch is obeyed.
-    fn raise(&self, epoch: i64) -> Result<watch::Receiver<i64>, Error> {
-        let mut highest = epoch;
-        self.epoch.send_if_modified(|known| {
-            highest = (*known).max(epoch);
+    /// From here on nobody of a lower epoch is obeyed about this Database.
+    fn raise(&self, Term { database, epoch }: &Term) -> Result<watch::Receiver<i64>, Error> {
+        let mut epochs = self.epochs.lock().unwrap_or_else(PoisonError::into_inner);
+        if epochs.len() >= MOST_DATABASES && !epochs.contains_key(database) {
+            return Err(busy());
+        }
+        let known = epochs.entry(database.clone()).or_insert_with(|| watch::Sender::new(i64::MIN));
+        let mut highest = *epoch;
+        known.send_if_modified(|known| {
+            highest = (*known).max(*epoch);
             std::mem::replace(known, highest) != highest
         });
-        if highest > epoch {
-            let who = format!("this member: the order is of epoch {epoch}, and one of epoch {highest} was here");
+        if highest > *epoch {
+            let who =
+                format!("Database {database}: the order is of epoch {epoch}, and one of epoch {highest} was here");
             return Err(JournalError::NotOurs(who).into());
         }
-        Ok(self.epoch.subscribe())
+        Ok(known.subscribe())
     }
 }
 
 impl Session<'_> {
     async fn take(&mut self, frame: Down) {
         match frame {
-            Down::Here => {}
+            // Trust is not a session's.
+            Down::Here | Down::Trust { .. } => {}
+            Down::Granted { number, granted } => {
+                if let Some(told) = self.wished.remove(&number) {
+                    told.send(granted).ok();
+                }
+            }
             Down::Entered { number, result } => self.entries.are(number, result),
             Down::Forget { hold } => {
                 if let Some(hold) = self.holds.get(&hold) {
@@ -179,6 +229,15 @@ impl Session<'_> {
                 }
             }
         }
+    }
+
+    async fn wish(&mut self, wish: Wish, told: oneshot::Sender<Granted>) {
+        self.wished.retain(|_, told| !told.is_closed());
+        let number = self.next;
+        self.next += 1;
+        self.wished.insert(number, told);
+        // Whoever waits hears when it is dropped.
+        self.up.send(Up::Wish { number, wish }).await.ok();
     }
 
     fn order(&mut self, number: u64, order: Order, deadline: Instant) -> Result<(), Error> {
@@ -196,11 +255,11 @@ impl Session<'_> {
             });
             return Ok(());
         };
-        if let Order::Prepare { epoch, databases, plan, .. } = order {
+        if let Order::Prepare { term, databases, plan, .. } = order {
             if self.holds.len() >= MOST_HOLDS || self.holds.contains_key(&hold) {
                 return Err(busy());
             }
-            let fence = self.host.raise(epoch)?;
+            let fence = self.host.raise(&term)?;
             let forgotten = self.ended.child_token();
             let (work, working) = mpsc::channel(1);
             let task = Hold {
@@ -209,7 +268,7 @@ impl Session<'_> {
                 undo: self.entries.of(hold),
                 forgotten: forgotten.clone(),
                 fence,
-                epoch,
+                epoch: term.epoch,
             };
             let member = self.host.with(databases);
             self.tasks.spawn(async move {

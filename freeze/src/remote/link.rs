@@ -11,6 +11,7 @@ use std::{
     time::Duration,
 };
 
+use api::agent::{Granted, Wish};
 use futures::{FutureExt, Stream, StreamExt, future::BoxFuture, stream::FuturesUnordered};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -51,6 +52,8 @@ pub(super) enum Unanswered {
 
 /// Frames that wait to be sent. One freeze asks one thing at a time.
 const WAITING: usize = 32;
+/// What an agent may want written down, or done, at once.
+const MOST_ENTRIES: usize = 32;
 /// An answer of the last moment has so long to come.
 const WAY_BACK: Duration = Duration::from_millis(100);
 
@@ -62,19 +65,24 @@ impl Link {
         (Self(Arc::new(Inner { agent, down, next, waiting, logs, gone: CancellationToken::new() })), sending)
     }
 
-    /// Lives on `stream` until it ends or the link is closed.
-    pub async fn run(&self, stream: impl AsyncRead + AsyncWrite, sending: mpsc::Receiver<Down>) {
+    /// Lives on `stream` until it ends or the link is closed. `grant`: does what somebody in the Pod asks for.
+    pub async fn run(
+        &self,
+        stream: impl AsyncRead + AsyncWrite,
+        sending: mpsc::Receiver<Down>,
+        grant: impl Fn(Wish) -> BoxFuture<'static, Granted>,
+    ) {
         let (from, to) = tokio::io::split(stream);
         let (from, to) = (pin!(from), pin!(to));
         tokio::select! {
-            () = self.serve(frames::received(from)) => {}
+            () = self.serve(frames::received(from), grant) => {}
             () = frames::sent(to, sending) => {}
         }
         self.end();
     }
 
     /// Takes what comes up, until it ends or the link is closed; then every order that waits is told that the agent is gone.
-    async fn serve(&self, up: impl Stream<Item = Up>) {
+    async fn serve(&self, up: impl Stream<Item = Up>, grant: impl Fn(Wish) -> BoxFuture<'static, Granted>) {
         let mut up = pin!(up);
         let mut entries: FuturesUnordered<BoxFuture<'_, ()>> = FuturesUnordered::new();
         loop {
@@ -92,6 +100,14 @@ impl Link {
                         }
                     }
                     Some(Up::Entry { number, hold, entry }) => entries.push(self.enter(number, hold, entry).boxed()),
+                    Some(Up::Wish { number, .. }) if entries.len() >= MOST_ENTRIES => {
+                        let why = "too much is asked for at once".to_owned();
+                        self.tell(Down::Granted { number, granted: Granted::Refused { why } }).await;
+                    }
+                    Some(Up::Wish { number, wish }) => {
+                        let granted = grant(wish);
+                        entries.push(async move { self.tell(Down::Granted { number, granted: granted.await }).await }.boxed());
+                    }
                 },
             }
         }
@@ -115,6 +131,11 @@ impl Link {
 
     pub fn is_closed(&self) -> bool {
         self.0.gone.is_cancelled()
+    }
+
+    /// Whether both are one link.
+    pub fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whom it leads to.
@@ -161,8 +182,17 @@ impl Link {
             (Some(log), Entry::Intend(undo)) => log.intend(undo).await,
             (Some(log), Entry::Settled(kind)) => log.settled(&kind).await,
         };
-        // Whoever cannot be told is gone.
-        self.0.down.send(Down::Entered { number, result }).await.ok();
+        self.tell(Down::Entered { number, result }).await;
+    }
+
+    /// Whoever cannot be told is gone.
+    async fn tell(&self, frame: Down) {
+        self.0.down.send(frame).await.ok();
+    }
+
+    /// Tells whose certificates replicas are going to show.
+    pub async fn trust(&self, bundle: String) {
+        self.tell(Down::Trust { bundle }).await;
     }
 }
 

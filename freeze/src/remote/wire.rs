@@ -4,7 +4,10 @@
 
 use std::time::Duration;
 
-use api::{Artifact, Check, Incarnation, Position, Proof, Undo};
+use api::{
+    Artifact, Check, Incarnation, Position, Proof, Undo,
+    agent::{Granted, Wish},
+};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -22,6 +25,10 @@ pub enum Down {
     Forget { hold: u64 },
     /// What became of an [`Up::Entry`].
     Entered { number: u64, result: Result<(), JournalError> },
+    /// What became of an [`Up::Wish`].
+    Granted { number: u64, granted: Granted },
+    /// Whose certificates replicas are going to show, PEM.
+    Trust { bundle: String },
     /// The freezer is there.
     Here,
 }
@@ -34,6 +41,8 @@ pub enum Up {
     Answer { number: u64, result: Result<Reply, Error> },
     /// To be written down before this hold goes on.
     Entry { number: u64, hold: u64, entry: Entry },
+    /// Somebody in the Pod asks for something.
+    Wish { number: u64, wish: Wish },
     /// The agent is there.
     Here,
 }
@@ -42,52 +51,27 @@ pub enum Up {
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Order {
     Probe,
-    Preflight {
-        databases: Vec<String>,
-        plan: Plan,
-    },
-    Prepare {
-        hold: u64,
-        /// A freezer of a lower one has no say any more.
-        epoch: i64,
-        databases: Vec<String>,
-        plan: Plan,
-    },
-    Keep {
-        hold: u64,
-        server_ttl: Duration,
-    },
-    Acquire {
-        hold: u64,
-    },
-    Abandon {
-        hold: u64,
-    },
-    Heartbeat {
-        hold: u64,
-        server_ttl: Duration,
-    },
-    Barrier {
-        hold: u64,
-    },
-    Stop {
-        hold: u64,
-    },
-    Prove {
-        hold: u64,
-    },
-    Release {
-        hold: u64,
-    },
-    Recover {
-        databases: Vec<String>,
-        undo: Undo,
-        of: Option<Incarnation>,
-    },
-    Observe {
-        freeze_uid: String,
-    },
+    Preflight { databases: Vec<String>, plan: Plan },
+    Prepare { hold: u64, term: Term, databases: Vec<String>, plan: Plan },
+    Keep { hold: u64, server_ttl: Duration },
+    Acquire { hold: u64 },
+    Abandon { hold: u64 },
+    Heartbeat { hold: u64, server_ttl: Duration },
+    Barrier { hold: u64 },
+    Stop { hold: u64 },
+    Prove { hold: u64 },
+    Release { hold: u64 },
+    Recover { databases: Vec<String>, undo: Undo, of: Option<Incarnation> },
+    Observe { freeze_uid: String },
     ThawAll,
+}
+
+/// Who may freeze a member: whoever has claimed it last. Each Database of a server is claimed by itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Term {
+    pub database: String,
+    /// A freezer of a lower one has no say any more.
+    pub epoch: i64,
 }
 
 /// What an order comes to.

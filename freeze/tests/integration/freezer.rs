@@ -23,6 +23,7 @@ pub(crate) fn target(database: &str, server: &MemoryServer, level: Level, copy: 
     Target {
         database: database.to_owned(),
         name: "memory:5432".to_owned(),
+        via: api::Via::Network,
         driver: server.driver(),
         member: member(5432),
         plan: Plan {

@@ -51,6 +51,7 @@ fn escaped(proof: &Proof) -> bool {
 fn group(driver: &Arc<dyn Driver>, members: Vec<Member>, level: Level, copy: Copy) -> Vec<Target> {
     let plan = Plan { server_ttl: Duration::from_secs(5), ..plan(level, copy) };
     let target = |(at, member)| Target {
+        via: api::Via::Network,
         database: format!("db{at}"),
         name: format!("the server, {at}"),
         driver: Arc::clone(driver),

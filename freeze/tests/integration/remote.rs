@@ -6,16 +6,17 @@ use std::{
     time::Duration,
 };
 
-use api::{Artifact, Copy, Engine, Incarnation, Level, Position, Undo};
+use api::{Artifact, Copy, Engine, Incarnation, Level, Position, Undo, agent::Granted};
 use async_trait::async_trait;
 use fixtures::ServerKind;
 use freeze::{
     Driver, Error, Grant, Member, Observed, Plan, Preflight, Prepared, Recovered, ServerInfo, UndoLog,
     contract::{self, Noted, Subject, plan, soon},
     engines::memory::MemoryServer,
-    remote::{Host, Link, Remote},
+    remote::{Host, Link, Remote, Term},
 };
-use tokio::time::Instant;
+use futures::FutureExt;
+use tokio::{sync::mpsc, time::Instant};
 use tokio_util::sync::CancellationToken;
 
 use crate::{memory::member, real::Real};
@@ -38,9 +39,13 @@ impl Agents {
         let mut known = self.known.lock().unwrap();
         Arc::clone(known.entry(key).or_insert_with(|| {
             let link = linked(&Host::new(Arc::clone(&self.engine), member.clone()), &CancellationToken::new());
-            Arc::new(Remote::new(link, Arc::clone(&self.engine), 1))
+            Arc::new(Remote::new(link, Arc::clone(&self.engine), term(1)))
         }))
     }
+}
+
+fn term(epoch: i64) -> Term {
+    Term { database: "orders".to_owned(), epoch }
 }
 
 /// A link to a host, as long as neither stops.
@@ -48,8 +53,10 @@ fn linked(host: &Host, stop: &CancellationToken) -> Link {
     let (link, sending) = Link::new("pod shop/db-0".to_owned());
     let (up, down) = tokio::io::duplex(4096);
     let (at_freezer, host, stop) = (link.clone(), host.clone(), stop.clone());
-    tokio::spawn(async move { at_freezer.run(up, sending).await });
-    tokio::spawn(async move { host.run(down, stop).await });
+    let grant = |_| async { Granted::Thawed { freeze: None, proved: None } }.boxed();
+    tokio::spawn(async move { at_freezer.run(up, sending, grant).await });
+    let (_wishes, wished) = mpsc::channel(1);
+    tokio::spawn(async move { host.run(down, wished, |_| {}, stop).await });
     link
 }
 
@@ -196,7 +203,7 @@ fn write_blocked() -> Plan {
 #[tokio::test]
 async fn a_link_that_ends_lets_go_at_once_and_what_it_held_is_lost() {
     let (server, _host, link) = one();
-    let driver = Remote::new(link.clone(), server.driver(), 1);
+    let driver = Remote::new(link.clone(), server.driver(), term(1));
     let prepared = driver.prepare(&member(1), &write_blocked(), Arc::new(Noted::default()), soon()).await.unwrap();
     let (mut held, _) = prepared.acquire().await.unwrap();
     held.heartbeat(Duration::from_secs(60), soon()).await.unwrap();
@@ -212,7 +219,7 @@ async fn a_link_that_ends_lets_go_at_once_and_what_it_held_is_lost() {
 #[tokio::test]
 async fn what_nobody_keeps_is_let_go_by_the_agent_itself() {
     let (server, _host, link) = one();
-    let driver = Remote::new(link, server.driver(), 1);
+    let driver = Remote::new(link, server.driver(), term(1));
     // Whoever executes for us forgets the server's own patience: the agent's is what is left.
     let short = Plan { server_ttl: Duration::from_secs(1), ..write_blocked() };
     let prepared = driver.prepare(&member(1), &short, Arc::new(Noted::default()), soon()).await.unwrap();
@@ -226,7 +233,7 @@ async fn what_nobody_keeps_is_let_go_by_the_agent_itself() {
 async fn a_freezer_of_a_lower_epoch_has_no_say_any_more() {
     let (server, host, first) = one();
     let second = linked(&host, &CancellationToken::new());
-    let (old, new) = (Remote::new(first, server.driver(), 3), Remote::new(second, server.driver(), 4));
+    let (old, new) = (Remote::new(first, server.driver(), term(3)), Remote::new(second, server.driver(), term(4)));
     let take = async |driver: &Remote| {
         let prepared = driver.prepare(&member(1), &write_blocked(), Arc::new(Noted::default()), soon()).await?;
         prepared.acquire().await
@@ -248,7 +255,7 @@ async fn an_agent_that_is_told_to_stop_lets_go_first() {
     let server = MemoryServer::default();
     let (host, stop) = (Host::new(server.driver(), member(5432)), CancellationToken::new());
     let link = linked(&host, &stop);
-    let driver = Remote::new(link.clone(), server.driver(), 1);
+    let driver = Remote::new(link.clone(), server.driver(), term(1));
     let prepared = driver.prepare(&member(1), &write_blocked(), Arc::new(Noted::default()), soon()).await.unwrap();
     let (_held, _) = prepared.acquire().await.unwrap();
     stop.cancel();

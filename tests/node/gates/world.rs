@@ -115,7 +115,7 @@ impl<'c> World<'c> {
     }
 
     /// By a Service's ClusterIP, as its superuser.
-    async fn login(&self, engine: Engine, service: &str) -> Result<Login> {
+    pub(crate) async fn login(&self, engine: Engine, service: &str) -> Result<Login> {
         let host = self.address(service).await?;
         let (user, port) = match engine {
             Engine::PostgreSQL => ("postgres", 5432),

@@ -8,8 +8,11 @@ use webhooks::{
     review::{Unreadable, decode, encode},
 };
 
-use crate::reviews::{
-    UID, content_create, cut, database, database_update, freeze, group_cut, group_preflight, preflight,
+use crate::{
+    injection::{CA, agent},
+    reviews::{
+        UID, content_create, cut, database, database_update, freeze, group_cut, group_preflight, pod_create, preflight,
+    },
 };
 
 fn real() -> Vec<Value> {
@@ -23,17 +26,42 @@ fn real() -> Vec<Value> {
         self::database(database()),
         database_update(database(), database()),
         freeze(json!({"targets": [{"database": "orders"}]})),
+        pod_create(pod()),
     ]
+}
+
+/// One of whom much can be asked.
+fn pod() -> Value {
+    let said = ["socket", "shared-socket", "data-volume", "velero-hooks", "json-patch"];
+    let values = ["/run/mysqld/s", "true", "data", "true", r#"[{"op":"add","path":"/env/-","value":{"name":"A"}}]"#];
+    let annotations: Value =
+        said.iter().zip(values).map(|(key, value)| (format!("stillpoint.dev/{key}"), value)).collect();
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "db", "namespace": "shop", "labels": {"stillpoint.dev/inject": "true"}, "annotations": annotations},
+        "spec": {
+            "initContainers": [{"name": "first", "image": "busybox"}],
+            "containers": [{
+                "name": "db", "image": "mariadb:11", "volumeMounts": [{"name": "data", "mountPath": "/var/lib/mysql"}],
+                "resources": {"limits": {"cpu": "1", "memory": "1Gi"}},
+            }],
+            "volumes": [{"name": "data", "emptyDir": {}}],
+        },
+    })
 }
 
 /// Through every door; what is answered repeats who asked.
 fn through_all_doors(bytes: &[u8]) -> Result<Value, Unreadable> {
     let review = decode(bytes)?;
-    let ours = Ours::in_namespace("stillpoint");
+    let ours = Ours::in_namespace("stillpoint").with_agent(agent());
     for (_, door) in Door::ALL {
-        let answer = match decide(door, &review.request, &ours) {
-            Decision::Allow(_) => Answer::allowed(),
+        let answer = match decide(door, &review.request, &ours, Some(CA)) {
+            Decision::Allow(_) | Decision::Spare(_) => Answer::allowed(),
             Decision::Answer(answer) => answer,
+            Decision::Injected(answer) | Decision::Skipped(answer) => {
+                assert!(answer.is_allowed(), "a Pod was stopped");
+                answer
+            }
             Decision::Ask(request) => {
                 assert_eq!(request.check(), Ok(()));
                 Answer::unheld(request.gate, request.required, "nobody is there")
@@ -52,7 +80,7 @@ fn through_all_doors(bytes: &[u8]) -> Result<Value, Unreadable> {
 }
 
 /// Any JSON, of the depth of what people write.
-fn any_json() -> impl Strategy<Value = Value> {
+pub(crate) fn any_json() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(Value::Null),
         any::<bool>().prop_map(Value::from),
@@ -69,7 +97,7 @@ fn any_json() -> impl Strategy<Value = Value> {
 }
 
 /// Every place of a value, the deepest last.
-fn places(value: &Value, at: String, all: &mut Vec<String>) {
+pub(crate) fn places(value: &Value, at: String, all: &mut Vec<String>) {
     all.push(at.clone());
     match value {
         Value::Object(map) => map.iter().for_each(|(key, value)| {
@@ -93,6 +121,10 @@ proptest! {
             "request": {"uid": "u", "object": value, "oldObject": value, "operation": "UPDATE",
                 "resource": {"group": "snapshot.storage.k8s.io", "resource": "volumesnapshotcontents"}}});
         prop_assert_eq!(through_all_doors(review.to_string().as_bytes()), Ok(json!("u")));
+        let pod = json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview",
+            "request": {"uid": "u", "object": value, "operation": "CREATE", "namespace": "shop",
+                "resource": {"group": "", "resource": "pods"}}});
+        prop_assert_eq!(through_all_doors(pod.to_string().as_bytes()), Ok(json!("u")));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use webhooks::review::LONGEST;
 
 use crate::{
     numbers::{kib, start},
-    reviews::{cut, group_cut, with},
+    reviews::{cut, group_cut, plain_pod, pod_create, with},
     serving::World,
     upstream::{Apiserver, Behaviour, authority, files},
     wire::{Wire, dial},
@@ -97,6 +97,14 @@ async fn what_is_short_as_text_and_large_in_memory_is_not_read() {
     // Braces in a text are a text.
     let text = with(cut(), "/request/object/metadata/annotations/a", "{[,".repeat(400_000).into());
     assert_eq!(wire.review(PATH, &text).await["allowed"], true);
+    // A Pod is in memory twice while it is decided on: what just fits does, and what does not is not read.
+    for (maps, answered) in [(17_000, 200), (20_000, 503)] {
+        let maps = format!("[{}0]", r#"{"":0},"#.repeat(maps));
+        let pod =
+            pod_create(plain_pod()).to_string().replacen(r#""spec":{"#, &format!(r#""spec":{{"future":{maps},"#), 1);
+        let (code, said) = wire.send(Method::POST, "/inject", pod.into()).await.unwrap();
+        assert_eq!(code, answered, "{said:?}");
+    }
     let peak = kib(server.id().unwrap(), "VmHWM:");
     assert!(peak < MOST_KIB, "{peak} KiB");
 }

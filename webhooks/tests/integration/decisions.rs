@@ -12,7 +12,7 @@ use crate::reviews::{
 const OUR_USER: &str = "system:serviceaccount:stillpoint:stillpoint-apiserver";
 
 fn decided(path: &str, review: &Value) -> Decision {
-    decide(Door::of(path).unwrap(), &request(review), &Ours::in_namespace("stillpoint"))
+    decide(Door::of(path).unwrap(), &request(review), &Ours::in_namespace("stillpoint"), None)
 }
 
 fn asked(path: &str, review: &Value) -> GateRequest {

@@ -6,6 +6,7 @@ mod any_bytes;
 mod crowds;
 mod decisions;
 mod forwarding;
+mod injection;
 mod linked;
 mod numbers;
 mod reviews;

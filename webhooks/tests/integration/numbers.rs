@@ -21,7 +21,8 @@ use webhooks::{
 };
 
 use crate::{
-    reviews::{BEING_CREATED, cut, preflight, with},
+    injection::{CA, agent},
+    reviews::{BEING_CREATED, cut, plain_pod, pod_create, preflight, with},
     upstream::{NAME, authority, files},
     wire::Wire,
 };
@@ -52,12 +53,24 @@ async fn numbers() {
     for _ in 0..ALONE {
         let began = Instant::now();
         let review = decode(&bytes).unwrap();
-        let decision = decide(Door::of("/gates/content").unwrap(), &review.request, &ours);
+        let decision = decide(Door::of("/gates/content").unwrap(), &review.request, &ours, None);
         assert!(matches!(decision, Decision::Allow(_)));
         encode(&review.to, &Answer::allowed());
         pure.push(began.elapsed());
     }
     println!("review of {} bytes, decided in the process: {}", bytes.len(), quantiles(&mut pure));
+
+    let mut injected = Vec::with_capacity(ALONE);
+    let (pod, ours) = (pod_create(plain_pod()).to_string().into_bytes(), ours.with_agent(agent()));
+    for _ in 0..ALONE {
+        let began = Instant::now();
+        let review = decode(&pod).unwrap();
+        let decision = decide(Door::of("/inject").unwrap(), &review.request, &ours, Some(CA));
+        let Decision::Injected(answer) = decision else { panic!("{decision:?}") };
+        encode(&review.to, &answer);
+        injected.push(began.elapsed());
+    }
+    println!("Pod of {} bytes, injected in the process: {}", pod.len(), quantiles(&mut injected));
 
     let wire = Wire::connect(address, authority.certificate(), None).await.unwrap();
     let mut alone = Vec::with_capacity(ALONE);
@@ -101,6 +114,7 @@ async fn numbers() {
     println!("resident: {:.1} MiB, at its highest {:.1} MiB", resident / 1024.0, peak / 1024.0);
 
     assert!(quantile(&pure, 99) < Duration::from_millis(1), "a decision");
+    assert!(quantile(&injected, 99) < Duration::from_millis(1), "an injection");
     assert!(quantile(&alone, 99) < Duration::from_millis(1), "there and back");
     assert!(per_core >= 10_000.0, "{per_core:.0} reviews for each second of a core");
     assert!(peak < 15.0 * 1024.0, "{peak} KiB");

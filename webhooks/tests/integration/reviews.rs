@@ -83,6 +83,22 @@ pub(crate) fn freeze(spec: Value) -> Value {
     review("CREATE", "freezes.stillpoint.dev", own("Freeze", spec), Value::Null)
 }
 
+/// A database that asks for an agent.
+pub(crate) fn plain_pod() -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": "orders-0", "namespace": "shop", "labels": {"stillpoint.dev/inject": "true"}},
+        "spec": {"containers": [{"name": "postgres", "image": "postgres:16"}]},
+    })
+}
+
+/// Somebody makes a Pod.
+pub(crate) fn pod_create(pod: Value) -> Value {
+    let mut review = review("CREATE", "pods.", pod, Value::Null);
+    review["request"]["userInfo"]["username"] = "system:serviceaccount:kube-system:statefulset-controller".into();
+    review
+}
+
 /// With the value at this pointer another; parents are made.
 pub(crate) fn with(mut review: Value, pointer: &str, value: Value) -> Value {
     let mut at = &mut review;

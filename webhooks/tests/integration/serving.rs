@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use api::gate::TRY_AGAIN;
+use base64::{Engine, prelude::BASE64_STANDARD};
 use bytes::Bytes;
 use certs::{Authority, KeyPairPem};
 use http::Method;
@@ -19,7 +20,8 @@ use webhooks::{
 };
 
 use crate::{
-    reviews::{UID, cut, database, preflight, with},
+    injection::agent,
+    reviews::{UID, cut, database, plain_pod, pod_create, preflight, with},
     upstream::{Apiserver, Behaviour, DAY, authority, deny, files, show, upstream_at},
     wire::Wire,
 };
@@ -49,6 +51,7 @@ impl World {
             files: files.clone(),
             look_every: Duration::from_millis(20),
             namespace: "stillpoint".to_owned(),
+            agent: agent(),
             ending: Ending { delay: Duration::from_millis(300), drain: Duration::from_secs(20) },
         });
         let server = server.await.unwrap();
@@ -160,6 +163,45 @@ async fn whatever_is_no_review_is_answered_in_plain_words() {
         metrics.lines().find_map(|l| l.strip_prefix("stillpoint_webhook_certificate_expiry_timestamp_seconds "));
     let left = expiry.unwrap().parse::<i64>().unwrap() - Timestamp::now().as_second();
     assert!((80_000..=86_400).contains(&left), "{left}");
+}
+
+/// With the authority that is in force when it is made.
+#[tokio::test]
+async fn a_pod_gets_an_agent_that_trusts_whoever_is_to_be_trusted() {
+    let world = World::alone().await;
+    let wire = world.wire().await;
+    let trusted = async |wire: &Wire| -> String {
+        let answered = wire.review("/inject?timeout=5s", &pod_create(plain_pod())).await;
+        assert_eq!((&answered["allowed"], &answered["patchType"]), (&json!(true), &json!("JSONPatch")), "{answered}");
+        let patch = BASE64_STANDARD.decode(answered["patch"].as_str().unwrap()).unwrap();
+        let mut pod = plain_pod();
+        json_patch::patch(&mut pod, &serde_json::from_slice::<json_patch::Patch>(&patch).unwrap()).unwrap();
+        let variables = pod["spec"]["initContainers"][0]["env"].as_array().unwrap().clone();
+        let ca = variables.into_iter().find(|variable| variable["name"] == "STILLPOINT_CA").unwrap();
+        ca["value"].as_str().unwrap().to_owned()
+    };
+    assert_eq!(trusted(&wire).await, world.authority.certificate());
+    let next = authority("next");
+    std::fs::write(&world.files.authority, next.certificate()).unwrap();
+    let patience = Instant::now() + Duration::from_secs(20);
+    while trusted(&wire).await != next.certificate() {
+        assert!(Instant::now() < patience, "the new authority is not given");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let wrong = with(plain_pod(), "/metadata/annotations/stillpoint.dev~1port", "x".into());
+    let skipped = wire.review("/inject?timeout=5s", &pod_create(wrong)).await;
+    assert_eq!(skipped["allowed"], true);
+    assert_eq!(skipped["warnings"][0], r#"not injected: stillpoint.dev/port is "x"; must be a number from 1 to 65535"#);
+    assert!(wire.review("/inject/namespace", &pod_create(json!({"kind": "Pod"}))).await.get("patch").is_none());
+    let (_, metrics) = wire.get("/metrics").await;
+    let metrics = String::from_utf8(metrics.to_vec()).unwrap();
+    for line in [
+        r#"stillpoint_webhook_reviews_total{gate="pods",required="false",outcome="Skipped"} 1"#,
+        r#"stillpoint_webhook_reviews_total{gate="pods of namespaces",required="false",outcome="Passed"} 1"#,
+        r#"stillpoint_webhook_reviews_total{gate="pods",required="false",outcome="Injected"}"#,
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
 }
 
 #[tokio::test]

@@ -258,6 +258,7 @@ impl Bench {
         let target = Target {
             database: "db".to_owned(),
             name: "the server".to_owned(),
+            via: api::Via::Network,
             driver: self.real.driver(),
             member: Real::at(self.relay.port),
             plan: Plan {

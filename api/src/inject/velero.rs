@@ -1,0 +1,39 @@
+//! Velero's hooks, for those who ask for them: what it is to run in the agent before and after its backup of the Pod (velero
+//! `internal/hook/item_hook_handler.go`).
+
+use super::{AGENT_BINARY, CONTAINER, plan::Plan, pod::Pod};
+use crate::Copy;
+
+/// The phases, and how the keys of both begin; what begins with no phase is the first (getPodExecHookFromAnnotations).
+const PRE: &str = "pre.hook.backup.velero.io";
+const POST: &str = "post.hook.backup.velero.io";
+const OLD: &str = "hook.backup.velero.io";
+/// For a freeze that names no time: Velero's own snapshots are cut some seconds after the hook, one after the other.
+const SECONDS: u64 = 120;
+/// Of the hook, within which the database has to stand still; Velero's own default is 30 s.
+const TIMEOUT: &str = "60s";
+
+/// The annotations to add. Both hooks belong together: where one is somebody's own, neither is ours.
+pub(super) fn hooks(pod: Pod<'_>, plan: &Plan<'_>) -> Result<Vec<(String, String)>, &'static str> {
+    let is_others = |prefix: &str| {
+        let command = pod.annotation(&format!("{prefix}/command")).filter(|command| !command.is_empty());
+        command.is_some_and(|command| !command.contains(AGENT_BINARY))
+    };
+    if [PRE, POST, OLD].into_iter().any(is_others) {
+        return Err("the Pod has hooks of Velero's of its own, which stay as they are");
+    }
+    let longest = Copy::Atomic.longest(plan.level.unwrap_or_default()).as_secs();
+    let seconds = plan.ttl_seconds.map_or(SECONDS, u64::from).min(longest);
+    let freeze = format!(r#"["{AGENT_BINARY}","freeze","--for","{seconds}s"]"#);
+    let thaw = format!(r#"["{AGENT_BINARY}","thaw"]"#);
+    let wanted = [
+        (PRE, "container", CONTAINER.to_owned()),
+        (PRE, "command", freeze),
+        (PRE, "timeout", TIMEOUT.to_owned()),
+        (PRE, "on-error", "Fail".to_owned()),
+        (POST, "container", CONTAINER.to_owned()),
+        (POST, "command", thaw),
+    ];
+    let wanted = wanted.into_iter().map(|(phase, key, value)| (format!("{phase}/{key}"), value));
+    Ok(wanted.filter(|(key, _)| pod.annotation(key).is_none()).collect())
+}

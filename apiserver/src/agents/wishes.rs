@@ -1,0 +1,121 @@
+//! What is asked for in a Pod, by whoever may run a command there: its own Database is held, by a claim like any other.
+//!
+//! Nobody's right to `quiesce` is asked: it is the database's own Pod that asks, for that database and for no other.
+
+use std::sync::Arc;
+
+use api::{
+    Freeze, Phase, Quiesce, QuiesceSpec,
+    agent::{Granted, Wish},
+};
+use serde::Serialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::{Door, Pod};
+
+/// Does it.
+pub(super) async fn grant(door: &Door, pod: &Pod, wish: Wish) -> Granted {
+    granted(door, pod, wish).await.unwrap_or_else(|why| Granted::Refused { why })
+}
+
+async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Granted, String> {
+    let databases = door.verbs.records.databases(Some(namespace));
+    let database = door.agents.database_of(namespace, pod, &databases);
+    let database =
+        database.ok_or_else(|| format!("no Database of namespace {namespace} leads to Pod {pod}; register one"))?;
+    // A claim that has ended stays ended, so that each has a number of its own.
+    let prefix = format!("Pod/{namespace}/{pod}/");
+    let living = door.living(&prefix);
+    match wish {
+        Wish::Freeze { seconds, level, reason } => {
+            let spec = QuiesceSpec {
+                uid: Some(living.unwrap_or_else(|| format!("{prefix}{}", Uuid::new_v4()))),
+                level,
+                ttl_seconds: Some(seconds),
+                reason: Some(reason),
+                ..QuiesceSpec::default()
+            };
+            let status = door.ask(namespace, &database, "quiesce", &Quiesce { spec, ..Quiesce::default() }).await?;
+            Ok(Granted::Frozen {
+                freeze: text(&status["freeze"]).unwrap_or_default(),
+                level: serde_json::from_value(status["level"].clone()).unwrap_or_default(),
+                until: text(&status["expiresAt"]),
+            })
+        }
+        Wish::Thaw => {
+            let Some(uid) = living else { return Ok(door.over(&prefix)) };
+            let status = door.ask(namespace, &database, "unquiesce", &json!({"spec": {"uid": uid}})).await?;
+            // Others' hold goes on, and is proved at its own end; whatever ended before was not held until now.
+            let others = status["stillClaimedBy"].as_array().is_some_and(|others| !others.is_empty());
+            let proved = (!others).then(|| status["proof"]["held"] == true);
+            Ok(Granted::Thawed { freeze: text(&status["freeze"]), proved })
+        }
+        Wish::Status => Ok(door.status(namespace, &database)),
+    }
+}
+
+impl Door {
+    /// The uid of a claim of ours that holds, of those that begin so.
+    fn living(&self, prefix: &str) -> Option<String> {
+        let freezes = self.verbs.records.freezes();
+        let statuses = freezes.iter().filter_map(|freeze| freeze.status.as_ref());
+        let mut claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
+        let ours = claims.find(|claim| {
+            claim.ended_at.is_none() && claim.user == self.own.user.name && claim.uid.starts_with(prefix)
+        });
+        ours.map(|claim| claim.uid.clone())
+    }
+
+    /// Of what does not hold any more: whether the last that was wished for had ended before anybody ended it.
+    fn over(&self, prefix: &str) -> Granted {
+        let freezes = self.verbs.records.freezes();
+        let of = |freeze: &Arc<Freeze>| {
+            let claims = freeze.status.as_ref()?.claims.iter();
+            let wished = claims.filter(|claim| claim.user == self.own.user.name && claim.uid.starts_with(prefix));
+            Some((wished.map(|claim| claim.since.0).max()?, Arc::clone(freeze)))
+        };
+        let last = freezes.iter().filter_map(of).max_by_key(|(since, _)| *since).map(|(_, freeze)| freeze);
+        let lapsed = last.filter(|freeze| {
+            freeze.status.as_ref().is_some_and(|status| matches!(status.phase, Phase::Expired | Phase::Lost))
+        });
+        let freeze = lapsed.and_then(|freeze| freeze.metadata.name.clone());
+        Granted::Thawed { proved: freeze.as_ref().map(|_| false), freeze }
+    }
+
+    /// What covers it now, wherever it is held.
+    fn status(&self, namespace: &str, database: &str) -> Granted {
+        let freezes = self.verbs.records.freezes();
+        let covers = |freeze: &&Arc<Freeze>| {
+            let of = freeze.metadata.namespace.as_deref() == Some(namespace);
+            let held = freeze.status.as_ref().is_some_and(|status| !status.phase.is_finished());
+            of && held && freeze.spec.targets.iter().any(|target| target.database == database)
+        };
+        let freeze = freezes.iter().find(covers);
+        let status = freeze.and_then(|freeze| freeze.status.as_ref());
+        Granted::Status {
+            phase: status.map(|status| status.phase).unwrap_or_default(),
+            freeze: freeze.and_then(|freeze| freeze.metadata.name.clone()),
+            until: status.and_then(|status| status.expires_at.as_ref()).map(|at| at.0.to_string()),
+        }
+    }
+
+    /// The verb's status, or why it was refused.
+    async fn ask(
+        &self,
+        namespace: &str,
+        database: &str,
+        verb: &str,
+        body: &(impl Serialize + Sync),
+    ) -> Result<Value, String> {
+        let answered = self.own.verb(namespace, database, verb, body, false).await?;
+        if answered.code.is_success() {
+            return Ok(answered.body["status"].clone());
+        }
+        Err(text(&answered.body["message"]).unwrap_or_else(|| answered.code.to_string()))
+    }
+}
+
+fn text(value: &Value) -> Option<String> {
+    value.as_str().map(str::to_owned)
+}
