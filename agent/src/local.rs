@@ -7,7 +7,10 @@ use std::{
 };
 
 use anyhow::Context;
-use api::agent::{Granted, Wish};
+use api::{
+    agent::{Granted, Wish},
+    inject::RUN_DIRECTORY,
+};
 use freeze::remote;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -21,7 +24,7 @@ use crate::replicas::Replicas;
 
 /// Where an agent keeps what is its own.
 pub(crate) fn directory() -> PathBuf {
-    std::env::var_os("STILLPOINT_RUN").map_or_else(|| PathBuf::from("/run/stillpoint/run"), PathBuf::from)
+    std::env::var_os("STILLPOINT_RUN").map_or_else(|| PathBuf::from(RUN_DIRECTORY), PathBuf::from)
 }
 
 /// Whoever asks says what within this.

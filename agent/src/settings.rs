@@ -1,9 +1,15 @@
 //! What an agent is told by its environment, as the injection writes it (docs/injection.md).
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, bail};
-use api::{ConnectionAddress, Engine, TlsMode};
+use api::{
+    ConnectionAddress, Engine, TlsMode,
+    inject::{PASSWORD_FILE, TOKEN_DIRECTORY, TOKEN_FILE, USERNAME_FILE, variables},
+};
 use freeze::{Account, Member, Tls};
 
 /// Everything.
@@ -23,7 +29,8 @@ pub(crate) struct Settings {
     pub(crate) token: PathBuf,
 }
 
-const TOKEN: &str = "/run/stillpoint/token/token";
+/// Only where an agent runs outside of a Pod.
+const TOKEN: &str = "STILLPOINT_TOKEN_FILE";
 /// No user name and no password is longer.
 const LONGEST: u64 = 4096;
 
@@ -32,21 +39,21 @@ impl Settings {
     pub(crate) fn read(variable: impl Fn(&str) -> Option<String>) -> anyhow::Result<Self> {
         let given = |name: &str| variable(name).filter(|value| !value.is_empty());
         let needed = |name: &str| given(name).with_context(|| format!("{name} is not set; see docs/injection.md"));
-        let engine = match needed("STILLPOINT_ENGINE")?.as_str() {
+        let engine = match needed(variables::ENGINE)?.as_str() {
             "PostgreSQL" => Engine::PostgreSQL,
             "MariaDB" => Engine::MariaDB,
-            other => bail!("STILLPOINT_ENGINE is {other:?}; PostgreSQL and MariaDB are served"),
+            other => bail!("{} is {other:?}; PostgreSQL and MariaDB are served", variables::ENGINE),
         };
         Ok(Self {
             engine,
-            address: address(&needed("STILLPOINT_ADDRESS")?, given("STILLPOINT_PORT"), engine)?,
-            apiserver: needed("STILLPOINT_APISERVER")?,
-            authority: needed("STILLPOINT_CA")?,
-            namespace: needed("POD_NAMESPACE")?,
-            pod: needed("POD_NAME")?,
-            pod_uid: needed("POD_UID")?,
-            credentials: given("STILLPOINT_CREDENTIALS").map(PathBuf::from),
-            token: given("STILLPOINT_TOKEN_FILE").unwrap_or_else(|| TOKEN.to_owned()).into(),
+            address: address(&needed(variables::ADDRESS)?, given(variables::PORT), engine)?,
+            apiserver: needed(variables::APISERVER)?,
+            authority: needed(variables::CA)?,
+            namespace: needed(variables::POD_NAMESPACE)?,
+            pod: needed(variables::POD_NAME)?,
+            pod_uid: needed(variables::POD_UID)?,
+            credentials: given(variables::CREDENTIALS).map(PathBuf::from),
+            token: given(TOKEN).map_or_else(|| Path::new(TOKEN_DIRECTORY).join(TOKEN_FILE), PathBuf::from),
         })
     }
 
@@ -66,7 +73,7 @@ impl Settings {
 }
 
 /// `None`: the Secret is not there, or not yet.
-fn account(directory: &std::path::Path) -> anyhow::Result<Option<Account>> {
+fn account(directory: &Path) -> anyhow::Result<Option<Account>> {
     let read = |name: &str| -> anyhow::Result<Option<String>> {
         let path = directory.join(name);
         match fs::metadata(&path) {
@@ -77,8 +84,8 @@ fn account(directory: &std::path::Path) -> anyhow::Result<Option<Account>> {
         }
         fs::read_to_string(&path).map(Some).with_context(|| path.display().to_string())
     };
-    let user = read("username")?;
-    let password = read("password")?;
+    let user = read(USERNAME_FILE)?;
+    let password = read(PASSWORD_FILE)?;
     Ok(user.map(|user| Account { user: user.trim_end_matches('\n').to_owned(), password }))
 }
 
@@ -104,7 +111,7 @@ fn address(text: &str, port: Option<String>, engine: Engine) -> anyhow::Result<C
 mod tests {
     use super::*;
 
-    fn variables(name: &str) -> Option<String> {
+    fn told(name: &str) -> Option<String> {
         let value = match name {
             "STILLPOINT_ENGINE" => "PostgreSQL",
             "STILLPOINT_ADDRESS" => "127.0.0.1:5433",
@@ -120,11 +127,11 @@ mod tests {
 
     #[test]
     fn what_is_needed_is_named_and_what_is_wrong_is_told() {
-        let settings = Settings::read(variables).unwrap();
+        let settings = Settings::read(told).unwrap();
         assert_eq!(settings.address, ConnectionAddress::Tcp { host: "127.0.0.1".to_owned(), port: 5433 });
         assert!(settings.member().unwrap().account.is_none());
         for missing in ["STILLPOINT_ENGINE", "STILLPOINT_ADDRESS", "STILLPOINT_APISERVER", "STILLPOINT_CA", "POD_UID"] {
-            let error = Settings::read(|name| variables(name).filter(|_| name != missing)).unwrap_err().to_string();
+            let error = Settings::read(|name| told(name).filter(|_| name != missing)).unwrap_err().to_string();
             assert!(error.contains(missing), "{error}");
         }
         for (name, wrong) in [
@@ -132,15 +139,15 @@ mod tests {
             ("STILLPOINT_ADDRESS", "db.example.org:5432"),
             ("STILLPOINT_ADDRESS", "127.0.0.1"),
         ] {
-            let told = Settings::read(|of| if of == name { Some(wrong.to_owned()) } else { variables(of) });
-            assert!(told.unwrap_err().to_string().contains(wrong), "{wrong}");
+            let read = Settings::read(|of| if of == name { Some(wrong.to_owned()) } else { told(of) });
+            assert!(read.unwrap_err().to_string().contains(wrong), "{wrong}");
         }
     }
 
     #[test]
     fn credentials_are_read_when_they_are_there_and_never_shown() {
         let directory = tempfile::tempdir().unwrap();
-        let mut settings = Settings::read(variables).unwrap();
+        let mut settings = Settings::read(told).unwrap();
         settings.credentials = Some(directory.path().to_owned());
         assert!(settings.member().unwrap().account.is_none(), "the Secret may come later");
         fs::write(directory.path().join("username"), "freezer\n").unwrap();

@@ -15,7 +15,7 @@ use crate::{
     auth::User,
     negotiate::Form,
     query::Query,
-    target::{ResourceTarget, Verb},
+    target::ResourceTarget,
 };
 
 /// Cheap to clone.
@@ -57,15 +57,7 @@ impl OwnAccount {
         body: &(impl Serialize + Sync),
         dry_run: bool,
     ) -> Result<Answered, String> {
-        let target = ResourceTarget {
-            verb: Verb::Create,
-            group: api::LIVE_GROUP.to_owned(),
-            version: api::VERSION.to_owned(),
-            namespace: Some(namespace.to_owned()),
-            resource: "databases".to_owned(),
-            name: Some(database.to_owned()),
-            subresource: Some(verb.to_owned()),
-        };
+        let target = ResourceTarget::verb_of(namespace, database, verb);
         let headers = HeaderMap::new();
         let query = Query::parse(dry_run.then_some("dryRun=All"));
         let parts = Parts { headers: &headers, query, form: Form::Object };

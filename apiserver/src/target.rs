@@ -58,6 +58,21 @@ pub enum Verb {
     DeleteCollection,
 }
 
+impl ResourceTarget {
+    /// A verb of a live Database, such as `quiesce`: what it is to call it.
+    pub fn verb_of(namespace: &str, database: &str, verb: &str) -> Self {
+        Self {
+            verb: Verb::Create,
+            group: api::LIVE_GROUP.to_owned(),
+            version: api::VERSION.to_owned(),
+            namespace: Some(namespace.to_owned()),
+            resource: "databases".to_owned(),
+            name: Some(database.to_owned()),
+            subresource: Some(verb.to_owned()),
+        }
+    }
+}
+
 impl Target {
     /// The path that what is no resource is found at, and permitted by; in one spelling, whatever the request's was. A resource
     /// is permitted by what it is, and has none.

@@ -25,7 +25,7 @@ use crate::{
     records::Records,
     replicas::{MOST_HOPS, Place, Replicas},
     resources::live,
-    target::{ResourceTarget, Verb},
+    target::ResourceTarget,
     targets::{self, Ingredients, Wanted},
 };
 use bodies::{answer, ends, holds, named, read};
@@ -308,15 +308,7 @@ impl Verbs {
     }
 
     async fn may(&self, user: &User, namespace: &str, database: &str, subresource: &str) -> Result<(), ApiError> {
-        let target = ResourceTarget {
-            verb: Verb::Create,
-            group: api::LIVE_GROUP.to_owned(),
-            version: api::VERSION.to_owned(),
-            namespace: Some(namespace.to_owned()),
-            resource: "databases".to_owned(),
-            name: Some(database.to_owned()),
-            subresource: Some(subresource.to_owned()),
-        };
+        let target = ResourceTarget::verb_of(namespace, database, subresource);
         auth::ask(self.authorizer.as_ref(), user, (&target).into()).await
     }
 }
