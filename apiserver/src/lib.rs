@@ -42,6 +42,7 @@ mod replicas;
 mod resources;
 mod selector;
 mod server;
+mod shown;
 mod standalone;
 mod store;
 mod table;

@@ -49,6 +49,8 @@ struct Inner {
     identity: String,
     /// Where the others reach us.
     address: String,
+    /// As whom we all ask each other, and kube-apiserver.
+    account: String,
     leases: Api<Lease>,
     mirror: Mirror<Lease>,
     alive: Mutex<Alive>,
@@ -114,6 +116,7 @@ impl Replicas {
         Self(Arc::new(Inner {
             identity: us.identity,
             address: us.address,
+            account: api::install::account_user(&us.namespace),
             leases: Api::namespaced(us.client, &us.namespace),
             mirror: Mirror::empty(),
             alive: Mutex::default(),
@@ -126,6 +129,11 @@ impl Replicas {
             leaving: CancellationToken::new(),
             left: CancellationToken::new(),
         }))
+    }
+
+    /// Whether this user is the account that we run as.
+    pub(crate) fn is_our_account(&self, user: &str) -> bool {
+        self.0.account == user
     }
 
     /// Where a verb that would freeze is to be executed; if here, the members stay ours for as long as the answer lives.

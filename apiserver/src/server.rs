@@ -25,6 +25,7 @@ use crate::{
     records::Records,
     registry::Registry,
     resources::Served,
+    shown::Shown,
     verbs::Verbs,
 };
 
@@ -116,6 +117,7 @@ impl Core {
             tasks: tasks.clone(),
             recovered: CancellationToken::new(),
             stored: CancellationToken::new(),
+            shown: Shown::default(),
             replicas,
         };
         let app = Arc::new(App {

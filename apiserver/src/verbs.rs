@@ -8,9 +8,9 @@ use std::sync::{Arc, OnceLock};
 
 use api::{
     Check, ClaimKind, Copy, Database, FreezeSpec, FreezeTarget, Phase, Quiesce, QuiesceSpec, QuiesceStatus, Renew,
-    RenewStatus, Unquiesce, UnquiesceSpec, UnquiesceStatus,
+    RenewStatus, Unquiesce, UnquiesceSpec, UnquiesceStatus, gate::claim,
 };
-use freeze::{Claimant, Ending, FreezeName, Freezer, Granted, Refused, Request};
+use freeze::{AnsweredWhen, Claimant, Ending, FreezeName, Freezer, Granted, Refused, Request};
 use futures::future::{join_all, try_join_all};
 use http::StatusCode;
 use tokio::{sync::Notify, time::Instant};
@@ -25,6 +25,7 @@ use crate::{
     records::Records,
     replicas::{MOST_HOPS, Place, Replicas},
     resources::live,
+    shown::Shown,
     target::ResourceTarget,
     targets::{self, Ingredients, Wanted},
 };
@@ -44,6 +45,8 @@ pub struct Verbs {
     pub recovered: CancellationToken,
     /// Cancelled once everything that is stored was read.
     pub stored: CancellationToken,
+    /// Whose snapshots we are asked about.
+    pub shown: Shown,
     /// The others, where there are others.
     pub(crate) replicas: Arc<OnceLock<Replicas>>,
 }
@@ -137,6 +140,7 @@ impl Verbs {
             ttl,
             max_frozen,
             accepted: None,
+            answered: AnsweredWhen::Written,
         };
         Ok((request, warnings))
     }
@@ -162,7 +166,9 @@ impl Verbs {
             FreezeName { namespace: call.namespace.to_owned(), name: meta::generated(&format!("{}-", call.name)) };
         let claimant = claimant(&call, spec.uid.as_deref());
         self.own_claim(&call, &claimant.uid).await?;
+        let answered = self.answered(&call, &claimant.uid);
         let (request, more) = self.request(freeze, &freeze_spec(call.name, spec), false, claimant).await?;
+        let request = Request { answered, ..request };
         warnings.extend(more);
         let wait = spec.wait.unwrap_or(true);
         let copy = request.copy;
@@ -212,6 +218,12 @@ impl Verbs {
                 Ok((StatusCode::ACCEPTED, status))
             }
         }
+    }
+
+    /// A cut waits for no journal: what it is worth is said by the Freeze in the end.
+    fn answered(&self, call: &Call<'_>, uid: &str) -> AnsweredWhen {
+        let ours = self.replicas.get().is_some_and(|replicas| replicas.is_our_account(&call.user.name));
+        if ours && claim::content_of(uid).is_some() { AnsweredWhen::Held } else { AnsweredWhen::Written }
     }
 
     async fn unquiesce(&self, call: Call<'_>, body: Body) -> Result<Answered, ApiError> {

@@ -124,8 +124,13 @@ mod tests {
     /// The longest that any entry of the configuration has kube-apiserver wait.
     #[test]
     fn a_review_that_waits_when_a_pod_ends_is_answered() {
-        let configured =
-            of::Webhooks { namespace: "stillpoint", ca_bundle: "", required: &[], content_drivers: &["d".to_owned()] };
+        let configured = of::Webhooks {
+            namespace: "stillpoint",
+            ca_bundle: "",
+            required: &[],
+            databases: None,
+            content_drivers: &["d".to_owned()],
+        };
         let configuration = configured.configuration();
         let longest = configuration["webhooks"].as_array().unwrap().iter().map(|entry| &entry["timeoutSeconds"]);
         assert_eq!(longest.filter_map(Value::as_u64).max(), Some(u64::from(DRAIN)));

@@ -58,6 +58,8 @@ struct Entry {
     since: Moment,
     /// Set once it holds.
     granted: Option<Grant>,
+    /// Somebody was told so.
+    heard: bool,
     ended_at: Option<Timestamp>,
 }
 
@@ -91,7 +93,7 @@ impl Claims {
         if self.alive().any(|entry| entry.claimant.uid == claimant.uid) {
             return false;
         }
-        self.0.push(Entry { claimant, ttl, since: now, granted: None, ended_at: None });
+        self.0.push(Entry { claimant, ttl, since: now, granted: None, heard: false, ended_at: None });
         true
     }
 
@@ -170,6 +172,23 @@ impl Claims {
     /// Whether a claim of this uid has been granted.
     pub(crate) fn is_granted(&self, uid: &str) -> bool {
         self.alive().any(|entry| entry.claimant.uid == uid && entry.granted.is_some())
+    }
+
+    /// Whether nobody but this one wants it held.
+    pub(crate) fn is_only(&self, uid: &str) -> bool {
+        !self.is_empty() && self.alive().all(|entry| entry.claimant.uid == uid)
+    }
+
+    /// Somebody was told that it holds: another who asked for the same, and is gone, does not end it.
+    pub(crate) fn heard(&mut self, uid: &str) {
+        let mut alive = self.0.iter_mut().filter(|entry| entry.ended_at.is_none());
+        if let Some(entry) = alive.find(|entry| entry.claimant.uid == uid) {
+            entry.heard = true;
+        }
+    }
+
+    pub(crate) fn was_heard(&self, uid: &str) -> bool {
+        self.alive().any(|entry| entry.claimant.uid == uid && entry.heard)
     }
 
     pub(crate) fn is_empty(&self) -> bool {

@@ -60,6 +60,17 @@ pub struct Request {
     /// Told when the freeze that this request begins is written down, for whoever does not wait until it holds. A claim that joins
     /// another is told when it is granted only: that freeze may say `Frozen` before this claim's own still point.
     pub accepted: Option<Arc<Notify>>,
+    pub answered: AnsweredWhen,
+}
+
+/// When whoever asks is answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AnsweredWhen {
+    /// When the journal was told that it holds: what is answered outlives us.
+    Written,
+    /// When it holds, while the journal is told. For who lets something begin by it, and goes by the journal in the end: what could not
+    /// be written was not held, whatever was answered.
+    Held,
 }
 
 /// A claim that holds.
@@ -307,7 +318,8 @@ impl Freezer {
                 });
             }
             let wish = Wish { level: request.level, copy: request.copy, ttl: request.ttl };
-            let command = Command::Join { claimant: request.claimant.clone(), wish, answer };
+            let (claimant, answered) = (request.claimant.clone(), request.answered);
+            let command = Command::Join { claimant, wish, answered, answer };
             return Ok((held.clone(), Some(command)));
         }
         if self.0.draining.load(Ordering::Relaxed) {

@@ -36,7 +36,7 @@ pub use driver::{
 pub use engines::{Drivers, text::chain};
 pub use error::Error;
 pub use freezer::{
-    CannotJoin, Claimant, Ended, Ending, FreezeView, Freezer, Granted, Refused, Remains, Request, Target,
+    AnsweredWhen, CannotJoin, Claimant, Ended, Ending, FreezeView, Freezer, Granted, Refused, Remains, Request, Target,
 };
 pub use journal::{FreezeName, Journal, JournalError, UndoLog};
 pub use lease::LONGEST_SERVER_TTL;

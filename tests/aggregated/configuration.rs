@@ -1,5 +1,5 @@
-//! What kube-apiserver makes of the webhooks' configuration: how long it may be, and what becomes of those who ask nobody, when
-//! webhooks are there and say nothing, for their pods hang or a firewall drops what is sent to them.
+//! What kube-apiserver makes of the webhooks' configuration: whose snapshots it shows, how long it may be, and what becomes of those who
+//! ask nobody, when webhooks are there and say nothing, for their pods hang or a firewall drops what is sent to them.
 
 use std::{
     fs,
@@ -55,7 +55,14 @@ async fn webhooks_that_say_nothing_keep_people_for_a_while_and_no_freeze() {
 async fn however_many_namespaces_want_nothing_less_it_is_not_refused() {
     let world = World::get().await;
     let many: Vec<String> = (0..5000).map(|at| format!("{at:0>63}")).collect();
-    let made = Webhooks { namespace: NAMESPACE, ca_bundle: "", required: &many, content_drivers: &many };
+    let others: Vec<String> = (0..1400).map(|at| format!("o{at:0>62}")).collect();
+    let made = Webhooks {
+        namespace: NAMESPACE,
+        ca_bundle: "",
+        required: &many,
+        databases: Some(&others),
+        content_drivers: &many,
+    };
     let mut configuration = made.configuration();
     configuration["metadata"]["name"] = "long".into();
     let file = world.cluster.root().join("long.json");
@@ -71,6 +78,37 @@ async fn however_many_namespaces_want_nothing_less_it_is_not_refused() {
     configuration["webhooks"][0]["matchConditions"][0]["expression"] = all.into();
     let refused = created(&configuration).await.unwrap_err().to_string();
     assert!(refused.contains("size exceeds limit"), "{}", &refused[refused.len().saturating_sub(300)..]);
+}
+
+/// Whoever waits until a Database is ready, and takes a snapshot then, has it held for.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn snapshots_are_shown_of_namespaces_that_have_a_database_and_of_each_before_that_is_ready() {
+    let mut here = Installation::begin().await.unwrap();
+    here.documented("plain-install").await.unwrap();
+    here.start_pod().await.unwrap();
+    here.until_available().await.unwrap();
+    asked(&here).await.unwrap();
+    assert!(!shown(&here).await.unwrap(), "nobody has a Database");
+    let _server = shop(&here).await.unwrap();
+    assert!(shown(&here).await.unwrap(), "it says that it is ready");
+    here.run(&format!("kubectl delete databases.stillpoint.dev orders -n {SHOP}")).await.unwrap();
+    until("nobody is asked about those who have none", SOON, || async {
+        ensure!(!shown(&here).await?, "it is shown");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+/// Whether kube-apiserver shows cuts of the shop's volumes, and snapshots of them when they are made.
+async fn shown(here: &Installation) -> Result<bool> {
+    let entries = asked(here).await?;
+    let entries: Vec<&Value> = entries.as_array().into_iter().flatten().collect();
+    let names = |name: &str| entries.iter().find(|entry| entry["name"] == name).map(ToString::to_string);
+    let [cut, declared] = ["cut.gates.stillpoint.dev", "preflight.gates.stillpoint.dev"].map(names);
+    let [cut, declared] = [cut, declared].map(|entry| entry.is_some_and(|entry| entry.contains(SHOP)));
+    ensure!(cut == declared, "{entries:?}");
+    Ok(cut)
 }
 
 /// How long it took to write a Database.

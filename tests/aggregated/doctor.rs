@@ -91,6 +91,7 @@ async fn the_gates_are_looked_at(here: &Installation) {
     says(here, "gates", "Pass", "kube-apiserver asks before a snapshot is cut").await;
     says(here, "certificate", "Pass", "is valid until").await;
     says(here, "snapshots", "Pass", "nothing to hold for").await;
+    says(here, "shown", "Pass", "namespaces with Databases").await;
     says(here, "required", "Pass", "no namespace says").await;
     here.run("kubectl label namespace shop stillpoint.dev/snapshots=Required").await.unwrap();
     // As docs/gates.md waits for a label with a dot in its name.

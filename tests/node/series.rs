@@ -5,20 +5,23 @@
 
 mod hooks;
 mod numbers;
+mod stages;
 mod unprotected;
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use cluster::{until, workload};
+use csi::Call;
 use fixtures::{Engine, Load, Login, Session, Writers, compare};
 use jiff::Timestamp;
-use serde_json::json;
+use serde_json::{Value, json};
 use tests::cuts::instant;
 
 use self::{
     hooks::Hooked,
     numbers::{Promises, Share, Table, group_row, row},
+    stages::{Stages, Traced},
 };
 use crate::{
     gates::world::{World, unheld},
@@ -76,17 +79,17 @@ async fn series() {
         written(&world, "shop", Engine::PostgreSQL).await.unwrap(),
         written(&world, "stock", Engine::MariaDB).await.unwrap(),
     ];
-    let mut table = Table::default();
+    let (mut table, mut traced) = (Table::default(), Vec::new());
     for how in [How::Stillpoint, How::Nothing, How::Hooks] {
         for number in 0..count {
             let of = &databases[number % 2];
-            let copy = single(&world, of, how, number).await.unwrap();
+            let copy = single(&world, of, how, number, &mut traced).await.unwrap();
             table.add(row(how, of.login.engine), copy);
         }
         println!("{how:?}: {count} copies are made");
     }
     for number in 0..count.div_ceil(5) {
-        for (of, copy) in databases.iter().zip(group(&world, &databases, number).await.unwrap()) {
+        for (of, copy) in databases.iter().zip(group(&world, &databases, number, &mut traced).await.unwrap()) {
             table.add(group_row(of.login.engine), copy);
         }
     }
@@ -95,6 +98,7 @@ async fn series() {
         database.writers.stop().await;
     }
     println!("{table}{share}");
+    println!("{}", Stages::read(&world, &traced).unwrap());
     let unprotected = unprotected::slowed(&world).await.unwrap();
     println!("{unprotected}");
     // All of them are seen before one that is missed fails the run.
@@ -130,7 +134,7 @@ async fn written(world: &World<'_>, name: &'static str, engine: Engine) -> Resul
     Ok(Written { name, login, writers })
 }
 
-async fn single(world: &World<'_>, of: &Written, how: How, number: usize) -> Result<Copy> {
+async fn single(world: &World<'_>, of: &Written, how: How, number: usize, traced: &mut Vec<Traced>) -> Result<Copy> {
     let name = format!("{how:?}-{number}").to_lowercase();
     let began = Instant::now();
     let before = match how {
@@ -138,6 +142,8 @@ async fn single(world: &World<'_>, of: &Written, how: How, number: usize) -> Res
             world.snapshot(&name, of.name).await?;
             let said = world.worth(&name, "application").await?;
             world.until_ready("volumesnapshot", &name).await?;
+            let call = last_call(world, "CreateSnapshot").await?;
+            traced.push(trace(world, row(how, of.login.engine), "snapcontent", &said, call).await?);
             world.frozen_at(&said).await?
         }
         How::Nothing => {
@@ -156,21 +162,23 @@ async fn single(world: &World<'_>, of: &Written, how: How, number: usize) -> Res
             held
         }
     };
-    let times = Times { before, stall: stall(of, began).await?, cut: last_call(world, "CreateSnapshot").await? };
+    let times = Times { before, stall: stall(of, began).await?, cut: took(&last_call(world, "CreateSnapshot").await?) };
     let copy = opened(world, of, &name, times).await?;
     world.kubectl(&["delete", "volumesnapshot", &name, "--wait=false"]).await?;
     Ok(copy)
 }
 
 /// Of all databases, at one instant.
-async fn group(world: &World<'_>, databases: &[Written], number: usize) -> Result<Vec<Copy>> {
+async fn group(world: &World<'_>, databases: &[Written], number: usize, traced: &mut Vec<Traced>) -> Result<Vec<Copy>> {
     let (kind, name) = ("volumegroupsnapshot", format!("group-{number}"));
     let began = Instant::now();
     world.apply(&workload::group_snapshot(&name, "group", "all")).await?;
     let said = world.worth_of(kind, &name, "application").await?;
     world.until_ready(kind, &name).await?;
     let before = world.frozen_at(&said).await?;
-    let cut = last_call(world, "CreateVolumeGroupSnapshot").await?;
+    let call = last_call(world, "CreateVolumeGroupSnapshot").await?;
+    let cut = took(&call);
+    traced.push(trace(world, format!("{:?}, group", How::Stillpoint), "groupsnapcontent", &said, call).await?);
     let mut copies = Vec::new();
     for of in databases {
         let times = Times { before, stall: stall(of, began).await?, cut };
@@ -190,11 +198,23 @@ async fn cut_at(world: &World<'_>, snapshot: &str) -> Result<Instant> {
     instant(&json!(Timestamp::from_nanosecond(i128::from(at))?.to_string()))
 }
 
-/// How long the driver was asked last.
-async fn last_call(world: &World<'_>, method: &str) -> Result<Duration> {
+/// What the driver was asked last.
+async fn last_call(world: &World<'_>, method: &str) -> Result<Call> {
     let calls = world.cluster.csi().await?.calls(method).await?;
-    let call = calls.last().with_context(|| format!("no {method}"))?;
-    Ok(Duration::from_nanos(call.ended_ns.saturating_sub(call.began_ns)))
+    calls.last().cloned().with_context(|| format!("no {method}"))
+}
+
+fn took(call: &Call) -> Duration {
+    Duration::from_nanos(call.ended_ns.saturating_sub(call.began_ns))
+}
+
+/// `said`: the metadata of a snapshot that was judged.
+async fn trace(world: &World<'_>, row: String, prefix: &str, said: &Value, call: Call) -> Result<Traced> {
+    let freeze = said["annotations"][api::gate::FREEZE].as_str().context("it names no Freeze")?;
+    let freeze = world.object("freezes.stillpoint.dev", freeze).await?;
+    let [frozen_at, thawed_at] = ["frozenAt", "thawedAt"].map(|field| stages::time(&freeze["status"][field]));
+    let uid = said["uid"].as_str().context("no uid")?;
+    Ok(Traced { row, content: format!("{prefix}-{uid}"), frozen_at: frozen_at?, thawed_at: thawed_at?, call })
 }
 
 /// Of writers, since then; whoever waited last has been answered.

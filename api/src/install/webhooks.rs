@@ -1,9 +1,11 @@
 //! The ValidatingWebhookConfiguration: which requests kube-apiserver shows to `stillpoint-webhooks`, and what becomes of them when
 //! nobody is there.
 //!
-//! Conditions only keep traffic away; whoever is asked looks at all of it again. `Ignore` is for everybody: an outage of ours costs
+//! Conditions only keep traffic away; whoever is asked looks at all of it again. `Ignore` is for who has a Database: an outage of ours costs
 //! consistency, and no copy. Namespaces that want no copy that is not consistent are in entries of their own, with `Fail`, and out of
-//! the others.
+//! the others. Of namespaces without a Database nobody is asked at all, so that we are in nobody's way who has nothing of us.
+
+use std::collections::BTreeSet;
 
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
@@ -40,6 +42,8 @@ pub struct Webhooks<'a> {
     pub ca_bundle: &'a str,
     /// Namespaces that want no copy that is not consistent.
     pub required: &'a [String],
+    /// Namespaces that have Databases: of all others nothing is shown to us. `None`: everything is.
+    pub databases: Option<&'a [String]>,
     /// CSI drivers whose snapshotter does not mark contents before it cuts.
     pub content_drivers: &'a [String],
 }
@@ -66,6 +70,12 @@ pub fn stub() -> Value {
     })
 }
 
+/// Whose snapshots an entry is about.
+enum Of {
+    These(Vec<String>),
+    AllBut(Vec<String>),
+}
+
 impl Webhooks<'_> {
     /// The whole of it. The same arguments give the same bytes, whatever their order.
     pub fn configuration(&self) -> Value {
@@ -77,8 +87,9 @@ impl Webhooks<'_> {
 
     fn entries(&self) -> Vec<Entry> {
         let required = self.required();
+        let preferred = self.preferred(&required);
         let mut entries = Vec::new();
-        for (gate, preferred, strict) in [
+        for (gate, ignoring, strict) in [
             (Gate::Cut, "cut.gates.stillpoint.dev", "cut.required.stillpoint.dev"),
             (Gate::Content, "content.gates.stillpoint.dev", "content.required.stillpoint.dev"),
             (Gate::Preflight, "preflight.gates.stillpoint.dev", "preflight.required.stillpoint.dev"),
@@ -86,9 +97,11 @@ impl Webhooks<'_> {
             if gate == Gate::Content && fitting(self.content_drivers).0.is_empty() {
                 continue;
             }
-            entries.push(self.gate(gate, preferred, None));
+            if !matches!(&preferred, Of::These(these) if these.is_empty()) {
+                entries.push(self.gate(gate, ignoring, "Ignore", &preferred));
+            }
             if !required.is_empty() {
-                entries.push(self.gate(gate, strict, Some(&required)));
+                entries.push(self.gate(gate, strict, "Fail", &Of::These(required.clone())));
             }
         }
         entries.push(Entry {
@@ -105,14 +118,27 @@ impl Webhooks<'_> {
         entries
     }
 
-    /// One gate, for these namespaces or for all others.
-    fn gate(&self, gate: Gate, name: &'static str, only: Option<&[String]>) -> Entry {
-        let others = [owned(&left_alone(self.namespace)), self.required()].concat();
+    /// Where we are not in the way when we are not there. Where there is no room for all who have Databases, everybody is asked about.
+    fn preferred(&self, required: &[String]) -> Of {
+        let others = [owned(&left_alone(self.namespace)), required.to_vec()].concat();
+        let Some(databases) = self.databases else { return Of::AllBut(others) };
+        let but: BTreeSet<&String> = others.iter().collect();
+        let these: Vec<String> = databases.iter().filter(|name| !but.contains(name)).cloned().collect();
+        match fitting(&these) {
+            (these, left_out) if left_out.is_empty() => Of::These(these),
+            _ => Of::AllBut(others),
+        }
+    }
+
+    /// One gate, for these namespaces.
+    fn gate(&self, gate: Gate, name: &'static str, failure: &'static str, of: &Of) -> Entry {
         let of_content = |conditions: &mut Vec<_>| {
             conditions.extend(content_conditions());
-            conditions.push(match only {
-                Some(only) => ("in-these-namespaces", format!("{CONTENT_NAMESPACE} in {}", cel_list(only))),
-                None => ("in-other-namespaces", format!("!({CONTENT_NAMESPACE} in {})", cel_list(&others))),
+            conditions.push(match of {
+                Of::These(these) => ("in-these-namespaces", format!("{CONTENT_NAMESPACE} in {}", cel_list(these))),
+                Of::AllBut(others) => {
+                    ("in-other-namespaces", format!("!({CONTENT_NAMESPACE} in {})", cel_list(others)))
+                }
             });
         };
         let mut conditions = self.common_conditions();
@@ -144,15 +170,18 @@ impl Webhooks<'_> {
             rule(gate::SNAPSHOTS, single, operation, scope),
             rule(gate::GROUP_SNAPSHOTS, group, operation, scope),
         ]);
-        let prefix = if only.is_some() { REQUIRED_GATES } else { GATES };
-        let namespaces = only.map_or_else(|| not_in(&others), is_in);
+        let prefix = if failure == "Fail" { REQUIRED_GATES } else { GATES };
+        let namespaces = match of {
+            Of::These(these) => is_in(these),
+            Of::AllBut(others) => not_in(others),
+        };
         Entry {
             name,
             path: format!("{prefix}/{path}"),
             rules,
             conditions,
             namespaces: (gate == Gate::Preflight).then_some(namespaces),
-            failure: if only.is_some() { "Fail" } else { "Ignore" },
+            failure,
             seconds,
             side_effects: "NoneOnDryRun",
         }
@@ -191,7 +220,7 @@ impl Webhooks<'_> {
         fitting(&wanted)
     }
 
-    /// Namespaces and drivers that there is no room for: see [`fitting`]. Those namespaces are with all others, in the entries of
+    /// Namespaces and drivers that there is no room for: see [`fitting`]. Those namespaces are with all others that have Databases, in the entries of
     /// `Ignore`: the apiserver refuses for them what it cannot hold, and where nobody answers nobody refuses.
     pub fn left_out(&self) -> Vec<String> {
         [self.required_and_left_out().1, fitting(self.content_drivers).1].concat()
@@ -328,8 +357,12 @@ mod tests {
     use super::*;
 
     fn configuration(required: &[&str], drivers: &[&str]) -> Value {
+        of_databases(required, None, drivers)
+    }
+
+    fn of_databases(required: &[&str], databases: Option<&[String]>, drivers: &[&str]) -> Value {
         let (required, content_drivers) = (&owned(required)[..], &owned(drivers)[..]);
-        Webhooks { namespace: "stillpoint", ca_bundle: "PEM", required, content_drivers }.configuration()
+        Webhooks { namespace: "stillpoint", ca_bundle: "PEM", required, databases, content_drivers }.configuration()
     }
 
     fn entries(configuration: &Value) -> Vec<(&str, &str)> {
@@ -345,6 +378,18 @@ mod tests {
     #[test]
     fn namespaces_that_want_nothing_less_have_entries_of_their_own_and_drivers_that_do_not_tell_too() {
         insta::assert_json_snapshot!(configuration(&["shop", "bank"], &["late.csi.example"]));
+    }
+
+    #[test]
+    fn of_who_has_no_database_nobody_is_asked() {
+        let databases = owned(&["shop", "bank", "kube-system"]);
+        let some = of_databases(&["bank"], Some(&databases), &["late.csi.example"]);
+        insta::assert_json_snapshot!(some);
+        // Nobody has one yet.
+        assert_eq!(entries(&of_databases(&[], Some(&[]), &["d"])), [("validate.stillpoint.dev", "Ignore")]);
+        // There is no room for all who have.
+        let many: Vec<String> = (0..2000).map(|at| format!("{at:0>63}")).collect();
+        assert_eq!(of_databases(&["bank"], Some(&many), &["d"]), configuration(&["bank"], &["d"]));
     }
 
     /// Our own writes are what a freeze waits for: they must never wait for it, or for nobody.
@@ -385,7 +430,13 @@ mod tests {
     #[test]
     fn what_there_is_no_room_for_is_said_and_is_with_all_others() {
         let many: Vec<String> = (0..2000).map(|at| format!("{at:0>63}")).collect();
-        let made = Webhooks { namespace: "stillpoint", ca_bundle: "PEM", required: &many, content_drivers: &many };
+        let made = Webhooks {
+            namespace: "stillpoint",
+            ca_bundle: "PEM",
+            required: &many,
+            databases: None,
+            content_drivers: &many,
+        };
         let (fit, left_out) = fitting(&many);
         assert_eq!(fit.len() + left_out.len(), many.len());
         assert!(fit.len() > 1300 && !left_out.is_empty(), "{}", fit.len());

@@ -37,6 +37,8 @@ const LEADING: Duration = Duration::from_millis(250);
 const AT_ONCE: usize = 64;
 /// How long one look may last.
 const LOOK: Duration = Duration::from_secs(10);
+/// How long it is waited until kube-apiserver asks about a namespace: that it does not is no fault of the Database, and `doctor` says it.
+const SHOWN: Duration = Duration::from_secs(10);
 
 /// What one look found.
 #[derive(Debug)]
@@ -160,7 +162,20 @@ async fn look_at(verbs: Verbs, namespace: String, name: String) {
         }
     };
     let old = database.status.clone().unwrap_or_default();
+    let was_ready = is_ready(&old);
     let status = judge(&database, old, &look, Timestamp::now());
+    if !was_ready && is_ready(&status) {
+        // Who waits for that, and takes a snapshot then, means it to be held for.
+        verbs.shown.wait_for(&namespace, SHOWN).await;
+        let now = verbs.records.database(&namespace, &name).await;
+        let same = now.is_ok_and(|now| {
+            now.metadata.uid == database.metadata.uid && now.metadata.generation == database.metadata.generation
+        });
+        // Another one is looked at for itself.
+        if !verbs.leads() || !same {
+            return;
+        }
+    }
     if database.status.as_ref() != Some(&status) {
         // A freeze that ended meanwhile has written how: that part is not ours.
         let change = |now: DatabaseStatus| Some(DatabaseStatus { last_freeze: now.last_freeze, ..status.clone() });
@@ -228,6 +243,10 @@ fn judge(database: &Database, old: DatabaseStatus, look: &Look, now: Timestamp) 
     set(types::PRIVILEGED, unreachable.or(unprivileged), "the account may do what the level needs");
     set(types::READY, failed.first(), "a freeze at its level would be tried");
     status
+}
+
+fn is_ready(status: &DatabaseStatus) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == types::READY && condition.status == "True")
 }
 
 fn member((server, name, via): &(ServerInfo, String, Via)) -> MemberStatus {

@@ -119,7 +119,8 @@ impl Gates {
             return Err(missed(why, snapshot));
         }
         said::nothing_yet(self, request.object.group, snapshot.as_deref()).await;
-        let status = self.hold(request, together, deadline).await.map_err(|why| missed(why, snapshot.clone()))?;
+        let held = self.hold(request, together, policy.required, deadline).await;
+        let status = held.map_err(|why| missed(why, snapshot.clone()))?;
         if !request.dry_run
             && let Err(why) = self.is_before_its_cut(request, deadline).await
         {

@@ -99,32 +99,6 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
     Wanted::Hold(together)
 }
 
-/// The uid of the claim by which a content holds its Databases, the `again`-th time: one that has ended stays ended.
-pub(super) fn claim_uid(kind: Group, content: &str, again: u32) -> String {
-    let kind = match kind {
-        Group::Single => "VolumeSnapshotContent",
-        Group::Group => "VolumeGroupSnapshotContent",
-    };
-    if again == 0 { format!("{kind}/{content}") } else { format!("{kind}/{content}/{again}") }
-}
-
-/// Which of the claims of this content a uid is.
-pub(super) fn number_of(uid: &str, kind: Group, content: &str) -> Option<u32> {
-    let number = uid.strip_prefix(&claim_uid(kind, content, 0))?;
-    if number.is_empty() { Some(0) } else { number.strip_prefix('/')?.parse().ok() }
-}
-
-/// The content of such a uid.
-pub(super) fn content_of(uid: &str) -> Option<(Group, &str)> {
-    let (kind, rest) = uid.split_once('/')?;
-    let content = rest.split('/').next()?;
-    match kind {
-        "VolumeSnapshotContent" => Some((Group::Single, content)),
-        "VolumeGroupSnapshotContent" => Some((Group::Group, content)),
-        _ => None,
-    }
-}
-
 /// The verb's body, to be asked of the first of them.
 pub(super) fn quiesce(together: &Together, uid: String, reason: String) -> Quiesce {
     let with = together.databases.iter().skip(1).cloned().collect();
@@ -285,18 +259,6 @@ mod tests {
         assert_eq!(wanted(&["h-files"], &[&one]), Wanted::Nothing(Why::NoDatabase));
         assert_eq!(wanted(&["h-old"], &[&one]), Wanted::Nothing(Why::NotMounted));
         assert_eq!(wanted(&["h-unheard-of"], &[&one]), Wanted::Nothing(Why::NotBound));
-    }
-
-    #[test]
-    fn a_claims_uid_names_its_content_however_often_it_is_tried() {
-        for again in 0..3 {
-            let uid = claim_uid(Group::Single, "u-1", again);
-            assert_eq!(content_of(&uid), Some((Group::Single, "u-1")), "{uid}");
-            assert_eq!(number_of(&uid, Group::Single, "u-1"), Some(again), "{uid}");
-            assert_eq!((number_of(&uid, Group::Group, "u-1"), number_of(&uid, Group::Single, "u")), (None, None));
-        }
-        assert_eq!(content_of("nightly"), None);
-        assert_eq!(content_of("Pod/u-1"), None);
     }
 
     #[test]

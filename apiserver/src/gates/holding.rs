@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use api::{
     CheckResult, Claim, FreezeStatus, QuiesceStatus,
-    gate::{GateObject, GateRequest},
+    gate::{GateObject, GateRequest, claim},
 };
 use http::StatusCode;
 use jiff::Timestamp;
@@ -84,6 +84,7 @@ impl Gates {
         &self,
         request: &GateRequest,
         together: &Together,
+        is_required: bool,
         deadline: Instant,
     ) -> Result<QuiesceStatus, String> {
         let database = together.databases.first().ok_or("no Database")?;
@@ -99,6 +100,7 @@ impl Gates {
             namespace: together.namespace.clone(),
             database: database.clone(),
             content: request.object.uid.clone(),
+            is_required,
             again: self.finished(&request.object),
             claim: None,
             until: None,
@@ -153,7 +155,7 @@ impl Gates {
     ) -> Result<QuiesceStatus, Refusal> {
         let (namespace, database) = (&together.namespace, asking.database.clone());
         for _ in 0..AGAIN {
-            let claim = cut::claim_uid(request.object.group, &request.object.uid, asking.again);
+            let claim = claim::claim_uid(request.object.group, &request.object.uid, asking.again);
             (asking.claim, asking.until) = ((!request.dry_run).then(|| claim.clone()), None);
             let quiesce = cut::quiesce(together, claim.clone(), cut::reason(request));
             let Answered { code, body, warnings } =
@@ -164,6 +166,13 @@ impl Gates {
                 StatusCode::OK => self.renew(namespace, &database, &claim).await?.map(Some),
                 StatusCode::GONE => None,
                 code => return Err(Refusal::read(code, &body)),
+            };
+            // Nothing less is wanted than what is written down: who renews is answered after that, or not at all.
+            let until = match until {
+                Some(None) if asking.is_required && !request.dry_run => {
+                    self.renew(namespace, &database, &claim).await?.map(Some)
+                }
+                until => until,
             };
             if let Some(until) = until {
                 let status = QuiesceStatus::deserialize(&body["status"]);
@@ -189,9 +198,9 @@ impl Gates {
         let of_these =
             |status: &&FreezeStatus| status.targets.iter().any(|target| together.databases.contains(&target.database));
         let claims = held.filter(of_these).flat_map(|status| &status.claims);
-        claims
-            .into_iter()
-            .any(|claim| claim.ended_at.is_none() && cut::content_of(&claim.uid).is_none() && claim.until.0 > deadline)
+        claims.into_iter().any(|claim| {
+            claim.ended_at.is_none() && claim::content_of(&claim.uid).is_none() && claim.until.0 > deadline
+        })
     }
 
     /// How many claims of a content are known to have ended: the next is none of them.
@@ -202,14 +211,15 @@ impl Gates {
         // Whoever may quiesce may choose such a uid.
         let ended = claims
             .filter(|(finished, claim)| claim.user == self.0.own.user.name && (*finished || claim.ended_at.is_some()));
-        let of_it = ended.filter_map(|(_, claim)| cut::number_of(&claim.uid, object.group, &object.uid));
+        let of_it = ended.filter_map(|(_, claim)| claim::number_of(&claim.uid, object.group, &object.uid));
         of_it.max().map_or(0, |last| last.saturating_add(1))
     }
 
     /// A claim of ours that holds, as far as it is known here.
     fn living(&self, uid: &str) -> Option<Claim> {
-        let freezes = self.0.verbs.records.freezes();
-        let statuses = freezes.iter().filter_map(|freeze| freeze.status.as_ref());
+        let (held, freezes) = (self.0.verbs.freezer.views(), self.0.verbs.records.freezes());
+        let held = held.iter().map(|view| view.status.as_ref());
+        let statuses = held.chain(freezes.iter().filter_map(|freeze| freeze.status.as_ref()));
         let mut claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
         let ours = |claim: &&Claim| claim.uid == uid && claim.user == self.0.own.user.name && claim.ended_at.is_none();
         claims.find(ours).cloned()
@@ -222,6 +232,8 @@ struct Asking {
     namespace: String,
     database: String,
     content: String,
+    /// A cut that is not held must not begin.
+    is_required: bool,
     again: u32,
     /// That may be held, and that nobody was told of.
     claim: Option<String>,

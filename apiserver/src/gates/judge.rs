@@ -6,6 +6,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 use api::{
     Claim, Freeze, FreezeStatus, Phase, Via,
     conditions::{reasons, types},
+    gate::claim,
 };
 use freeze::Ended;
 use jiff::Timestamp;
@@ -181,8 +182,10 @@ pub(super) async fn of_not_held(gates: Gates, content: Content, began: Timestamp
                     "whoever held for it was gone before it had said what the copy is worth",
                 ),
             },
-            (None, _) if treated == Treatment::Skip => verdict::skipped(),
-            (None, Some(why)) => nothing_held(Held::Not { why }),
+            (None | Some(Freezed::Failed(_)), _) if treated == Treatment::Skip => verdict::skipped(),
+            (None | Some(Freezed::Failed(_)), Some(why)) | (Some(Freezed::Failed(why)), None) => {
+                nothing_held(Held::Not { why })
+            }
             (None, None) => nothing_held(Held::Not { why: NOBODY_ASKED.to_owned() }),
         };
         info!(
@@ -195,8 +198,8 @@ pub(super) async fn of_not_held(gates: Gates, content: Content, began: Timestamp
     }
 }
 
-const NOBODY_ASKED: &str = "nobody asked before the cut: stillpoint-webhooks was not there, or could ask nobody; `kubectl still \
-                            doctor` says what is missing";
+const NOBODY_ASKED: &str = "nobody asked before the cut, or whoever held for it was gone before that was written: stillpoint-webhooks \
+                            was not there, or could ask nobody; `kubectl still doctor` says what is missing";
 
 /// What became of the freeze that a content had its newest claim in.
 #[derive(Debug, PartialEq, Eq)]
@@ -207,29 +210,28 @@ enum Freezed {
     Thawed { claim: String },
     /// Before the cut was seen.
     Ended(String),
+    /// It never held; whoever was told so knows more.
+    Failed(String),
 }
 
-/// Pure. `None`: nothing was ever held for it. `us`: whoever else claims it claims nothing of ours.
+/// Pure. `None`: nothing was ever asked for it. `us`: whoever else claims it claims nothing of ours.
 fn freeze_of<'f>(freezes: impl Iterator<Item = &'f Freeze>, content: &str, us: &str) -> Option<Freezed> {
     let of = |freeze: &'f Freeze| {
         let status = freeze.status.as_ref()?;
-        // One that was refused held nothing, and whoever was told knows why.
-        if status.phase == Phase::Failed {
-            return None;
-        }
         let has =
-            |claim: &&Claim| claim.user == us && cut::content_of(&claim.uid).is_some_and(|(_, uid)| uid == content);
+            |claim: &&Claim| claim.user == us && claim::content_of(&claim.uid).is_some_and(|(_, uid)| uid == content);
         Some((freeze, status, status.claims.iter().filter(has).max_by_key(|claim| claim.since.0)?))
     };
-    let (freeze, status, claim) = freezes.filter_map(of).max_by_key(|(_, _, claim)| claim.since.0)?;
+    // One that was refused held nothing: any other goes before it.
+    let newest = freezes.filter_map(of).max_by_key(|(_, status, claim)| (status.phase != Phase::Failed, claim.since.0));
+    let (freeze, status, claim) = newest?;
+    let name = freeze.metadata.name.as_deref().unwrap_or_default();
+    let why = status.message.as_deref().unwrap_or_default();
     Some(match status.phase {
+        Phase::Failed => Freezed::Failed(format!("Freeze {name} failed: {why}")),
         _ if was_let_go(claim, status) => Freezed::Thawed { claim: claim.uid.clone() },
         phase if !phase.is_finished() => Freezed::Goes,
-        phase => {
-            let name = freeze.metadata.name.as_deref().unwrap_or_default();
-            let why = status.message.as_deref().unwrap_or_default();
-            Freezed::Ended(format!("Freeze {name} ended as {phase} before the cut was seen: {why}"))
-        }
+        phase => Freezed::Ended(format!("Freeze {name} ended as {phase} before the cut was seen: {why}")),
     })
 }
 
@@ -415,7 +417,8 @@ mod tests {
         let of = |freezes: &[Freeze]| freeze_of(freezes.iter(), "u", "us");
         let thawed = || Some(Freezed::Thawed { claim: "VolumeSnapshotContent/u".to_owned() });
         assert_eq!(of(&[]), None);
-        assert_eq!(of(&[freeze("a", status("Failed", false, false))]), None);
+        let failed = of(&[freeze("a", status("Failed", false, false))]);
+        assert!(matches!(&failed, Some(Freezed::Failed(why)) if why.starts_with("Freeze a failed")), "{failed:?}");
         assert_eq!(of(&[freeze("a", status("Frozen", false, false))]), Some(Freezed::Goes));
         assert_eq!(of(&[freeze("a", status("Thawed", true, true))]), thawed());
         // Others hold it still.

@@ -2,14 +2,22 @@
 //! their configuration with whom to trust, which namespaces want nothing less than a consistent copy, and which drivers do not tell
 //! when they cut. Nobody else writes these, so that an installation by YAML, Helm or GitOps never takes back what is learnt.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context, bail};
-use api::install::{
-    injection::Injection,
-    webhooks::{CONTENT_DRIVERS, LABELS, NAME, SERVING, Webhooks},
+use api::{
+    Database,
+    install::{
+        injection::Injection,
+        webhooks::{CONTENT_DRIVERS, LABELS, NAME, SERVING, Webhooks, left_alone},
+    },
 };
 use certs::{KeyPairPem, Names};
+use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::{
     ByteString,
@@ -31,6 +39,8 @@ use super::Gates;
 use crate::{
     health::Condition,
     keyring::{Keyring, Ring},
+    records::{Following, Seen},
+    shown::Namespaces,
 };
 
 /// Keeps them.
@@ -72,6 +82,8 @@ impl Applied {
 const LEAF_LIFE: Duration = Duration::from_secs(30 * 24 * 3600);
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 const FIRST_LOOKS: Duration = Duration::from_millis(250);
+/// Until every kube-apiserver, which follows its configurations, has heard of another: usually some milliseconds.
+const HEARD: Duration = Duration::from_millis(500);
 /// How long one look may take.
 const LOOK: Duration = Duration::from_secs(10);
 /// In the Secret: the authority that signed, so that it is signed anew when another does.
@@ -81,8 +93,11 @@ impl Keeper {
     /// For ever.
     pub(crate) async fn keep(self, gates: Gates) {
         let mut applied = All::default();
+        // Until kube-apiserver is told of them, a Database does not say that it is ready.
+        gates.0.verbs.shown.are(Namespaces::These(BTreeSet::new()));
+        let mut databases = gates.0.verbs.records.follow_databases();
         loop {
-            if !self.shared.check().1 || !gates.0.watched.is_complete() {
+            if !self.shared.check().1 || gates.is_known().is_err() {
                 sleep(FIRST_LOOKS).await;
                 continue;
             }
@@ -90,8 +105,11 @@ impl Keeper {
             if let Err(error) = looked.unwrap_or_else(|late| Err(late.into())) {
                 let error = format!("{error:#}");
                 warn!(error, "what the webhooks need could not be looked after; trying again");
+                sleep(LOOK_EVERY).await;
+                continue;
             }
-            sleep(LOOK_EVERY).await;
+            sleep(FIRST_LOOKS).await;
+            timeout(LOOK_EVERY, unshown(&gates, &mut databases)).await.ok();
         }
     }
 
@@ -101,14 +119,24 @@ impl Keeper {
         let there = there.as_ref().map(|there| &there.metadata);
         gates.0.learn(there);
         if there.is_none() {
+            gates.0.verbs.shown.are(Namespaces::All);
             bail!("there is no ValidatingWebhookConfiguration {NAME}; apply deploy/");
         }
         if !gates.0.verbs.leads() {
             *applied = All::default();
+            gates.0.verbs.shown.are(Namespaces::These(BTreeSet::new()));
             return Ok(());
         }
         let ring = self.keyring.now();
-        let (said, left_out) = self.configuration(gates, &ring.bundle);
+        let databases = gates.0.verbs.records.databases(None);
+        let databases: BTreeSet<String> =
+            databases.iter().filter_map(|database| database.metadata.namespace.clone()).collect();
+        // Nobody is ever asked about some of them, and nobody is to wait for that.
+        let alone = left_alone(&self.namespace).map(str::to_owned);
+        let shown: BTreeSet<String> = databases.iter().cloned().chain(alone).collect();
+        // Before kube-apiserver is told: of what goes nothing is shown from any moment on.
+        gates.0.verbs.shown.keep(&shown);
+        let (said, left_out) = self.configuration(gates, &ring.bundle, &databases);
         if applied.asked.as_ref() != Some(&Applied::of(there, said.clone())) {
             let params = PatchParams::apply(api::install::ACCOUNT).force();
             let made = configurations.patch(NAME, &params, &Patch::Apply(&said)).await;
@@ -122,7 +150,9 @@ impl Keeper {
             }
             gates.0.learn(Some(&made.metadata));
             applied.asked = Some(Applied::of(Some(&made.metadata), said));
+            sleep(HEARD).await;
         }
+        gates.0.verbs.shown.are(Namespaces::These(shown));
         if self.injects {
             self.injection(&ring.bundle, &mut applied.injecting).await?;
         }
@@ -147,11 +177,17 @@ impl Keeper {
     }
 
     /// And whom there is no room for in it.
-    fn configuration(&self, gates: &Gates, bundle: &str) -> (Value, Vec<String>) {
+    fn configuration(&self, gates: &Gates, bundle: &str, databases: &BTreeSet<String>) -> (Value, Vec<String>) {
         let required = gates.0.watched.index().required();
         let drivers = gates.0.drivers();
-        let webhooks =
-            Webhooks { namespace: &self.namespace, ca_bundle: bundle, required: &required, content_drivers: &drivers };
+        let databases: Vec<String> = databases.iter().cloned().collect();
+        let webhooks = Webhooks {
+            namespace: &self.namespace,
+            ca_bundle: bundle,
+            required: &required,
+            databases: Some(&databases),
+            content_drivers: &drivers,
+        };
         let mut configuration = webhooks.configuration();
         if !drivers.is_empty() {
             configuration["metadata"]["annotations"] = json!({CONTENT_DRIVERS: drivers.join(",")});
@@ -211,6 +247,28 @@ impl Keeper {
             type_: Some("kubernetes.io/tls".to_owned()),
             data: Some(data.map(|(key, value)| (key.to_owned(), value)).into()),
             ..Secret::default()
+        }
+    }
+}
+
+/// Until a Database is there whose namespace kube-apiserver is not told of, by whoever tells it; or until that is us.
+async fn unshown(gates: &Gates, databases: &mut Following<Database>) {
+    let verbs = &gates.0.verbs;
+    let led = verbs.leads();
+    loop {
+        tokio::select! {
+            Some(seen) = databases.next() => {
+                let Seen::There(database) = seen else { continue };
+                let namespace = database.metadata.namespace.as_deref().unwrap_or_default();
+                if verbs.leads() && !verbs.shown.contains(namespace) {
+                    return;
+                }
+            }
+            () = sleep(FIRST_LOOKS) => {
+                if verbs.leads() && !led {
+                    return;
+                }
+            }
         }
     }
 }

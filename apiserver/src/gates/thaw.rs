@@ -7,7 +7,10 @@ use std::{
     time::Duration,
 };
 
-use api::{Claim, Stage, gate::Group};
+use api::{
+    Claim, Stage,
+    gate::{Group, claim},
+};
 use freeze::FreezeView;
 use futures::{
     StreamExt,
@@ -25,7 +28,6 @@ use tracing::{debug, info, warn};
 use super::{
     Gates,
     contents::{Content, Fate},
-    cut,
     judge::{self, Observed},
     kinds::{Kind, Kinds},
     known::{Called, News},
@@ -89,7 +91,7 @@ pub(super) async fn run(gates: Gates, watching: Kinds) {
                 let held = held_here(&gates);
                 ages.retain(&held);
                 for ours in held {
-                    if let Some((_, uid)) = cut::content_of(&ours.claim.uid) {
+                    if let Some((_, uid)) = claim::content_of(&ours.claim.uid) {
                         gates.forget_missed(uid);
                     }
                     let why = why(&gates, &ours, ages.is_young(&ours.claim, Instant::now()));
@@ -116,7 +118,7 @@ fn follow(gates: &Gates, news: News, ages: &mut Ages, began: Timestamp, ending: 
     if !(is_cut || news.gone || content.deleting) {
         return;
     }
-    let of_it = |ours: &Ours| cut::content_of(&ours.claim.uid).is_some_and(|(_, uid)| uid == content.uid);
+    let of_it = |ours: &Ours| claim::content_of(&ours.claim.uid).is_some_and(|(_, uid)| uid == content.uid);
     for ours in held_here(gates).into_iter().filter(of_it) {
         let gone = (news.gone || content.deleting && !is_cut).then_some(End::Nobody("its content is gone"));
         let why = gone.or_else(|| why(gates, &ours, ages.is_young(&ours.claim, Instant::now())));
@@ -171,11 +173,10 @@ fn held_here(gates: &Gates) -> Vec<Ours> {
 
 fn claims<'v>(view: &'v FreezeView, us: &'v str) -> impl Iterator<Item = Ours> + 'v {
     let database = view.status.targets.first().map(|target| target.database.clone()).unwrap_or_default();
-    let live = view
-        .status
-        .claims
-        .iter()
-        .filter(move |claim| claim.ended_at.is_none() && claim.user == us && cut::content_of(&claim.uid).is_some());
+    let live =
+        view.status.claims.iter().filter(move |claim| {
+            claim.ended_at.is_none() && claim.user == us && claim::content_of(&claim.uid).is_some()
+        });
     live.map(move |claim| Ours {
         namespace: view.freeze.namespace.clone(),
         database: database.clone(),
@@ -193,7 +194,7 @@ fn end(gates: &Gates, ours: Ours, why: Option<End>, ending: &Doing) {
 
 /// `young`: its admission may yet be stored, and seen here.
 fn why(gates: &Gates, ours: &Ours, young: bool) -> Option<End> {
-    let (_, uid) = cut::content_of(&ours.claim.uid)?;
+    let (_, uid) = claim::content_of(&ours.claim.uid)?;
     let known = gates.known();
     let Some(content) = known.get(uid) else { return (!young).then_some(End::Nobody("its content is not there")) };
     match content.fate {
@@ -228,7 +229,7 @@ async fn finish(gates: &Gates, ours: Ours, end: End, seen_at: Timestamp) {
         End::Nobody(why) => {
             info!(claim = ours.claim.uid, why, "let go without a cut");
             gates.was_let_go(&ours.claim.uid, why);
-            if let Some((_, uid)) = cut::content_of(&ours.claim.uid) {
+            if let Some((_, uid)) = claim::content_of(&ours.claim.uid) {
                 gates.note_missed(uid, why);
             }
             return;

@@ -9,7 +9,7 @@ mod holding;
 mod letting_go;
 mod taking;
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Phase, Stage};
 use jiff::Timestamp;
@@ -20,7 +20,8 @@ use tokio::{
 use tracing::{info, warn};
 
 use super::{
-    Answer, COMMANDS, CannotJoin, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request, Vitals,
+    Answer, AnsweredWhen, COMMANDS, CannotJoin, Ended, Ending, Granted, Handle, Inner, Member, Refused, Request,
+    Vitals,
     outcome::{Finish, blank},
     recorder::{Recorder, write_until_done},
 };
@@ -36,7 +37,7 @@ use crate::{
 /// What a freeze is asked.
 #[derive(Debug)]
 pub(super) enum Command {
-    Join { claimant: Claimant, wish: Wish, answer: Answer },
+    Join { claimant: Claimant, wish: Wish, answered: AnsweredWhen, answer: Answer },
     End { uid: String, stage: Stage, answer: oneshot::Sender<Option<Result<Ended, Refused>>> },
     Renew { uid: String, ttl: Option<Duration>, answer: oneshot::Sender<Option<Granted>> },
     Thaw { ending: Ending, answer: oneshot::Sender<Ended> },
@@ -57,6 +58,8 @@ pub(super) struct Task {
     vitals: Arc<Vitals>,
     /// Boxed, since a channel has room for 32 from the beginning (tokio `mpsc::block`), and most freezes are sent one or two.
     commands: mpsc::Receiver<Box<Command>>,
+    /// Taken from there, and not done yet.
+    deferred: VecDeque<Command>,
     claims: Claims,
     /// Callers that wait for their claim to hold.
     waiting: Vec<Waiter>,
@@ -75,6 +78,7 @@ pub(super) struct Task {
 #[derive(Debug)]
 struct Waiter {
     uid: String,
+    answered: AnsweredWhen,
     answer: Answer,
     /// The claim was there before this request.
     existing: bool,
@@ -143,7 +147,13 @@ impl Task {
             recorder,
             vitals,
             commands,
-            waiting: vec![Waiter { uid: request.claimant.uid.clone(), answer, existing: false }],
+            deferred: VecDeque::new(),
+            waiting: vec![Waiter {
+                uid: request.claimant.uid.clone(),
+                answered: request.answered,
+                answer,
+                existing: false,
+            }],
             renewed: Vec::new(),
             leaving: Vec::new(),
             claims,
@@ -159,7 +169,7 @@ impl Task {
         info!(freeze = %self.freeze, level = %self.level, copy = %self.copy, "freeze begins");
         let (held, finish) = match self.take_hold().await {
             Ok((group, hard_end)) => self.hold(group, hard_end).await,
-            Err(finish) => (None, finish),
+            Err(not_held) => not_held,
         };
         let farewell = self.let_go(held, finish).await;
         // Whoever was answered comes first: ending a session is work for the server, and nobody waits for it.

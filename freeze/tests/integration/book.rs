@@ -12,7 +12,7 @@ use std::{
 use api::{ClaimKind, FreezeSpec, FreezeStatus, Phase};
 use async_trait::async_trait;
 use freeze::{
-    Claimant, Directory, FreezeName, Freezer, Journal, JournalError, Request, Target, Whereabouts,
+    AnsweredWhen, Claimant, Directory, FreezeName, Freezer, Journal, JournalError, Request, Target, Whereabouts,
     engines::memory::MemoryServer,
 };
 
@@ -135,5 +135,6 @@ pub(crate) fn request(freeze: &str, uid: &str, targets: Vec<Target>, ttl: Durati
         ttl,
         max_frozen: Duration::from_secs(30),
         accepted: None,
+        answered: AnsweredWhen::Written,
     }
 }

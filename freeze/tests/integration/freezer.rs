@@ -7,7 +7,7 @@ use std::{
 
 use api::{BlockerPolicy, Copy, Level, Phase, Role, Stage};
 use freeze::{
-    CannotJoin, Ending, Plan, Refused, Target,
+    AnsweredWhen, CannotJoin, Ending, Plan, Refused, Request, Target,
     engines::memory::{MemoryServer, Step, Strike},
 };
 use futures::future::join_all;
@@ -206,6 +206,79 @@ async fn what_the_journal_does_not_know_does_not_hold() {
         assert!(server.commit(COMMIT).await);
         assert_eq!(server.leftovers(), "", "with {writes_before} writes");
     }
+}
+
+/// Whoever does not wait for the journal goes by it in the end.
+#[tokio::test(start_paused = true)]
+async fn who_is_answered_when_it_holds_does_not_wait_for_the_journal_and_is_not_believed_without_it() {
+    const WRITE: Duration = Duration::from_millis(400);
+    for joins in [false, true] {
+        let mut took = Vec::new();
+        for answered in [AnsweredWhen::Held, AnsweredWhen::Written] {
+            let (freezer, book) = freezer();
+            let server = MemoryServer::default();
+            let targets = vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)];
+            let asked = Request { answered, ..request("f", "a", targets.clone(), TTL) };
+            if joins {
+                freezer.quiesce(request("f", "first", targets, TTL)).await.unwrap();
+            }
+            book.delay_ms.store(WRITE.as_millis().try_into().unwrap(), Ordering::SeqCst);
+            let began = Instant::now();
+            let granted = freezer.quiesce(asked).await.unwrap();
+            took.push(began.elapsed());
+            assert_eq!(granted.status.phase, Phase::Frozen);
+            assert!(granted.claim.frozen_at.is_some() && !server.commit(Duration::ZERO).await);
+            for uid in if joins { &["a", "first"][..] } else { &["a"] } {
+                freezer.unquiesce("ns", "db", uid, Stage::Thaw).await.unwrap().unwrap();
+            }
+            assert!(server.commit(COMMIT).await);
+            assert_eq!(book.status(&name("f")).phase, Phase::Thawed);
+        }
+        assert_eq!(took[1], took[0] + WRITE, "joins: {joins}");
+    }
+
+    let (freezer, book) = freezer();
+    let server = MemoryServer::default();
+    // The object, what would have to be undone, and no more.
+    book.fails_after.store(3, Ordering::SeqCst);
+    let targets = vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)];
+    let granted = freezer.quiesce(Request { answered: AnsweredWhen::Held, ..request("f", "a", targets, TTL) }).await;
+    assert_eq!(granted.unwrap().status.phase, Phase::Frozen);
+    assert!(server.commit(COMMIT).await, "what could not be written is let go");
+    book.fails_after.store(0, Ordering::SeqCst);
+    let ended = freezer.unquiesce("ns", "db", "a", Stage::Thaw).await.unwrap().unwrap();
+    assert_eq!((ended.status.phase, ended.status.proved), (Phase::Lost, None));
+    freezer.drain(Duration::from_secs(60)).await;
+    assert_eq!(book.status(&name("f")).phase, Phase::Lost);
+    assert!(!book.phases.lock().unwrap().contains(&Phase::Frozen));
+}
+
+/// Its cut may be over before that is written.
+#[tokio::test(start_paused = true)]
+async fn who_was_answered_when_it_held_ends_it_without_waiting_for_the_journal_and_nobody_else_does() {
+    let (freezer, book) = freezer();
+    let server = MemoryServer::default();
+    let targets = vec![target("db", &server, Level::WriteBlocked, Copy::Atomic)];
+    let asked = || Request { answered: AnsweredWhen::Held, ..request("f", "a", targets.clone(), TTL) };
+    book.delay_ms.store(400, Ordering::SeqCst);
+    freezer.quiesce(asked()).await.unwrap();
+    // Asks for the same, and is gone.
+    assert!(timeout(Duration::ZERO, freezer.quiesce(asked())).await.is_err());
+    sleep(Duration::from_secs(2)).await;
+    assert!(!server.commit(Duration::ZERO).await, "somebody was told that it holds");
+    freezer.unquiesce("ns", "db", "a", Stage::Thaw).await.unwrap().unwrap();
+
+    let again = || Request { answered: AnsweredWhen::Held, ..request("g", "b", targets.clone(), TTL) };
+    freezer.quiesce(again()).await.unwrap();
+    let (began, ending) = (Instant::now(), freezer.unquiesce("ns", "db", "b", Stage::Thaw));
+    let (ended, written) = tokio::join!(ending, async {
+        assert!(server.commit(COMMIT).await);
+        began.elapsed()
+    });
+    assert!(written < Duration::from_millis(400), "{written:?}");
+    let ended = ended.unwrap().unwrap();
+    assert_eq!((ended.status.phase, ended.status.proved), (Phase::Thawed, Some(true)));
+    assert_eq!(book.status(&name("g")).phase, Phase::Thawed);
 }
 
 #[tokio::test(start_paused = true)]

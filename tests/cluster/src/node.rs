@@ -132,7 +132,7 @@ runtime_type = "io.containerd.runc.v2"
     /// Names in the cluster; nothing outside has to be resolved.
     fn corefile(&self, network: Network) -> String {
         format!(
-            ".:53 {{\n    bind {}\n    errors\n    kubernetes {DOMAIN} {{\n        kubeconfig {}\n    }}\n}}\n",
+            ".:53 {{\n    bind {}\n    errors\n    kubernetes {DOMAIN} {{\n        kubeconfig \"{}\"\n    }}\n}}\n",
             network.node(),
             text(&self.file("coredns.kubeconfig"))
         )

@@ -17,7 +17,7 @@ const MOMENT: Duration = Duration::from_secs(1);
 /// One namespace of a cluster with Stillpoint.
 pub(crate) struct World<'c> {
     pub(crate) cluster: &'c Cluster,
-    namespace: &'c str,
+    pub(crate) namespace: &'c str,
 }
 
 impl<'c> World<'c> {

@@ -15,35 +15,46 @@ use kube::{
     api::{ApiResource, DynamicObject, PostParams},
 };
 use serde_json::Value;
-use tokio::task::JoinSet;
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
-use super::numbers::{Promise, milliseconds, percentile};
+use super::{
+    numbers::{Promise, milliseconds, percentile},
+    stages::SNAPSHOTTER,
+};
 use crate::{
     gates::world::World,
     installed::{DEPLOYMENT, NAMESPACE, SOON, gated, rolled_out},
 };
 
-const MANY: usize = 200;
+const AT_ONCE: usize = 200;
+const IN_TURN: usize = 50;
+/// How often it is looked whether one is ready: seldom, or looking would be what is measured.
+const LOOK: Duration = Duration::from_millis(100);
 /// What half of them lose at most.
 const LOSS: Duration = Duration::from_millis(3);
 /// The sidecars' own limits would be all that is measured.
 const QUICK: [&str; 2] = ["--kube-api-qps=500", "--kube-api-burst=1000"];
-/// Who makes the snapshots, and who marks their contents. Others patch these, too: snapshot-controller puts its finalizer on them at the
+/// Who makes the snapshots. Who marks their contents is not alone in patching them: snapshot-controller puts its finalizer on them at the
 /// same time.
 const MAKER: &str = "kubernetes-admin";
-const MARKER: &str = "system:serviceaccount:default:csi-snapshotter";
 
 /// How long snapshots of what is nobody's took, in the two orders.
 #[derive(Debug)]
 pub(super) struct Slowed {
-    with: Took,
+    /// In a namespace that has no Database.
+    apart: Took,
+    /// Beside Databases.
+    beside: Took,
     without: Took,
 }
 
 /// Of each snapshot.
 #[derive(Debug)]
 struct Took {
-    /// One made when the one before is: what it costs to be asked.
+    /// One made when the one before is ready: what it costs to be asked.
     in_turn: Vec<Duration>,
     /// All made together: what a machine does at once, and who waits for whom.
     at_once: Vec<Duration>,
@@ -54,13 +65,20 @@ pub(super) async fn slowed(world: &World<'_>) -> Result<Slowed> {
     for component in [Component::SnapshotController, Component::Snapshotter] {
         cluster.restart_with(component, &QUICK).await?;
     }
-    world.apply(&workload::claim("idle", None)).await?;
+    cluster.kubectl(&["create", "namespace", "apart"]).await?.ok()?;
+    let elsewhere = World::of(cluster, "apart").await?;
+    for world in [world, &elsewhere] {
+        world.apply(&workload::claim("idle", None)).await?;
+    }
     let before = gated(cluster, "nothing").await?;
-    let with = took_both(world, "with").await?;
+    let apart = took_both(&elsewhere, "apart").await?;
+    let asked = gated(cluster, "nothing").await? - before;
+    ensure!(asked < 1.0, "the gate was asked {asked} times about who has no Database");
+    let beside = took_both(world, "beside").await?;
     // Else there is nothing to lose.
     let asked = gated(cluster, "nothing").await? - before;
     #[expect(clippy::cast_precision_loss, reason = "a count")]
-    let all = 2.0 * MANY as f64;
+    let all = (IN_TURN + AT_ONCE) as f64;
     ensure!(asked >= all, "the gate was asked {asked} times for {all} snapshots");
     // Nobody is left who would have it back.
     cluster.kubectl(&["scale", DEPLOYMENT, "-n", NAMESPACE, "--replicas=0"]).await?.ok()?;
@@ -68,12 +86,29 @@ pub(super) async fn slowed(world: &World<'_>) -> Result<Slowed> {
     let configuration = ["delete", "validatingwebhookconfiguration", api::install::webhooks::NAME];
     cluster.kubectl(&configuration).await?.ok()?;
     let without = took_both(world, "without").await?;
-    Ok(Slowed { with, without })
+    Ok(Slowed { apart, beside, without })
 }
 
 async fn took_both(world: &World<'_>, prefix: &str) -> Result<Took> {
-    let in_turn = took(world, &format!("{prefix}-in-turn"), false).await?;
-    Ok(Took { in_turn, at_once: took(world, &format!("{prefix}-at-once"), true).await? })
+    let names = |how: &str, count| (0..count).map(|number| format!("{prefix}-{how}-{number}")).collect();
+    let (in_turn, at_once): (HashSet<String>, HashSet<String>) = (names("in-turn", IN_TURN), names("at-once", AT_ONCE));
+    let snapshots = snapshots(world).await?;
+    for name in &in_turn {
+        make(&snapshots, std::slice::from_ref(name)).await?;
+        let is_ready = async || {
+            while snapshots.get(name).await?.data["status"]["readyToUse"] != true {
+                sleep(LOOK).await;
+            }
+            Ok::<_, kube::Error>(())
+        };
+        timeout(SOON, is_ready()).await??;
+    }
+    let in_turn = took(world, &in_turn).await?;
+    make(&snapshots, &at_once).await?;
+    let at_once = took(world, &at_once).await?;
+    // Whoever is measured next begins with as little.
+    world.kubectl(&["delete", "volumesnapshots", "--all", "--timeout=300s"]).await?;
+    Ok(Took { in_turn, at_once })
 }
 
 impl Slowed {
@@ -87,20 +122,27 @@ impl Slowed {
             }
         };
         vec![
-            promise("in turn", &self.with.in_turn, &self.without.in_turn),
-            promise("at once", &self.with.at_once, &self.without.at_once),
+            promise("in turn, apart", &self.apart.in_turn, &self.without.in_turn),
+            promise("at once, apart", &self.apart.at_once, &self.without.at_once),
+            promise("in turn, beside Databases", &self.beside.in_turn, &self.without.in_turn),
+            promise("at once, beside Databases", &self.beside.at_once, &self.without.at_once),
         ]
     }
 }
 
 impl fmt::Display for Slowed {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(f, "admission of {MANY} snapshots of an unprotected claim, and of their marks:")?;
+        writeln!(
+            f,
+            "admission of snapshots of an unprotected claim, and of their marks, {IN_TURN} in turn and {AT_ONCE} at once:"
+        )?;
         for (name, all) in [
-            ("in turn, with the webhooks", &self.with.in_turn),
-            ("in turn, without", &self.without.in_turn),
-            ("at once, with the webhooks", &self.with.at_once),
-            ("at once, without", &self.without.at_once),
+            ("in turn, apart", &self.apart.in_turn),
+            ("in turn, beside Databases", &self.beside.in_turn),
+            ("in turn, without us", &self.without.in_turn),
+            ("at once, apart", &self.apart.at_once),
+            ("at once, beside Databases", &self.beside.at_once),
+            ("at once, without us", &self.without.at_once),
         ] {
             let [half, most] = [50, 99].map(|percent| milliseconds(percentile(&mut all.clone(), percent)));
             writeln!(f, "{name:<32} p50 {half}, p99 {most}")?;
@@ -109,15 +151,13 @@ impl fmt::Display for Slowed {
     }
 }
 
-/// How long kube-apiserver took to take each snapshot and to mark its content, together.
-async fn took(world: &World<'_>, prefix: &str, at_once: bool) -> Result<Vec<Duration>> {
-    let names: HashSet<String> = (0..MANY).map(|number| format!("{prefix}-{number}")).collect();
-    make(world, &names, at_once).await?;
+/// How long kube-apiserver took to take each snapshot and to mark its content, together, when all of them are cut.
+async fn took(world: &World<'_>, names: &HashSet<String>) -> Result<Vec<Duration>> {
     until("all are cut", SOON * 5, || async {
         let snapshots = world.list("volumesnapshots").await?;
         let ready = snapshots.iter().filter(|snapshot| snapshot["status"]["readyToUse"] == true);
         let ready = ready.filter(|snapshot| names.contains(text(&snapshot["metadata"]["name"]))).count();
-        ensure!(ready == MANY, "{ready} of {MANY}");
+        ensure!(ready == names.len(), "{ready} of {}", names.len());
         Ok(())
     })
     .await?;
@@ -139,7 +179,7 @@ async fn took(world: &World<'_>, prefix: &str, at_once: bool) -> Result<Vec<Dura
                 made.insert(name.to_owned(), between(&event)?);
             }
             // Its first is the mark.
-            ("volumesnapshotcontents", "patch", MARKER) => {
+            ("volumesnapshotcontents", "patch", SNAPSHOTTER) => {
                 if let Some(snapshot) = contents.get(name).filter(|snapshot| names.contains(**snapshot)) {
                     let took = between(&event)?;
                     marked.entry((*snapshot).to_owned()).or_insert(took);
@@ -148,13 +188,12 @@ async fn took(world: &World<'_>, prefix: &str, at_once: bool) -> Result<Vec<Dura
             _ => {}
         }
     }
-    let both = made.len() == MANY && marked.len() == MANY;
-    ensure!(both, "{} of {MANY} are made and {} marked by the audit log", made.len(), marked.len());
+    let both = made.len() == names.len() && marked.len() == names.len();
+    ensure!(both, "{} of {} are made and {} marked by the audit log", made.len(), names.len(), marked.len());
     Ok(made.into_iter().map(|(name, took)| took + marked[&name]).collect())
 }
 
-/// Each by a request of its own, all on their way together or one after the other.
-async fn make(world: &World<'_>, names: &HashSet<String>, at_once: bool) -> Result<()> {
+async fn snapshots(world: &World<'_>) -> Result<Api<DynamicObject>> {
     let kind = ApiResource {
         group: api::gate::SNAPSHOTS.to_owned(),
         version: "v1".to_owned(),
@@ -162,15 +201,16 @@ async fn make(world: &World<'_>, names: &HashSet<String>, at_once: bool) -> Resu
         kind: "VolumeSnapshot".to_owned(),
         plural: "volumesnapshots".to_owned(),
     };
-    let snapshots: Api<DynamicObject> = Api::namespaced_with(world.cluster.client().await?, "default", &kind);
+    Ok(Api::namespaced_with(world.cluster.client().await?, world.namespace, &kind))
+}
+
+/// Each by a request of its own, all on their way together.
+async fn make(snapshots: &Api<DynamicObject>, names: impl IntoIterator<Item = &String>) -> Result<()> {
     let mut making = JoinSet::new();
     for name in names {
         let snapshot = serde_json::from_value(workload::snapshot(name, "idle"))?;
         let snapshots = snapshots.clone();
         making.spawn(async move { snapshots.create(&PostParams::default(), &snapshot).await.map(drop) });
-        if !at_once && let Some(made) = making.join_next().await {
-            made??;
-        }
     }
     while let Some(made) = making.join_next().await {
         made??;

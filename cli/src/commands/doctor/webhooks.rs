@@ -3,7 +3,7 @@
 mod configuration;
 
 use api::{
-    gate,
+    Database, gate,
     install::{
         ACCOUNT,
         webhooks::{NAME, SERVING},
@@ -59,6 +59,13 @@ pub(super) async fn look(client: &Client, home: &str) -> Vec<Finding> {
     };
     findings.push(configuration::trusted(home, found.configuration.as_ref(), secret.as_ref()));
     if let Some(found) = &found.configuration {
+        let databases: Api<Database> = Api::all(client.clone());
+        findings.push(match databases.list_metadata(&ListParams::default()).await {
+            Ok(list) => {
+                configuration::shown(found, &list.items.iter().filter_map(ResourceExt::namespace).collect(), home)
+            }
+            Err(error) => Finding::unseen("shown", "Databases", &error),
+        });
         let labelled = ListParams::default().labels(&format!("{}={}", gate::POLICY, gate::REQUIRED));
         let namespaces: Api<Namespace> = Api::all(client.clone());
         findings.push(match namespaces.list(&labelled).await {

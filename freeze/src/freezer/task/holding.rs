@@ -12,7 +12,7 @@ use tracing::warn;
 
 use super::{
     super::{
-        Answer, COMMANDS, Ended, Refused,
+        Answer, AnsweredWhen, COMMANDS, Ended, Refused,
         outcome::{Finish, keep, prove},
     },
     Command, Leaver, PROVE, STOP, Task, Waiter,
@@ -88,8 +88,9 @@ impl Task {
     /// Takes what is queued, so that many claims that come and go together share one barrier and one proof.
     async fn settle_claims(&mut self, group: &mut Group, hard_end: Instant) -> Result<Option<Finish>, Fault> {
         for _ in 0..COMMANDS {
-            let Ok(command) = self.commands.try_recv() else { break };
-            if let Some(finish) = self.while_holding(*command, group, hard_end).await? {
+            let next = self.deferred.pop_front().or_else(|| self.commands.try_recv().ok().map(|command| *command));
+            let Some(command) = next else { break };
+            if let Some(finish) = self.while_holding(command, group, hard_end).await? {
                 return Ok(Some(finish));
             }
         }
@@ -112,7 +113,9 @@ impl Task {
         hard_end: Instant,
     ) -> Result<Option<Finish>, Fault> {
         match command {
-            Command::Join { claimant, wish, answer } => self.join(claimant, wish, answer, hard_end),
+            Command::Join { claimant, wish, answered, answer } => {
+                self.join(claimant, wish, answered, answer, hard_end);
+            }
             Command::Renew { uid, ttl, answer } => {
                 if self.claims.renew(&uid, ttl, Instant::now(), hard_end).is_none() {
                     answer.send(None).ok();
@@ -159,22 +162,22 @@ impl Task {
         }
     }
 
-    fn join(&mut self, claimant: Claimant, wish: Wish, answer: Answer, hard_end: Instant) {
+    fn join(&mut self, claimant: Claimant, wish: Wish, answered: AnsweredWhen, answer: Answer, hard_end: Instant) {
         let left = lease::left(hard_end, Instant::now());
         match may_join((self.level, self.copy), wish, left) {
             // The same claim again is no second one, whatever it asks for.
             Err(why) if !self.claims.is_alive(&claimant.uid) => {
                 answer.send(Err(self.conflict(why))).ok();
             }
-            _ => self.admit(claimant, wish, answer),
+            _ => self.admit(claimant, wish, answered, answer),
         }
     }
 
-    pub(super) fn admit(&mut self, claimant: Claimant, wish: Wish, answer: Answer) {
+    pub(super) fn admit(&mut self, claimant: Claimant, wish: Wish, answered: AnsweredWhen, answer: Answer) {
         let uid = claimant.uid.clone();
         self.vitals.admit(&claimant);
         let existing = !self.claims.add(claimant, wish.ttl, Moment::now());
-        self.waiting.push(Waiter { uid, answer, existing });
+        self.waiting.push(Waiter { uid, answered, answer, existing });
     }
 
     /// One further still point for all claims that wait for one, those in the queue included. Their leases are their own: the
@@ -184,6 +187,11 @@ impl Task {
         self.last_pulse = Instant::now();
         let frozen_at = group::frozen_at(self.level, &acquired);
         self.claims.grant(frozen_at, Instant::now(), hard_end);
+        if self.waits_until_held() {
+            let claims = self.claims.show(Instant::now(), Timestamp::now());
+            self.recorder.show(|status| status.claims = claims).await;
+            self.answer_held();
+        }
         self.show_claims().await;
         Ok(())
     }
@@ -202,30 +210,46 @@ impl Task {
     /// Tells those who wait that their claim holds. A claim that nobody waits for any more is nobody's: it ends.
     async fn answer_granted(&mut self) {
         self.dismiss_withdrawn();
-        if self.waiting.is_empty() {
-            return;
+        if self.tell_granted(|_| true) {
+            self.show_claims().await;
         }
-        let (granted, waiting): (Vec<_>, Vec<_>) =
-            std::mem::take(&mut self.waiting).into_iter().partition(|waiter| self.claims.is_granted(&waiter.uid));
+    }
+
+    /// Whether somebody waits until it holds, and not for the journal.
+    pub(super) fn waits_until_held(&self) -> bool {
+        self.waiting.iter().any(|waiter| waiter.answered == AnsweredWhen::Held)
+    }
+
+    /// Tells those, by what is shown already; what follows from it is written next.
+    pub(super) fn answer_held(&mut self) {
+        self.dismiss_withdrawn();
+        self.tell_granted(|waiter| waiter.answered == AnsweredWhen::Held);
+    }
+
+    /// Answers whether somebody did not hear it, whose claim has ended for that.
+    fn tell_granted(&mut self, whom: impl Fn(&Waiter) -> bool) -> bool {
+        let waiting = std::mem::take(&mut self.waiting);
+        let granted = |waiter: &Waiter| whom(waiter) && self.claims.is_granted(&waiter.uid);
+        let (granted, waiting): (Vec<_>, Vec<_>) = waiting.into_iter().partition(granted);
         self.waiting = waiting;
-        let (mut heard, mut unheard) = (Vec::new(), Vec::new());
-        for Waiter { uid, answer, existing } in granted {
+        let mut unheard = Vec::new();
+        for Waiter { uid, answer, existing, .. } in granted {
             let Some(grant) = self.granted(&uid, existing) else {
                 continue;
             };
             if answer.send(Ok(grant)).is_ok() {
-                heard.push(uid);
+                self.claims.heard(&uid);
             } else {
                 unheard.push(uid);
             }
         }
-        for uid in unheard.iter().filter(|uid| !heard.contains(uid)) {
+        let waits = |uid: &String| self.waiting.iter().any(|waiter| waiter.uid == *uid);
+        unheard.retain(|uid| !self.claims.was_heard(uid) && !waits(uid));
+        for uid in &unheard {
             warn!(freeze = %self.freeze, claim = %uid, "whoever asked is gone; the claim ends");
             self.claims.end(uid, Timestamp::now());
         }
-        if !unheard.is_empty() {
-            self.show_claims().await;
-        }
+        !unheard.is_empty()
     }
 
     /// Ends the data phase of a Files copy; session and slot stay.

@@ -79,6 +79,7 @@ impl Task {
         }
         self.answer_everybody(&finish, &causes);
         // Whoever still asks is not kept waiting while the rest is undone.
+        self.deferred.clear();
         self.commands.close();
         while self.commands.try_recv().is_ok() {}
         gone.farewell

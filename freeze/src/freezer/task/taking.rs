@@ -1,9 +1,9 @@
 //! Taking hold: all members prepared while the journal is told of the freeze, acquired together, and written down before
-//! anybody is told. Whatever ends it undoes all.
+//! anybody is told, but for those who go by the journal in the end. Whatever ends it undoes all.
 
 use std::{sync::Arc, time::Duration};
 
-use api::{Check, FreezeSpec, Phase, Stage, conditions::reasons};
+use api::{Check, FreezeSpec, FreezeStatus, Phase, Stage, conditions::reasons};
 use jiff::Timestamp;
 use tokio::{sync::Notify, time::Instant};
 use tokio_util::task::TaskTracker;
@@ -14,22 +14,26 @@ use super::{
         outcome::{Finish, conclude, report},
         recorder::Recorder,
     },
-    Command, Leaver, RELEASE, Task,
+    COMMANDS, Command, Leaver, RELEASE, Task,
 };
 use crate::{
     claims::may_join,
     driver::Acquired,
     error::Error,
     group::{self, Fault, Group, Target},
+    journal::JournalError,
     lease::{self, LONGEST_SERVER_TTL},
 };
+
+/// How it ended, with what may still hold of it.
+type NotHeld = (Option<Group>, Finish);
 
 /// Taking hold always takes some of what was asked for.
 const NOT_WORTH_TELLING: Duration = Duration::from_secs(1);
 
 impl Task {
     /// Cancellation: a claim's end or a thaw drops the work in progress, and its connections with it.
-    pub(super) async fn take_hold(&mut self) -> Result<(Group, Instant), Finish> {
+    pub(super) async fn take_hold(&mut self) -> Result<(Group, Instant), NotHeld> {
         let (spec, accepted) = (self.spec.clone(), self.accepted.take());
         let taking = Taking { targets: self.targets.clone(), max_frozen: self.max_frozen, spec, accepted };
         let work = taking.take(Arc::clone(&self.recorder), self.inner.tasks.clone());
@@ -38,11 +42,11 @@ impl Task {
         let (group, acquired, warnings) = loop {
             tokio::select! {
                 biased;
-                () = thaw.cancelled() => return Err(Finish::Shutdown),
-                taken = &mut work => break taken.map_err(Finish::Failed)?,
+                () = thaw.cancelled() => return Err((None, Finish::Shutdown)),
+                taken = &mut work => break taken.map_err(|faults| (None, Finish::Failed(faults)))?,
                 Some(command) = self.commands.recv() => {
                     if let Some(finish) = self.while_taking(*command) {
-                        return Err(finish);
+                        return Err((None, finish));
                     }
                 }
             }
@@ -52,11 +56,11 @@ impl Task {
     }
 
     /// It holds: grants the claims that were made before the still point, and writes it down.
-    async fn record_frozen(&mut self, group: Group, acquired: Vec<Acquired>) -> Result<(Group, Instant), Finish> {
+    async fn record_frozen(&mut self, group: Group, acquired: Vec<Acquired>) -> Result<(Group, Instant), NotHeld> {
         let (now, at) = (Instant::now(), Timestamp::now());
         let hard_end = group.since() + self.max_frozen;
         if now >= hard_end {
-            return Err(self.too_slow(group).await);
+            return Err((None, self.too_slow(group).await));
         }
         self.warn_of_the_time_that_is_left(lease::left(hard_end, now));
         let frozen_at = group::frozen_at(self.level, &acquired);
@@ -64,7 +68,7 @@ impl Task {
         let claims = self.claims.show(now, at);
         let expires_at = self.expires_at(now, at, hard_end);
         self.vitals.set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
-        let written = self.recorder.write(|status| {
+        let frozen = |status: &mut FreezeStatus| {
             status.phase = Phase::Frozen;
             status.frozen_at = Some(api::micro_time(frozen_at.at));
             status.expires_at = Some(api::micro_time(expires_at));
@@ -74,14 +78,62 @@ impl Task {
                 target.ended_sessions = acquired.ended_sessions;
             }
             conclude(status, reasons::OK, "holds", at);
-        });
-        if let Err(journal) = written.await {
-            let gone = group.release(Instant::now() + RELEASE).await;
-            report(&self.freeze, &gone.faults);
-            return Err(Finish::Failed(vec![self.fault(journal.into())]));
+        };
+        if self.waits_until_held() {
+            let databases: Vec<&str> = self.members.iter().map(|(_, database)| database.as_str()).collect();
+            if let Err(journal) = self.recorder.may_hold(&databases) {
+                return Err((None, self.unwritten(group, journal).await));
+            }
+            self.recorder.show(frozen).await;
+            self.answer_held();
+            if let Err(journal) = self.write_behind().await {
+                // Somebody was told that it holds: it is lost to him.
+                let fault = self.fault(journal.into());
+                return Err((Some(group), Finish::Lost(fault)));
+            }
+        } else if let Err(journal) = self.recorder.write(frozen).await {
+            return Err((None, self.unwritten(group, journal).await));
         }
         info!(freeze = %self.freeze, "frozen");
         Ok((group, hard_end))
+    }
+
+    /// Writes down what is shown. What is asked meanwhile is done after it; but an end of all does not wait for it: then the end is
+    /// written instead.
+    async fn write_behind(&mut self) -> Result<(), JournalError> {
+        let claims = self.claims.show(Instant::now(), Timestamp::now());
+        let recorder = Arc::clone(&self.recorder);
+        let write = async move { recorder.write(|status| status.claims = claims).await };
+        tokio::pin!(write);
+        let thaw = self.inner.thaw.clone();
+        loop {
+            tokio::select! {
+                biased;
+                written = &mut write => return written,
+                () = thaw.cancelled() => return Ok(()),
+                Some(command) = self.commands.recv(), if self.deferred.len() < COMMANDS => {
+                    let ends = self.deferred.is_empty() && self.ends_all(&command);
+                    self.deferred.push_back(*command);
+                    if ends {
+                        return Ok(());
+                    }
+                }
+            }
+        }
+    }
+
+    fn ends_all(&self, command: &Command) -> bool {
+        match command {
+            Command::Thaw { .. } => true,
+            Command::End { uid, stage: Stage::Thaw, .. } => self.claims.is_only(uid),
+            _ => false,
+        }
+    }
+
+    async fn unwritten(&self, group: Group, journal: JournalError) -> Finish {
+        let gone = group.release(Instant::now() + RELEASE).await;
+        report(&self.freeze, &gone.faults);
+        Finish::Failed(vec![self.fault(journal.into())])
     }
 
     async fn too_slow(&self, group: Group) -> Finish {
@@ -107,13 +159,13 @@ impl Task {
 
     fn while_taking(&mut self, command: Command) -> Option<Finish> {
         match command {
-            Command::Join { claimant, wish, answer } => {
+            Command::Join { claimant, wish, answered, answer } => {
                 match may_join((self.level, self.copy), wish, self.max_frozen) {
                     // The same claim, waited for twice, is not a second data phase.
                     Err(why) if !self.claims.is_alive(&claimant.uid) => {
                         answer.send(Err(self.conflict(why))).ok();
                     }
-                    _ => self.admit(claimant, wish, answer),
+                    _ => self.admit(claimant, wish, answered, answer),
                 }
                 None
             }

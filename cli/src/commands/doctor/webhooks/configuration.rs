@@ -64,6 +64,35 @@ pub(super) fn trusted(
     }
 }
 
+/// Whether snapshots are shown of all namespaces that have Databases.
+pub(super) fn shown(
+    configuration: &ValidatingWebhookConfiguration,
+    with_databases: &BTreeSet<String>,
+    home: &str,
+) -> Finding {
+    let wanted: BTreeSet<&String> =
+        with_databases.iter().filter(|name| !left_alone(home).contains(&name.as_str())).collect();
+    let of_declared = |entry: &&ValidatingWebhook| entry.name.starts_with("preflight.");
+    let these: BTreeSet<String> = values(configuration, "In", of_declared).into_iter().flatten().collect();
+    let all_but = values(configuration, "NotIn", of_declared).into_iter().next();
+    let is_shown =
+        |name: &str| these.contains(name) || all_but.as_ref().is_some_and(|but| !but.iter().any(|one| one == name));
+    let missing: Vec<&str> = wanted.iter().map(|name| name.as_str()).filter(|name| !is_shown(name)).collect();
+    if wanted.is_empty() {
+        return Finding::pass("shown", "no namespace has a Database yet: about snapshots nobody is asked");
+    }
+    match missing.as_slice() {
+        [] => Finding::pass("shown", format!("snapshots are shown of all {} namespaces with Databases", wanted.len())),
+        missing => Finding::fail(
+            "shown",
+            format!("snapshots of {} are cut without asking: kube-apiserver was not told of it", missing.join(", ")),
+            format!(
+                "whoever leads tells it within seconds; if it stays so, see the log of {ACCOUNT}, and the rights above"
+            ),
+        ),
+    }
+}
+
 /// Namespaces that want nothing less: those that say so, and those that are asked about with `Fail`.
 pub(super) fn required(
     configuration: &ValidatingWebhookConfiguration,
@@ -111,11 +140,19 @@ pub(super) fn required(
 }
 
 fn in_fail_entries(configuration: &ValidatingWebhookConfiguration) -> BTreeSet<String> {
-    let entries = configuration.webhooks.iter().flatten();
-    let strict = entries.filter(|entry| entry.failure_policy.as_deref() == Some("Fail"));
-    let expressions =
-        strict.filter_map(|entry| entry.namespace_selector.as_ref()?.match_expressions.as_ref()).flatten();
-    expressions.filter(|one| one.operator == "In").filter_map(|one| one.values.clone()).flatten().collect()
+    let strict = |entry: &&ValidatingWebhook| entry.failure_policy.as_deref() == Some("Fail");
+    values(configuration, "In", strict).into_iter().flatten().collect()
+}
+
+/// What the selectors of namespaces of such entries have beside this operator.
+fn values(
+    configuration: &ValidatingWebhookConfiguration,
+    operator: &str,
+    of: impl Fn(&&ValidatingWebhook) -> bool,
+) -> Vec<Vec<String>> {
+    let entries = configuration.webhooks.iter().flatten().filter(of);
+    let selectors = entries.filter_map(|entry| entry.namespace_selector.as_ref()?.match_expressions.as_ref());
+    selectors.flatten().filter(|one| one.operator == operator).filter_map(|one| one.values.clone()).collect()
 }
 
 /// Worth knowing: of these drivers a database is held from the declaration of the cut on.
@@ -138,8 +175,13 @@ mod tests {
     use super::*;
 
     fn configuration(required: &[&str], bundle: &str) -> ValidatingWebhookConfiguration {
+        of_databases(required, None, bundle)
+    }
+
+    fn of_databases(required: &[&str], databases: Option<&[String]>, bundle: &str) -> ValidatingWebhookConfiguration {
         let required: Vec<String> = required.iter().map(|name| (*name).to_owned()).collect();
-        let made = Webhooks { namespace: "home", ca_bundle: bundle, required: &required, content_drivers: &[] };
+        let made =
+            Webhooks { namespace: "home", ca_bundle: bundle, required: &required, databases, content_drivers: &[] };
         from_value(made.configuration()).unwrap()
     }
 
@@ -175,6 +217,23 @@ mod tests {
             (&[], &["kube-system", "home"], CheckResult::Warn, "home, kube-system is left alone"),
         ] {
             let finding = required(&configuration(known, "PEM"), &labelled(names), "home");
+            assert!(finding.result == result && finding.message.contains(says), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn who_has_a_database_and_is_not_shown_is_named() {
+        let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+        let shop = names(&["shop"]);
+        for (known, databases, result, says) in [
+            (None, &[][..], CheckResult::Pass, "no namespace"),
+            (None, &["shop", "home"], CheckResult::Pass, "all 1"),
+            (Some(&shop[..]), &["shop", "bank"], CheckResult::Pass, "all 2"),
+            (Some(&shop), &["shop", "stock", "till", "kube-system"], CheckResult::Fail, "of stock, till are cut"),
+            (Some(&[]), &["shop"], CheckResult::Fail, "of shop are cut"),
+        ] {
+            let databases: BTreeSet<String> = names(databases).into_iter().collect();
+            let finding = shown(&of_databases(&["bank"], known, "PEM"), &databases, "home");
             assert!(finding.result == result && finding.message.contains(says), "{finding:?}");
         }
     }
