@@ -18,7 +18,7 @@ use api::{AgentPolicy, Database, Engine};
 use freeze::remote::Link;
 use tracing::info;
 
-use crate::gates::Watched;
+use crate::topology::Watched;
 
 pub(crate) use meeting::{Door, serve};
 

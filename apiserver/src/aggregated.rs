@@ -26,7 +26,7 @@ use tracing::info;
 use crate::{
     agents::{self, Agents, Door},
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
-    gates::{self, Gates, Keeper, Watched},
+    gates::{self, Gates, Keeper},
     health::Condition,
     own_account::OwnAccount,
     records::{Cluster, Records},
@@ -34,6 +34,7 @@ use crate::{
     replicas::{Replicas, Us, WithPeers},
     resources::Served,
     server::{Core, Ending, Parts, Server},
+    topology::Watched,
 };
 use trust::Certificates;
 pub use trust::{Service, Serving};

@@ -13,19 +13,17 @@ mod cut;
 mod declared;
 mod endpoint;
 mod holding;
-mod index;
 mod judge;
 mod keep;
 mod kinds;
 mod known;
-mod policy;
+pub(crate) mod policy;
 mod preflight;
 mod real;
 mod said;
 mod thaw;
 mod verb;
 mod verdict;
-mod watched;
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -42,7 +40,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{app::App, own_account::OwnAccount, verbs::Verbs};
+use crate::{app::App, own_account::OwnAccount, topology::Watched, verbs::Verbs};
 use contents::{Content, Of};
 use holding::InVain;
 use kinds::{Kind, Kinds};
@@ -50,7 +48,6 @@ use known::Known;
 
 pub(crate) use endpoint::serve;
 pub(crate) use keep::Keeper;
-pub(crate) use watched::Watched;
 
 /// Cheap to clone.
 #[derive(Clone)]

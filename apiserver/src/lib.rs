@@ -48,6 +48,7 @@ mod store;
 mod table;
 mod target;
 mod targets;
+mod topology;
 mod verbs;
 mod watching;
 

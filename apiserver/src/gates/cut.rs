@@ -9,10 +9,8 @@ use api::{
 
 use jiff::Timestamp;
 
-use super::{
-    index::{Holds, Index, Name},
-    policy::Missed,
-};
+use super::policy::Missed;
+use crate::topology::{Holds, Index, Name};
 
 /// What a cut asks for; pure.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,9 +17,9 @@ pub(super) enum OnMissed {
 
 /// Of a Namespace.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct NamespacePolicy {
+pub(crate) struct NamespacePolicy {
     /// No copy is wanted that is not consistent.
-    pub(super) required: bool,
+    pub(crate) required: bool,
     on_missed: Option<OnMissed>,
     deadline: Option<Duration>,
 }
@@ -61,7 +61,7 @@ const OPERATORS: [Operator; 4] = [
 ];
 
 impl NamespacePolicy {
-    pub(super) fn read(metadata: &ObjectMeta) -> Self {
+    pub(crate) fn read(metadata: &ObjectMeta) -> Self {
         let (on_missed, deadline) = missed(metadata.annotations.as_ref());
         Self { required: text(metadata.labels.as_ref(), POLICY) == Some(REQUIRED), on_missed, deadline }
     }

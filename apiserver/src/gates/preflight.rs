@@ -9,10 +9,8 @@ use api::{
     gate::{Group, LONGEST_WARNING},
 };
 
-use super::{
-    cut::{Together, Wanted},
-    index::{Index, Name},
-};
+use super::cut::{Together, Wanted};
+use crate::topology::{Index, Name};
 
 /// What is known of a snapshot that is declared.
 pub(super) struct Declared<'a> {

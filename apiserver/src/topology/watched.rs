@@ -66,12 +66,12 @@ impl Watched {
         Self(Arc::new(Inner { index, seen: watch::channel(0).0, failing: Mutex::default() }))
     }
 
-    pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
+    pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.0.index.read().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether everything was seen once: before that nothing follows from what is not there. What is too old is not known either.
-    pub(super) fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         *self.0.seen.borrow() == KINDS && !self.failing().values().any(|since| since.elapsed() >= OLD)
     }
 

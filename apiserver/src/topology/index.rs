@@ -29,14 +29,14 @@ use self::{
     reach::{Behind, Reach, take},
     volumes::Volumes,
 };
-use super::policy::NamespacePolicy;
+use crate::gates::policy::NamespacePolicy;
 
 /// An object's name in its namespace.
-pub(super) type Name = (String, String);
+pub(crate) type Name = (String, String);
 
 /// What stands where.
 #[derive(Debug)]
-pub(super) struct Index {
+pub(crate) struct Index {
     /// What the names of this cluster end in.
     domain: String,
     volumes: Volumes,
@@ -50,20 +50,20 @@ pub(super) struct Index {
 
 /// A Database whose data a claim holds, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Found {
-    pub(super) database: String,
-    pub(super) pod: String,
+pub(crate) struct Found {
+    pub(crate) database: String,
+    pub(crate) pod: String,
     /// All claims of that Pod, and what else it writes to: a copy of fewer is not a copy of the Database.
-    pub(super) claims: BTreeSet<String>,
+    pub(crate) claims: BTreeSet<String>,
     /// What the server in that Pod says of where it runs, one of these: whoever says something else is another.
-    pub(super) names: BTreeSet<String>,
+    pub(crate) names: BTreeSet<String>,
     /// Nothing of it was there before.
-    pub(super) since: Option<Timestamp>,
+    pub(crate) since: Option<Timestamp>,
 }
 
 /// What is known of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Holds {
+pub(crate) enum Holds {
     /// No Pod that runs mounts it: nobody writes to it.
     Nobody,
     /// Pods mount it, and no Database's endpoint leads to any of them.
@@ -72,36 +72,36 @@ pub(super) enum Holds {
 }
 
 impl Index {
-    pub(super) fn new(domain: String) -> Self {
+    pub(crate) fn new(domain: String) -> Self {
         let (volumes, pods, mounted, reach, policies) = Default::default();
         Self { domain, volumes, pods, mounted, reach, policies }
     }
 
-    pub(super) fn put_volume(&mut self, volume: &PersistentVolume) {
+    pub(crate) fn put_volume(&mut self, volume: &PersistentVolume) {
         self.volumes.put(volume);
     }
 
-    pub(super) fn remove_volume(&mut self, name: &str) {
+    pub(crate) fn remove_volume(&mut self, name: &str) {
         self.volumes.remove(name);
     }
 
-    pub(super) fn put_service(&mut self, service: &Service) {
+    pub(crate) fn put_service(&mut self, service: &Service) {
         self.reach.put_service(service);
     }
 
-    pub(super) fn remove_service(&mut self, name: &Name) {
+    pub(crate) fn remove_service(&mut self, name: &Name) {
         self.reach.remove_service(name);
     }
 
-    pub(super) fn put_slice(&mut self, slice: &EndpointSlice) {
+    pub(crate) fn put_slice(&mut self, slice: &EndpointSlice) {
         self.reach.put_slice(slice);
     }
 
-    pub(super) fn remove_slice(&mut self, name: &Name) {
+    pub(crate) fn remove_slice(&mut self, name: &Name) {
         self.reach.remove_slice(name);
     }
 
-    pub(super) fn put_namespace(&mut self, namespace: &Namespace) {
+    pub(crate) fn put_namespace(&mut self, namespace: &Namespace) {
         let Some(name) = namespace.metadata.name.clone() else { return };
         match NamespacePolicy::read(&namespace.metadata) {
             policy if policy == NamespacePolicy::default() => self.policies.remove(&name),
@@ -109,11 +109,11 @@ impl Index {
         };
     }
 
-    pub(super) fn remove_namespace(&mut self, name: &str) {
+    pub(crate) fn remove_namespace(&mut self, name: &str) {
         self.policies.remove(name);
     }
 
-    pub(super) fn put_pod(&mut self, pod: &Pod) {
+    pub(crate) fn put_pod(&mut self, pod: &Pod) {
         let Some(name) = name_of(&pod.metadata) else { return };
         self.remove_pod(&name);
         let place = Place::of(pod);
@@ -124,7 +124,7 @@ impl Index {
         self.pods.insert(name, place);
     }
 
-    pub(super) fn remove_pod(&mut self, name: &Name) {
+    pub(crate) fn remove_pod(&mut self, name: &Name) {
         let Some(place) = self.pods.remove(name) else { return };
         self.reach.remove_pod(name, &place);
         for claim in place.claims {
@@ -132,33 +132,33 @@ impl Index {
         }
     }
 
-    pub(super) fn policy(&self, namespace: &str) -> NamespacePolicy {
+    pub(crate) fn policy(&self, namespace: &str) -> NamespacePolicy {
         self.policies.get(namespace).cloned().unwrap_or_default()
     }
 
     /// Namespaces that want no copy that is not consistent.
-    pub(super) fn required(&self) -> Vec<String> {
+    pub(crate) fn required(&self) -> Vec<String> {
         self.policies.iter().filter(|(_, policy)| policy.required).map(|(name, _)| name.clone()).collect()
     }
 
     /// The claim that a volume is bound to: the one of this namespace, if it is bound in several.
-    pub(super) fn claim_of(&self, driver: &str, handle: &str, namespace: Option<&str>) -> Option<&Name> {
+    pub(crate) fn claim_of(&self, driver: &str, handle: &str, namespace: Option<&str>) -> Option<&Name> {
         let here = self.volumes.claims(driver, handle).find(|(of, _)| Some(of.as_str()) == namespace);
         here.or_else(|| self.volumes.claims(driver, handle).next())
     }
 
     /// Whether others than this claim write to its volume, too.
-    pub(super) fn is_shared(&self, driver: &str, handle: &str) -> bool {
+    pub(crate) fn is_shared(&self, driver: &str, handle: &str) -> bool {
         self.volumes.claims(driver, handle).nth(1).is_some()
     }
 
     /// The driver of a claim's volume.
-    pub(super) fn driver_of(&self, namespace: &str, claim: &str) -> Option<&str> {
+    pub(crate) fn driver_of(&self, namespace: &str, claim: &str) -> Option<&str> {
         self.volumes.driver(namespace, claim)
     }
 
     /// Whose data is in a claim; `databases` are those of its namespace.
-    pub(super) fn holds<'d>(
+    pub(crate) fn holds<'d>(
         &self,
         namespace: &str,
         claim: &str,
@@ -199,13 +199,13 @@ impl Index {
     }
 
     /// The Pods that connections to a Database's endpoint reach now.
-    pub(super) fn ready_pods(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
+    pub(crate) fn ready_pods(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
         let Behind { all, ready } = self.pods_of(namespace, database);
         let runs = |pod: &String| self.pod(namespace, pod).is_some_and(|place| place.runs);
         if ready.is_empty() { all } else { ready }.into_iter().filter(runs).collect()
     }
 
-    pub(super) fn addresses(&self, namespace: &str, pod: &str) -> Option<Vec<IpAddr>> {
+    pub(crate) fn addresses(&self, namespace: &str, pod: &str) -> Option<Vec<IpAddr>> {
         self.pod(namespace, pod).map(|place| place.addresses.clone())
     }
 
