@@ -172,7 +172,7 @@ mod tests {
 
     #[test]
     fn of_what_is_nobodys_nothing_is_said() {
-        let wanted = Wanted::Nothing(super::super::cut::Why::NoDatabase);
+        let wanted = Wanted::Nothing(crate::gates::cut::Why::NoDatabase);
         let declared = Declared { group: Group::Single, wanted: &wanted, databases: &[], atomic: Some(false) };
         assert_eq!(warnings(&declared), [""; 0]);
     }
