@@ -109,7 +109,7 @@ impl Metrics {
         registry.register("stillpoint_gate_seconds", "How long cuts waited for us", Family::clone(&gates));
         registry.register(
             "stillpoint_answer_after_frozen_seconds",
-            "From when a database stood still for a cut until its gate was answered",
+            "From when all databases were held for a cut until its gate was answered",
             answered_after_frozen.clone(),
         );
         registry.register(

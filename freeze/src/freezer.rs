@@ -128,6 +128,8 @@ pub struct FreezeView {
     pub copy: Copy,
     /// Until the last claim lapses.
     pub remaining: Option<Duration>,
+    /// Since all of it held: `frozenAt` of a barrier is when that began.
+    pub held_for: Option<Duration>,
     /// Sessions that waited for us at the last heartbeat.
     pub stalled_sessions: Option<u32>,
     /// The user of each claim by its uid, also of those that wait for their still point and are in no status yet.

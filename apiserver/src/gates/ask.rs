@@ -144,14 +144,15 @@ impl Gates {
         }
     }
 
-    /// How long whoever was held had to wait for its cut because of us; where it is held elsewhere that is another clock.
+    /// How long whoever is held waits for its cut because of us. Where it is held elsewhere that is another clock, and who joined others
+    /// is held for longer.
     fn measure(&self, together: &Together, status: &QuiesceStatus) {
-        let here = |database: &String| self.0.verbs.freezer.view(&together.namespace, database).is_some();
-        if let Some(frozen) = &status.frozen_at
-            && together.databases.first().is_some_and(here)
+        let view = together.databases.first();
+        let view = view.and_then(|database| self.0.verbs.freezer.view(&together.namespace, database));
+        if let Some(view) = view.filter(|view| view.status.frozen_at == status.frozen_at)
+            && let Some(held_for) = view.held_for
         {
-            let since = Timestamp::now().duration_since(frozen.0);
-            self.0.app.metrics.answered_after_frozen(since.as_secs_f64());
+            self.0.app.metrics.answered_after_frozen(held_for.as_secs_f64());
         }
     }
 

@@ -119,6 +119,7 @@ pub fn views(freeze: &Freeze, now: Timestamp) -> Vec<((String, String), FreezeVi
         status: Arc::new(status.clone()),
         copy: freeze.spec.copy,
         remaining: left.map(|left| left.try_into().unwrap_or_default()),
+        held_for: None,
         stalled_sessions: None,
         claimants: status.claims.iter().map(|claim| (claim.uid.clone(), claim.user.clone())).collect(),
     };

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, HashMap, VecDeque, hash_map::Entry},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
 };
@@ -52,6 +52,7 @@ pub(super) struct Vitals {
     /// −1: not known.
     stalled: AtomicI64,
     lease: Mutex<Option<Instant>>,
+    held_since: OnceLock<Instant>,
     claimants: Mutex<BTreeMap<String, String>>,
 }
 
@@ -112,6 +113,7 @@ impl Handle {
             copy: self.copy,
             remaining: self.vitals.lease().map(|end| lease::left(end, Instant::now())),
             stalled_sessions: u32::try_from(stalled).ok(),
+            held_for: self.vitals.held_since.get().map(Instant::elapsed),
             claimants: self.vitals.claimants.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
@@ -121,7 +123,12 @@ impl Handle {
 
 impl Vitals {
     pub(super) fn new() -> Arc<Self> {
-        Arc::new(Self { stalled: AtomicI64::new(-1), lease: Mutex::new(None), claimants: Mutex::default() })
+        Arc::new(Self {
+            stalled: AtomicI64::new(-1),
+            lease: Mutex::new(None),
+            held_since: OnceLock::new(),
+            claimants: Mutex::default(),
+        })
     }
 
     pub(super) fn lease(&self) -> Option<Instant> {
@@ -135,6 +142,11 @@ impl Vitals {
     pub(super) fn admit(&self, claimant: &Claimant) {
         let mut claimants = self.claimants.lock().unwrap_or_else(PoisonError::into_inner);
         claimants.insert(claimant.uid.clone(), claimant.user.clone());
+    }
+
+    /// All of it holds, since then.
+    pub(super) fn holds(&self, since: Instant) {
+        self.held_since.set(since).ok();
     }
 
     pub(super) fn set_stalled(&self, sessions: Option<u32>) {

@@ -65,6 +65,7 @@ impl Task {
         self.warn_of_the_time_that_is_left(lease::left(hard_end, now));
         let frozen_at = group::frozen_at(self.level, &acquired);
         self.claims.grant(frozen_at, now, hard_end);
+        self.vitals.holds(now);
         let claims = self.claims.show(now, at);
         let expires_at = self.expires_at(now, at, hard_end);
         self.vitals.set_lease(Some(self.claims.end_of_lease().unwrap_or(hard_end)));
