@@ -93,16 +93,17 @@ fn account(directory: &Path) -> anyhow::Result<Option<Account>> {
 fn address(text: &str, port: Option<String>, engine: Engine) -> anyhow::Result<ConnectionAddress> {
     if text.starts_with('/') {
         // PostgreSQL's socket has the port in its name.
-        let port = port.map(|port| port.parse().with_context(|| format!("STILLPOINT_PORT is {port:?}"))).transpose()?;
+        let port =
+            port.map(|port| port.parse().with_context(|| format!("{} is {port:?}", variables::PORT))).transpose()?;
         let port = port.unwrap_or(engine.default_port());
         return Ok(ConnectionAddress::Socket { path: text.to_owned(), port });
     }
     let split = text.rsplit_once(':').and_then(|(host, port)| Some((host, port.parse::<u16>().ok()?)));
     let (host, port) =
-        split.with_context(|| format!("STILLPOINT_ADDRESS is {text:?}; must be 127.0.0.1:PORT, or a path"))?;
+        split.with_context(|| format!("{} is {text:?}; must be 127.0.0.1:PORT, or a path", variables::ADDRESS))?;
     let address = ConnectionAddress::Tcp { host: host.to_owned(), port };
     if !address.is_local() {
-        bail!("STILLPOINT_ADDRESS is {text:?}; an agent freezes the server in its own Pod only");
+        bail!("{} is {text:?}; an agent freezes the server in its own Pod only", variables::ADDRESS);
     }
     Ok(address)
 }

@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::Context;
-use api::agent::PROTOCOL;
+use api::{agent::PROTOCOL, inject::variables};
 use rustls::ClientConfig;
 use tracing::{info, warn};
 
@@ -30,7 +30,7 @@ impl Trust {
         let known = heard.and_then(|bundle| Some((certs::client_config(&bundle, PROTOCOL).ok()?, bundle)));
         let (tls, bundle) = match known {
             Some(known) => known,
-            None => (certs::client_config(written, PROTOCOL).context("STILLPOINT_CA")?, written.to_owned()),
+            None => (certs::client_config(written, PROTOCOL).context(variables::CA)?, written.to_owned()),
         };
         Ok(Self(Arc::new(Mutex::new(Trusted { tls: Arc::new(tls), bundle, kept }))))
     }

@@ -7,8 +7,8 @@ mod refusals;
 use std::sync::{Arc, OnceLock};
 
 use api::{
-    Check, ClaimKind, Copy, Database, FreezeSpec, FreezeTarget, Phase, Quiesce, QuiesceSpec, QuiesceStatus, Renew,
-    RenewStatus, Unquiesce, UnquiesceSpec, UnquiesceStatus, gate::claim,
+    Check, Claim, ClaimKind, Copy, Database, FreezeSpec, FreezeTarget, Phase, Quiesce, QuiesceSpec, QuiesceStatus,
+    Renew, RenewStatus, Unquiesce, UnquiesceSpec, UnquiesceStatus, gate::claim,
 };
 use freeze::{AnsweredWhen, Claimant, Ending, FreezeName, Freezer, Granted, Refused, Request};
 use futures::future::{join_all, try_join_all};
@@ -68,6 +68,15 @@ impl Verbs {
     /// Whether what only one process has to do is done here.
     pub fn leads(&self) -> bool {
         self.replicas.get().is_none_or(Replicas::leads)
+    }
+
+    /// A claim of this user's that holds, or is on its way, as far as it is known here.
+    pub(crate) fn living(&self, user: &str, is_it: impl Fn(&str) -> bool) -> Option<Claim> {
+        let (held, freezes) = (self.freezer.views(), self.records.freezes());
+        let held = held.iter().map(|view| view.status.as_ref());
+        let statuses = held.chain(freezes.iter().filter_map(|freeze| freeze.status.as_ref()));
+        let mut claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
+        claims.find(|claim| claim.user == user && claim.ended_at.is_none() && is_it(&claim.uid)).cloned()
     }
 
     /// Where a verb is to be executed: only one replica freezes a member.

@@ -4,7 +4,7 @@
 use super::Group;
 
 /// The uid of the claim by which a content holds its Databases, the `again`-th time: one that has ended stays ended.
-pub fn claim_uid(group: Group, content: &str, again: u32) -> String {
+pub fn uid(group: Group, content: &str, again: u32) -> String {
     let kind = match group {
         Group::Single => SINGLE,
         Group::Group => GROUP,
@@ -13,14 +13,14 @@ pub fn claim_uid(group: Group, content: &str, again: u32) -> String {
 }
 
 /// Which of the claims of this content a uid is.
-pub fn number_of(uid: &str, group: Group, content: &str) -> Option<u32> {
-    let number = uid.strip_prefix(&claim_uid(group, content, 0))?;
+pub fn number_of(claim: &str, group: Group, content: &str) -> Option<u32> {
+    let number = claim.strip_prefix(&uid(group, content, 0))?;
     if number.is_empty() { Some(0) } else { number.strip_prefix('/')?.parse().ok() }
 }
 
 /// The content of such a uid.
-pub fn content_of(uid: &str) -> Option<(Group, &str)> {
-    let (kind, rest) = uid.split_once('/')?;
+pub fn content_of(claim: &str) -> Option<(Group, &str)> {
+    let (kind, rest) = claim.split_once('/')?;
     let content = rest.split('/').next()?;
     match kind {
         SINGLE => Some((Group::Single, content)),
@@ -39,10 +39,10 @@ mod tests {
     #[test]
     fn a_claims_uid_names_its_content_however_often_it_is_tried() {
         for again in 0..3 {
-            let uid = claim_uid(Group::Single, "u-1", again);
-            assert_eq!(content_of(&uid), Some((Group::Single, "u-1")), "{uid}");
-            assert_eq!(number_of(&uid, Group::Single, "u-1"), Some(again), "{uid}");
-            assert_eq!((number_of(&uid, Group::Group, "u-1"), number_of(&uid, Group::Single, "u")), (None, None));
+            let claim = uid(Group::Single, "u-1", again);
+            assert_eq!(content_of(&claim), Some((Group::Single, "u-1")), "{claim}");
+            assert_eq!(number_of(&claim, Group::Single, "u-1"), Some(again), "{claim}");
+            assert_eq!((number_of(&claim, Group::Group, "u-1"), number_of(&claim, Group::Single, "u")), (None, None));
         }
         assert_eq!(content_of("nightly"), None);
         assert_eq!(content_of("Pod/u-1"), None);

@@ -5,10 +5,10 @@
 use std::sync::Arc;
 
 use api::{
-    Freeze, Phase, Quiesce, QuiesceSpec,
+    Freeze, Phase, Quiesce, QuiesceSpec, QuiesceStatus,
     agent::{Granted, Wish},
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
@@ -26,7 +26,7 @@ async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Gran
         database.ok_or_else(|| format!("no Database of namespace {namespace} leads to Pod {pod}; register one"))?;
     // A claim that has ended stays ended, so that each has a number of its own.
     let prefix = format!("Pod/{namespace}/{pod}/");
-    let living = door.living(&prefix);
+    let living = door.verbs.living(&door.own.user.name, |uid| uid.starts_with(&prefix)).map(|claim| claim.uid);
     match wish {
         Wish::Freeze { seconds, level, reason } => {
             let spec = QuiesceSpec {
@@ -37,11 +37,11 @@ async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Gran
                 ..QuiesceSpec::default()
             };
             let status = door.ask(namespace, &database, "quiesce", &Quiesce { spec, ..Quiesce::default() }).await?;
-            Ok(Granted::Frozen {
-                freeze: text(&status["freeze"]).unwrap_or_default(),
-                level: serde_json::from_value(status["level"].clone()).unwrap_or_default(),
-                until: text(&status["expiresAt"]),
-            })
+            let status = QuiesceStatus::deserialize(&status).map_err(|error| error.to_string())?;
+            let (Some(freeze), Some(level)) = (status.freeze, status.level) else {
+                return Err("it is not said which Freeze holds, and how".to_owned());
+            };
+            Ok(Granted::Frozen { freeze, level, until: status.expires_at.map(|at| at.0.to_string()) })
         }
         Wish::Thaw => {
             let Some(uid) = living else { return Ok(door.over(&prefix)) };
@@ -56,17 +56,6 @@ async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Gran
 }
 
 impl Door {
-    /// The uid of a claim of ours that holds, of those that begin so.
-    fn living(&self, prefix: &str) -> Option<String> {
-        let freezes = self.verbs.records.freezes();
-        let statuses = freezes.iter().filter_map(|freeze| freeze.status.as_ref());
-        let mut claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
-        let ours = claims.find(|claim| {
-            claim.ended_at.is_none() && claim.user == self.own.user.name && claim.uid.starts_with(prefix)
-        });
-        ours.map(|claim| claim.uid.clone())
-    }
-
     /// Of what does not hold any more: whether the last that was wished for had ended before anybody ended it.
     fn over(&self, prefix: &str) -> Granted {
         let freezes = self.verbs.records.freezes();

@@ -155,7 +155,7 @@ impl Gates {
     ) -> Result<QuiesceStatus, Refusal> {
         let (namespace, database) = (&together.namespace, asking.database.clone());
         for _ in 0..AGAIN {
-            let claim = claim::claim_uid(request.object.group, &request.object.uid, asking.again);
+            let claim = claim::uid(request.object.group, &request.object.uid, asking.again);
             (asking.claim, asking.until) = ((!request.dry_run).then(|| claim.clone()), None);
             let quiesce = cut::quiesce(together, claim.clone(), cut::reason(request));
             let Answered { code, body, warnings } =
@@ -214,16 +214,6 @@ impl Gates {
         let of_it = ended.filter_map(|(_, claim)| claim::number_of(&claim.uid, object.group, &object.uid));
         of_it.max().map_or(0, |last| last.saturating_add(1))
     }
-
-    /// A claim of ours that holds, as far as it is known here.
-    fn living(&self, uid: &str) -> Option<Claim> {
-        let (held, freezes) = (self.0.verbs.freezer.views(), self.0.verbs.records.freezes());
-        let held = held.iter().map(|view| view.status.as_ref());
-        let statuses = held.chain(freezes.iter().filter_map(|freeze| freeze.status.as_ref()));
-        let mut claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
-        let ours = |claim: &&Claim| claim.uid == uid && claim.user == self.0.own.user.name && claim.ended_at.is_none();
-        claims.find(ours).cloned()
-    }
 }
 
 /// A gate that asks for a claim. Whoever asked may be gone before it is held, and then it is dropped: nobody waits for it.
@@ -252,7 +242,8 @@ impl Drop for Asking {
             // The same question may have been asked of another replica since, and answered: then it is that one's.
             let is_anothers =
                 |now: Claim| now.frozen_at.is_some() && until.is_none_or(|until| Ages::differ(now.until.0, until));
-            if gates.living(&claim).is_some_and(is_anothers) {
+            let living = gates.0.verbs.living(&gates.0.own.user.name, |uid| uid == claim);
+            if living.is_some_and(is_anothers) {
                 return;
             }
             if let Err(why) = gates.unquiesce(&namespace, &database, &claim).await {

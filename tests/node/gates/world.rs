@@ -147,18 +147,22 @@ impl<'c> World<'c> {
 
     /// The same of any kind.
     pub(crate) async fn worth_of(&self, kind: &str, name: &str, consistency: &str) -> Result<Value> {
-        let what = format!("{kind} {name} is judged");
-        let said = until(&what, SOON, || async {
-            let mut object = self.object(kind, name).await?;
-            ensure!(object["metadata"]["labels"][api::gate::CONSISTENCY].is_string(), "{object}");
-            Ok(object["metadata"].take())
-        });
-        let said = match said.await {
+        let said = match self.judged(kind, name).await {
             Ok(said) if said["labels"][api::gate::CONSISTENCY] == consistency => return Ok(said),
             Ok(said) => said.to_string(),
             Err(error) => format!("{error:#}"),
         };
         bail!("{kind} {name} is not {consistency}: {said}\n{}", self.logs().await?)
+    }
+
+    /// Whatever it says that it is worth: its metadata.
+    pub(crate) async fn judged(&self, kind: &str, name: &str) -> Result<Value> {
+        until(&format!("{kind} {name} is judged"), SOON, || async {
+            let mut object = self.object(kind, name).await?;
+            ensure!(object["metadata"]["labels"][api::gate::CONSISTENCY].is_string(), "{object}");
+            Ok(object["metadata"].take())
+        })
+        .await
     }
 
     pub(crate) async fn until_ready(&self, kind: &str, name: &str) -> Result<()> {

@@ -7,9 +7,8 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Result, ensure};
 use cluster::{Component, until, workload};
-use jiff::Timestamp;
 use kube::{
     Api,
     api::{ApiResource, DynamicObject, PostParams},
@@ -22,7 +21,7 @@ use tokio::{
 
 use super::{
     numbers::{Promise, milliseconds, percentile},
-    stages::SNAPSHOTTER,
+    stages::{SNAPSHOTTER, time},
 };
 use crate::{
     gates::world::World,
@@ -223,6 +222,6 @@ fn text(value: &Value) -> &str {
 }
 
 fn between(event: &Value) -> Result<Duration> {
-    let at = |field: &str| -> Result<Timestamp> { Ok(event[field].as_str().context("no time")?.parse()?) };
-    Ok(Duration::try_from(at("stageTimestamp")?.duration_since(at("requestReceivedTimestamp")?))?)
+    let [from, to] = ["requestReceivedTimestamp", "stageTimestamp"].map(|field| time(&event[field]));
+    Ok(Duration::try_from(to?.duration_since(from?))?)
 }

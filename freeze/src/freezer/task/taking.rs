@@ -60,7 +60,7 @@ impl Task {
         let (now, at) = (Instant::now(), Timestamp::now());
         let hard_end = group.since() + self.max_frozen;
         if now >= hard_end {
-            return Err((None, self.too_slow(group).await));
+            return Err((None, self.give_up(group, Error::TooSlow { limit: self.max_frozen }).await));
         }
         self.warn_of_the_time_that_is_left(lease::left(hard_end, now));
         let frozen_at = group::frozen_at(self.level, &acquired);
@@ -83,7 +83,7 @@ impl Task {
         if self.waits_until_held() {
             let databases: Vec<&str> = self.members.iter().map(|(_, database)| database.as_str()).collect();
             if let Err(journal) = self.recorder.may_hold(&databases) {
-                return Err((None, self.unwritten(group, journal).await));
+                return Err((None, self.give_up(group, journal.into()).await));
             }
             self.recorder.show(frozen).await;
             self.answer_held();
@@ -93,7 +93,7 @@ impl Task {
                 return Err((Some(group), Finish::Lost(fault)));
             }
         } else if let Err(journal) = self.recorder.write(frozen).await {
-            return Err((None, self.unwritten(group, journal).await));
+            return Err((None, self.give_up(group, journal.into()).await));
         }
         info!(freeze = %self.freeze, "frozen");
         Ok((group, hard_end))
@@ -131,16 +131,11 @@ impl Task {
         }
     }
 
-    async fn unwritten(&self, group: Group, journal: JournalError) -> Finish {
+    /// Lets go of what nobody was told of.
+    async fn give_up(&self, group: Group, why: Error) -> Finish {
         let gone = group.release(Instant::now() + RELEASE).await;
         report(&self.freeze, &gone.faults);
-        Finish::Failed(vec![self.fault(journal.into())])
-    }
-
-    async fn too_slow(&self, group: Group) -> Finish {
-        let gone = group.release(Instant::now() + RELEASE).await;
-        report(&self.freeze, &gone.faults);
-        Finish::Failed(vec![self.fault(Error::TooSlow { limit: self.max_frozen })])
+        Finish::Failed(vec![self.fault(why)])
     }
 
     /// A group that took its time has used up some of what its claims asked for.

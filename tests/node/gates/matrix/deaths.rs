@@ -63,12 +63,7 @@ async fn failed_over(matrix: &Matrix<'_>) -> Result<()> {
     })
     .await?;
     matrix.driver.clear().await?;
-    let said = until("it is judged", SOON, || async {
-        let said = world.object("volumesnapshot", "failed-over").await?["metadata"].take();
-        ensure!(said["labels"][api::gate::CONSISTENCY].is_string(), "{said}");
-        Ok(said)
-    })
-    .await;
+    let said = world.judged("volumesnapshot", "failed-over").await;
     world.kubectl(&["patch", "service", SHOP, "--patch", &to(SHOP)]).await?;
     held.is_let_go().await?;
     world.remove("standby").await?;
