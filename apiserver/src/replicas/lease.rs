@@ -17,8 +17,6 @@ use k8s_openapi::{
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
-use super::members::Written;
-
 /// A Database, in its namespace.
 pub(crate) type Member = (String, String);
 
@@ -42,6 +40,14 @@ const MEMBER: &str = "stillpoint.dev/member";
 /// What the leader has claimed: no Database has such a name.
 pub(super) fn leader() -> Member {
     (String::new(), "leader".to_owned())
+}
+
+/// Of a member's Lease, as it was written. Without a version, which no API server leaves out, Leases are not written (Kubernetes
+/// `registry/coordination/lease/strategy.go`).
+#[derive(Clone, Debug, Default)]
+pub(super) struct Written {
+    pub(super) version: String,
+    pub(super) transitions: Option<i32>,
 }
 
 /// When a renewal of each replica was last seen.

@@ -12,7 +12,7 @@ use kube::{Api, api::PostParams};
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::lease::{self, Member};
+use super::lease::{self, Member, Written};
 use crate::error::ApiError;
 
 /// How long a member stays ours when nothing of it is held: the next freeze is often soon, and often here.
@@ -29,13 +29,6 @@ struct Mine {
     /// Calls that are under way.
     calls: usize,
     idle_since: Instant,
-}
-
-/// Without a version, which no API server leaves out, Leases are not written (Kubernetes `registry/coordination/lease/strategy.go`).
-#[derive(Clone, Debug, Default)]
-pub(super) struct Written {
-    pub(super) version: String,
-    pub(super) transitions: Option<i32>,
 }
 
 /// Members that stay ours while this lives.
