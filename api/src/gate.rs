@@ -69,6 +69,11 @@ pub const PREFERRED: &str = "Preferred";
 pub const ON_MISSED: &str = "stillpoint.dev/on-missed";
 /// Annotation of the same two: since the snapshot was made.
 pub const DEADLINE_SECONDS: &str = "stillpoint.dev/deadline-seconds";
+/// Annotation of a content: the claim that its Databases are held by ([`claim`]). It is stored by the same write as the snapshotter's
+/// mark, so that its cut cannot have begun before they were held.
+pub const CLAIM: &str = "stillpoint.dev/claim";
+/// The longest uid of a claim that is written there.
+pub const LONGEST_CLAIM: usize = 256;
 /// Label of a snapshot and of its content: `application`, `partial`, `crash` or `unknown`.
 pub const CONSISTENCY: &str = "stillpoint.dev/consistency";
 /// Annotations beside it: one word, a sentence, the Freeze, its level, where each database stood (JSON), how long it held.
@@ -205,12 +210,15 @@ pub struct GateAnswer {
     /// For kube-apiserver's audit log: `freeze`, `engine`, ….
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub audit: BTreeMap<String, String>,
+    /// What is to be written on what is admitted, as [`CLAIM`]: it is held by this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claim: Option<String>,
 }
 
 impl GateAnswer {
     /// Nothing to say.
     pub fn allow() -> Self {
-        Self { decision: GateDecision::Allow, warnings: Vec::new(), audit: BTreeMap::new() }
+        Self { decision: GateDecision::Allow, warnings: Vec::new(), audit: BTreeMap::new(), claim: None }
     }
 }
 

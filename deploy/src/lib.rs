@@ -12,7 +12,7 @@ mod webhooks;
 use std::{fs, io, path::Path};
 
 use anyhow::Context;
-use api::install::{ACCOUNT, injection, webhooks as of};
+use api::install::{ACCOUNT, webhooks as of};
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -94,10 +94,7 @@ fn parts() -> Vec<Part> {
 
 /// Which webhooks are asked, and about what: whoever leads fills it in.
 fn configuration() -> Vec<Object> {
-    vec![
-        only_if(WEBHOOKS, of::stub()),
-        only_if("and $.Values.webhooks.enabled $.Values.agents.enabled", injection::stub()),
-    ]
+    [of::Kind::Validating, of::Kind::Mutating].map(|kind| only_if(WEBHOOKS, kind.stub())).into()
 }
 
 const WEBHOOKS: &str = "$.Values.webhooks.enabled";
@@ -294,13 +291,16 @@ mod tests {
     #[test]
     fn who_is_asked_before_a_cut_is_installed_without_a_word_of_whom() {
         let objects = parts().into_iter().flat_map(|part| part.objects);
-        let mut found = objects.filter(|object| object.value["kind"] == "ValidatingWebhookConfiguration");
-        let (object, more) = (found.next().unwrap(), found.next());
-        assert_eq!((object.when, more.is_none()), (Some(WEBHOOKS), true));
-        let fields: Vec<&String> = object.value.as_object().unwrap().keys().collect();
-        assert_eq!(fields, ["apiVersion", "kind", "metadata"]);
-        let of_metadata: Vec<&String> = object.value["metadata"].as_object().unwrap().keys().collect();
-        assert_eq!(of_metadata, ["labels", "name"]);
+        let is_one = |object: &Object| object.value["kind"].as_str().unwrap().ends_with("WebhookConfiguration");
+        let found: Vec<Object> = objects.filter(is_one).collect();
+        assert_eq!(found.len(), 2);
+        for object in found {
+            assert_eq!(object.when, Some(WEBHOOKS));
+            let fields: Vec<&String> = object.value.as_object().unwrap().keys().collect();
+            assert_eq!(fields, ["apiVersion", "kind", "metadata"]);
+            let of_metadata: Vec<&String> = object.value["metadata"].as_object().unwrap().keys().collect();
+            assert_eq!(of_metadata, ["labels", "name"]);
+        }
     }
 
     #[test]

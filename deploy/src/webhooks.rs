@@ -130,9 +130,11 @@ mod tests {
             required: &[],
             databases: None,
             content_drivers: &["d".to_owned()],
+            injects: true,
         };
-        let configuration = configured.configuration();
-        let longest = configuration["webhooks"].as_array().unwrap().iter().map(|entry| &entry["timeoutSeconds"]);
+        let configurations = [of::Kind::Validating, of::Kind::Mutating].map(|kind| configured.configuration(kind));
+        let entries = configurations.iter().flat_map(|configuration| configuration["webhooks"].as_array().unwrap());
+        let longest = entries.map(|entry| &entry["timeoutSeconds"]);
         assert_eq!(longest.filter_map(Value::as_u64).max(), Some(u64::from(DRAIN)));
     }
 }

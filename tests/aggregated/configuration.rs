@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use api::install::webhooks::{self, Webhooks};
+use api::install::webhooks::{self, Kind, Webhooks};
 use cluster::until;
 use serde_json::Value;
 use tokio::net::TcpListener;
@@ -62,8 +62,10 @@ async fn however_many_namespaces_want_nothing_less_it_is_not_refused() {
         required: &many,
         databases: Some(&others),
         content_drivers: &many,
+        injects: true,
     };
-    let mut configuration = made.configuration();
+    let [mut configuration, mut declared] = [Kind::Mutating, Kind::Validating].map(|kind| made.configuration(kind));
+    declared["metadata"]["name"] = "long".into();
     configuration["metadata"]["name"] = "long".into();
     let file = world.cluster.root().join("long.json");
     let created = async |configuration: &Value| {
@@ -72,6 +74,7 @@ async fn however_many_namespaces_want_nothing_less_it_is_not_refused() {
         world.cluster.kubectl(&["create", "--dry-run=server", "-f", &file]).await.unwrap().ok()
     };
     created(&configuration).await.unwrap();
+    created(&declared).await.unwrap();
     assert!(!made.left_out().is_empty());
     // As it would be if nobody counted.
     let all = format!("request.namespace in {}", webhooks::cel_list(&many));

@@ -150,20 +150,24 @@ async fn a_release_that_goes_on_without_webhooks_has_nobody_asked() {
 /// What the leader has filled in of whom kube-apiserver asks before a cut; waits until it has.
 pub(crate) async fn asked(here: &Installation) -> Result<Value> {
     until("kube-apiserver asks", SOON, || async {
-        let mut configuration = here.object(&format!("get validatingwebhookconfiguration {}", webhooks::NAME)).await?;
-        let entries = configuration["webhooks"].take();
-        ensure!(entries.as_array().is_some_and(|entries| !entries.is_empty()), "{configuration}");
-        Ok(entries)
+        let configurations = here.object(&format!("get {CONFIGURATIONS} {}", webhooks::NAME)).await?;
+        let entries = configurations["items"].as_array().into_iter().flatten();
+        let entries = entries.flat_map(|configuration| configuration["webhooks"].as_array().into_iter().flatten());
+        let entries: Vec<Value> = entries.cloned().collect();
+        ensure!(entries.iter().any(|entry| entry["name"] == "validate.stillpoint.dev"), "{configurations}");
+        Ok(entries.into())
     })
     .await
 }
 
 async fn nobody_is_asked(here: &Installation) -> Result<()> {
-    let configuration = format!("kubectl get validatingwebhookconfiguration {}", webhooks::NAME);
-    let said = here.shell(&configuration).await?;
-    ensure!(said.code != 0 && said.stderr.contains("NotFound"), "{}{}", said.stdout, said.stderr);
+    let there =
+        here.run(&format!("kubectl get {CONFIGURATIONS} {} --ignore-not-found -o name", webhooks::NAME)).await?;
+    ensure!(there.is_empty(), "{there}");
     Ok(())
 }
+
+const CONFIGURATIONS: &str = "validatingwebhookconfigurations,mutatingwebhookconfigurations";
 
 /// The negative control of both: a pod that has no time to drain ends what it holds, and that is seen.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -365,7 +369,7 @@ async fn asked_while_somebody_answers(here: &Installation) -> Result<()> {
         let found = here.run(&format!("kubectl get {what} {} --ignore-not-found -o name", webhooks::NAME)).await?;
         Ok(!found.is_empty())
     };
-    let asked = there("validatingwebhookconfiguration").await?;
+    let asked = there(CONFIGURATIONS).await?;
     ensure!(!asked || there(&format!("deployment -n {NAMESPACE}")).await?, "nobody is there who is asked");
     Ok(())
 }
@@ -384,6 +388,7 @@ async fn leave(here: &mut Installation, server: &Server, block: &str) -> Result<
         "freezes",
         "deployments",
         "validatingwebhook",
+        "mutatingwebhook",
     ] {
         ensure!(before.iter().any(|object| object.starts_with(kind)), "the list would show {kind}: {before:?}");
     }

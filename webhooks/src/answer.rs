@@ -84,6 +84,23 @@ impl Answer {
         Self::denied(Denial { code: 422, reason: "Invalid".to_owned(), message, details })
     }
 
+    /// What the apiserver says. `is_annotated`: what is admitted has annotations.
+    pub fn of(answer: GateAnswer, is_annotated: bool) -> Self {
+        let GateAnswer { decision, warnings, audit, claim } = answer;
+        let claim = claim.filter(|claim| claim.len() <= gate::LONGEST_CLAIM);
+        let denial = match decision {
+            GateDecision::Allow => None,
+            GateDecision::Deny { code, reason, message, retry_after_seconds } => {
+                let details = retry_after_seconds.map_or(Value::Null, |seconds| json!({"retryAfterSeconds": seconds}));
+                // A denial of any other code is an error of ours to kube-apiserver.
+                let code = if (400..600).contains(&code) { code } else { 403 };
+                Some(Denial { code, reason, message, details })
+            }
+        };
+        let patch = claim.filter(|_| denial.is_none()).map(|claim| claimed(&claim, is_annotated));
+        Self { denial, patch, warnings, audit }
+    }
+
     /// `AdmissionResponse` for the request `uid`.
     pub fn response(&self, uid: &str) -> Value {
         let mut response = json!({"uid": uid, "allowed": self.is_allowed()});
@@ -113,19 +130,14 @@ impl Answer {
     }
 }
 
-impl From<GateAnswer> for Answer {
-    fn from(answer: GateAnswer) -> Self {
-        let GateAnswer { decision, warnings, audit } = answer;
-        let denial = match decision {
-            GateDecision::Allow => None,
-            GateDecision::Deny { code, reason, message, retry_after_seconds } => {
-                let details = retry_after_seconds.map_or(Value::Null, |seconds| json!({"retryAfterSeconds": seconds}));
-                // A denial of any other code is an error of ours to kube-apiserver.
-                let code = if (400..600).contains(&code) { code } else { 403 };
-                Some(Denial { code, reason, message, details })
-            }
-        };
-        Self { denial, warnings, audit, ..Self::default() }
+/// Writes the claim beside the mark.
+fn claimed(claim: &str, is_annotated: bool) -> Value {
+    if is_annotated {
+        // In a JSON Pointer `/` is `~1` (RFC 6901).
+        let path = format!("/metadata/annotations/{}", gate::CLAIM.replace('/', "~1"));
+        json!([{"op": "add", "path": path, "value": claim}])
+    } else {
+        json!([{"op": "add", "path": "/metadata/annotations", "value": {gate::CLAIM: claim}}])
     }
 }
 
@@ -195,8 +207,9 @@ mod tests {
             },
             warnings: vec!["x".repeat(500)],
             audit: [("engine".to_owned(), "MariaDB".to_owned())].into(),
+            claim: Some("of what is denied nothing is written".to_owned()),
         };
-        let response = Answer::from(denied).response("u-1");
+        let response = Answer::of(denied, true).response("u-1");
         insta::assert_json_snapshot!(response, {".warnings" => "cut"}, @r#"
         {
           "allowed": false,
@@ -220,6 +233,18 @@ mod tests {
         }
         "#);
         assert_eq!(response["warnings"][0].as_str().map(str::len), Some(gate::LONGEST_WARNING));
+    }
+
+    #[test]
+    fn by_which_claim_it_is_held_is_written_beside_what_is_there() {
+        let held = |claim: &str| GateAnswer { claim: Some(claim.to_owned()), ..GateAnswer::allow() };
+        let path = "/metadata/annotations/stillpoint.dev~1claim";
+        let patch = |claim: &str, is_annotated| Answer::of(held(claim), is_annotated).patch;
+        assert_eq!(patch("c", true), Some(json!([{"op": "add", "path": path, "value": "c"}])));
+        let new = json!([{"op": "add", "path": "/metadata/annotations", "value": {"stillpoint.dev/claim": "c"}}]);
+        assert_eq!(patch("c", false), Some(new));
+        assert_eq!(patch(&"c".repeat(gate::LONGEST_CLAIM + 1), true), None);
+        assert_eq!(Answer::of(GateAnswer::allow(), true).patch, None);
     }
 
     proptest! {

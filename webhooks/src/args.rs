@@ -12,7 +12,7 @@ use tracing_subscriber::EnvFilter;
 use crate::{
     connection::Upstream,
     credentials::{Files, LOOK_EVERY},
-    decide::Agent,
+    ours::Agent,
     server::{Ending, Place, Server},
 };
 

@@ -23,7 +23,7 @@ use tokio_rustls::TlsConnector;
 use tokio_util::task::AbortOnDropHandle;
 use tracing::debug;
 
-use crate::{credentials::Trusted, forward::Unanswered};
+use crate::{credentials::Trusted, unanswered::Unanswered};
 
 /// Where the apiserver is asked.
 #[derive(Clone, Debug)]

@@ -7,9 +7,11 @@ use api::{
 };
 
 use crate::{
-    answer::Answer,
+    decision::{Decision, Question},
     gates::{content, cut, preflight},
-    inject, own_kinds,
+    inject,
+    ours::Ours,
+    own_kinds,
     review::Request,
 };
 
@@ -25,44 +27,6 @@ pub enum Door {
     /// A Pod that is to be made, and whose word it is shown by.
     Pods(Asked),
 }
-
-/// Who we are, and so whom we do not stand in the way of.
-#[derive(Clone, Debug)]
-pub struct Ours {
-    /// Where we are installed.
-    pub namespace: String,
-    /// What the apiserver's account is known by.
-    pub user: String,
-    pub agent: Agent,
-}
-
-/// What agents are given. Without it none is injected.
-#[derive(Clone, Debug, Default)]
-pub struct Agent {
-    /// Their image.
-    pub image: Option<String>,
-    /// `HOST:PORT` of all replicas of the apiserver.
-    pub apiserver: Option<String>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub enum Decision {
-    /// No business of ours, and why.
-    Allow(&'static str),
-    /// A Pod that gets no agent and nobody misses one of, and why.
-    Spare(String),
-    /// A Pod that gets one.
-    Injected(Answer),
-    /// A Pod that asks for one and cannot have it.
-    Skipped(Answer),
-    Answer(Answer),
-    Ask(Box<GateRequest>),
-    /// It should be asked, and cannot be.
-    Unaskable(String),
-}
-
-/// Why our own account is not kept waiting.
-pub(crate) const OUR_OWN: &str = "our own request";
 
 impl Door {
     pub const ALL: [(&str, Self); 9] = [
@@ -87,22 +51,9 @@ impl Door {
     }
 }
 
-impl Ours {
-    pub fn in_namespace(namespace: &str) -> Self {
-        let user = api::install::account_user(namespace);
-        Self { namespace: namespace.to_owned(), user, agent: Agent::default() }
-    }
-
-    /// With agents of this kind.
-    #[must_use]
-    pub fn with_agent(self, agent: Agent) -> Self {
-        Self { agent, ..self }
-    }
-}
-
 /// `authority`: who signs the apiserver's certificates, PEM, as far as that is known.
 ///
-/// Everything that a ValidatingWebhookConfiguration's rules and conditions would have kept away is looked at again here: one that
+/// Everything that a webhook configuration's rules and conditions would have kept away is looked at again here: one that
 /// is wrong costs time, and freezes nothing that it should not.
 pub fn decide(door: Door, request: &Request, ours: &Ours, authority: Option<&str>) -> Decision {
     let asked = match door {
@@ -118,7 +69,7 @@ pub fn decide(door: Door, request: &Request, ours: &Ours, authority: Option<&str
             let required = matches!(door, Door::Gate { required: true, .. });
             let asked = GateRequest { required, ..asked };
             match asked.check() {
-                Ok(()) => Decision::Ask(Box::new(asked)),
+                Ok(()) => Decision::Ask(Box::new(Question { request: asked, is_annotated: request.is_annotated() })),
                 Err(wrong) => Decision::Unaskable(wrong),
             }
         }

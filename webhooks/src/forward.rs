@@ -10,31 +10,14 @@ use http::{
 };
 use http_body_util::{BodyExt, Full, Limited};
 use serde_json::Value;
-use thiserror::Error;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
     answer::cut,
     connection::{Connection, Kept, Upstream},
     credentials::Credentials,
+    unanswered::Unanswered,
 };
-
-/// Why there is no answer. Short: people read it in a warning.
-#[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum Unanswered {
-    #[error("we have no {0} for stillpoint-apiserver yet")]
-    Unprepared(&'static str),
-    #[error("stillpoint-apiserver cannot be reached: {0}")]
-    Unreachable(String),
-    #[error("the connection to stillpoint-apiserver was lost")]
-    Lost(String),
-    #[error("stillpoint-apiserver gave no answer in time")]
-    Late,
-    #[error("stillpoint-apiserver answered {code}: {message}")]
-    Refused { code: u16, message: String },
-    #[error("stillpoint-apiserver's answer cannot be read")]
-    Unreadable(String),
-}
 
 /// Asks; all questions share one connection.
 pub struct Forwarder {

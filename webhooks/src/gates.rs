@@ -17,7 +17,7 @@ use api::{
 use serde_json::Value;
 
 use crate::{
-    decide::{OUR_OWN, Ours},
+    ours::{OUR_OWN, Ours},
     review::{Operation, Request},
 };
 

@@ -5,7 +5,8 @@ use api::inject::{self, Asked, Decided, Installation, Verdict};
 
 use crate::{
     answer::Answer,
-    decide::{Decision, Ours},
+    decision::Decision,
+    ours::Ours,
     review::{Operation, Request},
 };
 

@@ -16,13 +16,16 @@ pub mod connection;
 pub mod credentials;
 mod deadline;
 pub mod decide;
+pub mod decision;
 pub mod forward;
 pub(crate) mod gates;
 mod inject;
 mod metrics;
+pub mod ours;
 mod own_kinds;
 pub mod review;
 mod room;
 pub mod server;
+pub mod unanswered;
 
 pub use args::Args;

@@ -10,7 +10,8 @@ use serde_json::Value;
 
 use crate::{
     answer::Answer,
-    decide::{Decision, OUR_OWN, Ours},
+    decision::Decision,
+    ours::{OUR_OWN, Ours},
     review::{Operation, Request},
 };
 

@@ -12,8 +12,8 @@ use crate::{
     app::App,
     connection::Upstream,
     credentials::{Credentials, Files},
-    decide::{Agent, Ours},
     forward::Forwarder,
+    ours::{Agent, Ours},
 };
 
 /// How it is reached, what it reaches, and what it is trusted by.

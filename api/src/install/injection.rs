@@ -1,4 +1,4 @@
-//! The MutatingWebhookConfiguration: which Pods kube-apiserver shows to `stillpoint-webhooks` before they are made. Those that ask
+//! Of the MutatingWebhookConfiguration: which Pods kube-apiserver shows to `stillpoint-webhooks` before they are made. Those that ask
 //! themselves, wherever they are; and of Namespaces that ask for all, those that may be a database's.
 //!
 //! `Ignore`, and five seconds: a Pod starts without its agent rather than not at all. Conditions only keep traffic away; whoever is
@@ -7,7 +7,7 @@
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
-use super::webhooks::{LABELS, NAME, left_alone, not_in, owned, rule};
+use super::webhooks::{NAME, left_alone, not_in, owned, rule};
 use crate::inject::{self, Asked};
 
 /// Where reviews of Pods are sent.
@@ -15,76 +15,55 @@ pub const OF_LABEL: &str = "/inject";
 pub const OF_NAMESPACE: &str = "/inject/namespace";
 const SECONDS: u32 = 5;
 
-/// What an installation's configuration depends on.
-#[derive(Clone, Copy, Debug)]
-pub struct Injection<'a> {
-    /// Where we are installed.
-    pub namespace: &'a str,
-    /// Who signs the webhooks' serving certificate, PEM.
-    pub ca_bundle: &'a str,
+/// Both entries. `ca_bundle`: who signs the webhooks' serving certificate, PEM. The same arguments give the same bytes.
+pub(super) fn entries(namespace: &str, ca_bundle: &str) -> [Value; 2] {
+    [Asked::Label, Asked::Namespace].map(|asked| entry(namespace, ca_bundle, asked))
 }
 
-/// What an installation makes of it, so that it goes with the installation; whoever leads fills it in.
-pub fn stub() -> Value {
+fn entry(namespace: &str, ca_bundle: &str, asked: Asked) -> Value {
+    let label = inject::LABEL;
+    let elsewhere = not_in(&owned(&left_alone(namespace)));
+    let (name, path, pods, namespaces) = match asked {
+        // A label that says something else than `true` is asked about, too: whoever has mistyped it is told.
+        Asked::Label => (
+            "pods.inject.stillpoint.dev",
+            OF_LABEL,
+            json!([{"key": label, "operator": "Exists"}, {"key": label, "operator": "NotIn", "values": ["false"]}]),
+            elsewhere,
+        ),
+        Asked::Namespace => (
+            "namespaces.inject.stillpoint.dev",
+            OF_NAMESPACE,
+            json!([{"key": label, "operator": "DoesNotExist"}]),
+            and(elsewhere, json!({"key": label, "operator": "In", "values": ["true"]})),
+        ),
+    };
+    let mut conditions = vec![("not-there-yet", not_there_yet()), ("not-a-static-pod", not_a_mirror())];
+    if asked == Asked::Namespace {
+        conditions.push(("perhaps-a-database", perhaps_a_database()));
+    }
+    let conditions = conditions.into_iter();
+    let conditions: Value =
+        conditions.map(|(name, expression)| json!({"name": name, "expression": expression})).collect();
+    let service = json!({"namespace": namespace, "name": NAME, "path": path, "port": 443});
+    // Of a version that we know: kube-apiserver shows a Pod of any other as one of that (`matchPolicy`).
+    let mut rule = rule("", "pods", "CREATE", "Namespaced");
+    rule["apiVersions"] = json!(["v1"]);
     json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
-        "metadata": {"name": NAME, "labels": LABELS.into_iter().collect::<Value>()},
+        "name": name,
+        "clientConfig": {"service": service, "caBundle": ByteString(ca_bundle.as_bytes().to_vec())},
+        "rules": [rule],
+        "matchPolicy": "Equivalent",
+        "sideEffects": "None",
+        "timeoutSeconds": SECONDS,
+        "failurePolicy": "Ignore",
+        // Others may add containers after us, and so change what class the Pod is of; what is there already stays.
+        "reinvocationPolicy": "IfNeeded",
+        "objectSelector": {"matchExpressions": pods},
+        "namespaceSelector": namespaces,
+        "matchConditions": conditions,
+        "admissionReviewVersions": ["v1"],
     })
-}
-
-impl Injection<'_> {
-    /// The whole of it. The same arguments give the same bytes.
-    pub fn configuration(&self) -> Value {
-        let mut configuration = stub();
-        configuration["webhooks"] = json!([self.entry(Asked::Label), self.entry(Asked::Namespace)]);
-        configuration
-    }
-
-    fn entry(&self, asked: Asked) -> Value {
-        let label = inject::LABEL;
-        let elsewhere = not_in(&owned(&left_alone(self.namespace)));
-        let (name, path, pods, namespaces) = match asked {
-            // A label that says something else than `true` is asked about, too: whoever has mistyped it is told.
-            Asked::Label => (
-                "pods.inject.stillpoint.dev",
-                OF_LABEL,
-                json!([{"key": label, "operator": "Exists"}, {"key": label, "operator": "NotIn", "values": ["false"]}]),
-                elsewhere,
-            ),
-            Asked::Namespace => (
-                "namespaces.inject.stillpoint.dev",
-                OF_NAMESPACE,
-                json!([{"key": label, "operator": "DoesNotExist"}]),
-                and(elsewhere, json!({"key": label, "operator": "In", "values": ["true"]})),
-            ),
-        };
-        let mut conditions = vec![("not-there-yet", not_there_yet()), ("not-a-static-pod", not_a_mirror())];
-        if asked == Asked::Namespace {
-            conditions.push(("perhaps-a-database", perhaps_a_database()));
-        }
-        let conditions = conditions.into_iter();
-        let conditions: Value =
-            conditions.map(|(name, expression)| json!({"name": name, "expression": expression})).collect();
-        let service = json!({"namespace": self.namespace, "name": NAME, "path": path, "port": 443});
-        // Of a version that we know: kube-apiserver shows a Pod of any other as one of that (`matchPolicy`).
-        let mut rule = rule("", "pods", "CREATE", "Namespaced");
-        rule["apiVersions"] = json!(["v1"]);
-        json!({
-            "name": name,
-            "clientConfig": {"service": service, "caBundle": ByteString(self.ca_bundle.as_bytes().to_vec())},
-            "rules": [rule],
-            "matchPolicy": "Equivalent",
-            "sideEffects": "None",
-            "timeoutSeconds": SECONDS,
-            "failurePolicy": "Ignore",
-            // Others may add containers after us, and so change what class the Pod is of; what is there already stays.
-            "reinvocationPolicy": "IfNeeded",
-            "objectSelector": {"matchExpressions": pods},
-            "namespaceSelector": namespaces,
-            "matchConditions": conditions,
-            "admissionReviewVersions": ["v1"],
-        })
-    }
 }
 
 /// With one more requirement.
@@ -127,8 +106,12 @@ mod tests {
 
     use super::*;
 
+    use super::super::webhooks::Kind;
+
     fn configuration() -> Value {
-        Injection { namespace: "stillpoint", ca_bundle: "PEM" }.configuration()
+        let mut configuration = Kind::Mutating.stub();
+        configuration["webhooks"] = json!(entries("stillpoint", "PEM"));
+        configuration
     }
 
     #[test]
@@ -163,13 +146,5 @@ mod tests {
         let wants =
             |at: usize| configuration["webhooks"][at]["objectSelector"]["matchExpressions"][0]["operator"].clone();
         assert_eq!((wants(0), wants(1)), (json!("Exists"), json!("DoesNotExist")));
-    }
-
-    #[test]
-    fn an_installation_says_nothing_that_the_leader_fills_in() {
-        let stub = stub();
-        assert_eq!(stub.as_object().unwrap().keys().collect::<Vec<_>>(), ["apiVersion", "kind", "metadata"]);
-        let filled = configuration();
-        assert!(["apiVersion", "kind", "metadata"].into_iter().all(|key| stub[key] == filled[key]));
     }
 }

@@ -1,5 +1,5 @@
-//! The ValidatingWebhookConfiguration: which requests kube-apiserver shows to `stillpoint-webhooks`, and what becomes of them when
-//! nobody is there.
+//! The webhook configurations: which requests kube-apiserver shows to `stillpoint-webhooks`, and what becomes of them when nobody is
+//! there. What holds for a cut is asked as a mutating webhook, for it writes on the content by which claim; all else only validates.
 //!
 //! Conditions only keep traffic away; whoever is asked looks at all of it again. `Ignore` is for who has a Database: an outage of ours costs
 //! consistency, and no copy. Namespaces that want no copy that is not consistent are in entries of their own, with `Fail`, and out of
@@ -10,10 +10,10 @@ use std::collections::BTreeSet;
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
-use super::account_user;
+use super::{account_user, injection};
 use crate::gate::{self, Gate};
 
-/// The configuration, and the Service, the Deployment and the ServiceAccount of the webhooks.
+/// Both configurations, and the Service, the Deployment and the ServiceAccount of the webhooks.
 pub const NAME: &str = "stillpoint-webhooks";
 /// On what is theirs; their pods are selected by them.
 pub const LABELS: [(&str, &str); 2] =
@@ -22,12 +22,15 @@ pub const LABELS: [(&str, &str); 2] =
 pub const SERVING: &str = "stillpoint-webhooks-tls";
 /// Where they listen in their Pods.
 pub const PORT: u16 = 9443;
-/// On the configuration: CSI drivers whose snapshotter was seen to cut without its mark, with commas.
+/// On the ValidatingWebhookConfiguration: CSI drivers whose snapshotter was seen to cut without its mark, with commas.
 pub const CONTENT_DRIVERS: &str = "stillpoint.dev/content-drivers";
 /// Where reviews are sent: below these, `snapshot`, `content` and `content-create`.
 const GATES: &str = "/gates";
 const REQUIRED_GATES: &str = "/required";
 const OWN_KINDS: &str = "/validate";
+/// The condition of an entry that says which namespaces it is about; these, or all others.
+pub const IN_THESE: &str = "in-these-namespaces";
+pub const IN_OTHERS: &str = "in-other-namespaces";
 /// Before a cut as long as kube-apiserver waits for anybody; before that, and for our own kinds, nobody is kept.
 const CUT_SECONDS: u32 = 30;
 const PREFLIGHT_SECONDS: u32 = 10;
@@ -46,6 +49,15 @@ pub struct Webhooks<'a> {
     pub databases: Option<&'a [String]>,
     /// CSI drivers whose snapshotter does not mark contents before it cuts.
     pub content_drivers: &'a [String],
+    /// Whether Pods that are to be made are shown, too.
+    pub injects: bool,
+}
+
+/// The two kinds of configuration, each of which an installation has one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    Validating,
+    Mutating,
 }
 
 /// An entry before it is written out.
@@ -61,13 +73,19 @@ struct Entry {
     side_effects: &'static str,
 }
 
-/// What an installation makes of it, so that it goes with the installation. It says nothing of `webhooks`: whoever applies it again
-/// takes nothing back of what the leader has filled in.
-pub fn stub() -> Value {
-    json!({
-        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingWebhookConfiguration",
-        "metadata": {"name": NAME, "labels": LABELS.into_iter().collect::<Value>()},
-    })
+impl Kind {
+    /// What an installation makes of it, so that it goes with the installation. It says nothing of `webhooks`: whoever applies it
+    /// again takes nothing back of what the leader has filled in.
+    pub fn stub(self) -> Value {
+        let kind = match self {
+            Self::Validating => "ValidatingWebhookConfiguration",
+            Self::Mutating => "MutatingWebhookConfiguration",
+        };
+        json!({
+            "apiVersion": "admissionregistration.k8s.io/v1", "kind": kind,
+            "metadata": {"name": NAME, "labels": LABELS.into_iter().collect::<Value>()},
+        })
+    }
 }
 
 /// Whose snapshots an entry is about.
@@ -77,24 +95,29 @@ enum Of {
 }
 
 impl Webhooks<'_> {
-    /// The whole of it. The same arguments give the same bytes, whatever their order.
-    pub fn configuration(&self) -> Value {
-        let webhooks: Vec<Value> = self.entries().iter().map(|entry| self.written(entry)).collect();
-        let mut configuration = stub();
+    /// The whole of one. The same arguments give the same bytes, whatever their order.
+    pub fn configuration(&self, kind: Kind) -> Value {
+        let mut webhooks: Vec<Value> = match kind {
+            Kind::Validating => vec![self.written(kind, &self.own_kinds())],
+            Kind::Mutating if self.injects => injection::entries(self.namespace, self.ca_bundle).into(),
+            Kind::Mutating => Vec::new(),
+        };
+        webhooks.splice(0..0, self.gates(kind).iter().map(|entry| self.written(kind, entry)));
+        let mut configuration = kind.stub();
         configuration["webhooks"] = webhooks.into();
         configuration
     }
 
-    fn entries(&self) -> Vec<Entry> {
+    fn gates(&self, kind: Kind) -> Vec<Entry> {
         let required = self.required();
         let preferred = self.preferred(&required);
         let mut entries = Vec::new();
-        for (gate, ignoring, strict) in [
-            (Gate::Cut, "cut.gates.stillpoint.dev", "cut.required.stillpoint.dev"),
-            (Gate::Content, "content.gates.stillpoint.dev", "content.required.stillpoint.dev"),
-            (Gate::Preflight, "preflight.gates.stillpoint.dev", "preflight.required.stillpoint.dev"),
+        for (of, gate, ignoring, strict) in [
+            (Kind::Mutating, Gate::Cut, "cut.gates.stillpoint.dev", "cut.required.stillpoint.dev"),
+            (Kind::Mutating, Gate::Content, "content.gates.stillpoint.dev", "content.required.stillpoint.dev"),
+            (Kind::Validating, Gate::Preflight, "preflight.gates.stillpoint.dev", "preflight.required.stillpoint.dev"),
         ] {
-            if gate == Gate::Content && fitting(self.content_drivers).0.is_empty() {
+            if of != kind || gate == Gate::Content && fitting(self.content_drivers).0.is_empty() {
                 continue;
             }
             if !matches!(&preferred, Of::These(these) if these.is_empty()) {
@@ -104,7 +127,11 @@ impl Webhooks<'_> {
                 entries.push(self.gate(gate, strict, "Fail", &Of::These(required.clone())));
             }
         }
-        entries.push(Entry {
+        entries
+    }
+
+    fn own_kinds(&self) -> Entry {
+        Entry {
             name: "validate.stillpoint.dev",
             path: OWN_KINDS.to_owned(),
             rules: json!([rule(crate::GROUP, "databases,freezes", "CREATE,UPDATE", "Namespaced")]),
@@ -114,8 +141,7 @@ impl Webhooks<'_> {
             failure: "Ignore",
             seconds: OWN_KINDS_SECONDS,
             side_effects: "None",
-        });
-        entries
+        }
     }
 
     /// Where we are not in the way when we are not there. Where there is no room for all who have Databases, everybody is asked about.
@@ -135,10 +161,8 @@ impl Webhooks<'_> {
         let of_content = |conditions: &mut Vec<_>| {
             conditions.extend(content_conditions());
             conditions.push(match of {
-                Of::These(these) => ("in-these-namespaces", format!("{CONTENT_NAMESPACE} in {}", cel_list(these))),
-                Of::AllBut(others) => {
-                    ("in-other-namespaces", format!("!({CONTENT_NAMESPACE} in {})", cel_list(others)))
-                }
+                Of::These(these) => (IN_THESE, format!("{CONTENT_NAMESPACE} in {}", cel_list(these))),
+                Of::AllBut(others) => (IN_OTHERS, format!("!({CONTENT_NAMESPACE} in {})", cel_list(others))),
             });
         };
         let mut conditions = self.common_conditions();
@@ -187,7 +211,7 @@ impl Webhooks<'_> {
         }
     }
 
-    fn written(&self, entry: &Entry) -> Value {
+    fn written(&self, kind: Kind, entry: &Entry) -> Value {
         let service = json!({"namespace": self.namespace, "name": NAME, "path": entry.path, "port": 443});
         let conditions = entry.conditions.iter();
         let conditions: Value =
@@ -203,6 +227,10 @@ impl Webhooks<'_> {
             "matchConditions": conditions,
             "admissionReviewVersions": ["v1"],
         });
+        if kind == Kind::Mutating {
+            // Whatever others change of it does not concern a cut.
+            written["reinvocationPolicy"] = "Never".into();
+        }
         if let Some(selector) = &entry.namespaces {
             written["namespaceSelector"] = selector.clone();
         }
@@ -352,32 +380,48 @@ fn selector(operator: &str, namespaces: &[String]) -> Value {
 
 #[cfg(test)]
 mod tests {
-    use k8s_openapi::api::admissionregistration::v1::ValidatingWebhookConfiguration;
+    use k8s_openapi::api::admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration};
 
     use super::*;
 
-    fn configuration(required: &[&str], drivers: &[&str]) -> Value {
+    const KINDS: [Kind; 2] = [Kind::Mutating, Kind::Validating];
+
+    fn configurations(required: &[&str], drivers: &[&str]) -> [Value; 2] {
         of_databases(required, None, drivers)
     }
 
-    fn of_databases(required: &[&str], databases: Option<&[String]>, drivers: &[&str]) -> Value {
+    fn of_databases(required: &[&str], databases: Option<&[String]>, drivers: &[&str]) -> [Value; 2] {
         let (required, content_drivers) = (&owned(required)[..], &owned(drivers)[..]);
-        Webhooks { namespace: "stillpoint", ca_bundle: "PEM", required, databases, content_drivers }.configuration()
+        let made = Webhooks {
+            namespace: "stillpoint",
+            ca_bundle: "PEM",
+            required,
+            databases,
+            content_drivers,
+            injects: false,
+        };
+        KINDS.map(|kind| made.configuration(kind))
     }
 
-    fn entries(configuration: &Value) -> Vec<(&str, &str)> {
-        let entries = configuration["webhooks"].as_array().unwrap();
-        entries.iter().map(|e| (e["name"].as_str().unwrap(), e["failurePolicy"].as_str().unwrap())).collect()
+    fn all(configurations: &[Value; 2]) -> Vec<&Value> {
+        configurations.iter().flat_map(|configuration| configuration["webhooks"].as_array().unwrap()).collect()
+    }
+
+    fn entries(configurations: &[Value; 2]) -> Vec<(&str, &str)> {
+        all(configurations)
+            .into_iter()
+            .map(|e| (e["name"].as_str().unwrap(), e["failurePolicy"].as_str().unwrap()))
+            .collect()
     }
 
     #[test]
     fn nobody_is_in_the_way_of_anybody_unless_told() {
-        insta::assert_json_snapshot!(configuration(&[], &[]));
+        insta::assert_json_snapshot!(configurations(&[], &[]));
     }
 
     #[test]
     fn namespaces_that_want_nothing_less_have_entries_of_their_own_and_drivers_that_do_not_tell_too() {
-        insta::assert_json_snapshot!(configuration(&["shop", "bank"], &["late.csi.example"]));
+        insta::assert_json_snapshot!(configurations(&["shop", "bank"], &["late.csi.example"]));
     }
 
     #[test]
@@ -389,15 +433,15 @@ mod tests {
         assert_eq!(entries(&of_databases(&[], Some(&[]), &["d"])), [("validate.stillpoint.dev", "Ignore")]);
         // There is no room for all who have.
         let many: Vec<String> = (0..2000).map(|at| format!("{at:0>63}")).collect();
-        assert_eq!(of_databases(&["bank"], Some(&many), &["d"]), configuration(&["bank"], &["d"]));
+        assert_eq!(of_databases(&["bank"], Some(&many), &["d"]), configurations(&["bank"], &["d"]));
     }
 
     /// Our own writes are what a freeze waits for: they must never wait for it, or for nobody.
     #[test]
     fn nobody_is_asked_about_what_is_ours() {
-        let configuration = configuration(&["shop"], &["late.csi.example"]);
+        let configurations = configurations(&["shop"], &["late.csi.example"]);
         let not_ours = "request.userInfo.username != 'system:serviceaccount:stillpoint:stillpoint-apiserver'";
-        for entry in configuration["webhooks"].as_array().unwrap() {
+        for entry in all(&configurations) {
             let conditions = entry["matchConditions"].as_array().unwrap();
             assert!(conditions.iter().any(|condition| condition["expression"] == not_ours), "{}", entry["name"]);
         }
@@ -413,18 +457,20 @@ mod tests {
 
     #[test]
     fn it_is_what_kubernetes_reads() {
-        let value = configuration(&["shop"], &["late.csi.example"]);
-        let read: ValidatingWebhookConfiguration = serde_json::from_value(value.clone()).unwrap();
-        assert_eq!(serde_json::to_value(read).unwrap(), value, "a field is not Kubernetes'");
+        let [mutating, validating] = configurations(&["shop"], &["late.csi.example"]);
+        let read: MutatingWebhookConfiguration = serde_json::from_value(mutating.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), mutating, "a field is not Kubernetes'");
+        let read: ValidatingWebhookConfiguration = serde_json::from_value(validating.clone()).unwrap();
+        assert_eq!(serde_json::to_value(read).unwrap(), validating, "a field is not Kubernetes'");
     }
 
     #[test]
     fn empty_lists_leave_their_entries_out_and_their_order_does_not_matter() {
-        assert!(entries(&configuration(&[], &[])).iter().all(|(_, failure)| *failure == "Ignore"));
-        let fails = |value: &Value| entries(value).iter().filter(|(_, failure)| *failure == "Fail").count();
-        assert_eq!(fails(&configuration(&["shop"], &[])), 2);
-        assert_eq!(fails(&configuration(&["shop"], &["late.csi.example"])), 3);
-        assert_eq!(configuration(&["a", "b", "a"], &[]), configuration(&["b", "a"], &[]));
+        assert!(entries(&configurations(&[], &[])).iter().all(|(_, failure)| *failure == "Ignore"));
+        let fails = |of: &[Value; 2]| entries(of).iter().filter(|(_, failure)| *failure == "Fail").count();
+        assert_eq!(fails(&configurations(&["shop"], &[])), 2);
+        assert_eq!(fails(&configurations(&["shop"], &["late.csi.example"])), 3);
+        assert_eq!(configurations(&["a", "b", "a"], &[]), configurations(&["b", "a"], &[]));
     }
 
     #[test]
@@ -436,13 +482,14 @@ mod tests {
             required: &many,
             databases: None,
             content_drivers: &many,
+            injects: false,
         };
         let (fit, left_out) = fitting(&many);
         assert_eq!(fit.len() + left_out.len(), many.len());
         assert!(fit.len() > 1300 && !left_out.is_empty(), "{}", fit.len());
         assert_eq!(made.left_out(), [left_out.clone(), left_out.clone()].concat());
-        let configuration = made.configuration();
-        let entries = configuration["webhooks"].as_array().unwrap();
+        let configurations = KINDS.map(|kind| made.configuration(kind));
+        let entries = all(&configurations);
         let expressions = entries.iter().flat_map(|entry| entry["matchConditions"].as_array().unwrap());
         let longest = expressions.map(|condition| condition["expression"].as_str().unwrap().len()).max();
         assert!((80_000..100_000).contains(&longest.unwrap()), "{longest:?}");
@@ -455,6 +502,6 @@ mod tests {
     #[test]
     fn what_is_no_name_gets_into_no_expression_and_what_is_left_alone_cannot_be_required() {
         assert_eq!(cel_list(&owned(&["b", "a'] || true || ['", "a", "", "b"])), "['a', 'b']");
-        assert_eq!(configuration(&["kube-system", "stillpoint", "x'y"], &["'"]), configuration(&[], &[]));
+        assert_eq!(configurations(&["kube-system", "stillpoint", "x'y"], &["'"]), configurations(&[], &[]));
     }
 }

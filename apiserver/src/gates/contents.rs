@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use api::gate::{
-    BEING_CREATED, CONSISTENCY, FREEZE, FROZEN_MILLISECONDS, GROUP_BEING_CREATED, GROUP_MEMBER, Group, LEVEL, MESSAGE,
-    POSITION, QUIESCE, REASON, SKIP,
+    BEING_CREATED, CLAIM, CONSISTENCY, FREEZE, FROZEN_MILLISECONDS, GROUP_BEING_CREATED, GROUP_MEMBER, Group, LEVEL,
+    MESSAGE, POSITION, QUIESCE, REASON, SKIP,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -28,6 +28,9 @@ pub(super) struct Content {
     pub(super) made: Timestamp,
     /// It says already what it is worth.
     pub(super) is_judged: bool,
+    /// By which claim its Databases were held when its cut could begin: that was stored by one write with the snapshotter's mark, or, of
+    /// a driver without marks, with the content itself.
+    pub(super) claim: Option<String>,
     /// It says itself that it does not want to be waited for.
     pub(super) skips: bool,
     pub(super) version: Option<String>,
@@ -122,6 +125,7 @@ impl Content {
             deleting: object.metadata.deletion_timestamp.is_some() || BEING_DELETED.into_iter().any(annotated),
             made: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0),
             is_judged: is_judged(object),
+            claim: annotations.and_then(|all| all.get(CLAIM)).cloned(),
             skips: annotations.and_then(|all| all.get(QUIESCE)).is_some_and(|said| said == SKIP),
             version: object.metadata.resource_version.clone(),
             cut_group: (group == Group::Group).then(|| text(&status[handle])).flatten().map(|handle| {

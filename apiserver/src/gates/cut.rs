@@ -122,8 +122,8 @@ pub(super) fn reason(request: &GateRequest) -> String {
     }
 }
 
-/// They are held: the cut may be made.
-pub(super) fn held(together: &Together, status: &QuiesceStatus) -> GateAnswer {
+/// They are held: the cut may be made, and what is stored says so.
+pub(super) fn held(request: &GateRequest, together: &Together, status: &QuiesceStatus) -> GateAnswer {
     let databases: Vec<&str> = together.databases.iter().map(String::as_str).collect();
     let mut answer = GateAnswer::allow();
     answer.audit = [
@@ -133,6 +133,7 @@ pub(super) fn held(together: &Together, status: &QuiesceStatus) -> GateAnswer {
     ]
     .into();
     answer.warnings.clone_from(&status.warnings);
+    answer.claim = status.uid.clone().filter(|_| !request.dry_run);
     answer
 }
 

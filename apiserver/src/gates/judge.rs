@@ -72,6 +72,7 @@ fn judged(
             Held::Ended { why: "its claim had lapsed before the cut was seen".to_owned() }
         }
         None => Held::Ended { why: status.message.clone().unwrap_or_else(|| "it never held".to_owned()) },
+        _ if content.claim.as_ref() != Some(&claim.uid) => Held::Not { why: UNANSWERED.to_owned() },
         Some(from) => {
             let calls = match seen.called {
                 Called::NotBefore(called) if called >= from.0 => Calls::Within,
@@ -198,6 +199,9 @@ pub(super) async fn of_not_held(gates: Gates, content: Content, began: Timestamp
     }
 }
 
+const UNANSWERED: &str = "its cut was let begin without the answer that its databases were held, and may have begun before they were: \
+                          `kubectl still doctor` says what is missing";
+
 const NOBODY_ASKED: &str = "nobody asked before the cut, or whoever held for it was gone before that was written: stillpoint-webhooks \
                             was not there, or could ask nobody; `kubectl still doctor` says what is missing";
 
@@ -314,7 +318,7 @@ pub(super) fn said_by_class(class: &DynamicObject) -> Option<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use api::gate::Group;
+    use api::gate::{CLAIM, Group};
     use serde_json::{Value, json};
 
     use super::*;
@@ -326,7 +330,7 @@ mod tests {
     fn content() -> Content {
         let content = json!({
             "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent",
-            "metadata": {"name": "c", "uid": "u"},
+            "metadata": {"name": "c", "uid": "u", "annotations": {CLAIM: "VolumeSnapshotContent/u"}},
             "spec": {
                 "driver": "d", "source": {"volumeHandle": "h"},
                 "volumeSnapshotRef": {"namespace": "shop", "name": "noon", "uid": "of"},
@@ -402,6 +406,13 @@ mod tests {
         ] {
             let verdict = judged(&content(), &status.claims[0], status, seen, volumes, class);
             assert_eq!(verdict.reason, reason, "{seen:?}: {verdict:?}");
+        }
+        // Its mark was stored without an answer of ours, or with that to an older question.
+        for claim in [None, Some("VolumeSnapshotContent/u/1".to_owned())] {
+            let content = Content { claim, ..content() };
+            let verdict = judged(&content, &frozen.claims[0], &frozen, seen(once, 10), whole(), says());
+            assert_eq!(verdict.reason, "NotFrozen", "{verdict:?}");
+            assert!(verdict.message.contains("without the answer"), "{verdict:?}");
         }
     }
 

@@ -1,9 +1,10 @@
 //! What stands between kube-apiserver and the webhooks, which have no rights of their own: the leader keeps their certificate, and
-//! their configuration with whom to trust, which namespaces want nothing less than a consistent copy, and which drivers do not tell
+//! their configurations with whom to trust, which namespaces want nothing less than a consistent copy, and which drivers do not tell
 //! when they cut. Nobody else writes these, so that an installation by YAML, Helm or GitOps never takes back what is learnt.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Debug,
     sync::Arc,
     time::Duration,
 };
@@ -11,10 +12,7 @@ use std::{
 use anyhow::{Context, bail};
 use api::{
     Database,
-    install::{
-        injection::Injection,
-        webhooks::{CONTENT_DRIVERS, LABELS, NAME, SERVING, Webhooks, left_alone},
-    },
+    install::webhooks::{CONTENT_DRIVERS, Kind, LABELS, NAME, SERVING, Webhooks, left_alone},
 };
 use certs::{KeyPairPem, Names};
 use futures::StreamExt;
@@ -28,9 +26,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{Patch, PatchParams, PostParams},
 };
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use tokio::time::{sleep, timeout};
 use tracing::{error, info, warn};
@@ -57,11 +56,11 @@ pub(crate) struct Keeper {
 /// What is applied of each kind of configuration.
 #[derive(Debug, Default)]
 struct All {
-    asked: Option<Applied>,
-    injecting: Option<Applied>,
+    validating: Option<Applied>,
+    mutating: Option<Applied>,
 }
 
-/// The configuration as this replica has applied it last: what was said, and the object that came of it.
+/// A configuration as this replica has applied it last: what was said, and the object that came of it.
 #[derive(Debug, PartialEq, Eq)]
 struct Applied {
     said: Value,
@@ -70,12 +69,8 @@ struct Applied {
 }
 
 impl Applied {
-    fn of(metadata: Option<&ObjectMeta>, said: Value) -> Self {
-        Self {
-            said,
-            uid: metadata.and_then(|metadata| metadata.uid.clone()),
-            generation: metadata.and_then(|metadata| metadata.generation),
-        }
+    fn of(metadata: &ObjectMeta, said: Value) -> Self {
+        Self { said, uid: metadata.uid.clone(), generation: metadata.generation }
     }
 }
 
@@ -114,14 +109,17 @@ impl Keeper {
     }
 
     async fn look(&self, gates: &Gates, applied: &mut All) -> anyhow::Result<()> {
-        let configurations: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
-        let there = configurations.get_opt(NAME).await.context("the webhooks' configuration")?;
-        let there = there.as_ref().map(|there| &there.metadata);
-        gates.0.learn(there);
-        if there.is_none() {
+        let validating: Api<ValidatingWebhookConfiguration> = Api::all(self.client.clone());
+        let mutating: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let there = validating.get_opt(NAME).await.context("the webhooks' configuration")?.map(|there| there.metadata);
+        gates.0.learn(there.as_ref());
+        let cuts = mutating.get_opt(NAME).await.context("the webhooks' configuration")?.map(|there| there.metadata);
+        let (Some(there), Some(cuts)) = (there, cuts) else {
             gates.0.verbs.shown.are(Namespaces::All);
-            bail!("there is no ValidatingWebhookConfiguration {NAME}; apply deploy/");
-        }
+            bail!(
+                "there is no ValidatingWebhookConfiguration or no MutatingWebhookConfiguration {NAME}; apply deploy/"
+            );
+        };
         if !gates.0.verbs.leads() {
             *applied = All::default();
             gates.0.verbs.shown.are(Namespaces::These(BTreeSet::new()));
@@ -136,48 +134,22 @@ impl Keeper {
         let shown: BTreeSet<String> = databases.iter().cloned().chain(alone).collect();
         // Before kube-apiserver is told: of what goes nothing is shown from any moment on.
         gates.0.verbs.shown.keep(&shown);
-        let (said, left_out) = self.configuration(gates, &ring.bundle, &databases);
-        if applied.asked.as_ref() != Some(&Applied::of(there, said.clone())) {
-            let params = PatchParams::apply(api::install::ACCOUNT).force();
-            let made = configurations.patch(NAME, &params, &Patch::Apply(&said)).await;
-            let made = made.context("the webhooks' configuration")?;
-            info!("the webhooks' configuration is as it should be");
-            if !left_out.is_empty() {
-                error!(
-                    ?left_out,
-                    "there is no room for these in the webhooks' configuration: nobody is asked as they want"
-                );
-            }
-            gates.0.learn(Some(&made.metadata));
-            applied.asked = Some(Applied::of(Some(&made.metadata), said));
+        let [cutting, asking] = self.configurations(gates, &ring.bundle, &databases);
+        let told = apply(&mutating, &cuts, cutting, &mut applied.mutating).await?.is_some();
+        let made = apply(&validating, &there, asking, &mut applied.validating).await?;
+        if let Some(made) = &made {
+            gates.0.learn(Some(made));
+        }
+        if told || made.is_some() {
             sleep(HEARD).await;
         }
         gates.0.verbs.shown.are(Namespaces::These(shown));
-        if self.injects {
-            self.injection(&ring.bundle, &mut applied.injecting).await?;
-        }
         // Only now: what signs is trusted already when it is shown.
         self.serving(&ring).await
     }
 
-    /// Who is asked before a Pod is made, where the installation wants that anybody is.
-    async fn injection(&self, bundle: &str, applied: &mut Option<Applied>) -> anyhow::Result<()> {
-        let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
-        let there = configurations.get_opt(NAME).await.context("the configuration of injection")?;
-        let Some(there) = there else { return Ok(()) };
-        let said = Injection { namespace: &self.namespace, ca_bundle: bundle }.configuration();
-        if applied.as_ref() != Some(&Applied::of(Some(&there.metadata), said.clone())) {
-            let params = PatchParams::apply(api::install::ACCOUNT).force();
-            let made = configurations.patch(NAME, &params, &Patch::Apply(&said)).await;
-            let made = made.context("the configuration of injection")?;
-            info!("Pods that ask for an agent are shown to the webhooks");
-            *applied = Some(Applied::of(Some(&made.metadata), said));
-        }
-        Ok(())
-    }
-
-    /// And whom there is no room for in it.
-    fn configuration(&self, gates: &Gates, bundle: &str, databases: &BTreeSet<String>) -> (Value, Vec<String>) {
+    /// What holds for a cut, and all else.
+    fn configurations(&self, gates: &Gates, bundle: &str, databases: &BTreeSet<String>) -> [Value; 2] {
         let required = gates.0.watched.index().required();
         let drivers = gates.0.drivers();
         let databases: Vec<String> = databases.iter().cloned().collect();
@@ -187,12 +159,20 @@ impl Keeper {
             required: &required,
             databases: Some(&databases),
             content_drivers: &drivers,
+            injects: self.injects,
         };
-        let mut configuration = webhooks.configuration();
-        if !drivers.is_empty() {
-            configuration["metadata"]["annotations"] = json!({CONTENT_DRIVERS: drivers.join(",")});
+        let left_out = webhooks.left_out();
+        if !left_out.is_empty() {
+            error!(
+                ?left_out,
+                "there is no room for these in the webhooks' configurations: nobody is asked as they want"
+            );
         }
-        (configuration, webhooks.left_out())
+        let mut asking = webhooks.configuration(Kind::Validating);
+        if !drivers.is_empty() {
+            asking["metadata"]["annotations"] = json!({CONTENT_DRIVERS: drivers.join(",")});
+        }
+        [webhooks.configuration(Kind::Mutating), asking]
     }
 
     /// The Secret that the webhooks show and trust by.
@@ -249,6 +229,28 @@ impl Keeper {
             ..Secret::default()
         }
     }
+}
+
+/// Has kube-apiserver told of a configuration, if it is not as it should be. Answers what came of it, if it was not.
+async fn apply<K>(
+    configurations: &Api<K>,
+    there: &ObjectMeta,
+    said: Value,
+    applied: &mut Option<Applied>,
+) -> anyhow::Result<Option<ObjectMeta>>
+where
+    K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
+{
+    if applied.as_ref() == Some(&Applied::of(there, said.clone())) {
+        return Ok(None);
+    }
+    let params = PatchParams::apply(api::install::ACCOUNT).force();
+    let kind = K::kind(&());
+    let made = configurations.patch(NAME, &params, &Patch::Apply(&said)).await;
+    let made = made.with_context(|| format!("{kind} {NAME}"))?;
+    info!(%kind, "the webhooks' configuration is as it should be");
+    *applied = Some(Applied::of(made.meta(), said));
+    Ok(Some(made.meta().clone()))
 }
 
 /// Until a Database is there whose namespace kube-apiserver is not told of, by whoever tells it; or until that is us.

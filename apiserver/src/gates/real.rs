@@ -1,7 +1,7 @@
 //! Whoever reaches the webhooks' port can write a review: what it says is looked up before anybody is held for it.
 
-use api::gate::{BEING_CREATED, GROUP_BEING_CREATED, Gate, GateRequest, Group, ObjectRef};
-use kube::{api::DynamicObject, core::PartialObjectMeta};
+use api::gate::{Gate, GateRequest, Group, ObjectRef};
+use kube::api::DynamicObject;
 
 use super::{
     Gates,
@@ -43,24 +43,6 @@ impl Gates {
         };
         let right = known.is_some_and(|known| is_of(request, &known));
         Ok(right.then_some(()).ok_or_else(|| "there is no such content that is about to be cut".to_owned()))
-    }
-
-    /// Asked once it is held: whether its cut may have begun before. kube-apiserver goes on without us when it cannot reach us, or has
-    /// waited for long enough, and nobody tells us then.
-    pub(super) async fn has_begun(&self, request: &GateRequest) -> Result<bool, kube::Error> {
-        let object = &request.object;
-        let content = self.0.kinds.all(Kind::Content, object.group).get_metadata_opt(&object.name).await?;
-        let content = content.filter(|content| content.metadata.uid.as_deref() == Some(object.uid.as_str()));
-        let marked = |content: &PartialObjectMeta<DynamicObject>| {
-            let annotations = content.metadata.annotations.as_ref();
-            let mark = match object.group {
-                Group::Single => BEING_CREATED,
-                Group::Group => GROUP_BEING_CREATED,
-            };
-            annotations.is_some_and(|all| all.contains_key(mark))
-        };
-        // One that is stored may be cut at any time by who makes no mark.
-        Ok(content.is_some_and(|content| request.gate == Gate::Content || marked(&content)))
     }
 }
 

@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::world::World;
 use crate::installed::{NAMESPACE, SOON, WEBHOOKS, rolled_out, start};
 
-const CONFIGURATION: [&str; 3] = ["get", "validatingwebhookconfiguration", api::install::webhooks::NAME];
+const CONFIGURATIONS: &str = "validatingwebhookconfigurations,mutatingwebhookconfigurations";
+const CONFIGURED: [&str; 3] = ["get", CONFIGURATIONS, api::install::webhooks::NAME];
 
 /// With `kubectl create`, and so with its warnings and errors.
 async fn create(cluster: &Cluster, name: &str, metadata: Value) -> Result<Output> {
@@ -79,7 +80,7 @@ async fn with_nobody_there(world: &World<'_>) -> Result<()> {
 
     world.kubectl(&["label", "namespace", "default", "stillpoint.dev/snapshots=Required"]).await?;
     until("the namespace has entries of its own", SOON, || async {
-        let configuration = world.kubectl(&[&CONFIGURATION[..], &["-o", "yaml"]].concat()).await?;
+        let configuration = world.kubectl(&[&CONFIGURED[..], &["-o", "yaml"]].concat()).await?;
         ensure!(configuration.contains("cut.required.stillpoint.dev"), "{configuration}");
         Ok(())
     })
@@ -157,17 +158,19 @@ async fn who_does_not_want_it_is_left_alone(world: &World<'_>) -> Result<()> {
 async fn the_leader_keeps_what_the_webhooks_need(cluster: &Cluster) -> Result<()> {
     let is_right = || async {
         let configuration: Value =
-            serde_json::from_str(&cluster.kubectl(&[&CONFIGURATION[..], &["-o", "json"]].concat()).await?.ok()?)?;
+            serde_json::from_str(&cluster.kubectl(&[&CONFIGURED[..], &["-o", "json"]].concat()).await?.ok()?)?;
         let secret = ["get", "secret", api::install::webhooks::SERVING, "-n", NAMESPACE, "-o", "json"];
         let secret: Value = serde_json::from_str(&cluster.kubectl(&secret).await?.ok()?)?;
-        let entries = configuration["webhooks"].as_array().context("no entries")?;
+        let entries = configuration["items"].as_array().into_iter().flatten();
+        let entries = entries.flat_map(|one| one["webhooks"].as_array().into_iter().flatten()).cloned();
+        let entries: Vec<Value> = entries.collect();
         let trusts = entries.iter().all(|entry| entry["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]);
-        ensure!(trusts && entries.len() >= 3, "{configuration}");
-        Ok(configuration)
+        ensure!(trusts && entries.len() >= 6, "{configuration}");
+        Ok(entries)
     };
-    let configuration = until("all is right", SOON, is_right).await?;
+    let entries = until("all is right", SOON, is_right).await?;
     let name = api::install::webhooks::NAME;
-    cluster.kubectl(&["delete", "validatingwebhookconfiguration", name]).await?.ok()?;
+    cluster.kubectl(&["delete", CONFIGURATIONS, name]).await?.ok()?;
     // As it is installed: empty.
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/webhooks/configuration.yaml");
     cluster.apply(&fs::read_to_string(installed)?).await?;
@@ -175,12 +178,12 @@ async fn the_leader_keeps_what_the_webhooks_need(cluster: &Cluster) -> Result<()
     cluster.kubectl(&["delete", "secret", api::install::webhooks::SERVING, "-n", NAMESPACE]).await?.ok()?;
     until("the certificate is there again", SOON, is_right).await?;
     let edit = json!([{"op": "remove", "path": "/webhooks/0"}]).to_string();
-    let edited = ["patch", "validatingwebhookconfiguration", name, "--type=json", "--patch", &edit];
-    cluster.kubectl(&edited).await?.ok()?;
+    for kind in CONFIGURATIONS.split(',') {
+        cluster.kubectl(&["patch", kind, name, "--type=json", "--patch", &edit]).await?.ok()?;
+    }
     until("what somebody took out is in again", SOON, || async {
         let now = is_right().await?;
-        let count = |configuration: &Value| configuration["webhooks"].as_array().map_or(0, Vec::len);
-        ensure!(count(&now) == count(&configuration), "{now}");
+        ensure!(now.len() == entries.len(), "{now:?}");
         Ok(())
     })
     .await?;
@@ -199,7 +202,8 @@ async fn the_leader_keeps_what_the_webhooks_need(cluster: &Cluster) -> Result<()
     cluster.kubectl(&cut).await?.ok()?;
     until("the driver is asked about when its contents are made", SOON, || async {
         let now = is_right().await?;
-        ensure!(now.to_string().contains("object.spec.driver in ['unmarked.csi.example']"), "{now}");
+        let now = Value::from(now).to_string();
+        ensure!(now.contains("object.spec.driver in ['unmarked.csi.example']"), "{now}");
         Ok(())
     })
     .await?;

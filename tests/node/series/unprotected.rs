@@ -82,7 +82,8 @@ pub(super) async fn slowed(world: &World<'_>) -> Result<Slowed> {
     // Nobody is left who would have it back.
     cluster.kubectl(&["scale", DEPLOYMENT, "-n", NAMESPACE, "--replicas=0"]).await?.ok()?;
     rolled_out(cluster, DEPLOYMENT).await?;
-    let configuration = ["delete", "validatingwebhookconfiguration", api::install::webhooks::NAME];
+    let both = "validatingwebhookconfiguration,mutatingwebhookconfiguration";
+    let configuration = ["delete", both, api::install::webhooks::NAME];
     cluster.kubectl(&configuration).await?.ok()?;
     let without = took_both(world, "without").await?;
     Ok(Slowed { apart, beside, without })

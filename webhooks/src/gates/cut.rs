@@ -5,7 +5,7 @@ use api::gate::{self, Gate, GateRequest, Group};
 
 use super::{Spared, group, of_content};
 use crate::{
-    decide::Ours,
+    ours::Ours,
     review::{Operation, Request},
 };
 

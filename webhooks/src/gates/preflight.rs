@@ -4,7 +4,7 @@ use api::gate::{self, Gate, GateRequest, Group};
 
 use super::{Spared, asked, group, is_wanted, owners};
 use crate::{
-    decide::Ours,
+    ours::Ours,
     review::{Operation, Request},
 };
 

@@ -4,7 +4,9 @@ use proptest::{collection::vec, prelude::*, sample::Index};
 use serde_json::{Value, json};
 use webhooks::{
     answer::Answer,
-    decide::{Decision, Door, Ours, decide},
+    decide::{Door, decide},
+    decision::Decision,
+    ours::Ours,
     review::{Unreadable, decode, encode},
 };
 
@@ -62,7 +64,8 @@ fn through_all_doors(bytes: &[u8]) -> Result<Value, Unreadable> {
                 assert!(answer.is_allowed(), "a Pod was stopped");
                 answer
             }
-            Decision::Ask(request) => {
+            Decision::Ask(question) => {
+                let request = &question.request;
                 assert_eq!(request.check(), Ok(()));
                 Answer::unheld(request.gate, request.required, "nobody is there")
             }

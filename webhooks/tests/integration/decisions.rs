@@ -2,7 +2,11 @@
 
 use api::gate::{Gate, GateRequest, Group};
 use serde_json::{Value, json};
-use webhooks::decide::{Decision, Door, Ours, decide};
+use webhooks::{
+    decide::{Door, decide},
+    decision::Decision,
+    ours::Ours,
+};
 
 use crate::reviews::{
     BEING_CREATED, GROUP_BEING_CREATED, content_create, cut, database, database_update, freeze, group_cut,
@@ -17,7 +21,7 @@ fn decided(path: &str, review: &Value) -> Decision {
 
 fn asked(path: &str, review: &Value) -> GateRequest {
     match decided(path, review) {
-        Decision::Ask(request) => *request,
+        Decision::Ask(question) => question.request,
         other => panic!("{path}: {other:?}"),
     }
 }

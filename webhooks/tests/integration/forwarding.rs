@@ -11,7 +11,8 @@ use tokio_util::task::AbortOnDropHandle;
 use webhooks::{
     connection::Upstream,
     credentials::{Credentials, Files},
-    forward::{Forwarder, Unanswered},
+    forward::Forwarder,
+    unanswered::Unanswered,
 };
 
 use crate::upstream::{Apiserver, Behaviour, allow, authority, deny, files, upstream_at};

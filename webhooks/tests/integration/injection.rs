@@ -14,7 +14,9 @@ use base64::{Engine, prelude::BASE64_STANDARD};
 use serde_json::{Value, json};
 use webhooks::{
     answer::Answer,
-    decide::{Agent, Decision, Door, Ours, decide},
+    decide::{Door, decide},
+    decision::Decision,
+    ours::{Agent, Ours},
 };
 
 use crate::reviews::{pod_create, request};

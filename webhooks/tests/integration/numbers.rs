@@ -16,7 +16,9 @@ use tokio::{
 use webhooks::{
     answer::Answer,
     credentials::Files,
-    decide::{Decision, Door, Ours, decide},
+    decide::{Door, decide},
+    decision::Decision,
+    ours::Ours,
     review::{decode, encode},
 };
 

@@ -12,7 +12,7 @@ use api::{
 use jiff::{Timestamp, ToSpan};
 use k8s_openapi::{
     api::{
-        admissionregistration::v1::ValidatingWebhookConfiguration,
+        admissionregistration::v1::{MutatingWebhookConfiguration, ValidatingWebhookConfiguration},
         apps::v1::Deployment,
         core::v1::{Namespace, Secret},
         discovery::v1::EndpointSlice,
@@ -21,6 +21,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
+use self::configuration::Configurations;
 use super::{Finding, installed::deployment};
 
 /// Leaves are exchanged long before; one that is so near its end is one that nobody exchanges.
@@ -33,7 +34,7 @@ struct Found {
     /// The server was told to answer at gates; `None`: nobody knows.
     gates: Option<bool>,
     deployment: Option<Deployment>,
-    configuration: Option<ValidatingWebhookConfiguration>,
+    configurations: Configurations,
 }
 
 pub(super) async fn look(client: &Client, home: &str) -> Vec<Finding> {
@@ -57,8 +58,9 @@ pub(super) async fn look(client: &Client, home: &str) -> Vec<Finding> {
             None
         }
     };
-    findings.push(configuration::trusted(home, found.configuration.as_ref(), secret.as_ref()));
-    if let Some(found) = &found.configuration {
+    findings.push(configuration::trusted(home, &found.configurations, secret.as_ref()));
+    let found = &found.configurations;
+    if found.validating.is_some() {
         let databases: Api<Database> = Api::all(client.clone());
         findings.push(match databases.list_metadata(&ListParams::default()).await {
             Ok(list) => {
@@ -82,9 +84,13 @@ async fn find(client: &Client, home: &str) -> Result<Found, Finding> {
     let unseen = |what: String| move |error: kube::Error| Finding::unseen("webhooks", &what, &error);
     let server = deployments.get_opt(ACCOUNT).await.map_err(unseen(format!("Deployment {home}/{ACCOUNT}")))?;
     let deployment = deployments.get_opt(NAME).await.map_err(unseen(format!("Deployment {home}/{NAME}")))?;
-    let configurations: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
-    let configuration = configurations.get_opt(NAME).await.map_err(unseen(format!("configuration {NAME}")))?;
-    Ok(Found { gates: server.as_ref().map(answers_at_gates), deployment, configuration })
+    let validating: Api<ValidatingWebhookConfiguration> = Api::all(client.clone());
+    let mutating: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
+    let configurations = Configurations {
+        validating: validating.get_opt(NAME).await.map_err(unseen(format!("configuration {NAME}")))?,
+        mutating: mutating.get_opt(NAME).await.map_err(unseen(format!("configuration {NAME}")))?,
+    };
+    Ok(Found { gates: server.as_ref().map(answers_at_gates), deployment, configurations })
 }
 
 fn answers_at_gates(server: &Deployment) -> bool {
@@ -100,14 +106,18 @@ fn off(found: &Found) -> Option<Finding> {
         return None;
     }
     let message = "they are off: nobody is asked before a snapshot is cut";
-    Some(match (&found.deployment, &found.configuration) {
-        (None, None) => Finding::pass("webhooks", message),
-        (_, Some(_)) => Finding::fail(
+    let Configurations { validating, mutating } = &found.configurations;
+    Some(match (&found.deployment, validating.is_some() || mutating.is_some()) {
+        (None, false) => Finding::pass("webhooks", message),
+        (_, true) => Finding::fail(
             "webhooks",
-            format!("{message}, and ValidatingWebhookConfiguration {NAME} has kube-apiserver ask all the same"),
-            format!("kubectl delete validatingwebhookconfiguration {NAME}; it belongs to the webhooks, as Helm knows"),
+            format!("{message}, and a webhook configuration {NAME} has kube-apiserver ask all the same"),
+            format!(
+                "kubectl delete validatingwebhookconfiguration,mutatingwebhookconfiguration {NAME}; they belong to the webhooks, as \
+                 Helm knows"
+            ),
         ),
-        (Some(_), None) => Finding::fail(
+        (Some(_), false) => Finding::fail(
             "webhooks",
             format!("{message}, but Deployment {NAME} is there"),
             "apply both from one version",
@@ -224,14 +234,18 @@ mod tests {
         let with = |arguments: &[&str], deployment: bool, configured: bool| Found {
             gates: Some(answers_at_gates(&server(arguments))),
             deployment: deployment.then(Deployment::default),
-            configuration: configured.then(ValidatingWebhookConfiguration::default),
+            configurations: Configurations {
+                validating: configured.then(ValidatingWebhookConfiguration::default),
+                mutating: None,
+            },
         };
         let told = |found: &Found| off(found).map(|finding| finding.result);
         assert_eq!(told(&with(&["--listen=1"], false, false)), Some(CheckResult::Pass));
         assert_eq!(told(&with(&["--listen=1"], false, true)), Some(CheckResult::Fail));
         assert_eq!(told(&with(&["--listen=1"], true, false)), Some(CheckResult::Fail));
         assert_eq!(told(&with(&["--listen=1", "--gates-listen=0.0.0.0:8443"], false, false)), None);
-        assert_eq!(told(&Found { gates: None, deployment: None, configuration: None }), None);
+        let nobody_knows = Found { gates: None, deployment: None, configurations: Configurations::default() };
+        assert_eq!(told(&nobody_knows), None);
     }
 
     #[test]
