@@ -33,12 +33,25 @@ pub fn all() -> Vec<Case> {
 fn databases() -> Vec<Case> {
     let case = |name, old: Option<Value>, spec, verdict| Case { name, kind: "Database", old, spec, verdict };
     let pg = |more: Value| merged(json!({"engine": "PostgreSQL", "endpoint": {"host": "db"}}), more);
+    let of_pods = |selector| json!({"engine": "PostgreSQL", "agent": "Required", "podSelector": selector});
+    let without = |mut spec: Value, field: &str| {
+        spec.as_object_mut().and_then(|spec| spec.remove(field));
+        spec
+    };
     let changed = Some(pg(json!({})));
     vec![
         case("the least", None, pg(json!({})), Right),
         case("a socket", None, json!({"engine": "MariaDB", "endpoint": {"socket": "/run/mysqld.sock"}}), Right),
         case("all of a policy", None, pg(json!({"freeze": {"level": "WriteBlocked", "maxFrozenSeconds": 10}})), Right),
         case("no endpoint", None, json!({"engine": "PostgreSQL"}), Wrong),
+        case("members by their labels", None, of_pods(json!({"matchLabels": {"app": "orders"}})), Right),
+        case(
+            "members that nobody could reach",
+            None,
+            without(of_pods(json!({"matchLabels": {"a": "b"}})), "agent"),
+            Wrong,
+        ),
+        case("all Pods as members", None, of_pods(json!({})), WrongForUs),
         case("an empty endpoint", None, json!({"engine": "PostgreSQL", "endpoint": {}}), Wrong),
         case("host and socket", None, pg(json!({"endpoint": {"host": "db", "socket": "/run/s"}})), Wrong),
         case("a relative socket", None, json!({"engine": "MariaDB", "endpoint": {"socket": "run/s"}}), WrongForUs),

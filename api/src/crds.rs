@@ -54,6 +54,16 @@ const DATABASE_RULES: &[Rule] = &[
         message: "engine is for good; make another Database for another engine",
     },
     Rule {
+        at: &["spec"],
+        cel: "has(self.endpoint) || has(self.podSelector)",
+        message: "give an endpoint, or a podSelector",
+    },
+    Rule {
+        at: &["spec"],
+        cel: "has(self.endpoint) || (has(self.agent) && self.agent == 'Required')",
+        message: "without an endpoint only agents reach it: agent must be Required",
+    },
+    Rule {
         at: &["spec", "endpoint"],
         cel: "has(self.host) != has(self.socket)",
         message: "give a host or a socket, and not both",

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
-use kube::CustomResource;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, LabelSelector, MicroTime, Time};
+use kube::{CustomResource, core::Selector};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -28,8 +28,12 @@ use crate::{Copy, Engine, Level, Phase, Role, Via};
 pub struct DatabaseSpec {
     /// The kind of server.
     pub engine: Engine,
-    /// Where the server listens.
+    /// Where the server listens. It may be left out where `podSelector` says who its members are, and `agent` is `Required`.
+    #[serde(default, skip_serializing_if = "Endpoint::is_empty")]
     pub endpoint: Endpoint,
+    /// Its members, by the labels of their Pods; else they are the Pods that the endpoint leads to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod_selector: Option<LabelSelector>,
     /// Databases (schemas) inside the server that the freeze must cover. Empty: all that accept connections.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
@@ -226,6 +230,9 @@ pub struct MemberStatus {
     pub id: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub started_at: Option<Time>,
+    /// The PersistentVolumeClaims that its Pod may write to, where that is known.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<String>,
 }
 
 /// Whether a level can be reached.
@@ -265,6 +272,10 @@ impl AgentPolicy {
 }
 
 impl Endpoint {
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+
     /// As it is dialled from another namespace of the same cluster: a name alone is a Service's of this one.
     #[must_use]
     pub fn within(self, namespace: &str) -> Self {
@@ -295,6 +306,16 @@ impl std::fmt::Display for ConnectionAddress {
 }
 
 impl DatabaseSpec {
+    /// Where it is, for people: its address, else the Pods that are its members.
+    pub fn place(&self) -> String {
+        let selected = || {
+            let selector = Selector::try_from(self.pod_selector.clone()?).ok()?;
+            Some(format!("pods {selector}"))
+        };
+        let address = self.endpoint.address(self.engine).map(|address| address.to_string());
+        address.or_else(selected).unwrap_or_default()
+    }
+
     /// The encryption in force for `address`.
     pub fn tls_mode(&self, address: &ConnectionAddress) -> TlsMode {
         match &self.tls {

@@ -1,6 +1,8 @@
 //! What makes an object valid, as pure functions. The registry, the webhooks and the controllers call the same ones.
 
-use crate::{Copy, DatabaseSpec, FreezeSpec, Level, QuiesceSpec, TlsMode};
+use kube::core::Selector;
+
+use crate::{AgentPolicy, Copy, DatabaseSpec, FreezeSpec, Level, QuiesceSpec, TlsMode};
 
 /// One thing that is wrong, and where (`spec.endpoint.host`), in the form of a `metav1.StatusCause`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -175,7 +177,23 @@ pub fn quiesce(name: &str, spec: &QuiesceSpec) -> Vec<Cause> {
 
 fn endpoint(spec: &DatabaseSpec, causes: &mut Vec<Cause>) {
     let endpoint = &spec.endpoint;
+    if let Some(selector) = &spec.pod_selector {
+        match Selector::try_from(selector.clone()) {
+            Ok(selector) if selector.selects_all() => {
+                causes.push(invalid(
+                    "spec.podSelector",
+                    "must say something: as it is, it selects every Pod of the namespace",
+                ));
+            }
+            Ok(_) => {}
+            Err(error) => causes.push(invalid("spec.podSelector", error.to_string())),
+        }
+        if endpoint.is_empty() && spec.agent != AgentPolicy::Required {
+            causes.push(invalid("spec.agent", "must be Required: without an endpoint only agents reach it"));
+        }
+    }
     match (&endpoint.host, &endpoint.socket) {
+        (None, None) if endpoint.is_empty() && spec.pod_selector.is_some() => {}
         (None, None) => {
             causes.push(cause("spec.endpoint.host", CauseKind::Required, "give a host, or a socket".into()));
         }
@@ -270,6 +288,8 @@ mod tests {
     fn every_wrong_field_of_a_database_is_named() {
         let cases = [
             (json!({"engine": "MariaDB", "endpoint": {}}), "spec.endpoint.host"),
+            (json!({"engine": "MariaDB", "podSelector": {"matchLabels": {"app": "a"}}}), "spec.agent"),
+            (json!({"engine": "MariaDB", "podSelector": {}, "agent": "Required"}), "spec.podSelector"),
             (json!({"engine": "MariaDB", "endpoint": {"host": "h", "socket": "/s"}}), "spec.endpoint.socket"),
             (json!({"engine": "MariaDB", "endpoint": {"host": "mysql://h"}}), "spec.endpoint.host"),
             (json!({"engine": "MariaDB", "endpoint": {"socket": "relative"}}), "spec.endpoint.socket"),

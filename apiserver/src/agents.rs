@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! agent ─► TLS (our authority) ─► Hello: a token that is bound to its Pod ─► TokenReview ─► Link, for as long as the stream lasts
-//! Database ─► the Pod that its endpoint leads to ─► the agent in it, if there is one
+//! Database ─► the Pods that its endpoint leads to ─► the agents in them ─► of several, the one whose server has the role that is wanted
 //! ```
 //! An agent speaks for its own Pod and for nothing else: which Database that is follows from where the Database's endpoint leads.
 
 mod meeting;
+mod members;
 mod wishes;
 
 use std::{
@@ -21,6 +22,7 @@ use tracing::info;
 use crate::topology::Watched;
 
 pub(crate) use meeting::{Door, serve};
+pub(crate) use members::{Asked, Chosen};
 
 /// A Pod, in its namespace.
 type Pod = (String, String);
@@ -51,20 +53,23 @@ impl Agents {
         Self(Arc::new(Inner { watched, connected: Mutex::default() }))
     }
 
-    /// The agent beside the server that a Database's endpoint leads to. `member`: of several Pods, the one that is wanted.
-    pub(crate) fn of(&self, namespace: &str, database: &Database, member: Option<&str>) -> Option<Agent> {
+    /// The agents beside the servers that a Database's endpoint leads to, by the names of their Pods; and how many Pods that are.
+    fn beside(&self, namespace: &str, database: &Database) -> (Vec<Agent>, usize) {
         if database.spec.agent == AgentPolicy::Never {
-            return None;
+            return (Vec::new(), 0);
         }
         let pods = self.0.watched.pods_of(namespace, database);
-        let connected = self.connected();
-        let mut found = pods.into_iter().filter(|pod| member.is_none_or(|member| member == pod)).filter_map(|pod| {
+        let (count, connected) = (pods.len(), self.connected());
+        let agents = pods.into_iter().filter_map(|pod| {
             let agent = connected.get(&(namespace.to_owned(), pod))?;
             (agent.engine == database.spec.engine && !agent.link.is_closed()).then(|| agent.clone())
         });
-        let first = found.next()?;
-        // Of several nobody can say which one a connection to the endpoint would reach.
-        found.next().is_none().then_some(first)
+        (agents.collect(), count)
+    }
+
+    /// The claims that a Pod may write to.
+    pub(crate) fn volumes(&self, namespace: &str, pod: &str) -> Vec<String> {
+        self.0.watched.index().claims(namespace, pod)
     }
 
     /// The Database that a Pod is the server of.

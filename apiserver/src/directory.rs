@@ -2,12 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
+use api::{AgentPolicy, Database};
 use async_trait::async_trait;
 use freeze::{Drivers, Whereabouts};
 use futures::future::try_join_all;
 
 use crate::{
-    agents::Agents,
+    agents::{Agents, Asked, Chosen},
     error::ApiError,
     records::Records,
     replicas::Replicas,
@@ -27,16 +28,30 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// A Database with whoever stands beside its server, or the Secrets that it names.
-    pub async fn ingredients(&self, namespace: &str, name: &str) -> Result<Ingredients, ApiError> {
+    /// A Database with whoever stands beside its server, or the Secrets that it names. `member`: the Pod that is meant, if one is.
+    pub async fn ingredients(
+        &self,
+        namespace: &str,
+        name: &str,
+        member: Option<&str>,
+    ) -> Result<Ingredients, ApiError> {
         let database = self.records.database(namespace, name).await?;
-        let agent = self.agents.as_ref().and_then(|agents| agents.of(namespace, &database, None));
-        let beside = agent.map(|agent| Beside { agent, epoch: self.epoch(namespace, name) });
-        let secrets = if beside.is_some() {
-            Vec::new()
-        } else {
+        let chosen = match &self.agents {
+            Some(agents) => agents.choose(namespace, &database, member).await,
+            None => Chosen::Nobody,
+        };
+        let beside = match chosen {
+            Chosen::Nobody => Beside::Nobody,
+            Chosen::One(agent) => Beside::Agent { agent, epoch: self.epoch(namespace, name) },
+            // Its endpoint may still lead to the right one, for whoever may log in there.
+            Chosen::NoneOfThem(_) if database.spec.credentials.is_some() && is_dialled(&database) => Beside::Nobody,
+            Chosen::NoneOfThem(said) | Chosen::Split(said) => Beside::Undecided(said),
+        };
+        let secrets = if matches!(beside, Beside::Nobody) {
             let names = targets::secret_names(&database);
             try_join_all(names.iter().map(|name| self.records.secret(namespace, name))).await?
+        } else {
+            Vec::new()
         };
         let mut database = Arc::unwrap_or_clone(database);
         if self.in_cluster {
@@ -45,17 +60,39 @@ impl Directory {
         Ok(Ingredients { database, secrets: secrets.into_iter().flatten().collect(), beside })
     }
 
+    /// What every member of a Database is, where there are several and agents stand beside them.
+    pub(crate) async fn members(&self, namespace: &str, database: &Database) -> Vec<Asked> {
+        match &self.agents {
+            Some(agents) => agents.members(namespace, database).await,
+            None => Vec::new(),
+        }
+    }
+
+    /// Whether a Pod is one of several members, and an agent stands in it.
+    pub(crate) fn is_one_of_several(&self, namespace: &str, database: &Database, pod: &str) -> bool {
+        self.agents.as_ref().is_some_and(|agents| agents.is_one_of_several(namespace, database, pod))
+    }
+
+    /// The claims that a Pod may write to.
+    pub(crate) fn volumes(&self, namespace: &str, pod: &str) -> Vec<String> {
+        self.agents.as_ref().map(|agents| agents.volumes(namespace, pod)).unwrap_or_default()
+    }
+
     /// How often its Lease has changed hands: whoever has it now has the highest.
     fn epoch(&self, namespace: &str, name: &str) -> i64 {
         self.replicas.get().map_or(0, |replicas| replicas.epoch(namespace, name))
     }
 }
 
+fn is_dialled(database: &Database) -> bool {
+    database.spec.agent != AgentPolicy::Required
+}
+
 #[async_trait]
 impl freeze::Directory for Directory {
     /// Also of a paused Database: undoing needs no permission.
-    async fn find(&self, namespace: &str, database: &str) -> Whereabouts {
-        let ingredients = match self.ingredients(namespace, database).await {
+    async fn find(&self, namespace: &str, database: &str, member: Option<&str>) -> Whereabouts {
+        let ingredients = match self.ingredients(namespace, database, member).await {
             Ok(ingredients) => ingredients,
             Err(error) if error.code == http::StatusCode::NOT_FOUND => return Whereabouts::Gone,
             Err(error) => return Whereabouts::NotNow(error.message),

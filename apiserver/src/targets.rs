@@ -4,7 +4,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::{AgentPolicy, Check, ConnectionAddress, Copy, Database, Level, Via, conditions::reasons};
+use api::{AgentPolicy, Check, ConnectionAddress, Copy, Database, Level, Role, Via, conditions::reasons};
 use freeze::{
     Account, Driver, Drivers, Member, Plan, Target, Tls, TlsRoots,
     remote::{Remote, Term},
@@ -21,14 +21,20 @@ pub struct Ingredients {
     /// The Secrets that its spec names, those that exist; none where an agent knows whom to be.
     pub secrets: Vec<Secret>,
     /// Who stands beside its server.
-    pub(crate) beside: Option<Beside>,
+    pub(crate) beside: Beside,
 }
 
-/// An agent beside a server, and the epoch of whoever may freeze that server now.
+/// Who stands beside a Database's server.
 #[derive(Clone, Debug)]
-pub(crate) struct Beside {
-    pub(crate) agent: Agent,
-    pub(crate) epoch: i64,
+pub(crate) enum Beside {
+    Nobody,
+    /// An agent, and the epoch of whoever may freeze that server now.
+    Agent {
+        agent: Agent,
+        epoch: i64,
+    },
+    /// Of several members none can be chosen; what they said.
+    Undecided(String),
 }
 
 /// How a server is reached.
@@ -54,6 +60,8 @@ pub enum Unresolved {
     Engine { engine: api::Engine },
     #[error("Database {database} is frozen by the agent in its Pod only, and none is connected")]
     Agent { database: String },
+    #[error("Database {database} has no one member that is a {wanted}: {said}")]
+    Undecided { database: String, wanted: Role, said: String },
     #[error("Database {database} has one member, {member:?}, and {wanted:?} was asked for")]
     Member { database: String, member: String, wanted: String },
 }
@@ -70,6 +78,9 @@ impl Unresolved {
                 reasons::AGENT_MISSING,
                 "label its Pods stillpoint.dev/inject: \"true\" and make them anew, or set spec.agent: Preferred",
             ),
+            Self::Undecided { .. } => {
+                (reasons::WRONG_ROLE, "have one of them be that, or change spec.freeze.target.role")
+            }
             Self::Member { .. } => (reasons::UNSUPPORTED, "leave spec.member out"),
         };
         Check::fail("resolved", reason, self.to_string(), fix)
@@ -127,13 +138,24 @@ pub fn way(drivers: &Drivers, from: &Ingredients) -> Result<Way, Unresolved> {
     let spec = &from.database.spec;
     let driver = drivers.of(spec.engine).ok_or(Unresolved::Engine { engine: spec.engine })?;
     match &from.beside {
-        Some(Beside { agent, epoch }) => {
+        Beside::Agent { agent, epoch } => {
             let term = Term { database: name_of(&from.database), epoch: *epoch };
             let remote = Remote::new(agent.link.clone(), Arc::clone(driver), term);
-            Ok(Way { driver: Arc::new(remote), member: at_agent(from)?, name: agent.pod.clone(), via: Via::Agent })
+            Ok(Way {
+                driver: Arc::new(remote),
+                member: at_agent(from, agent),
+                name: agent.pod.clone(),
+                via: Via::Agent,
+            })
         }
-        None if spec.agent == AgentPolicy::Required => Err(Unresolved::Agent { database: name_of(&from.database) }),
-        None => {
+        Beside::Undecided(said) => {
+            let (database, wanted, said) = (name_of(&from.database), spec.freeze.target.role, said.clone());
+            Err(Unresolved::Undecided { database, wanted, said })
+        }
+        Beside::Nobody if spec.agent == AgentPolicy::Required => {
+            Err(Unresolved::Agent { database: name_of(&from.database) })
+        }
+        Beside::Nobody => {
             let member = member(from)?;
             let name = member.address.to_string();
             Ok(Way { driver: Arc::clone(driver), member, name, via: Via::Network })
@@ -142,12 +164,12 @@ pub fn way(drivers: &Drivers, from: &Ingredients) -> Result<Way, Unresolved> {
 }
 
 /// As an agent is told of it: where it is, and whom to be there, the agent knows.
-fn at_agent(from: &Ingredients) -> Result<Member, Unresolved> {
+fn at_agent(from: &Ingredients, agent: &Agent) -> Member {
     let spec = &from.database.spec;
-    let address =
-        spec.endpoint.address(spec.engine).ok_or_else(|| Unresolved::Endpoint { database: name_of(&from.database) })?;
+    let port = spec.endpoint.port.unwrap_or(spec.engine.default_port());
+    let address = ConnectionAddress::Tcp { host: agent.pod.clone(), port };
     let tls = Tls { mode: spec.tls_mode(&address), roots: None };
-    Ok(Member { account: None, tls, databases: spec.databases.clone(), address })
+    Member { account: None, tls, databases: spec.databases.clone(), address }
 }
 
 /// The server itself, over the network.
@@ -274,7 +296,8 @@ mod tests {
 
     #[test]
     fn a_missing_secret_or_user_name_is_named_and_a_missing_password_is_not_wanted() {
-        let member_of = |secrets| member(&Ingredients { database: with_credentials(), secrets, beside: None });
+        let member_of =
+            |secrets| member(&Ingredients { database: with_credentials(), secrets, beside: Beside::Nobody });
         assert!(matches!(member_of(vec![]), Err(Unresolved::Credentials { why: NO_SECRET, .. })));
         let no_user = secret(json!({"password": "cHc="}));
         assert!(matches!(member_of(vec![no_user]), Err(Unresolved::Credentials { key, .. }) if key == "username"));
@@ -287,7 +310,8 @@ mod tests {
     fn nothing_of_a_target_prints_its_password() {
         let secret = secret(json!({"username": "ZGJh", "password": "c2VzYW1l"}));
         let member =
-            member(&Ingredients { database: with_credentials(), secrets: vec![secret], beside: None }).unwrap();
+            member(&Ingredients { database: with_credentials(), secrets: vec![secret], beside: Beside::Nobody })
+                .unwrap();
         assert_eq!(member.account.as_ref().unwrap().password.as_deref(), Some("sesame"));
         assert!(!format!("{member:?}").contains("sesame"));
     }
@@ -308,7 +332,7 @@ mod tests {
         use api::TlsMode;
         let mode = |host: &str| {
             let database = database(json!({"engine": "MariaDB", "endpoint": {"host": host}}));
-            member(&Ingredients { database, secrets: vec![], beside: None }).unwrap().tls.mode
+            member(&Ingredients { database, secrets: vec![], beside: Beside::Nobody }).unwrap().tls.mode
         };
         assert_eq!(mode("127.0.0.1"), TlsMode::Disable);
         assert_eq!(mode("db.example"), TlsMode::Require);

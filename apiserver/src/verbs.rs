@@ -111,7 +111,10 @@ impl Verbs {
         declared: bool,
         claimant: Claimant,
     ) -> Result<(Request, Vec<String>), ApiError> {
-        let asked = spec.targets.iter().map(|target| self.directory.ingredients(&freeze.namespace, &target.database));
+        let asked = spec
+            .targets
+            .iter()
+            .map(|target| self.directory.ingredients(&freeze.namespace, &target.database, target.member.as_deref()));
         let ingredients: Vec<Ingredients> = try_join_all(asked).await?;
         let databases: Vec<Database> = ingredients.iter().map(|ingredients| ingredients.database.clone()).collect();
         let level = targets::level(&databases, spec.level);

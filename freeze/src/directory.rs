@@ -13,7 +13,8 @@ use crate::driver::{Driver, Member};
 /// Answers within a few seconds, or `NotNow`. Dropping the future changes nothing.
 #[async_trait]
 pub trait Directory: fmt::Debug + Send + Sync + 'static {
-    async fn find(&self, namespace: &str, database: &str) -> Whereabouts;
+    /// `member`: the one that is meant, by its name; of a Database that has no such member, whoever is frozen now.
+    async fn find(&self, namespace: &str, database: &str, member: Option<&str>) -> Whereabouts;
 }
 
 /// What a [`Directory`] knows of a Database.

@@ -15,7 +15,7 @@ mod host;
 mod link;
 mod wire;
 
-pub use driver::Remote;
+pub use driver::{Remote, probe};
 pub use frames::{read, write};
 pub use host::Host;
 pub use link::Link;

@@ -43,8 +43,8 @@ const SHOWN: Duration = Duration::from_secs(10);
 /// What one look found.
 #[derive(Debug)]
 struct Look {
-    /// Who answered, and by which way: the member's name.
-    server: Option<(ServerInfo, String, Via)>,
+    /// Who answered; first the one that would be frozen.
+    members: Vec<MemberStatus>,
     checks: Vec<Check>,
     levels: Vec<LevelReach>,
 }
@@ -151,7 +151,7 @@ async fn look_at(verbs: Verbs, namespace: String, name: String) {
     if !verbs.leads() || verbs.freezer.view(&namespace, &name).is_some() {
         return;
     }
-    let (database, look) = match verbs.directory.ingredients(&namespace, &name).await {
+    let (database, look) = match verbs.directory.ingredients(&namespace, &name, None).await {
         Ok(ingredients) => {
             let look = look(&verbs, &ingredients).await;
             (ingredients.database, look)
@@ -188,7 +188,7 @@ async fn look_at(verbs: Verbs, namespace: String, name: String) {
 /// Its Secrets cannot be read: then nobody knows more of it, and that is what it says.
 fn without_secrets(why: &str) -> Look {
     let check = Check::fail("resolved", reasons::CREDENTIALS_MISSING, why, "it is looked at again by itself");
-    Look { server: None, checks: vec![check], levels: Vec::new() }
+    Look { members: Vec::new(), checks: vec![check], levels: Vec::new() }
 }
 
 async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
@@ -198,7 +198,9 @@ async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
     let target = match targets::target(&verbs.directory.drivers, ingredients, wanted) {
         Ok(target) => target,
         Err(error) => {
-            return Look { server: None, checks: vec![error.check()], levels: Vec::new() };
+            let mut members = Vec::new();
+            others(verbs, database, &mut members).await;
+            return Look { members, checks: vec![error.check()], levels: Vec::new() };
         }
     };
     let deadline = Instant::now() + LOOK;
@@ -217,7 +219,26 @@ async fn look(verbs: &Verbs, ingredients: &Ingredients) -> Look {
             }
         }
     }
-    Look { server: server.map(|server| (server, target.name, target.via)), checks, levels }
+    let mut members: Vec<MemberStatus> = server.iter().map(|server| member(server, &target.name, target.via)).collect();
+    others(verbs, database, &mut members).await;
+    Look { members, checks, levels }
+}
+
+/// Adds the members that would not be frozen, where agents say what they are, and what volumes each has.
+async fn others(verbs: &Verbs, database: &Database, members: &mut Vec<MemberStatus>) {
+    let Some((namespace, _)) = database_name(database) else { return };
+    let directory = &verbs.directory;
+    for asked in directory.members(&namespace, database).await {
+        let pod = &asked.agent.pod;
+        if let Ok(server) = &asked.server
+            && !members.iter().any(|member| member.name == *pod)
+        {
+            members.push(member(server, pod, Via::Agent));
+        }
+    }
+    for member in members.iter_mut().filter(|member| member.via == Via::Agent) {
+        member.volumes = directory.volumes(&namespace, &member.name);
+    }
 }
 
 /// The status that follows from a look; pure.
@@ -228,7 +249,7 @@ fn judge(database: &Database, old: DatabaseStatus, look: &Look, now: Timestamp) 
     let mut status = DatabaseStatus {
         observed_generation: database.metadata.generation,
         levels: look.levels.clone(),
-        members: look.server.iter().map(member).collect(),
+        members: look.members.clone(),
         ..old
     };
     let generation = database.metadata.generation;
@@ -249,14 +270,15 @@ fn is_ready(status: &DatabaseStatus) -> bool {
     status.conditions.iter().any(|condition| condition.type_ == types::READY && condition.status == "True")
 }
 
-fn member((server, name, via): &(ServerInfo, String, Via)) -> MemberStatus {
+fn member(server: &ServerInfo, name: &str, via: Via) -> MemberStatus {
     MemberStatus {
-        name: name.clone(),
-        via: *via,
+        name: name.to_owned(),
+        via,
         role: server.role,
         version: server.version.clone(),
         id: server.incarnation.server.clone(),
         started_at: server.started_at.map(Time),
+        volumes: Vec::new(),
     }
 }
 

@@ -45,6 +45,8 @@ pub(super) struct Together {
     pub(super) of: BTreeSet<String>,
     /// What the server of each, in the Pod whose volumes these are, says of where it runs: one of these. Empty where nobody can tell.
     pub(super) names: BTreeMap<String, BTreeSet<String>>,
+    /// The Pods of each whose volumes these are.
+    pub(super) pods: BTreeMap<String, BTreeSet<String>>,
     /// Before this none of it was there.
     pub(super) since: Option<Timestamp>,
 }
@@ -64,6 +66,7 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
         cut: claims.iter().map(|(_, claim)| claim.clone()).collect(),
         of: BTreeSet::new(),
         names: BTreeMap::new(),
+        pods: BTreeMap::new(),
         since: None,
     };
     let mut why = Why::NotMounted;
@@ -78,6 +81,7 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
                     // Of one Database in two Pods nobody can say which of them was held for both.
                     let names = together.names.entry(one.database.clone()).or_insert_with(|| one.names.clone());
                     names.retain(|name| one.names.contains(name));
+                    together.pods.entry(one.database.clone()).or_default().insert(one.pod);
                     together.databases.insert(one.database);
                 }
             }
@@ -97,11 +101,12 @@ pub(super) fn wanted(index: &Index, claims: &BTreeSet<Name>, databases: &[&Datab
     Wanted::Hold(together)
 }
 
-/// The verb's body, to be asked of the first of them.
-pub(super) fn quiesce(together: &Together, uid: String, reason: String) -> Quiesce {
+/// The verb's body, to be asked of the first of them. `member`: of that one, the Pod that is meant.
+pub(super) fn quiesce(together: &Together, member: Option<String>, uid: String, reason: String) -> Quiesce {
     let with = together.databases.iter().skip(1).cloned().collect();
     let spec = QuiesceSpec {
         uid: Some(uid),
+        member,
         with,
         level: Some(together.level),
         reason: Some(reason),
@@ -120,6 +125,13 @@ pub(super) fn reason(request: &GateRequest) -> String {
         Some(snapshot) => format!("{kind} {}/{}", snapshot.namespace, snapshot.name),
         None => format!("{kind}Content {}", request.object.name),
     }
+}
+
+/// Whose volumes these are, if that is one Pod of one Database.
+pub(super) fn member(together: &Together) -> Option<(&str, &str)> {
+    let mut pods = together.pods.iter().flat_map(|(database, pods)| pods.iter().map(move |pod| (database, pod)));
+    let (database, pod) = pods.next()?;
+    pods.next().is_none().then_some((database, pod))
 }
 
 /// They are held: the cut may be made, and what is stored says so.
@@ -248,8 +260,9 @@ mod tests {
         let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<BTreeSet<_>>();
         let together = |databases: &[&str], level, cut: &[&str]| {
             let (databases, cut, of) = (names(databases), names(cut), names(&["data", "wal"]));
+            let pods = databases.iter().map(|name| (name.clone(), names(&["pg"]))).collect();
             let names = databases.iter().map(|name| (name.clone(), names(&["10.0.0.1", "pg"]))).collect();
-            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of, names, since: None })
+            Wanted::Hold(Together { namespace: "shop".to_owned(), databases, level, cut, of, names, pods, since: None })
         };
         assert_eq!(wanted(&["h-data"], &[&one]), together(&["orders"], Level::Durable, &["data"]));
         assert_eq!(wanted(&["h-data", "h-wal"], &[&one]), together(&["orders"], Level::Durable, &["data", "wal"]));

@@ -157,7 +157,7 @@ impl Gates {
         for _ in 0..AGAIN {
             let claim = claim::uid(request.object.group, &request.object.uid, asking.again);
             (asking.claim, asking.until) = ((!request.dry_run).then(|| claim.clone()), None);
-            let quiesce = cut::quiesce(together, claim.clone(), cut::reason(request));
+            let quiesce = cut::quiesce(together, self.member(together), claim.clone(), cut::reason(request));
             let Answered { code, body, warnings } =
                 self.quiesce(namespace, &database, &quiesce, request.dry_run).await?;
             let until = match code {
@@ -187,6 +187,14 @@ impl Gates {
             asking.again = asking.again.checked_add(1).ok_or_else(|| Refusal::Final(TOO_OFTEN.to_owned()))?;
         }
         Err(Refusal::Final(TOO_OFTEN.to_owned()))
+    }
+
+    /// Of a Database with several members, the one whose volumes are cut, if an agent can hold that one.
+    fn member(&self, together: &Together) -> Option<String> {
+        let (database, pod) = cut::member(together)?;
+        let databases = self.0.verbs.records.databases(Some(&together.namespace));
+        let database = databases.iter().find(|one| one.metadata.name.as_deref() == Some(database))?;
+        self.0.verbs.directory.is_one_of_several(&together.namespace, database, pod).then(|| pod.to_owned())
     }
 
     /// Whether somebody who is no gate holds one of these Databases for longer than anybody waits here.

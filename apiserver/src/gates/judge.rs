@@ -373,6 +373,7 @@ mod tests {
             cut: names(&["data"]),
             of: names(&["data"]),
             names: databases.iter().map(|name| ((*name).to_owned(), names(&[at, "orders-0"]))).collect(),
+            pods: BTreeMap::new(),
             since: None,
         }
     }

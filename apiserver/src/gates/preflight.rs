@@ -119,6 +119,7 @@ mod tests {
             cut: names(&["data"]),
             of: names(of),
             names: BTreeMap::new(),
+            pods: BTreeMap::new(),
             since: None,
         });
         let declared = Declared { group: Group::Single, wanted: &wanted, databases: &[database], atomic };

@@ -101,6 +101,7 @@ mod tests {
             cut: ["data".to_owned()].into(),
             of: BTreeSet::new(),
             names: BTreeMap::new(),
+            pods: BTreeMap::new(),
             since: None,
         };
         let snapshot = |uid: &str, claim: Value, status: Value| -> DynamicObject {

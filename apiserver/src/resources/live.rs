@@ -131,7 +131,7 @@ pub fn views(freeze: &Freeze, now: Timestamp) -> Vec<((String, String), FreezeVi
 pub fn show(database: &Database, view: Option<FreezeView>) -> LiveDatabase {
     let name = database.metadata.name.clone().unwrap_or_default();
     let engine = database.spec.engine;
-    let endpoint = database.spec.endpoint.address(engine).map(|address| address.to_string()).unwrap_or_default();
+    let endpoint = database.spec.place();
     let mut status = LiveDatabaseStatus {
         engine,
         endpoint,

@@ -21,8 +21,9 @@ use k8s_openapi::{
         core::v1::{Namespace, PersistentVolume, Pod, Service},
         discovery::v1::EndpointSlice,
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
+use kube::core::{Selector, SelectorExt};
 
 use self::{
     places::Place,
@@ -41,6 +42,8 @@ pub(crate) struct Index {
     domain: String,
     volumes: Volumes,
     pods: HashMap<Name, Place>,
+    /// The Pods of each namespace.
+    pods_in: HashMap<String, BTreeSet<String>>,
     /// Pods that mount a claim.
     mounted: HashMap<Name, BTreeSet<String>>,
     reach: Reach,
@@ -73,8 +76,8 @@ pub(crate) enum Holds {
 
 impl Index {
     pub(crate) fn new(domain: String) -> Self {
-        let (volumes, pods, mounted, reach, policies) = Default::default();
-        Self { domain, volumes, pods, mounted, reach, policies }
+        let (volumes, pods, pods_in, mounted, reach, policies) = Default::default();
+        Self { domain, volumes, pods, pods_in, mounted, reach, policies }
     }
 
     pub(crate) fn put_volume(&mut self, volume: &PersistentVolume) {
@@ -121,12 +124,14 @@ impl Index {
             self.mounted.entry((name.0.clone(), claim.clone())).or_default().insert(name.1.clone());
         }
         self.reach.put_pod(&name, &place);
+        self.pods_in.entry(name.0.clone()).or_default().insert(name.1.clone());
         self.pods.insert(name, place);
     }
 
     pub(crate) fn remove_pod(&mut self, name: &Name) {
         let Some(place) = self.pods.remove(name) else { return };
         self.reach.remove_pod(name, &place);
+        take(&mut self.pods_in, &name.0, &name.1);
         for claim in place.claims {
             take(&mut self.mounted, &(name.0.clone(), claim), &name.1);
         }
@@ -209,10 +214,27 @@ impl Index {
         self.pod(namespace, pod).map(|place| place.addresses.clone())
     }
 
-    /// The Pods that a Database's endpoint leads to.
+    /// The claims that a Pod may write to.
+    pub(crate) fn claims(&self, namespace: &str, pod: &str) -> Vec<String> {
+        self.pod(namespace, pod).into_iter().flat_map(|place| place.claims.iter().cloned()).collect()
+    }
+
+    /// The Pods that are a Database's members: by their labels, or because its endpoint leads to them.
     fn pods_of(&self, namespace: &str, database: &Database) -> Behind {
+        if let Some(selector) = &database.spec.pod_selector {
+            return self.selected(namespace, selector);
+        }
         let host = database.spec.endpoint.host.as_ref();
         host.map(|host| self.reach.pods(namespace, host, &self.domain)).unwrap_or_default()
+    }
+
+    fn selected(&self, namespace: &str, selector: &LabelSelector) -> Behind {
+        let Ok(selector) = Selector::try_from(selector.clone()) else { return Behind::default() };
+        let pods = self.pods_in.get(namespace).into_iter().flatten();
+        let is_one =
+            |pod: &&String| self.pod(namespace, pod).is_some_and(|place| place.runs && selector.matches(&place.labels));
+        let all: BTreeSet<String> = pods.filter(is_one).cloned().collect();
+        Behind { ready: all.clone(), all }
     }
 
     fn pod(&self, namespace: &str, name: &str) -> Option<&Place> {

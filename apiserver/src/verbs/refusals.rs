@@ -73,6 +73,7 @@ pub(super) fn unresolved(error: &Unresolved) -> ApiError {
         | Unresolved::Credentials { database, .. }
         | Unresolved::Endpoint { database }
         | Unresolved::Agent { database }
+        | Unresolved::Undecided { database, .. }
         | Unresolved::Member { database, .. } => database.as_str(),
         Unresolved::Engine { .. } => "",
     };

@@ -79,6 +79,7 @@ async fn create(
         agent: api::AgentPolicy::default(),
         engine: server.engine,
         endpoint: Endpoint { host: server.host.clone(), port: server.port, socket: server.socket.clone() },
+        pod_selector: None,
         databases,
         credentials: Some(Credentials {
             secret_ref: SecretReference { name: secret_name.clone() },
@@ -129,11 +130,10 @@ async fn list(api: &Api, output: Output) -> Result<u8, Failure> {
                 "True" => "True".to_owned(),
                 _ => format!("{} ({})", ready.status, ready.reason),
             });
-            let address = database.spec.endpoint.address(database.spec.engine);
             vec![
                 database.metadata.name.clone().unwrap_or_default(),
                 database.spec.engine.to_string(),
-                address.map(|address| address.to_string()).unwrap_or_default(),
+                database.spec.place(),
                 database.spec.freeze.level.to_string(),
                 ready,
                 status.last_freeze.map(|last| last.phase.to_string()).unwrap_or_default(),

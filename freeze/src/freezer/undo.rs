@@ -51,7 +51,10 @@ impl Undoing<'_> {
 
     /// The server of a Database: where it is now, else where it was.
     pub(super) async fn find(&self, database: &str) -> Whereabouts {
-        let found = self.directory.find(&self.freeze.namespace, database).await;
+        let shown = self.recorder.shown();
+        let held = shown.targets.iter().find(|target| target.database == database);
+        let member = held.map(|target| target.member.as_str());
+        let found = self.directory.find(&self.freeze.namespace, database, member).await;
         let known = self.known.iter().find(|target| target.database == database);
         match (found, known) {
             (found @ Whereabouts::At(..), _) | (found, None) => found,

@@ -44,6 +44,16 @@ impl Remote {
     }
 }
 
+/// Who the server beside an agent is. Changes nothing; dropping the future is safe.
+pub async fn probe(link: &Link, deadline: Instant) -> Result<ServerInfo, Error> {
+    let doing = "asking who the server is";
+    let reply = link.ask(Order::Probe, deadline).await.unwrap_or_else(|why| Err(why.of(link, doing, false)))?;
+    match reply {
+        Reply::Server(server) => Ok(server),
+        other => Err(nonsense(link, &other)),
+    }
+}
+
 #[async_trait]
 impl Driver for Remote {
     fn engine(&self) -> Engine {
@@ -51,10 +61,7 @@ impl Driver for Remote {
     }
 
     async fn probe(&self, _: &Member, deadline: Instant) -> Result<ServerInfo, Error> {
-        match self.ask(Order::Probe, "asking who the server is", deadline).await? {
-            Reply::Server(server) => Ok(server),
-            other => Err(nonsense(&self.link, &other)),
-        }
+        probe(&self.link, deadline).await
     }
 
     async fn preflight(&self, member: &Member, plan: &Plan, deadline: Instant) -> Preflight {

@@ -86,7 +86,7 @@ pub(crate) struct Places(Mutex<BTreeMap<String, Whereabouts>>);
 
 #[async_trait]
 impl Directory for Places {
-    async fn find(&self, _namespace: &str, database: &str) -> Whereabouts {
+    async fn find(&self, _namespace: &str, database: &str, _member: Option<&str>) -> Whereabouts {
         let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         places.get(database).cloned().unwrap_or(Whereabouts::Gone)
     }

@@ -1,6 +1,9 @@
 //! Of a Pod, what leads to it and what it has. Pure; only what the answer needs is kept.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
@@ -15,6 +18,7 @@ pub(super) struct Place {
     pub(super) addresses: Vec<IpAddr>,
     /// `<hostname>.<subdomain>`, as DNS knows a Pod of a StatefulSet (Kubernetes: "DNS for Services and Pods").
     pub(super) subdomain: Option<(String, String)>,
+    pub(super) labels: BTreeMap<String, String>,
     /// What a process in it reads as the name of its host.
     hostname: String,
     pub(super) started: Option<Timestamp>,
@@ -50,6 +54,7 @@ impl Place {
             others,
             addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
             subdomain: spec.and_then(|spec| Some((spec.hostname.clone()?, spec.subdomain.clone()?))),
+            labels: pod.metadata.labels.clone().unwrap_or_default(),
             hostname: hostname(spec, name),
             started: status.and_then(|status| status.start_time.as_ref()).map(|started| started.0),
             runs: !matches!(phase, "Succeeded" | "Failed"),

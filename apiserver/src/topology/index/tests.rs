@@ -247,3 +247,31 @@ fn a_database_follows_its_service_from_pod_to_pod() {
     index.remove_slice(&("shop".to_owned(), "primary-x".to_owned()));
     assert_eq!(index.holds("shop", "data-1", [&database]), Holds::Unknown);
 }
+
+#[test]
+fn members_are_known_by_their_labels_where_a_database_says_so() {
+    let mut index = index();
+    let labelled = |mut pod: Pod, app: &str| {
+        pod.metadata.labels = Some([("app".to_owned(), app.to_owned())].into());
+        pod
+    };
+    let database: Database = serde_json::from_value(json!({
+        "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"namespace": "shop", "name": "orders"},
+        "spec": {"engine": "PostgreSQL", "agent": "Required", "podSelector": {"matchLabels": {"app": "orders"}}},
+    }))
+    .unwrap();
+    assert!(index.ready_pods("shop", &database).is_empty(), "a Pod without labels");
+    for (name, phase, app) in [("a", "Running", "orders"), ("b", "Succeeded", "orders"), ("c", "Running", "other")] {
+        index.put_pod(&labelled(pod(name, &[name], phase, "10.0.1.1"), app));
+    }
+    assert_eq!(index.ready_pods("shop", &database), ["a".to_owned()].into());
+    assert!(index.ready_pods("bank", &database).is_empty(), "those of another namespace");
+    assert!(matches!(index.holds("shop", "a", [&database]), Holds::Databases(_)));
+    assert_eq!(index.holds("shop", "c", [&database]), Holds::Unknown);
+    // It is relabelled, and it goes.
+    index.put_pod(&labelled(pod("a", &["a"], "Running", "10.0.1.1"), "other"));
+    assert_eq!(index.holds("shop", "a", [&database]), Holds::Unknown);
+    index.put_pod(&labelled(pod("c", &["c"], "Running", "10.0.1.1"), "orders"));
+    index.remove_pod(&("shop".to_owned(), "c".to_owned()));
+    assert!(index.ready_pods("shop", &database).is_empty());
+}
