@@ -1,5 +1,6 @@
 //! Agents as they come to be: a Pod that asks for one gets it, its database is held through it, and a snapshot of it says so.
 
+use anyhow::{Result, ensure};
 use cluster::{image, until, workload};
 use fixtures::Engine;
 use serde_json::{Value, json};
@@ -16,6 +17,19 @@ fn labelled([mut pod, service]: [Value; 2], secret: &str) -> [Value; 2] {
     [pod, service]
 }
 
+/// Waits until Pods that ask for an agent get one.
+pub(crate) async fn injects(world: &World<'_>) -> Result<()> {
+    let configuration = ["get", "mutatingwebhookconfiguration", api::install::webhooks::NAME, "-o", "json"];
+    until("kube-apiserver shows Pods to the webhooks", SOON, || async {
+        let configuration: Value = serde_json::from_str(&world.kubectl(&configuration).await?)?;
+        let entries = configuration["webhooks"].as_array().into_iter().flatten();
+        let shown = entries.filter(|entry| entry["name"].as_str().is_some_and(|name| name.contains(".inject.")));
+        ensure!(shown.count() == 2, "{configuration}");
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn a_pod_that_asks_gets_an_agent_and_is_held_through_it_whoever_takes_a_snapshot() {
     let cluster = start().await.unwrap();
@@ -23,16 +37,7 @@ async fn a_pod_that_asks_gets_an_agent_and_is_held_through_it_whoever_takes_a_sn
     cluster.import_image(&image(&["postgresql", "18"]).await.unwrap()).await.unwrap();
     // Of these Pods Stillpoint reads no Secret: the agent's kubelet does.
     world.kubectl(&["delete", "rolebinding", "credentials"]).await.unwrap();
-    let configuration = ["get", "mutatingwebhookconfiguration", api::install::webhooks::NAME, "-o", "json"];
-    until("kube-apiserver shows Pods to the webhooks", SOON, || async {
-        let configuration: Value = serde_json::from_str(&world.kubectl(&configuration).await?)?;
-        let entries = configuration["webhooks"].as_array().into_iter().flatten();
-        let shown = entries.filter(|entry| entry["name"].as_str().is_some_and(|name| name.contains(".inject.")));
-        anyhow::ensure!(shown.count() == 2, "{configuration}");
-        Ok(())
-    })
-    .await
-    .unwrap();
+    injects(&world).await.unwrap();
 
     let pods = [
         ("shop", Engine::PostgreSQL, workload::postgresql("shop")),
@@ -62,7 +67,7 @@ async fn a_pod_that_asks_gets_an_agent_and_is_held_through_it_whoever_takes_a_sn
             .unwrap();
         until("its agent has come", SOON, || async {
             let held = verb(&cluster, name, "quiesce").await?;
-            anyhow::ensure!(held["phase"] == "Frozen", "{held}");
+            ensure!(held["phase"] == "Frozen", "{held}");
             Ok(())
         })
         .await

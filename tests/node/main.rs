@@ -5,6 +5,7 @@
 mod agents;
 mod gates;
 mod installed;
+mod members;
 mod restarts;
 mod series;
 mod snapshots;

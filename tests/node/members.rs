@@ -1,0 +1,149 @@
+//! A StatefulSet of PostgreSQL, first of one member and then with a standby: each has an agent, and the one that is held is the one that
+//! is meant.
+
+use anyhow::{Context, Result, ensure};
+use cluster::{until, workload};
+use serde_json::{Value, json};
+
+use crate::{
+    agents::injects,
+    gates::world::World,
+    installed::{SOON, psql, start, verb},
+};
+
+/// Its Service leads to all of it.
+const NAME: &str = "orders";
+
+/// Members are the Pods of it; whatever has the number 0 is the primary, and the others follow it.
+fn stateful_set() -> [Value; 2] {
+    let [pod, mut service] = workload::postgresql(NAME);
+    service["spec"]["clusterIP"] = "None".into();
+    let mut template = json!({"metadata": pod["metadata"], "spec": pod["spec"]});
+    template["metadata"]["labels"][api::inject::LABEL] = "true".into();
+    template["metadata"]["annotations"] = json!({"stillpoint.dev/credentials-secret": "account"});
+    if let Some(metadata) = template["metadata"].as_object_mut() {
+        metadata.remove("name");
+    }
+    template["spec"]["volumes"] = json!([]);
+    let begin = format!(
+        "case $HOSTNAME in {NAME}-0) ;; *) : >$PGDATA/standby.signal ;; esac
+         exec start -c wal_keep_size=256MB -c primary_conninfo='host={NAME}-0.{NAME} user=postgres password={}'",
+        workload::PASSWORD
+    );
+    template["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", begin]);
+    let mut claim = workload::claim("data", None);
+    claim["spec"].as_object_mut().into_iter().for_each(|spec| drop(spec.remove("dataSource")));
+    let set = json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": NAME},
+        "spec": {
+            "serviceName": NAME, "replicas": 1, "selector": {"matchLabels": {"app": NAME}},
+            "template": template, "volumeClaimTemplates": [{"metadata": claim["metadata"], "spec": claim["spec"]}],
+        },
+    });
+    [set, service]
+}
+
+#[tokio::test]
+async fn of_several_members_the_one_that_is_meant_is_held_and_no_other() {
+    let cluster = start().await.unwrap();
+    let world = World::prepare(&cluster).await.unwrap();
+    // Nobody but kubelets reads a Secret.
+    world.kubectl(&["delete", "rolebinding", "credentials"]).await.unwrap();
+    injects(&world).await.unwrap();
+    let account = json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "account"},
+        "stringData": {"username": "postgres", "password": workload::PASSWORD},
+    });
+    let database = json!({
+        "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": NAME},
+        "spec": {"engine": "PostgreSQL", "endpoint": {"host": NAME}, "agent": "Required"},
+    });
+    for object in [account].iter().chain(&stateful_set()).chain([&database]) {
+        world.apply(object).await.unwrap();
+    }
+    world.kubectl(&["rollout", "status", "statefulset", NAME, "--timeout=120s"]).await.unwrap();
+    members(&world, &[("orders-0", "Primary", "data-orders-0")]).await.unwrap();
+    psql(&cluster, "orders-0", "CREATE TABLE lines AS SELECT generate_series(1, 1000) AS n").await.unwrap();
+
+    // The standby begins as a copy of the primary, by a snapshot that was held for.
+    world.snapshot("seed", "data-orders-0").await.unwrap();
+    let said = world.worth("seed", "application").await.unwrap();
+    held_at(&world, &said, "orders-0").await.unwrap();
+    world.until_ready("volumesnapshot", "seed").await.unwrap();
+    world.apply(&workload::claim("data-orders-1", Some("seed"))).await.unwrap();
+    world.kubectl(&["scale", "statefulset", NAME, "--replicas=2"]).await.unwrap();
+    world.kubectl(&["rollout", "status", "statefulset", NAME, "--timeout=120s"]).await.unwrap();
+    let both = [("orders-0", "Primary", "data-orders-0"), ("orders-1", "Replica", "data-orders-1")];
+    members(&world, &both).await.unwrap();
+    psql(&cluster, "orders-0", "INSERT INTO lines SELECT generate_series(1001, 2000)").await.unwrap();
+    until("the standby follows", SOON, || async {
+        let lines = psql(&cluster, "orders-1", "SELECT count(*) FROM lines").await?;
+        ensure!(lines == "2000", "{lines}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+
+    let held = verb(&cluster, NAME, "quiesce").await.unwrap();
+    assert_eq!(held["phase"], "Frozen", "{held}");
+    let ended = verb(&cluster, NAME, "unquiesce").await.unwrap();
+    assert_eq!(
+        (&ended["proof"]["held"], &ended["targets"][0]["member"]),
+        (&json!(true), &json!("orders-0")),
+        "{ended}"
+    );
+    world.snapshot("noon", "data-orders-0").await.unwrap();
+    let said = world.worth("noon", "application").await.unwrap();
+    held_at(&world, &said, "orders-0").await.unwrap();
+
+    // Of the standby's volume the primary's hold would say nothing: it is not held instead.
+    world.snapshot("standbys", "data-orders-1").await.unwrap();
+    let said = world.worth("standbys", "crash").await.unwrap();
+    let annotations = &said["annotations"];
+    assert_eq!(annotations[api::gate::REASON], "NotFrozen", "{said}");
+    let message = annotations[api::gate::MESSAGE].as_str().unwrap();
+    assert!(message.contains("replica") && message.contains("spec.freeze.target.role"), "{said}");
+
+    // Of the same Pods, by their labels, the standby: what its server can promise is that its copy starts.
+    let standby = json!({
+        "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": NAME},
+        "spec": {
+            "engine": "PostgreSQL", "podSelector": {"matchLabels": {"app": NAME}}, "agent": "Required",
+            "freeze": {"level": "Recoverable", "target": {"role": "Replica"}},
+        },
+    });
+    world.apply(&standby).await.unwrap();
+    members(&world, &[both[1], both[0]]).await.unwrap();
+    world.snapshot("evening", "data-orders-1").await.unwrap();
+    let said = world.worth("evening", "application").await.unwrap();
+    held_at(&world, &said, "orders-1").await.unwrap();
+}
+
+/// Waits until the Database is ready and has these members, first the one that would be held: its name, its role, its volume.
+async fn members(world: &World<'_>, wanted: &[(&str, &str, &str)]) -> Result<()> {
+    until("the Database has its members", SOON * 2, || async {
+        let database = world.object("databases.stillpoint.dev", NAME).await?;
+        let members = database["status"]["members"].as_array().context("it has none")?;
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let found: Vec<_> = members
+            .iter()
+            .map(|member| (text(&member["name"]), text(&member["role"]), text(&member["volumes"][0])))
+            .collect();
+        let found: Vec<_> = found.iter().map(|(name, role, of)| (name.as_str(), role.as_str(), of.as_str())).collect();
+        ensure!(found == wanted, "{database}");
+        let ready = &database["status"]["conditions"];
+        let ready = ready.as_array().into_iter().flatten().find(|condition| condition["type"] == "Ready");
+        ensure!(ready.is_some_and(|ready| ready["status"] == "True"), "{database}");
+        Ok(())
+    })
+    .await
+}
+
+/// Whether what is said of a snapshot was seen at this member, through its agent.
+async fn held_at(world: &World<'_>, said: &Value, member: &str) -> Result<()> {
+    let freeze = said["annotations"][api::gate::FREEZE].as_str().context("it names no Freeze")?;
+    let freeze = world.object("freezes.stillpoint.dev", freeze).await?;
+    let target = &freeze["status"]["targets"][0];
+    ensure!(target["member"] == member && target["via"] == "Agent", "{freeze}");
+    Ok(())
+}
