@@ -26,7 +26,7 @@ mod velero;
 
 pub use decide::{Decided, Verdict, decide, hash, patch};
 pub use engine::{OPERATORS, pattern};
-pub use settings::{SETTINGS, Setting, table};
+pub use settings::{Policy, SETTINGS, Setting, table};
 
 /// Label of a Pod: `"true"`, it is to have an agent; `"false"`, it is not, whatever its namespace says. Label of a Namespace:
 /// `"true"`, its Pods that look like a database are to have one, but those that say `"false"`.

@@ -62,8 +62,9 @@ pub struct Rule {
 }
 
 /// What the account needs everywhere: what it calls, and nothing beside.
-pub const EVERYWHERE: [Rule; 19] = [
-    rule(crate::GROUP, "databases", "get,list,watch"),
+pub const EVERYWHERE: [Rule; 20] = [
+    // One is made for a workload that has agents and no Database.
+    rule(crate::GROUP, "databases", "create,get,list,watch"),
     rule(crate::GROUP, "databases/status", "update"),
     rule(crate::GROUP, "freezes", "create,delete,get,list,patch,watch"),
     rule(crate::GROUP, "freezes/status", "patch,update"),
@@ -73,6 +74,8 @@ pub const EVERYWHERE: [Rule; 19] = [
     rule("", "persistentvolumeclaims", "list"),
     rule("discovery.k8s.io", "endpointslices", "list,watch"),
     rule(crate::LIVE_GROUP, "databases/quiesce,databases/renew,databases/unquiesce", "create"),
+    // Which Pods are members of it.
+    rule("apps", "deployments,replicasets,statefulsets", "get"),
     // How far a cut is, and what it is worth.
     rule(crate::gate::SNAPSHOTS, "volumesnapshotcontents", "get,list,patch,watch"),
     rule(crate::gate::SNAPSHOTS, "volumesnapshots", "get,patch"),

@@ -9,6 +9,7 @@
 mod meeting;
 mod members;
 mod wishes;
+mod workloads;
 
 use std::{
     collections::HashMap,
@@ -23,6 +24,7 @@ use crate::topology::Watched;
 
 pub(crate) use meeting::{Door, serve};
 pub(crate) use members::{Asked, Chosen};
+pub(crate) use workloads::Workloads;
 
 /// A Pod, in its namespace.
 type Pod = (String, String);
@@ -77,6 +79,11 @@ impl Agents {
         let leads_here =
             |database: &&Arc<Database>| self.0.watched.pods_of(namespace, database).iter().any(|of| of == pod);
         databases.iter().find(leads_here)?.metadata.name.clone()
+    }
+
+    /// What the server beside a Pod's agent is, if there is one.
+    fn engine(&self, pod: &Pod) -> Option<Engine> {
+        self.connected().get(pod).filter(|agent| !agent.link.is_closed()).map(|agent| agent.engine)
     }
 
     /// The newest of a Pod is the one.

@@ -24,7 +24,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::info;
 
 use crate::{
-    agents::{self, Agents, Door},
+    agents::{self, Agents, Door, Workloads},
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
     gates::{self, Gates, Keeper},
     health::Condition,
@@ -133,6 +133,8 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     }
     let own = OwnAccount::new(Arc::clone(&core.app), &namespace, core.stopping.clone());
     if let (Some((bound, tls)), Some(agents)) = (dialled, agents) {
+        let workloads = Workloads { client: client.clone(), agents: agents.clone(), verbs: core.verbs.clone() };
+        loops.push(("workloads of agents", workloads.follow().boxed()));
         let audience = vec![api::agent::AUDIENCE.to_owned()];
         let door = Door {
             agents,

@@ -4,5 +4,5 @@
 mod index;
 mod watched;
 
-pub(crate) use index::{Holds, Index, Name};
+pub(crate) use index::{Asks, Holds, Index, Name};
 pub(crate) use watched::Watched;

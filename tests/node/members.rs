@@ -1,5 +1,5 @@
-//! A StatefulSet of PostgreSQL, first of one member and then with a standby: each has an agent, and the one that is held is the one that
-//! is meant.
+//! A StatefulSet of PostgreSQL, first of one member and then with a standby: each has an agent, a Database is made of them with nothing
+//! else configured, and the one that is held is the one that is meant.
 
 use anyhow::{Context, Result, ensure};
 use cluster::{until, workload};
@@ -54,11 +54,7 @@ async fn of_several_members_the_one_that_is_meant_is_held_and_no_other() {
         "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "account"},
         "stringData": {"username": "postgres", "password": workload::PASSWORD},
     });
-    let database = json!({
-        "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": NAME},
-        "spec": {"engine": "PostgreSQL", "endpoint": {"host": NAME}, "agent": "Required"},
-    });
-    for object in [account].iter().chain(&stateful_set()).chain([&database]) {
+    for object in [account].iter().chain(&stateful_set()) {
         world.apply(object).await.unwrap();
     }
     world.kubectl(&["rollout", "status", "statefulset", NAME, "--timeout=120s"]).await.unwrap();
@@ -104,19 +100,45 @@ async fn of_several_members_the_one_that_is_meant_is_held_and_no_other() {
     let message = annotations[api::gate::MESSAGE].as_str().unwrap();
     assert!(message.contains("replica") && message.contains("spec.freeze.target.role"), "{said}");
 
-    // Of the same Pods, by their labels, the standby: what its server can promise is that its copy starts.
-    let standby = json!({
-        "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": NAME},
-        "spec": {
-            "engine": "PostgreSQL", "podSelector": {"matchLabels": {"app": NAME}}, "agent": "Required",
-            "freeze": {"level": "Recoverable", "target": {"role": "Replica"}},
-        },
-    });
-    world.apply(&standby).await.unwrap();
+    // Of the standby its server can promise that its copy starts.
+    let standby = json!({"spec": {"freeze": {"level": "Recoverable", "target": {"role": "Replica"}}}}).to_string();
+    let patch = ["patch", "databases.stillpoint.dev", NAME, "--type=merge", "--patch", &standby];
+    world.kubectl(&patch).await.unwrap();
     members(&world, &[both[1], both[0]]).await.unwrap();
     world.snapshot("evening", "data-orders-1").await.unwrap();
     let said = world.worth("evening", "application").await.unwrap();
     held_at(&world, &said, "orders-1").await.unwrap();
+
+    // Its backups outlive the workload, and so does what they are of.
+    world.kubectl(&["delete", "statefulset", NAME, "--wait"]).await.unwrap();
+    let database = world.object("databases.stillpoint.dev", NAME).await.unwrap();
+    assert!(database["metadata"]["ownerReferences"].is_null(), "{database}");
+    assert_eq!(database["metadata"]["annotations"]["stillpoint.dev/made-for"], "StatefulSet/orders", "{database}");
+}
+
+/// Who asks for an agent in words that say nothing is told so where he looks first.
+#[tokio::test]
+async fn who_owns_pods_that_were_skipped_is_told() {
+    let cluster = start().await.unwrap();
+    let world = World::prepare(&cluster).await.unwrap();
+    injects(&world).await.unwrap();
+    let [mut set, service] = stateful_set();
+    set["spec"]["replicas"] = 2.into();
+    set["spec"]["template"]["metadata"]["annotations"]["stillpoint.dev/level"] = "Perfect".into();
+    for object in [service, set] {
+        world.apply(&object).await.unwrap();
+    }
+    until("the StatefulSet is told", SOON * 2, || async {
+        let told = world.kubectl(&["describe", "statefulset", NAME]).await?;
+        let told = told.rsplit_once("Events:").context("no Events")?.1;
+        ensure!(told.contains("NotInjected") && told.contains("Recoverable, Durable or WriteBlocked"), "{told}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let pod = world.object("pod", "orders-0").await.unwrap();
+    assert_eq!(pod["metadata"]["annotations"][api::inject::STATUS], api::inject::SKIPPED, "{pod}");
+    assert!(world.list("databases.stillpoint.dev").await.unwrap().is_empty(), "nobody could freeze it");
 }
 
 /// Waits until the Database is ready and has these members, first the one that would be held: its name, its role, its volume.

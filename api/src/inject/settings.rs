@@ -1,6 +1,8 @@
 //! The annotations by which a Pod says what agent it wants. One table: by it they are read and judged, by it errors say what would
 //! be right, and the table in docs/injection.md is written from it.
 
+use std::collections::BTreeMap;
+
 use json_patch::Patch;
 use serde_json::Value;
 
@@ -34,6 +36,15 @@ pub(super) struct Settings {
     pub(super) json_patch: Option<Patch>,
 }
 
+/// What a Pod says of the Database that is made for it when none leads to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Whether one is to be made.
+    pub database: bool,
+    pub level: Option<Level>,
+    pub ttl_seconds: Option<u32>,
+}
+
 /// One annotation.
 #[derive(Clone, Copy, Debug)]
 pub struct Setting {
@@ -48,7 +59,7 @@ pub struct Setting {
 }
 
 /// All of them, in the order of the document.
-pub const SETTINGS: [Setting; 17] = [
+pub const SETTINGS: [Setting; 18] = [
     Setting {
         key: "engine",
         value: "PostgreSQL or MariaDB",
@@ -118,6 +129,13 @@ pub const SETTINGS: [Setting; 17] = [
         without: "as the Database says, else 60s, at WriteBlocked 10s",
         what: "how long a freeze lasts that does not say; at WriteBlocked at most 15s",
         read: |settings, text| set(&mut settings.ttl_seconds, values::seconds(text).map(Some)),
+    },
+    Setting {
+        key: "database",
+        value: "true or false",
+        without: "true",
+        what: "whether a Database is made for the workload when none leads to its Pods. It is of the workload's name, and stays when the workload goes",
+        read: |_, text| values::boolean(text).map(drop),
     },
     Setting {
         key: "data-volume",
@@ -273,6 +291,24 @@ pub fn table() -> String {
     head.to_owned() + &SETTINGS.iter().map(row).collect::<String>()
 }
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self { database: true, level: None, ttl_seconds: None }
+    }
+}
+
+impl Policy {
+    /// As annotations say; what is wrong there says nothing.
+    pub fn of(annotations: &BTreeMap<String, String>) -> Self {
+        let said = |key: &str| annotations.get(&format!("{PREFIX}{key}")).map(String::as_str);
+        Self {
+            database: said("database").and_then(|text| values::boolean(text).ok()).unwrap_or(true),
+            level: said("level").and_then(|text| text.parse().ok()),
+            ttl_seconds: said("ttl").and_then(|text| values::seconds(text).ok()),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{env, fs, path::PathBuf};
@@ -282,7 +318,7 @@ mod tests {
     use super::*;
 
     /// Of each setting: what is right, and what is not.
-    const VALUES: [(&str, &[&str], &[&str]); 17] = [
+    const VALUES: [(&str, &[&str], &[&str]); 18] = [
         ("engine", &["PostgreSQL", "mariadb"], &["", "MySQL", "Oracle"]),
         ("container", &["db", "orders-db-1"], &["", "a b", "DB"]),
         ("port", &["1", "5433", "65535"], &["", "0", "65536", "-1", "http"]),
@@ -293,6 +329,7 @@ mod tests {
         ("password-key", &[], &["", "a/b", ".."]),
         ("level", &["Durable", "writeblocked"], &["", "Perfect"]),
         ("ttl", &["90", "90s", "10m", "6h"], &["", "0", "7h", "soon", "1d"]),
+        ("database", &["true", "false"], &["", "orders"]),
         ("data-volume", &["data"], &["", "Data", "a/b"]),
         ("agent-image", &["registry.example/agent@sha256:0"], &["", "a b"]),
         ("agent-user", &["1", "999"], &["", "0", "-1", "root", "2147483648"]),
@@ -310,6 +347,18 @@ mod tests {
         let annotations: Value =
             annotations.iter().map(|(key, value)| (format!("{PREFIX}{key}"), Value::from(*value))).collect();
         read(Pod(&json!({"metadata": {"annotations": annotations}})))
+    }
+
+    #[test]
+    fn of_its_database_a_pod_says_what_can_be_read_and_nothing_else() {
+        let policy = |annotations: &[(&str, &str)]| {
+            let annotations = annotations.iter().map(|(key, value)| (format!("{PREFIX}{key}"), (*value).to_owned()));
+            Policy::of(&annotations.collect())
+        };
+        assert_eq!(policy(&[]), Policy::default());
+        assert_eq!(policy(&[("level", "Perfect"), ("ttl", "soon"), ("database", "orders")]), Policy::default());
+        let said = policy(&[("level", "WriteBlocked"), ("ttl", "5s"), ("database", "false")]);
+        assert_eq!(said, Policy { database: false, level: Some(Level::WriteBlocked), ttl_seconds: Some(5) });
     }
 
     #[test]

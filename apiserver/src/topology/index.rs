@@ -25,6 +25,7 @@ use k8s_openapi::{
 };
 use kube::core::{Selector, SelectorExt};
 
+pub(crate) use self::places::Asks;
 use self::{
     places::Place,
     reach::{Behind, Reach, take},
@@ -135,6 +136,12 @@ impl Index {
         for claim in place.claims {
             take(&mut self.mounted, &(name.0.clone(), claim), &name.1);
         }
+    }
+
+    /// Pods that have asked for an agent, and are not over.
+    pub(crate) fn asking(&self) -> Vec<(Name, Asks)> {
+        let asking = self.pods.iter().filter(|(_, place)| place.runs);
+        asking.filter_map(|(name, place)| Some((name.clone(), Asks::clone(place.asks.as_deref()?)))).collect()
     }
 
     pub(crate) fn policy(&self, namespace: &str) -> NamespacePolicy {

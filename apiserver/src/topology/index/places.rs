@@ -5,11 +5,15 @@ use std::{
     net::IpAddr,
 };
 
+use api::inject::{self, Policy};
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Pod, PodSpec, Volume};
+use k8s_openapi::{
+    api::core::v1::{Pod, PodSpec, Volume},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
 
 /// Where a Pod is, and what it writes to.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub(super) struct Place {
     /// PersistentVolumeClaims in its namespace that it may write to.
     pub(super) claims: BTreeSet<String>,
@@ -19,11 +23,25 @@ pub(super) struct Place {
     /// `<hostname>.<subdomain>`, as DNS knows a Pod of a StatefulSet (Kubernetes: "DNS for Services and Pods").
     pub(super) subdomain: Option<(String, String)>,
     pub(super) labels: BTreeMap<String, String>,
+    /// It has asked for an agent.
+    pub(super) asks: Option<Box<Asks>>,
     /// What a process in it reads as the name of its host.
     hostname: String,
     pub(super) started: Option<Timestamp>,
     /// It may write to its claims.
     pub(super) runs: bool,
+}
+
+/// Of a Pod that has asked for an agent, what came of it.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Asks {
+    pub(crate) uid: String,
+    pub(crate) labels: BTreeMap<String, String>,
+    /// What made it.
+    pub(crate) owner: Option<OwnerReference>,
+    /// Why it got none.
+    pub(crate) skipped: Option<String>,
+    pub(crate) policy: Policy,
 }
 
 /// A name of a host has 64 characters at most (`sethostname(2)`); a kubelet cuts longer ones to 63.
@@ -55,6 +73,7 @@ impl Place {
             addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
             subdomain: spec.and_then(|spec| Some((spec.hostname.clone()?, spec.subdomain.clone()?))),
             labels: pod.metadata.labels.clone().unwrap_or_default(),
+            asks: Asks::of(pod).map(Box::new),
             hostname: hostname(spec, name),
             started: status.and_then(|status| status.start_time.as_ref()).map(|started| started.0),
             runs: !matches!(phase, "Succeeded" | "Failed"),
@@ -65,6 +84,22 @@ impl Place {
     pub(super) fn names(&self) -> BTreeSet<String> {
         let addresses = self.addresses.iter().map(ToString::to_string);
         addresses.chain(std::iter::once(self.hostname.clone())).collect()
+    }
+}
+
+impl Asks {
+    fn of(pod: &Pod) -> Option<Self> {
+        let annotations = pod.metadata.annotations.as_ref()?;
+        let status = annotations.get(inject::STATUS)?;
+        let why = || annotations.get(inject::MESSAGE).cloned().unwrap_or_default();
+        let owners = pod.metadata.owner_references.iter().flatten();
+        Some(Self {
+            uid: pod.metadata.uid.clone().unwrap_or_default(),
+            labels: pod.metadata.labels.clone().unwrap_or_default(),
+            owner: owners.into_iter().find(|owner| owner.controller == Some(true)).cloned(),
+            skipped: (status == inject::SKIPPED).then(why),
+            policy: Policy::of(annotations),
+        })
     }
 }
 
