@@ -51,7 +51,7 @@ fn databases() -> Vec<Case> {
             without(of_pods(json!({"matchLabels": {"a": "b"}})), "agent"),
             Wrong,
         ),
-        case("all Pods as members", None, of_pods(json!({})), WrongForUs),
+        case("all Pods as members", None, of_pods(json!({})), Wrong),
         case("an empty endpoint", None, json!({"engine": "PostgreSQL", "endpoint": {}}), Wrong),
         case("host and socket", None, pg(json!({"endpoint": {"host": "db", "socket": "/run/s"}})), Wrong),
         case("a relative socket", None, json!({"engine": "MariaDB", "endpoint": {"socket": "run/s"}}), WrongForUs),

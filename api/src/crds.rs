@@ -64,6 +64,12 @@ const DATABASE_RULES: &[Rule] = &[
         message: "without an endpoint only agents reach it: agent must be Required",
     },
     Rule {
+        at: &["spec", "podSelector"],
+        cel: "(has(self.matchLabels) && size(self.matchLabels) > 0) \
+              || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+        message: "say something: an empty selector means every Pod of the namespace",
+    },
+    Rule {
         at: &["spec", "endpoint"],
         cel: "has(self.host) != has(self.socket)",
         message: "give a host or a socket, and not both",

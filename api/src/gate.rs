@@ -70,7 +70,7 @@ pub const ON_MISSED: &str = "stillpoint.dev/on-missed";
 /// Annotation of the same two: since the snapshot was made.
 pub const DEADLINE_SECONDS: &str = "stillpoint.dev/deadline-seconds";
 /// Annotation of a content: the claim that its Databases are held by ([`claim`]). It is stored by the same write as the snapshotter's
-/// mark, so that its cut cannot have begun before they were held.
+/// mark, so that its cut cannot have begun before they were held. Of a snapshotter that makes no mark there is none.
 pub const CLAIM: &str = "stillpoint.dev/claim";
 /// The longest uid of a claim that is written there.
 pub const LONGEST_CLAIM: usize = 256;

@@ -1,12 +1,15 @@
 //! An installation in a cluster, by its names: what `deploy/` makes, and what `kubectl still doctor` looks for.
 
 pub mod injection;
+mod rules;
 pub mod webhooks;
 
 /// Where it is installed unless told otherwise. The namespace of the APIService's Service says where it really is.
 pub const NAMESPACE: &str = "stillpoint";
 /// The API server's Service, its Deployment, and the ServiceAccount that it runs as.
 pub const ACCOUNT: &str = "stillpoint-apiserver";
+/// Both webhook configurations, and the Service, the Deployment and the ServiceAccount of the webhooks.
+pub const WEBHOOKS: &str = "stillpoint-webhooks";
 /// The ClusterRole that lets the account read Secrets, and the RoleBinding that grants it in one namespace.
 pub const CREDENTIALS: &str = "stillpoint:credentials";
 /// On everything that is ours, but what is the webhooks'; the server's pods are selected by them.
@@ -83,9 +86,9 @@ pub const EVERYWHERE: [Rule; 20] = [
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotcontents", "get,list,patch,watch"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshots", "get,patch"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotclasses", "get"),
-    // Who is asked before a cut.
+    // Who is asked before a snapshot is made.
     named("admissionregistration.k8s.io", "validatingwebhookconfigurations", webhooks::NAME, "get,patch"),
-    // Who is asked before a Pod is made.
+    // Who is asked before a cut begins, and before a Pod is made.
     named("admissionregistration.k8s.io", "mutatingwebhookconfigurations", webhooks::NAME, "get,patch"),
     named("apiregistration.k8s.io", "apiservices", API_SERVICE, "get,patch"),
     named(

@@ -47,6 +47,15 @@ pub(crate) struct Agent {
     pub(crate) link: Link,
 }
 
+/// Why there is no agent in a Pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    /// It is not connected to this replica, and may come.
+    Agent,
+    /// The Pod is gone, or over, and whatever ran in it.
+    Pod,
+}
+
 /// Agents at once on one replica.
 pub(crate) const MOST: usize = 20_000;
 
@@ -55,12 +64,12 @@ impl Agents {
         Self(Arc::new(Inner { watched, connected: Mutex::default() }))
     }
 
-    /// The agents beside the servers that a Database's endpoint leads to, by the names of their Pods; and how many Pods that are.
+    /// The agents beside the servers of a Database, by the names of their Pods; and how many members it has.
     fn beside(&self, namespace: &str, database: &Database) -> (Vec<Agent>, usize) {
         if database.spec.agent == AgentPolicy::Never {
             return (Vec::new(), 0);
         }
-        let pods = self.0.watched.pods_of(namespace, database);
+        let pods = self.0.watched.members(namespace, database);
         let (count, connected) = (pods.len(), self.connected());
         let agents = pods.into_iter().filter_map(|pod| {
             let agent = connected.get(&(namespace.to_owned(), pod))?;
@@ -69,16 +78,29 @@ impl Agents {
         (agents.collect(), count)
     }
 
+    /// The agent in a Pod; or whether the Pod is there at all, and its agent is not.
+    pub(crate) fn at(&self, namespace: &str, pod: &str, engine: Engine) -> Result<Agent, Missing> {
+        let connected = self.connected().get(&(namespace.to_owned(), pod.to_owned())).cloned();
+        let fits = |agent: &Agent| agent.engine == engine && !agent.link.is_closed();
+        let runs = || self.0.watched.index().runs(namespace, pod);
+        connected.filter(fits).ok_or_else(|| if runs() { Missing::Agent } else { Missing::Pod })
+    }
+
+    /// Whether a Pod is one of several members, and has an agent.
+    pub(crate) fn is_one_of_several(&self, namespace: &str, database: &Database, pod: &str) -> bool {
+        self.0.watched.index().is_one_of_several(namespace, database, pod)
+    }
+
     /// The claims that a Pod may write to.
     pub(crate) fn volumes(&self, namespace: &str, pod: &str) -> Vec<String> {
         self.0.watched.index().claims(namespace, pod)
     }
 
     /// The Database that a Pod is the server of.
-    fn database_of(&self, namespace: &str, pod: &str, databases: &[Arc<Database>]) -> Option<String> {
+    fn database_of(&self, namespace: &str, pod: &str, databases: &[Arc<Database>]) -> Option<Arc<Database>> {
         let leads_here =
-            |database: &&Arc<Database>| self.0.watched.pods_of(namespace, database).iter().any(|of| of == pod);
-        databases.iter().find(leads_here)?.metadata.name.clone()
+            |database: &&Arc<Database>| self.0.watched.members(namespace, database).iter().any(|of| of == pod);
+        databases.iter().find(leads_here).cloned()
     }
 
     /// What the server beside a Pod's agent is, if there is one.

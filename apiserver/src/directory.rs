@@ -2,13 +2,13 @@
 
 use std::sync::{Arc, OnceLock};
 
-use api::{AgentPolicy, Database};
+use api::{AgentPolicy, Database, TargetStatus, Via};
 use async_trait::async_trait;
 use freeze::{Drivers, Whereabouts};
 use futures::future::try_join_all;
 
 use crate::{
-    agents::{Agents, Asked, Chosen},
+    agents::{Agents, Asked, Chosen, Missing},
     error::ApiError,
     records::Records,
     replicas::Replicas,
@@ -40,6 +40,16 @@ impl Directory {
             Some(agents) => agents.choose(namespace, &database, member).await,
             None => Chosen::Nobody,
         };
+        self.with(namespace, name, database, chosen).await
+    }
+
+    async fn with(
+        &self,
+        namespace: &str,
+        name: &str,
+        database: Arc<Database>,
+        chosen: Chosen,
+    ) -> Result<Ingredients, ApiError> {
         let beside = match chosen {
             Chosen::Nobody => Beside::Nobody,
             Chosen::One(agent) => Beside::Agent { agent, epoch: self.epoch(namespace, name) },
@@ -58,6 +68,11 @@ impl Directory {
             database.spec.endpoint = database.spec.endpoint.within(namespace);
         }
         Ok(Ingredients { database, secrets: secrets.into_iter().flatten().collect(), beside })
+    }
+
+    async fn at(&self, namespace: &str, name: &str, chosen: Chosen) -> Result<Ingredients, ApiError> {
+        let database = self.records.database(namespace, name).await?;
+        self.with(namespace, name, database, chosen).await
     }
 
     /// What every member of a Database is, where there are several and agents stand beside them.
@@ -91,8 +106,23 @@ fn is_dialled(database: &Database) -> bool {
 #[async_trait]
 impl freeze::Directory for Directory {
     /// Also of a paused Database: undoing needs no permission.
-    async fn find(&self, namespace: &str, database: &str, member: Option<&str>) -> Whereabouts {
-        let ingredients = match self.ingredients(namespace, database, member).await {
+    async fn find(&self, namespace: &str, database: &str, held: Option<&TargetStatus>) -> Whereabouts {
+        let ingredients = match (&self.agents, held) {
+            (Some(agents), Some(TargetStatus { via: Via::Agent, member, engine, .. })) => {
+                match agents.at(namespace, member, *engine) {
+                    Ok(agent) => self.at(namespace, database, Chosen::One(agent)).await,
+                    Err(Missing::Agent) => {
+                        return Whereabouts::NotNow(format!("the agent in Pod {member} is not connected here"));
+                    }
+                    Err(Missing::Pod) => self.ingredients(namespace, database, None).await,
+                }
+            }
+            (Some(_), Some(TargetStatus { via: Via::Network, .. })) => {
+                self.at(namespace, database, Chosen::Nobody).await
+            }
+            _ => self.ingredients(namespace, database, None).await,
+        };
+        let ingredients = match ingredients {
             Ok(ingredients) => ingredients,
             Err(error) if error.code == http::StatusCode::NOT_FOUND => return Whereabouts::Gone,
             Err(error) => return Whereabouts::NotNow(error.message),

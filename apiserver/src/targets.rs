@@ -62,7 +62,7 @@ pub enum Unresolved {
     Agent { database: String },
     #[error("Database {database} has no one member that is a {wanted}: {said}")]
     Undecided { database: String, wanted: Role, said: String },
-    #[error("Database {database} has one member, {member:?}, and {wanted:?} was asked for")]
+    #[error("Database {database} would be held at {member:?}, and {wanted:?} was asked for")]
     Member { database: String, member: String, wanted: String },
 }
 
@@ -78,10 +78,13 @@ impl Unresolved {
                 reasons::AGENT_MISSING,
                 "label its Pods stillpoint.dev/inject: \"true\" and make them anew, or set spec.agent: Preferred",
             ),
-            Self::Undecided { .. } => {
-                (reasons::WRONG_ROLE, "have one of them be that, or change spec.freeze.target.role")
+            Self::Undecided { .. } => (
+                reasons::WRONG_ROLE,
+                "see that exactly one of them has the role that spec.freeze.target.role says, and that its agent is connected",
+            ),
+            Self::Member { .. } => {
+                (reasons::UNSUPPORTED, "leave spec.member out, or see that the agent of that member is connected")
             }
-            Self::Member { .. } => (reasons::UNSUPPORTED, "leave spec.member out"),
         };
         Check::fail("resolved", reason, self.to_string(), fix)
     }

@@ -41,6 +41,9 @@ pub enum CannotJoin {
     FilesUnderWay,
     #[error("{} s were asked for, and only {} s are left of the longest it may last", wanted.as_secs(), left.as_secs())]
     Time { wanted: Duration, left: Duration },
+    /// Of several members one is held at a time.
+    #[error("its member {held} is held, and {wanted} was asked for")]
+    Member { held: String, wanted: String },
     /// The held group does not cover all that was asked for.
     #[error("{database} is held by another freeze, or by none")]
     Cover { database: String },

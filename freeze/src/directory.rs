@@ -3,6 +3,7 @@
 
 use std::{fmt, sync::Arc};
 
+use api::TargetStatus;
 use async_trait::async_trait;
 
 use crate::driver::{Driver, Member};
@@ -13,8 +14,9 @@ use crate::driver::{Driver, Member};
 /// Answers within a few seconds, or `NotNow`. Dropping the future changes nothing.
 #[async_trait]
 pub trait Directory: fmt::Debug + Send + Sync + 'static {
-    /// `member`: the one that is meant, by its name; of a Database that has no such member, whoever is frozen now.
-    async fn find(&self, namespace: &str, database: &str, member: Option<&str>) -> Whereabouts;
+    /// `held`: what was held of it. The answer is that very member, however many there are by now, or `NotNow` while that is there and
+    /// cannot be reached; once it is gone, or if it never had a name, whoever would be held now.
+    async fn find(&self, namespace: &str, database: &str, held: Option<&TargetStatus>) -> Whereabouts;
 }
 
 /// What a [`Directory`] knows of a Database.

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Stage};
+use api::{Check, Claim, Copy, FreezeSpec, FreezeStatus, Level, Stage, TargetStatus, Via};
 use tokio::{
     sync::{Notify, oneshot, watch},
     time::{Instant, timeout, timeout_at},
@@ -319,6 +319,10 @@ impl Freezer {
                     why: CannotJoin::Cover { database: database.clone() },
                 });
             }
+            if let Some(why) = elsewhere(&held.shown.borrow(), request) {
+                let (freeze, status) = (held.freeze.clone(), held.shown.borrow().clone());
+                return Err(Refused::Conflict { freeze, status, why });
+            }
             let wish = Wish { level: request.level, copy: request.copy, ttl: request.ttl };
             let (claimant, answered) = (request.claimant.clone(), request.answered);
             let command = Command::Join { claimant, wish, answered, answer };
@@ -332,6 +336,23 @@ impl Freezer {
         self.0.tasks.spawn(task.run());
         Ok((handle, None))
     }
+}
+
+/// Why what is held is not what is asked for: it is at another member. Two names that agents go by are two members; an address may
+/// be any of them. A claim that is there already is asked for again, whoever has the role by now.
+fn elsewhere(held: &FreezeStatus, request: &Request) -> Option<CannotJoin> {
+    let again = |claim: &Claim| claim.uid == request.claimant.uid && claim.ended_at.is_none();
+    if held.claims.iter().any(again) {
+        return None;
+    }
+    let pairs = request.targets.iter().filter_map(|wanted| {
+        let held = held.targets.iter().find(|held| held.database == wanted.database)?;
+        Some((held, wanted))
+    });
+    let by_agents = |(held, wanted): &(&TargetStatus, &Target)| held.via == Via::Agent && wanted.via == Via::Agent;
+    let mut others = pairs.filter(by_agents).filter(|(held, wanted)| held.member != wanted.name);
+    let (held, wanted) = others.next()?;
+    Some(CannotJoin::Member { held: held.member.clone(), wanted: wanted.name.clone() })
 }
 
 // === impl Inner ===

@@ -17,6 +17,7 @@ mod install;
 mod installation;
 mod keys;
 mod numbers;
+mod pods;
 mod policies;
 mod replica;
 mod replicas;

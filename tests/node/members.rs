@@ -98,7 +98,7 @@ async fn of_several_members_the_one_that_is_meant_is_held_and_no_other() {
     let annotations = &said["annotations"];
     assert_eq!(annotations[api::gate::REASON], "NotFrozen", "{said}");
     let message = annotations[api::gate::MESSAGE].as_str().unwrap();
-    assert!(message.contains("replica") && message.contains("spec.freeze.target.role"), "{said}");
+    assert!(message.contains("Replica") && message.contains("spec.freeze.target.role"), "{said}");
 
     // Of the standby its server can promise that its copy starts.
     let standby = json!({"spec": {"freeze": {"level": "Recoverable", "target": {"role": "Replica"}}}}).to_string();

@@ -7,7 +7,10 @@
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
-use super::webhooks::{NAME, left_alone, not_in, owned, rule};
+use super::{
+    WEBHOOKS as NAME,
+    rules::{left_alone, not_in, owned, rule},
+};
 use crate::inject::{self, Asked};
 
 /// Where reviews of Pods are sent.

@@ -1,5 +1,5 @@
 //! The webhook configurations: which requests kube-apiserver shows to `stillpoint-webhooks`, and what becomes of them when nobody is
-//! there. What holds for a cut is asked as a mutating webhook, for it writes on the content by which claim; all else only validates.
+//! there. The gate right before a cut is a mutating webhook, for it writes on the content by which claim; all else only validates.
 //!
 //! Conditions only keep traffic away; whoever is asked looks at all of it again. `Ignore` is for who has a Database: an outage of ours costs
 //! consistency, and no copy. Namespaces that want no copy that is not consistent are in entries of their own, with `Fail`, and out of
@@ -10,11 +10,16 @@ use std::collections::BTreeSet;
 use k8s_openapi::ByteString;
 use serde_json::{Value, json};
 
-use super::{account_user, injection};
+pub use super::{
+    WEBHOOKS as NAME,
+    rules::{cel_list, fitting, left_alone},
+};
+use super::{
+    account_user, injection,
+    rules::{is_in, not_in, owned, rule},
+};
 use crate::gate::{self, Gate};
 
-/// Both configurations, and the Service, the Deployment and the ServiceAccount of the webhooks.
-pub const NAME: &str = "stillpoint-webhooks";
 /// On what is theirs; their pods are selected by them.
 pub const LABELS: [(&str, &str); 2] =
     [("app.kubernetes.io/name", "stillpoint"), ("app.kubernetes.io/component", "webhooks")];
@@ -114,7 +119,8 @@ impl Webhooks<'_> {
         let mut entries = Vec::new();
         for (of, gate, ignoring, strict) in [
             (Kind::Mutating, Gate::Cut, "cut.gates.stillpoint.dev", "cut.required.stillpoint.dev"),
-            (Kind::Mutating, Gate::Content, "content.gates.stillpoint.dev", "content.required.stillpoint.dev"),
+            // One that is made has no uid yet when it may still be changed (apiserver `registry/rest/create.go`), and a claim needs one.
+            (Kind::Validating, Gate::Content, "content.gates.stillpoint.dev", "content.required.stillpoint.dev"),
             (Kind::Validating, Gate::Preflight, "preflight.gates.stillpoint.dev", "preflight.required.stillpoint.dev"),
         ] {
             if of != kind || gate == Gate::Content && fitting(self.content_drivers).0.is_empty() {
@@ -270,15 +276,6 @@ impl Webhooks<'_> {
     }
 }
 
-/// Nothing in these is ever waited for: what a cluster cannot live without, and what is installed in `home` itself.
-pub fn left_alone(home: &str) -> [&str; 2] {
-    ["kube-system", home]
-}
-
-pub(super) fn owned(names: &[&str]) -> Vec<String> {
-    names.iter().map(|name| (*name).to_owned()).collect()
-}
-
 /// The resource of single snapshots, that of groups, and the scope of both.
 const CONTENTS: [&str; 3] = ["volumesnapshotcontents", "volumegroupsnapshotcontents", "Cluster"];
 const SNAPSHOTS: [&str; 3] = ["volumesnapshots", "volumegroupsnapshots", "Namespaced"];
@@ -320,62 +317,6 @@ fn snapshot_conditions() -> Vec<(&'static str, String)> {
 
 fn annotated(object: &str, key: &str) -> String {
     format!("has({object}.metadata.annotations) && '{key}' in {object}.metadata.annotations")
-}
-
-/// What a list of CEL may have of characters: an expression of more than 100,000 is refused, and all that is applied with it (cel-go
-/// `parser/parser.go`, expressionSizeCodePointLimit).
-const LONGEST_LIST: usize = 90_000;
-
-/// Those of these names that there is room for in an expression, the first by the alphabet, and those that there is not.
-pub fn fitting(texts: &[String]) -> (Vec<String>, Vec<String>) {
-    let mut fit = names(texts);
-    let mut length = 0;
-    let end = fit.iter().position(|name| {
-        length += name.len() + "'', ".len();
-        length > LONGEST_LIST
-    });
-    let left_out = fit.split_off(end.unwrap_or(fit.len()));
-    (fit, left_out)
-}
-
-/// A list as CEL has it: sorted, each once.
-pub fn cel_list(texts: &[String]) -> String {
-    let quoted: Vec<String> = names(texts).iter().map(|name| format!("'{name}'")).collect();
-    format!("[{}]", quoted.join(", "))
-}
-
-/// Those that can be the name of a namespace or of a driver; nothing else gets into an expression.
-fn names(texts: &[String]) -> Vec<String> {
-    let is_name = |text: &&String| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-        !text.is_empty() && text.len() <= gate::LONGEST_NAME && text.chars().all(plain)
-    };
-    let mut names: Vec<String> = texts.iter().filter(is_name).cloned().collect();
-    names.sort();
-    names.dedup();
-    names
-}
-
-/// Resources and operations are lists with commas.
-pub(super) fn rule(group: &str, resources: &str, operations: &str, scope: &str) -> Value {
-    let list = |text: &str| text.split(',').map(str::to_owned).collect::<Vec<_>>();
-    json!({
-        "apiGroups": [group], "apiVersions": ["*"], "resources": list(resources), "operations": list(operations),
-        "scope": scope,
-    })
-}
-
-fn is_in(namespaces: &[String]) -> Value {
-    selector("In", namespaces)
-}
-
-pub(super) fn not_in(namespaces: &[String]) -> Value {
-    selector("NotIn", namespaces)
-}
-
-fn selector(operator: &str, namespaces: &[String]) -> Value {
-    let expression = json!({"key": "kubernetes.io/metadata.name", "operator": operator, "values": names(namespaces)});
-    json!({"matchExpressions": [expression]})
 }
 
 #[cfg(test)]

@@ -45,11 +45,6 @@ impl Agents {
         chosen(database.spec.freeze.target.role, ask(agents).await)
     }
 
-    pub(crate) fn is_one_of_several(&self, namespace: &str, database: &Database, pod: &str) -> bool {
-        let (agents, pods) = self.beside(namespace, database);
-        pods > 1 && agents.iter().any(|agent| agent.pod == pod)
-    }
-
     /// Every member that an agent stands beside, where there are several.
     pub(crate) async fn members(&self, namespace: &str, database: &Database) -> Vec<Asked> {
         let (agents, pods) = self.beside(namespace, database);
@@ -93,8 +88,35 @@ fn said(one: &Asked) -> String {
 mod tests {
     use api::{Engine, Incarnation};
     use freeze::remote::Link;
+    use k8s_openapi::api::core::v1::Pod;
+    use serde_json::json;
 
     use super::*;
+    use crate::{agents::Missing, topology::Watched};
+
+    /// What was held is undone there, or nowhere, while it runs.
+    #[test]
+    fn a_member_that_runs_and_is_not_connected_is_waited_for() {
+        let watched = Watched::here();
+        for (name, phase) in [("a", "Running"), ("b", "Running"), ("over", "Failed")] {
+            let pod: Pod = serde_json::from_value(json!({
+                "metadata": {"namespace": "shop", "name": name}, "spec": {"containers": []}, "status": {"phase": phase},
+            }))
+            .unwrap();
+            watched.put_pod(&pod);
+        }
+        let agents = Agents::new(watched);
+        let (link, _sending) = Link::new("a".to_owned());
+        let agent = Agent { pod: "a".to_owned(), engine: Engine::MariaDB, link: link.clone() };
+        agents.enter(("shop".to_owned(), "a".to_owned()), agent);
+        let at = |pod, engine| agents.at("shop", pod, engine).map(|agent| agent.pod);
+        assert_eq!(at("a", Engine::MariaDB), Ok("a".to_owned()));
+        assert_eq!(at("a", Engine::PostgreSQL), Err(Missing::Agent));
+        assert_eq!(at("b", Engine::MariaDB), Err(Missing::Agent));
+        assert_eq!((at("over", Engine::MariaDB), at("gone", Engine::MariaDB)), (Err(Missing::Pod), Err(Missing::Pod)));
+        link.close();
+        assert_eq!(at("a", Engine::MariaDB), Err(Missing::Agent));
+    }
 
     fn asked(pod: &str, role: Option<Role>) -> Asked {
         let (link, _) = Link::new(pod.to_owned());

@@ -21,9 +21,10 @@ pub(super) async fn grant(door: &Door, pod: &Pod, wish: Wish) -> Granted {
 
 async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Granted, String> {
     let databases = door.verbs.records.databases(Some(namespace));
-    let database = door.agents.database_of(namespace, pod, &databases);
-    let database =
-        database.ok_or_else(|| format!("no Database of namespace {namespace} leads to Pod {pod}; register one"))?;
+    let found = door.agents.database_of(namespace, pod, &databases);
+    let found =
+        found.ok_or_else(|| format!("no Database of namespace {namespace} leads to Pod {pod}; register one"))?;
+    let database = found.metadata.name.clone().unwrap_or_default();
     // A claim that has ended stays ended, so that each has a number of its own.
     let prefix = format!("Pod/{namespace}/{pod}/");
     let living = door.verbs.living(&door.own.user.name, |uid| uid.starts_with(&prefix)).map(|claim| claim.uid);
@@ -31,6 +32,8 @@ async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Gran
         Wish::Freeze { seconds, level, reason } => {
             let spec = QuiesceSpec {
                 uid: Some(living.unwrap_or_else(|| format!("{prefix}{}", Uuid::new_v4()))),
+                // Whoever else has the role is no business of this Pod's.
+                member: door.agents.is_one_of_several(namespace, &found, pod).then(|| pod.clone()),
                 level,
                 ttl_seconds: Some(seconds),
                 reason: Some(reason),

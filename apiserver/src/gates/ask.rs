@@ -120,7 +120,30 @@ impl Gates {
         }
         said::nothing_yet(self, request.object.group, snapshot.as_deref()).await;
         let held = self.hold(request, together, policy.required, deadline).await;
-        held.map_err(|why| missed(why, snapshot))
+        let status = held.map_err(|why| missed(why, snapshot.clone()))?;
+        if request.gate == Gate::Content
+            && !request.dry_run
+            && let Err(why) = self.is_before_its_cut(request, deadline).await
+        {
+            if let Some(claim) = &status.uid {
+                self.let_go_of(together, claim, &why, deadline).await;
+            }
+            return Err(missed(why, snapshot));
+        }
+        Ok(status)
+    }
+
+    /// Whether a content without marks is held for since before its cut could begin, and why that is not known.
+    async fn is_before_its_cut(&self, request: &GateRequest, deadline: Instant) -> Result<(), String> {
+        match timeout_at(deadline, self.is_stored(request)).await {
+            Ok(Ok(false)) => Ok(()),
+            Ok(Ok(true)) => Err("its cut may have begun before its databases stood still".to_owned()),
+            Ok(Err(error)) => Err(format!("whether its cut may have begun before is not known: {error}")),
+            Err(_) => {
+                Err("whether its cut may have begun before is not known: the API server did not answer in time"
+                    .to_owned())
+            }
+        }
     }
 
     /// How long whoever is held waits for its cut because of us. Where it is held elsewhere that is another clock, and who joined others

@@ -28,8 +28,7 @@ pub(super) struct Content {
     pub(super) made: Timestamp,
     /// It says already what it is worth.
     pub(super) is_judged: bool,
-    /// By which claim its Databases were held when its cut could begin: that was stored by one write with the snapshotter's mark, or, of
-    /// a driver without marks, with the content itself.
+    /// By which claim its Databases were held when its snapshotter's mark was stored, by the same write.
     pub(super) claim: Option<String>,
     /// It says itself that it does not want to be waited for.
     pub(super) skips: bool,

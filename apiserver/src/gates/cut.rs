@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
     Database, Level, Quiesce, QuiesceSpec, QuiesceStatus,
-    gate::{GateAnswer, GateDecision, GateRequest, Group, ON_MISSED, RETRY_AFTER_SECONDS, TRY_AGAIN},
+    gate::{Gate, GateAnswer, GateDecision, GateRequest, Group, ON_MISSED, RETRY_AFTER_SECONDS, TRY_AGAIN},
 };
 
 use jiff::Timestamp;
@@ -145,7 +145,8 @@ pub(super) fn held(request: &GateRequest, together: &Together, status: &QuiesceS
     ]
     .into();
     answer.warnings.clone_from(&status.warnings);
-    answer.claim = status.uid.clone().filter(|_| !request.dry_run);
+    // Of what is only being made nothing can be changed any more.
+    answer.claim = status.uid.clone().filter(|_| !request.dry_run && request.gate == Gate::Cut);
     answer
 }
 

@@ -31,6 +31,8 @@ pub(super) struct Observed {
     pub(super) seen_at: Timestamp,
     pub(super) created: Option<Timestamp>,
     pub(super) called: Called,
+    /// Its snapshotter has said that it was about to cut.
+    pub(super) marked: bool,
 }
 
 /// How often it is looked whether somebody has judged it.
@@ -72,7 +74,7 @@ fn judged(
             Held::Ended { why: "its claim had lapsed before the cut was seen".to_owned() }
         }
         None => Held::Ended { why: status.message.clone().unwrap_or_else(|| "it never held".to_owned()) },
-        _ if content.claim.as_ref() != Some(&claim.uid) => Held::Not { why: UNANSWERED.to_owned() },
+        _ if seen.marked && content.claim.as_ref() != Some(&claim.uid) => Held::Not { why: UNANSWERED.to_owned() },
         Some(from) => {
             let calls = match seen.called {
                 Called::NotBefore(called) if called >= from.0 => Calls::Within,
@@ -199,7 +201,8 @@ pub(super) async fn of_not_held(gates: Gates, content: Content, began: Timestamp
     }
 }
 
-const UNANSWERED: &str = "its cut was let begin without the answer that its databases were held, and may have begun before they were: \
+/// Why a cut is worth no more than if nobody were held.
+pub(super) const UNANSWERED: &str = "its cut was let begin without the answer that its databases were held, and may have begun before they were: \
                           `kubectl still doctor` says what is missing";
 
 const NOBODY_ASKED: &str = "nobody asked before the cut, or whoever held for it was gone before that was written: stillpoint-webhooks \
@@ -380,7 +383,7 @@ mod tests {
 
     #[test]
     fn only_what_was_held_before_the_driver_could_be_called_is_worth_what_was_proved() {
-        let seen = |called, seen_at: i64| Observed { seen_at: at(seen_at), created: None, called };
+        let seen = |called, seen_at: i64| Observed { seen_at: at(seen_at), created: None, called, marked: true };
         let (once, late) = (Called::NotBefore(at(1)), Called::NotBefore(at(-1)));
         let whole = || Some(together(&["orders"], "fd00::1"));
         let says = || Ok(Some("true".to_owned()));
@@ -415,6 +418,10 @@ mod tests {
             assert_eq!(verdict.reason, "NotFrozen", "{verdict:?}");
             assert!(verdict.message.contains("without the answer"), "{verdict:?}");
         }
+        // A snapshotter that makes no mark leaves nothing to write a claim beside.
+        let (unmarked, content) = (Observed { marked: false, ..seen(once, 10) }, Content { claim: None, ..content() });
+        let verdict = judged(&content, &frozen.claims[0], &frozen, unmarked, whole(), says());
+        assert_eq!(verdict.reason, "Proved", "{verdict:?}");
     }
 
     #[test]

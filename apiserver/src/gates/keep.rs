@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use api::{
     Database,
     install::webhooks::{CONTENT_DRIVERS, Kind, LABELS, NAME, SERVING, Webhooks, left_alone},
@@ -58,6 +58,15 @@ pub(crate) struct Keeper {
 struct All {
     validating: Option<Applied>,
     mutating: Option<Applied>,
+}
+
+/// What the configurations are to say.
+struct Said {
+    /// Of what is changed: the content that is about to be cut, and Pods.
+    cutting: Value,
+    asking: Value,
+    /// Whom there is no room for.
+    left_out: Vec<String>,
 }
 
 /// A configuration as this replica has applied it last: what was said, and the object that came of it.
@@ -114,12 +123,10 @@ impl Keeper {
         let there = validating.get_opt(NAME).await.context("the webhooks' configuration")?.map(|there| there.metadata);
         gates.0.learn(there.as_ref());
         let cuts = mutating.get_opt(NAME).await.context("the webhooks' configuration")?.map(|there| there.metadata);
-        let (Some(there), Some(cuts)) = (there, cuts) else {
+        if there.is_none() && cuts.is_none() {
             gates.0.verbs.shown.are(Namespaces::All);
-            bail!(
-                "there is no ValidatingWebhookConfiguration or no MutatingWebhookConfiguration {NAME}; apply deploy/"
-            );
-        };
+            bail!("there are no webhook configurations {NAME}; apply deploy/");
+        }
         if !gates.0.verbs.leads() {
             *applied = All::default();
             gates.0.verbs.shown.are(Namespaces::These(BTreeSet::new()));
@@ -134,22 +141,32 @@ impl Keeper {
         let shown: BTreeSet<String> = databases.iter().cloned().chain(alone).collect();
         // Before kube-apiserver is told: of what goes nothing is shown from any moment on.
         gates.0.verbs.shown.keep(&shown);
-        let [cutting, asking] = self.configurations(gates, &ring.bundle, &databases);
-        let told = apply(&mutating, &cuts, cutting, &mut applied.mutating).await?.is_some();
-        let made = apply(&validating, &there, asking, &mut applied.validating).await?;
+        let Said { cutting, asking, left_out } = self.configurations(gates, &ring.bundle, &databases);
+        let told = apply(&mutating, cuts.as_ref(), cutting, &mut applied.mutating).await?;
+        let made = apply(&validating, there.as_ref(), asking, &mut applied.validating).await?;
         if let Some(made) = &made {
             gates.0.learn(Some(made));
         }
-        if told || made.is_some() {
+        if told.is_some() || made.is_some() {
+            if !left_out.is_empty() {
+                error!(
+                    ?left_out,
+                    "there is no room for these in the webhooks' configurations: nobody is asked as they want"
+                );
+            }
             sleep(HEARD).await;
         }
-        gates.0.verbs.shown.are(Namespaces::These(shown));
+        let whole = there.is_some() && cuts.is_some();
+        gates.0.verbs.shown.are(if whole { Namespaces::These(shown) } else { Namespaces::All });
         // Only now: what signs is trusted already when it is shown.
-        self.serving(&ring).await
+        self.serving(&ring).await?;
+        // What is there is kept all the same: a half of it is worth something.
+        ensure!(whole, "one of the two webhook configurations {NAME} is not there; apply deploy/");
+        Ok(())
     }
 
     /// What holds for a cut, and all else.
-    fn configurations(&self, gates: &Gates, bundle: &str, databases: &BTreeSet<String>) -> [Value; 2] {
+    fn configurations(&self, gates: &Gates, bundle: &str, databases: &BTreeSet<String>) -> Said {
         let required = gates.0.watched.index().required();
         let drivers = gates.0.drivers();
         let databases: Vec<String> = databases.iter().cloned().collect();
@@ -162,17 +179,11 @@ impl Keeper {
             injects: self.injects,
         };
         let left_out = webhooks.left_out();
-        if !left_out.is_empty() {
-            error!(
-                ?left_out,
-                "there is no room for these in the webhooks' configurations: nobody is asked as they want"
-            );
-        }
         let mut asking = webhooks.configuration(Kind::Validating);
         if !drivers.is_empty() {
             asking["metadata"]["annotations"] = json!({CONTENT_DRIVERS: drivers.join(",")});
         }
-        [webhooks.configuration(Kind::Mutating), asking]
+        Said { cutting: webhooks.configuration(Kind::Mutating), asking, left_out }
     }
 
     /// The Secret that the webhooks show and trust by.
@@ -234,13 +245,15 @@ impl Keeper {
 /// Has kube-apiserver told of a configuration, if it is not as it should be. Answers what came of it, if it was not.
 async fn apply<K>(
     configurations: &Api<K>,
-    there: &ObjectMeta,
+    there: Option<&ObjectMeta>,
     said: Value,
     applied: &mut Option<Applied>,
 ) -> anyhow::Result<Option<ObjectMeta>>
 where
     K: Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned,
 {
+    // One that is not there is the installation's to make.
+    let Some(there) = there else { return Ok(None) };
     if applied.as_ref() == Some(&Applied::of(there, said.clone())) {
         return Ok(None);
     }

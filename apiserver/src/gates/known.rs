@@ -151,6 +151,11 @@ impl Known {
         }
     }
 
+    /// Whether its snapshotter has said that it is about to cut.
+    pub(super) fn is_marked(&self, uid: &str) -> bool {
+        self.contents.get(uid).is_some_and(|seen| seen.marked)
+    }
+
     /// Nobody has anything to say of it.
     pub(super) fn settle(&mut self, uid: &str) {
         if let Some(seen) = self.contents.get_mut(uid) {

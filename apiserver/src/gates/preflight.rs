@@ -38,7 +38,8 @@ pub(super) fn warnings(declared: &Declared<'_>) -> Vec<String> {
         .databases
         .iter()
         .filter(|database| database.metadata.name.as_ref().is_some_and(|name| together.databases.contains(name)));
-    let mut warnings: Vec<String> = held.filter_map(|database| not_ready(database)).collect();
+    let mut warnings: Vec<String> =
+        held.filter_map(|database| not_ready(database).or_else(|| of_another_role(database, together))).collect();
     if let Some(missing) = missing(together) {
         let instead = match declared.group {
             Group::Single => "take a VolumeGroupSnapshot",
@@ -66,6 +67,16 @@ fn not_ready(database: &Database) -> Option<String> {
         None => "it was not looked at yet",
     };
     Some(bounded("Database ", name, &format!(" is not ready ({why}): this copy may be crash-consistent")))
+}
+
+/// Of several members, as their agents were seen last: a cut of the others' volumes nobody is held for.
+fn of_another_role(database: &Database, together: &Together) -> Option<String> {
+    let pods = together.pods.get(database.metadata.name.as_ref()?)?;
+    let members = database.status.as_ref().map(|status| status.members.as_slice()).unwrap_or_default();
+    let wanted = database.spec.freeze.target.role;
+    let other = members.iter().find(|member| pods.contains(&member.name) && member.role != wanted)?;
+    let is = format!(" is a {}, and its Database wants a {wanted}: nobody is held for it", other.role).to_lowercase();
+    Some(bounded("not frozen: ", &other.name, &is))
 }
 
 fn missing(together: &Together) -> Option<String> {
@@ -119,7 +130,7 @@ mod tests {
             cut: names(&["data"]),
             of: names(of),
             names: BTreeMap::new(),
-            pods: BTreeMap::new(),
+            pods: [("orders".to_owned(), names(&["pg-1"]))].into(),
             since: None,
         });
         let declared = Declared { group: Group::Single, wanted: &wanted, databases: &[database], atomic };
@@ -159,6 +170,21 @@ mod tests {
             of_driver[0].contains("stillpoint.dev/atomic=true") && of_driver[0].len() <= LONGEST_WARNING,
             "{of_driver:?}"
         );
+    }
+
+    #[test]
+    fn of_a_standbys_volume_it_is_said_that_nobody_is_held() {
+        let with = |role: &str| {
+            let mut database = database(false, Some("True"));
+            let members = json!([
+                {"name": "pg-0", "role": "Primary", "version": "", "id": ""},
+                {"name": "pg-1", "role": role, "version": "", "id": ""},
+            ]);
+            database.status.as_mut().unwrap().members = serde_json::from_value(members).unwrap();
+            told(&database, &["data"], Some(true))
+        };
+        let warning = "not frozen: pg-1 is a replica, and its database wants a primary: nobody is held for it";
+        assert_eq!((with("Replica"), with("Primary")), (vec![warning.to_owned()], vec![]));
     }
 
     #[test]

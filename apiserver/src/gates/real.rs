@@ -46,6 +46,16 @@ impl Gates {
     }
 }
 
+impl Gates {
+    /// Asked once it is held for a content that is being made: whether that is stored already, and may be cut at any time.
+    /// kube-apiserver goes on without us when it cannot reach us, or has waited for long enough, and nobody tells us then.
+    pub(super) async fn is_stored(&self, request: &GateRequest) -> Result<bool, kube::Error> {
+        let object = &request.object;
+        let content = self.0.kinds.all(Kind::Content, object.group).get_metadata_opt(&object.name).await?;
+        Ok(content.is_some_and(|content| content.metadata.uid.as_deref() == Some(object.uid.as_str())))
+    }
+}
+
 /// Whether this snapshot is the one that a content is made for, and has none. Pure. The content's name is the snapshot controller's
 /// (external-snapshotter `pkg/utils/util.go`).
 fn is_for(request: &GateRequest, together: &Together, found: &DynamicObject) -> bool {

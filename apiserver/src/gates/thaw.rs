@@ -58,6 +58,7 @@ enum End {
         content: Box<Content>,
         created: Option<Timestamp>,
         called: Called,
+        marked: bool,
     },
     /// Nobody waits for it any more.
     Nobody(&'static str),
@@ -199,9 +200,14 @@ fn why(gates: &Gates, ours: &Ours, young: bool) -> Option<End> {
     let Some(content) = known.get(uid) else { return (!young).then_some(End::Nobody("its content is not there")) };
     match content.fate {
         Fate::Cut { created } => {
-            Some(End::Cut { created, called: known.called(uid), content: Box::new(content.clone()) })
+            let (called, marked) = (known.called(uid), known.is_marked(uid));
+            Some(End::Cut { created, called, marked, content: Box::new(content.clone()) })
         }
         _ if content.deleting => Some(End::Nobody("its content is being deleted")),
+        // Its copy is worth no more than if nobody were held. What is seen may be older than what is held.
+        Fate::Calling if !young && content.claim.as_ref() != Some(&ours.claim.uid) => {
+            Some(End::Nobody(judge::UNANSWERED))
+        }
         Fate::Calling => None,
         // Nothing tells when such a driver is called.
         Fate::Before if gates.0.is_unmarked(&content.driver) => None,
@@ -224,8 +230,8 @@ async fn finish(gates: &Gates, ours: Ours, end: End, seen_at: Timestamp) {
         debug!(claim = ours.claim.uid, ?ended, "it was let go already");
         return;
     };
-    let (content, created, called) = match end {
-        End::Cut { content, created, called } => (content, created, called),
+    let (content, seen) = match end {
+        End::Cut { content, created, called, marked } => (content, Observed { seen_at, created, called, marked }),
         End::Nobody(why) => {
             info!(claim = ours.claim.uid, why, "let go without a cut");
             gates.was_let_go(&ours.claim.uid, why);
@@ -239,7 +245,7 @@ async fn finish(gates: &Gates, ours: Ours, end: End, seen_at: Timestamp) {
         let thawed = ended.status.thawed_at.as_ref().map_or_else(Timestamp::now, |at| at.0);
         gates.0.app.metrics.thawed_after_cut(thawed.duration_since(seen_at).as_secs_f64());
     }
-    judge::of_held(gates, &content, &ours.claim, &ended, Observed { seen_at, created, called }).await;
+    judge::of_held(gates, &content, &ours.claim, &ended, seen).await;
 }
 
 /// What only one replica does: cuts that nobody judges, and members of groups.

@@ -177,16 +177,13 @@ impl Index {
         databases: impl IntoIterator<Item = &'d Database>,
     ) -> Holds {
         let mounted = self.mounted.get(&(namespace.to_owned(), claim.to_owned())).into_iter().flatten();
-        let running: BTreeSet<&str> = mounted
-            .filter(|pod| self.pod(namespace, pod).is_some_and(|place| place.runs))
-            .map(String::as_str)
-            .collect();
+        let running: BTreeSet<&str> = mounted.filter(|pod| self.runs(namespace, pod)).map(String::as_str).collect();
         if running.is_empty() {
             return Holds::Nobody;
         }
         let mut found = Vec::new();
         for database in databases.into_iter().filter(|database| !unrelated(database).contains(claim)) {
-            let Behind { all, ready } = self.pods_of(namespace, database);
+            let Behind { all, ready } = self.members_among(&running, namespace, database);
             // Connections go to those that are ready: what is on the others' volumes nobody could hold.
             let reached = |pod: &String| running.contains(pod.as_str()) && (ready.is_empty() || ready.contains(pod));
             for pod in all.into_iter().filter(reached) {
@@ -210,11 +207,21 @@ impl Index {
         })
     }
 
-    /// The Pods that connections to a Database's endpoint reach now.
-    pub(crate) fn ready_pods(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
-        let Behind { all, ready } = self.pods_of(namespace, database);
-        let runs = |pod: &String| self.pod(namespace, pod).is_some_and(|place| place.runs);
-        if ready.is_empty() { all } else { ready }.into_iter().filter(runs).collect()
+    /// The Pods that are a Database's members and run, ready or not: one that is held may not be.
+    pub(crate) fn members(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
+        let runs = |pod: &String| self.runs(namespace, pod);
+        self.pods_of(namespace, database).all.into_iter().filter(runs).collect()
+    }
+
+    /// Whether a Pod is one of several members, and has an agent.
+    pub(crate) fn is_one_of_several(&self, namespace: &str, database: &Database, pod: &str) -> bool {
+        let asks = self.pod(namespace, pod).and_then(|place| place.asks.as_ref());
+        let members = self.members(namespace, database);
+        members.len() > 1 && members.contains(pod) && asks.is_some_and(|asks| asks.skipped.is_none())
+    }
+
+    pub(crate) fn runs(&self, namespace: &str, pod: &str) -> bool {
+        self.pod(namespace, pod).is_some_and(|place| place.runs)
     }
 
     pub(crate) fn addresses(&self, namespace: &str, pod: &str) -> Option<Vec<IpAddr>> {
@@ -229,18 +236,30 @@ impl Index {
     /// The Pods that are a Database's members: by their labels, or because its endpoint leads to them.
     fn pods_of(&self, namespace: &str, database: &Database) -> Behind {
         if let Some(selector) = &database.spec.pod_selector {
-            return self.selected(namespace, selector);
+            let pods = self.pods_in.get(namespace).into_iter().flatten().map(String::as_str);
+            return self.selected(pods, namespace, selector);
         }
         let host = database.spec.endpoint.host.as_ref();
         host.map(|host| self.reach.pods(namespace, host, &self.domain)).unwrap_or_default()
     }
 
-    fn selected(&self, namespace: &str, selector: &LabelSelector) -> Behind {
+    /// Of these Pods those that are a Database's members: of labels nobody else is looked at.
+    fn members_among(&self, these: &BTreeSet<&str>, namespace: &str, database: &Database) -> Behind {
+        match &database.spec.pod_selector {
+            Some(selector) => self.selected(these.iter().copied(), namespace, selector),
+            None => self.pods_of(namespace, database),
+        }
+    }
+
+    /// One that says nothing selects nobody, for it would select everybody.
+    fn selected<'p>(&self, pods: impl Iterator<Item = &'p str>, namespace: &str, selector: &LabelSelector) -> Behind {
         let Ok(selector) = Selector::try_from(selector.clone()) else { return Behind::default() };
-        let pods = self.pods_in.get(namespace).into_iter().flatten();
+        if selector.selects_all() {
+            return Behind::default();
+        }
         let is_one =
-            |pod: &&String| self.pod(namespace, pod).is_some_and(|place| place.runs && selector.matches(&place.labels));
-        let all: BTreeSet<String> = pods.filter(is_one).cloned().collect();
+            |pod: &&str| self.pod(namespace, pod).is_some_and(|place| place.runs && selector.matches(&place.labels));
+        let all: BTreeSet<String> = pods.filter(is_one).map(str::to_owned).collect();
         Behind { ready: all.clone(), all }
     }
 

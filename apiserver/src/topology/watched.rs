@@ -75,14 +75,19 @@ impl Watched {
         *self.0.seen.borrow() == KINDS && !self.failing().values().any(|since| since.elapsed() >= OLD)
     }
 
-    /// The Pods that connections to a Database's endpoint reach now.
-    pub(crate) fn pods_of(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
-        self.index().ready_pods(namespace, database)
+    /// The Pods that are a Database's members and run.
+    pub(crate) fn members(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
+        self.index().members(namespace, database)
     }
 
     /// Where a Pod is; `None`: it is not known.
     pub(crate) fn addresses_of(&self, namespace: &str, pod: &str) -> Option<Vec<IpAddr>> {
         self.index().addresses(namespace, pod)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn put_pod(&self, pod: &Pod) {
+        self.write().put_pod(pod);
     }
 
     fn failing(&self) -> MutexGuard<'_, HashMap<String, Instant>> {

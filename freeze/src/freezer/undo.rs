@@ -53,8 +53,7 @@ impl Undoing<'_> {
     pub(super) async fn find(&self, database: &str) -> Whereabouts {
         let shown = self.recorder.shown();
         let held = shown.targets.iter().find(|target| target.database == database);
-        let member = held.map(|target| target.member.as_str());
-        let found = self.directory.find(&self.freeze.namespace, database, member).await;
+        let found = self.directory.find(&self.freeze.namespace, database, held).await;
         let known = self.known.iter().find(|target| target.database == database);
         match (found, known) {
             (found @ Whereabouts::At(..), _) | (found, None) => found,

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use api::{ClaimKind, FreezeSpec, FreezeStatus, Phase};
+use api::{ClaimKind, FreezeSpec, FreezeStatus, Phase, TargetStatus};
 use async_trait::async_trait;
 use freeze::{
     AnsweredWhen, Claimant, Directory, FreezeName, Freezer, Journal, JournalError, Request, Target, Whereabouts,
@@ -80,15 +80,16 @@ impl Book {
     }
 }
 
-/// Where tests say that Databases are; of the others it knows nothing, so a freeze goes by what it knew itself.
+/// Where tests say that Databases are, or single members of them (`DATABASE/MEMBER`); of the others it knows nothing, so a freeze goes by what it knew itself.
 #[derive(Debug, Default)]
 pub(crate) struct Places(Mutex<BTreeMap<String, Whereabouts>>);
 
 #[async_trait]
 impl Directory for Places {
-    async fn find(&self, _namespace: &str, database: &str, _member: Option<&str>) -> Whereabouts {
+    async fn find(&self, _namespace: &str, database: &str, held: Option<&TargetStatus>) -> Whereabouts {
         let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        places.get(database).cloned().unwrap_or(Whereabouts::Gone)
+        let very = held.and_then(|held| places.get(&format!("{database}/{}", held.member)));
+        very.or_else(|| places.get(database)).cloned().unwrap_or(Whereabouts::Gone)
     }
 }
 

@@ -126,6 +126,33 @@ async fn a_thousand_freezes_at_once_do_not_wait_for_each_other() {
     assert!(servers.iter().all(|server| server.leftovers().is_empty()));
 }
 
+/// A hold of one says nothing of the other.
+#[tokio::test(start_paused = true)]
+async fn of_several_members_one_is_held_at_a_time() {
+    let (freezer, _) = freezer();
+    let servers = [MemoryServer::default(), MemoryServer::default()];
+    let at = |freeze, uid, member: usize| {
+        let name = ["pg-0", "pg-1"][member].to_owned();
+        let target = target("db", &servers[member], Level::Durable, Copy::Atomic);
+        request(freeze, uid, vec![Target { name, via: api::Via::Agent, ..target }], TTL)
+    };
+    let first = freezer.quiesce(at("f1", "a", 0)).await.unwrap();
+    let other = freezer.quiesce(at("f2", "b", 1)).await;
+    let Err(Refused::Conflict { why: why @ CannotJoin::Member { .. }, .. }) = other else { panic!("{other:?}") };
+    assert_eq!(why.to_string(), "its member pg-0 is held, and pg-1 was asked for");
+    let joined = freezer.quiesce(at("f3", "c", 0)).await.unwrap();
+    assert_eq!(joined.freeze, first.freeze);
+    // The same claim again has the same answer, whoever has the role by now.
+    let again = freezer.quiesce(at("f4", "a", 1)).await.unwrap();
+    assert!(again.existing && again.freeze == first.freeze);
+    for uid in ["a", "c"] {
+        freezer.unquiesce("ns", "db", uid, Stage::Thaw).await.unwrap().unwrap();
+    }
+    let then = freezer.quiesce(at("f5", "b", 1)).await.unwrap();
+    assert_eq!(then.status.targets[0].member, "pg-1");
+    freezer.drain(Duration::ZERO).await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_late_claim_has_a_still_point_of_its_own_and_what_cannot_join_is_told_why() {
     let (freezer, _) = freezer();

@@ -80,6 +80,26 @@ async fn what_cannot_be_reached_yet_keeps_its_database_until_it_is_undone() {
     second.drain(Duration::ZERO).await;
 }
 
+/// Another member has the role by now: what was raised was raised at the old one.
+#[tokio::test]
+async fn what_was_held_at_a_member_is_undone_at_that_member() {
+    let (held, other) = (MemoryServer::default(), MemoryServer::default());
+    let (book, places) = (Arc::new(Book::default()), Arc::new(Places::default()));
+    let status = died(&held, &book, "db").await;
+    places.put("db", at(&other));
+    places.put("db/memory:5432", Whereabouts::NotNow("its agent is not connected".to_owned()));
+    let second = freezer_of("second", &book, &places);
+    second.recover(vec![Remains { freeze: name("f"), status }]);
+    let wanted = || request("g", "b", vec![target("db", &other, Level::WriteBlocked, Copy::Atomic)], TTL);
+    let early = timeout(Duration::from_secs(1), second.quiesce(wanted())).await;
+    assert!(matches!(early, Err(_) | Ok(Err(Refused::Undoing { .. }))), "{early:?}");
+    assert_eq!(held.leftovers(), SETTING, "the journal has it still");
+    places.put("db/memory:5432", at(&held));
+    until("undone where it was held", || held.leftovers().is_empty()).await;
+    second.quiesce(wanted()).await.unwrap();
+    second.drain(Duration::ZERO).await;
+}
+
 #[tokio::test]
 async fn another_server_at_the_address_is_left_alone() {
     let (old, new) = (MemoryServer::default(), MemoryServer::default());

@@ -39,6 +39,15 @@ impl Cgroups {
         Ok(())
     }
 
+    /// Removes those of names that begin so and that nobody is in; the others are somebody's who is about to do so.
+    pub(crate) fn sweep(prefix: &str) {
+        let begins = |entry: &fs::DirEntry| entry.file_name().to_str().is_some_and(|name| name.starts_with(prefix));
+        for hierarchy in hierarchies() {
+            let entries = fs::read_dir(hierarchy).into_iter().flatten().flatten();
+            entries.filter(begins).for_each(|entry| drop(remove(&entry.path())));
+        }
+    }
+
     /// Fails while a process is in one: one that was killed may be for a moment.
     pub(crate) fn remove(&self) -> Result<()> {
         self.directories.iter().try_for_each(|directory| remove(directory))

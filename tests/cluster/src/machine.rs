@@ -86,9 +86,11 @@ impl Machine {
         });
         let first = up.await??;
         let network = Network::claim(first)?;
-        // Whoever had the number before us is gone, but may have been killed before it cleaned up.
-        let cgroups = Cgroups::new(&format!("stillpoint-node-{}", network.number));
-        cgroups.remove()?;
+        // Whoever had the number before us is gone, but may have been killed before it cleaned up, or be about to: so no two have a
+        // name in common.
+        let name = format!("stillpoint-node-{}-", network.number);
+        Cgroups::sweep(&name);
+        let cgroups = Cgroups::new(&format!("{name}{first}"));
         cgroups.create()?;
         fs::write(root.join(CGROUPS), cgroups.name())?;
         Ok(Self { first, network, cgroups })

@@ -8,7 +8,7 @@ mod deaths;
 mod driver;
 mod other;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use cluster::Cluster;
 use csi::{Control, Fault};
 use fixtures::{Engine, Login};
@@ -79,7 +79,10 @@ impl<'c> Matrix<'c> {
 
     async fn is_held<'m>(&'m self, snapshot: &'m str) -> Result<Held<'m>> {
         let content = self.world.until_held(snapshot).await?;
-        ensure!(is_held(&self.shop).await?, "{snapshot}: commits are not held up: whatever follows shows nothing");
+        if !is_held(&self.shop).await? {
+            let (freezes, calls) = (self.world.freezes_of(&content).await?, self.driver.calls(CREATE).await?);
+            bail!("{snapshot}: commits are not held up: whatever follows shows nothing: {freezes:?}; {calls:?}");
+        }
         Ok(Held { matrix: self, snapshot, content })
     }
 

@@ -1,5 +1,6 @@
 //! What is found for which claim.
 
+use api::DatabaseSpec;
 use k8s_openapi::api::core::v1::Volume;
 use serde_json::json;
 
@@ -260,18 +261,29 @@ fn members_are_known_by_their_labels_where_a_database_says_so() {
         "spec": {"engine": "PostgreSQL", "agent": "Required", "podSelector": {"matchLabels": {"app": "orders"}}},
     }))
     .unwrap();
-    assert!(index.ready_pods("shop", &database).is_empty(), "a Pod without labels");
+    assert!(index.members("shop", &database).is_empty(), "a Pod without labels");
     for (name, phase, app) in [("a", "Running", "orders"), ("b", "Succeeded", "orders"), ("c", "Running", "other")] {
         index.put_pod(&labelled(pod(name, &[name], phase, "10.0.1.1"), app));
     }
-    assert_eq!(index.ready_pods("shop", &database), ["a".to_owned()].into());
-    assert!(index.ready_pods("bank", &database).is_empty(), "those of another namespace");
+    assert_eq!(index.members("shop", &database), ["a".to_owned()].into());
+    assert!(index.members("bank", &database).is_empty(), "those of another namespace");
     assert!(matches!(index.holds("shop", "a", [&database]), Holds::Databases(_)));
     assert_eq!(index.holds("shop", "c", [&database]), Holds::Unknown);
+    // In any of several Pods that have an agent a cut is held for that one.
+    let mut second = labelled(pod("d", &["d"], "Running", "10.0.1.2"), "orders");
+    second.metadata.annotations = Some([(api::inject::STATUS.to_owned(), api::inject::INJECTED.to_owned())].into());
+    index.put_pod(&second);
+    assert!(index.is_one_of_several("shop", &database, "d") && !index.is_one_of_several("shop", &database, "a"));
+    index.remove_pod(&("shop".to_owned(), "d".to_owned()));
+    let everybody = Database {
+        spec: DatabaseSpec { pod_selector: Some(LabelSelector::default()), ..database.spec.clone() },
+        ..database.clone()
+    };
+    assert!(index.members("shop", &everybody).is_empty(), "whoever says nothing means nobody");
     // It is relabelled, and it goes.
     index.put_pod(&labelled(pod("a", &["a"], "Running", "10.0.1.1"), "other"));
     assert_eq!(index.holds("shop", "a", [&database]), Holds::Unknown);
     index.put_pod(&labelled(pod("c", &["c"], "Running", "10.0.1.1"), "orders"));
     index.remove_pod(&("shop".to_owned(), "c".to_owned()));
-    assert!(index.ready_pods("shop", &database).is_empty());
+    assert!(index.members("shop", &database).is_empty());
 }

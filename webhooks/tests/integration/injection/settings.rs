@@ -23,7 +23,7 @@ fn pod(annotations: Value) -> Value {
 }
 
 /// Of each setting a value that it cannot have.
-const WRONG: [(&str, &str); 17] = [
+const WRONG: [(&str, &str); 18] = [
     ("engine", "MySQL"),
     ("container", "no such"),
     ("port", "postgresql"),
@@ -34,6 +34,7 @@ const WRONG: [(&str, &str); 17] = [
     ("password-key", ".."),
     ("level", "Perfect"),
     ("ttl", "1 fortnight"),
+    ("database", "orders"),
     ("data-volume", "Data"),
     ("agent-image", ""),
     ("agent-user", "0"),

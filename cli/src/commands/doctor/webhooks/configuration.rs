@@ -35,10 +35,11 @@ impl Configurations {
         declared.chain(cut.map(|entry| (entry.name.as_str(), &entry.client_config))).collect()
     }
 
-    /// Whether there is an entry that is asked before volumes of this namespace are cut.
-    fn cuts(&self, namespace: &str) -> bool {
+    /// Whether there is an entry of one of these failure policies that is asked before volumes of this namespace are cut.
+    fn cuts(&self, namespace: &str, how: &[&str]) -> bool {
         let entries = self.mutating.iter().flat_map(|all| all.webhooks.iter().flatten());
-        let cuts = entries.filter(|entry| entry.name.starts_with("cut."));
+        let fails = |policy: &Option<String>| policy.as_deref().is_none_or(|policy| how.contains(&policy));
+        let cuts = entries.filter(|entry| entry.name.starts_with("cut.") && fails(&entry.failure_policy));
         let mut conditions = cuts.flat_map(|entry| entry.match_conditions.iter().flatten());
         let quoted = format!("'{namespace}'");
         conditions.any(|condition| match condition.name.as_str() {
@@ -48,6 +49,8 @@ impl Configurations {
         })
     }
 }
+
+const STRICT: &[&str] = &["Fail"];
 
 /// Whether kube-apiserver asks, asks the right ones, and knows them.
 pub(super) fn trusted(home: &str, found: &Configurations, secret: Option<&Secret>) -> Finding {
@@ -111,7 +114,7 @@ pub(super) fn shown(found: &Configurations, with_databases: &BTreeSet<String>, h
     let all_but = values(found, "NotIn", of_declared).into_iter().next();
     let is_declared =
         |name: &str| these.contains(name) || all_but.as_ref().is_some_and(|but| !but.iter().any(|one| one == name));
-    let is_shown = |name: &&str| is_declared(name) && found.cuts(name);
+    let is_shown = |name: &&str| is_declared(name) && found.cuts(name, &["Ignore", "Fail"]);
     let missing: Vec<&str> = wanted.iter().map(|name| name.as_str()).filter(|name| !is_shown(name)).collect();
     match missing.as_slice() {
         [] => Finding::pass("shown", format!("snapshots are shown of all {} namespaces with Databases", wanted.len())),
@@ -132,6 +135,8 @@ pub(super) fn required(found: &Configurations, labelled: &BTreeSet<String>, home
     let (wanted, left_out) = fitting(&wanted);
     let wanted: BTreeSet<String> = wanted.into_iter().collect();
     let known = in_fail_entries(found);
+    // Those whose cuts are not refused are not held to it, whatever is refused when they are declared.
+    let known: BTreeSet<String> = known.into_iter().filter(|name| found.cuts(name, STRICT)).collect();
     let list = |names: Vec<&String>| names.into_iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let missing: Vec<&String> = wanted.difference(&known).collect();
     let too_many: Vec<&String> = known.difference(&wanted).collect();
