@@ -36,6 +36,8 @@ pub const MOST_VOLUMES: usize = 256;
 pub const LONGEST_SELECTOR: usize = 16 * 1024;
 /// A request or an answer, as JSON: 256 handles of the longest, and room.
 pub const LONGEST_BODY: usize = 512 * 1024;
+/// The longest uid of a claim that a mark is told of; no other is given (`validate::quiesce`).
+pub const LONGEST_CLAIM: usize = 128;
 /// What people are told in one answer.
 pub const MOST_WARNINGS: usize = 16;
 /// The longest a warning may be (kube-apiserver advises so: `admission/v1` AdmissionResponse), in bytes.
@@ -47,7 +49,9 @@ pub const MOST_AUDIT: usize = 16;
 pub const LONGEST_AUDIT: usize = 1024;
 
 /// On a VolumeSnapshotContent from right before the driver is called until it has answered (external-snapshotter
-/// `pkg/utils/util.go`).
+/// `pkg/utils/util.go`). Its snapshotter writes `yes`, and looks only whether it is there; the gate answers in its place with the
+/// claim by which the Databases are held ([`claim`]). So mark and claim are one write, and no cut can have begun before the hold. An
+/// annotation of its own would have the snapshotter call the driver once more at once (`ShouldEnqueueContentChange`).
 pub const BEING_CREATED: &str = "snapshot.storage.kubernetes.io/volumesnapshot-being-created";
 /// The same of a VolumeGroupSnapshotContent.
 pub const GROUP_BEING_CREATED: &str = "groupsnapshot.storage.kubernetes.io/volumegroupsnapshot-being-created";
@@ -69,11 +73,6 @@ pub const PREFERRED: &str = "Preferred";
 pub const ON_MISSED: &str = "stillpoint.dev/on-missed";
 /// Annotation of the same two: since the snapshot was made.
 pub const DEADLINE_SECONDS: &str = "stillpoint.dev/deadline-seconds";
-/// Annotation of a content: the claim that its Databases are held by ([`claim`]). It is stored by the same write as the snapshotter's
-/// mark, so that its cut cannot have begun before they were held. Of a snapshotter that makes no mark there is none.
-pub const CLAIM: &str = "stillpoint.dev/claim";
-/// The longest uid of a claim that is written there.
-pub const LONGEST_CLAIM: usize = 256;
 /// Label of a snapshot and of its content: `application`, `partial`, `crash` or `unknown`.
 pub const CONSISTENCY: &str = "stillpoint.dev/consistency";
 /// Annotations beside it: one word, a sentence, the Freeze, its level, where each database stood (JSON), how long it held.
@@ -210,9 +209,19 @@ pub struct GateAnswer {
     /// For kube-apiserver's audit log: `freeze`, `engine`, ….
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub audit: BTreeMap<String, String>,
-    /// What is to be written on what is admitted, as [`CLAIM`]: it is held by this.
+    /// What the mark of the content that is admitted is to say: it is held by this.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub claim: Option<String>,
+}
+
+impl Group {
+    /// The annotation by which a snapshotter says that it is about to cut.
+    pub fn mark(self) -> &'static str {
+        match self {
+            Self::Single => BEING_CREATED,
+            Self::Group => GROUP_BEING_CREATED,
+        }
+    }
 }
 
 impl GateAnswer {

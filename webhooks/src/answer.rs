@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use api::{
-    gate::{self, Gate, GateAnswer, GateDecision, RETRY_AFTER_SECONDS, TRY_AGAIN},
+    gate::{self, Gate, GateAnswer, GateDecision, GateRequest, RETRY_AFTER_SECONDS, TRY_AGAIN},
     validate::Cause,
 };
 use base64::{Engine, prelude::BASE64_STANDARD};
@@ -84,10 +84,10 @@ impl Answer {
         Self::denied(Denial { code: 422, reason: "Invalid".to_owned(), message, details })
     }
 
-    /// What the apiserver says. `is_annotated`: what is admitted has annotations.
-    pub fn of(answer: GateAnswer, is_annotated: bool) -> Self {
+    /// What the apiserver says to a request.
+    pub fn to(request: &GateRequest, answer: GateAnswer) -> Self {
         let GateAnswer { decision, warnings, audit, claim } = answer;
-        let claim = claim.filter(|claim| claim.len() <= gate::LONGEST_CLAIM);
+        let claim = claim.filter(|claim| request.gate == Gate::Cut && claim.len() <= gate::LONGEST_CLAIM);
         let denial = match decision {
             GateDecision::Allow => None,
             GateDecision::Deny { code, reason, message, retry_after_seconds } => {
@@ -97,7 +97,7 @@ impl Answer {
                 Some(Denial { code, reason, message, details })
             }
         };
-        let patch = claim.filter(|_| denial.is_none()).map(|claim| claimed(&claim, is_annotated));
+        let patch = claim.filter(|_| denial.is_none()).map(|claim| claimed(request.object.group.mark(), &claim));
         Self { denial, patch, warnings, audit }
     }
 
@@ -130,15 +130,10 @@ impl Answer {
     }
 }
 
-/// Writes the claim beside the mark.
-fn claimed(claim: &str, is_annotated: bool) -> Value {
-    if is_annotated {
-        // In a JSON Pointer `/` is `~1` (RFC 6901).
-        let path = format!("/metadata/annotations/{}", gate::CLAIM.replace('/', "~1"));
-        json!([{"op": "add", "path": path, "value": claim}])
-    } else {
-        json!([{"op": "add", "path": "/metadata/annotations", "value": {gate::CLAIM: claim}}])
-    }
+/// Says in the mark by which claim. In a JSON Pointer `/` is `~1` (RFC 6901).
+fn claimed(mark: &str, claim: &str) -> Value {
+    let path = format!("/metadata/annotations/{}", mark.replace('/', "~1"));
+    json!([{"op": "replace", "path": path, "value": claim}])
 }
 
 /// What takes a copy all the same. Of a cut only its content is seen here, and the snapshot's annotations are the apiserver's to read,
@@ -165,6 +160,7 @@ pub fn cut(text: &str, longest: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use api::gate::Group;
     use proptest::prelude::*;
 
     use super::*;
@@ -209,7 +205,7 @@ mod tests {
             audit: [("engine".to_owned(), "MariaDB".to_owned())].into(),
             claim: Some("of what is denied nothing is written".to_owned()),
         };
-        let response = Answer::of(denied, true).response("u-1");
+        let response = Answer::to(&cut_of(Group::Single), denied).response("u-1");
         insta::assert_json_snapshot!(response, {".warnings" => "cut"}, @r#"
         {
           "allowed": false,
@@ -236,15 +232,30 @@ mod tests {
     }
 
     #[test]
-    fn by_which_claim_it_is_held_is_written_beside_what_is_there() {
+    fn by_which_claim_it_is_held_is_said_in_the_mark() {
         let held = |claim: &str| GateAnswer { claim: Some(claim.to_owned()), ..GateAnswer::allow() };
-        let path = "/metadata/annotations/stillpoint.dev~1claim";
-        let patch = |claim: &str, is_annotated| Answer::of(held(claim), is_annotated).patch;
-        assert_eq!(patch("c", true), Some(json!([{"op": "add", "path": path, "value": "c"}])));
-        let new = json!([{"op": "add", "path": "/metadata/annotations", "value": {"stillpoint.dev/claim": "c"}}]);
-        assert_eq!(patch("c", false), Some(new));
-        assert_eq!(patch(&"c".repeat(gate::LONGEST_CLAIM + 1), true), None);
-        assert_eq!(Answer::of(GateAnswer::allow(), true).patch, None);
+        let patch = |request: &GateRequest, claim: &str| Answer::to(request, held(claim)).patch;
+        for (group, path) in [
+            (Group::Single, "/metadata/annotations/snapshot.storage.kubernetes.io~1volumesnapshot-being-created"),
+            (
+                Group::Group,
+                "/metadata/annotations/groupsnapshot.storage.kubernetes.io~1volumegroupsnapshot-being-created",
+            ),
+        ] {
+            let right = json!([{"op": "replace", "path": path, "value": "c"}]);
+            assert_eq!(patch(&cut_of(group), "c"), Some(right));
+        }
+        let cut = cut_of(Group::Single);
+        assert_eq!(patch(&cut, &"c".repeat(gate::LONGEST_CLAIM + 1)), None);
+        assert_eq!(patch(&GateRequest { gate: Gate::Content, ..cut.clone() }, "c"), None, "it has no mark");
+        assert_eq!(Answer::to(&cut, GateAnswer::allow()).patch, None);
+    }
+
+    fn cut_of(group: Group) -> GateRequest {
+        serde_json::from_value(json!({
+            "gate": "Cut", "object": {"group": group, "name": "snapcontent-1", "uid": "u-1"}, "deadlineMilliseconds": 1,
+        }))
+        .unwrap()
     }
 
     proptest! {

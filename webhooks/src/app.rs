@@ -24,7 +24,7 @@ use crate::{
     credentials::{Credentials, Trusted},
     deadline,
     decide::{Door, decide},
-    decision::{Decision, Question},
+    decision::Decision,
     forward::Forwarder,
     inject::AUDIT,
     metrics::{Metrics, Outcome, name},
@@ -142,7 +142,7 @@ impl App {
             }
             (Decision::Injected(answer), _) => (Outcome::Injected, answer),
             (Decision::Skipped(answer), _) => (Outcome::Skipped, answer),
-            (Decision::Ask(question), _) => self.ask(&question, deadline).await,
+            (Decision::Ask(request), _) => self.ask(&request, deadline).await,
             (Decision::Unaskable(why), Door::Gate { gate, required }) => unheld(gate, required, &why),
             (Decision::Unaskable(why), _) => (Outcome::FailedOpen, Answer::warned(why)),
             (Decision::Answer(answer), _) => (judged(&answer), answer),
@@ -175,7 +175,7 @@ impl App {
         Ok((review.to, decision))
     }
 
-    async fn ask(&self, Question { request, is_annotated }: &Question, deadline: Deadline) -> (Outcome, Answer) {
+    async fn ask(&self, request: &GateRequest, deadline: Deadline) -> (Outcome, Answer) {
         let GateRequest { gate, object, required, dry_run, .. } = request;
         let Ok(_waiting) = self.room.waiting(request) else {
             warn!(?gate, uid = object.uid, "not asked: too much waits for its answer");
@@ -186,7 +186,7 @@ impl App {
         let took = began.elapsed();
         let (outcome, answer) = match answer {
             Ok(answer) => {
-                let answer = Answer::of(answer, *is_annotated);
+                let answer = Answer::to(request, answer);
                 (judged(&answer), answer)
             }
             Err(why) => {

@@ -7,7 +7,7 @@ use api::{
 };
 
 use crate::{
-    decision::{Decision, Question},
+    decision::Decision,
     gates::{content, cut, preflight},
     inject,
     ours::Ours,
@@ -69,7 +69,7 @@ pub fn decide(door: Door, request: &Request, ours: &Ours, authority: Option<&str
             let required = matches!(door, Door::Gate { required: true, .. });
             let asked = GateRequest { required, ..asked };
             match asked.check() {
-                Ok(()) => Decision::Ask(Box::new(Question { request: asked, is_annotated: request.is_annotated() })),
+                Ok(()) => Decision::Ask(Box::new(asked)),
                 Err(wrong) => Decision::Unaskable(wrong),
             }
         }

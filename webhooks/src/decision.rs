@@ -4,14 +4,6 @@ use api::gate::GateRequest;
 
 use crate::answer::Answer;
 
-/// What the apiserver is asked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Question {
-    pub request: GateRequest,
-    /// What is admitted has annotations: a patch that adds one has to know.
-    pub is_annotated: bool,
-}
-
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision {
     /// No business of ours, and why.
@@ -23,7 +15,7 @@ pub enum Decision {
     /// A Pod that asks for one and cannot have it.
     Skipped(Answer),
     Answer(Answer),
-    Ask(Box<Question>),
+    Ask(Box<GateRequest>),
     /// It should be asked, and cannot be.
     Unaskable(String),
 }

@@ -135,10 +135,6 @@ impl Request {
         annotation(&self.object, key)
     }
 
-    pub fn is_annotated(&self) -> bool {
-        self.object.pointer("/metadata/annotations").is_some_and(Value::is_object)
-    }
-
     /// Whether this update adds the annotation.
     pub fn adds(&self, key: &str) -> bool {
         self.annotation(key).is_some() && annotation(&self.old_object, key).is_none()

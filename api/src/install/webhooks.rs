@@ -1,5 +1,5 @@
 //! The webhook configurations: which requests kube-apiserver shows to `stillpoint-webhooks`, and what becomes of them when nobody is
-//! there. The gate right before a cut is a mutating webhook, for it writes on the content by which claim; all else only validates.
+//! there. The gate right before a cut is a mutating webhook, for it answers in the content's mark by which claim; all else only validates.
 //!
 //! Conditions only keep traffic away; whoever is asked looks at all of it again. `Ignore` is for who has a Database: an outage of ours costs
 //! consistency, and no copy. Namespaces that want no copy that is not consistent are in entries of their own, with `Fail`, and out of

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::gate::{
-    BEING_CREATED, CLAIM, CONSISTENCY, FREEZE, FROZEN_MILLISECONDS, GROUP_BEING_CREATED, GROUP_MEMBER, Group, LEVEL,
-    MESSAGE, POSITION, QUIESCE, REASON, SKIP,
+    CONSISTENCY, FREEZE, FROZEN_MILLISECONDS, GROUP_MEMBER, Group, LEVEL, MESSAGE, POSITION, QUIESCE, REASON, SKIP,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -28,7 +27,7 @@ pub(super) struct Content {
     pub(super) made: Timestamp,
     /// It says already what it is worth.
     pub(super) is_judged: bool,
-    /// By which claim its Databases were held when its snapshotter's mark was stored, by the same write.
+    /// What its snapshotter's mark says: by which claim its Databases were held when it was stored.
     pub(super) claim: Option<String>,
     /// It says itself that it does not want to be waited for.
     pub(super) skips: bool,
@@ -93,21 +92,21 @@ impl Content {
         if annotated(GROUP_MEMBER) {
             return None;
         }
-        let (handles, reference, handle, being_created) = match group {
+        let (handles, reference, handle) = match group {
             Group::Single => {
                 let handle = source["volumeHandle"].as_str()?.to_owned();
-                (vec![handle], "volumeSnapshotRef", "snapshotHandle", BEING_CREATED)
+                (vec![handle], "volumeSnapshotRef", "snapshotHandle")
             }
             Group::Group => {
                 let handles = source["volumeHandles"].as_array()?.iter();
                 let handles = handles.filter_map(Value::as_str).map(str::to_owned).collect();
-                (handles, "volumeGroupSnapshotRef", "volumeGroupSnapshotHandle", GROUP_BEING_CREATED)
+                (handles, "volumeGroupSnapshotRef", "volumeGroupSnapshotHandle")
             }
         };
         let text = |value: &Value| value.as_str().map(str::to_owned);
         let fate = if status[handle].is_string() {
             Fate::Cut { created: created(&status["creationTime"]) }
-        } else if annotated(being_created) {
+        } else if annotated(group.mark()) {
             Fate::Calling
         } else {
             Fate::Before
@@ -124,7 +123,7 @@ impl Content {
             deleting: object.metadata.deletion_timestamp.is_some() || BEING_DELETED.into_iter().any(annotated),
             made: object.metadata.creation_timestamp.as_ref().map_or(Timestamp::UNIX_EPOCH, |made| made.0),
             is_judged: is_judged(object),
-            claim: annotations.and_then(|all| all.get(CLAIM)).cloned(),
+            claim: annotations.and_then(|all| all.get(group.mark())).cloned(),
             skips: annotations.and_then(|all| all.get(QUIESCE)).is_some_and(|said| said == SKIP),
             version: object.metadata.resource_version.clone(),
             cut_group: (group == Group::Group).then(|| text(&status[handle])).flatten().map(|handle| {
@@ -186,6 +185,7 @@ fn created(value: &Value) -> Option<Timestamp> {
 
 #[cfg(test)]
 mod tests {
+    use api::gate::{BEING_CREATED, GROUP_BEING_CREATED};
     use proptest::prelude::*;
     use serde_json::json;
 

@@ -321,7 +321,7 @@ pub(super) fn said_by_class(class: &DynamicObject) -> Option<String> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use api::gate::{CLAIM, Group};
+    use api::gate::{BEING_CREATED, Group};
     use serde_json::{Value, json};
 
     use super::*;
@@ -333,7 +333,7 @@ mod tests {
     fn content() -> Content {
         let content = json!({
             "apiVersion": "snapshot.storage.k8s.io/v1", "kind": "VolumeSnapshotContent",
-            "metadata": {"name": "c", "uid": "u", "annotations": {CLAIM: "VolumeSnapshotContent/u"}},
+            "metadata": {"name": "c", "uid": "u", "annotations": {BEING_CREATED: "VolumeSnapshotContent/u"}},
             "spec": {
                 "driver": "d", "source": {"volumeHandle": "h"},
                 "volumeSnapshotRef": {"namespace": "shop", "name": "noon", "uid": "of"},
@@ -412,7 +412,7 @@ mod tests {
             assert_eq!(verdict.reason, reason, "{seen:?}: {verdict:?}");
         }
         // Its mark was stored without an answer of ours, or with that to an older question.
-        for claim in [None, Some("VolumeSnapshotContent/u/1".to_owned())] {
+        for claim in [None, Some("yes".to_owned()), Some("VolumeSnapshotContent/u/1".to_owned())] {
             let content = Content { claim, ..content() };
             let verdict = judged(&content, &frozen.claims[0], &frozen, seen(once, 10), whole(), says());
             assert_eq!(verdict.reason, "NotFrozen", "{verdict:?}");

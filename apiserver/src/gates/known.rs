@@ -112,8 +112,10 @@ impl Known {
     }
 
     /// `whole`: nothing that came between this and what is known was missed.
-    fn put(&mut self, content: Content, whole: bool, now: Timestamp) -> News {
+    fn put(&mut self, mut content: Content, whole: bool, now: Timestamp) -> News {
         let before = self.contents.remove(&content.uid);
+        // The mark goes with the driver's answer, before or after its handle is there.
+        content.claim = content.claim.or_else(|| before.as_ref()?.content.claim.clone());
         let is_cut = matches!(content.fate, Fate::Cut { .. });
         let is_marked = content.fate == Fate::Calling;
         let was = before.as_ref().map(|before| (before.called, before.marked));
@@ -243,6 +245,24 @@ mod tests {
             let mut known = Known::default();
             let told: Vec<_> = events.into_iter().map(|event| known.take(Group::Single, event, at(0))).collect();
             assert_eq!(told.iter().find_map(|news| news.marks), marks, "{told:?}");
+        }
+    }
+
+    #[test]
+    fn what_a_mark_has_said_is_known_when_it_is_gone_and_another_says_something_else() {
+        let marked = |says: &str| content(json!({BEING_CREATED: says}), json!(null));
+        for (events, claim) in [
+            (vec![plain(), cut()], None),
+            (vec![plain(), marked("a"), cut()], Some("a")),
+            (vec![plain(), marked("a"), plain(), marked("b"), plain(), cut()], Some("b")),
+            // Nobody has answered to the second.
+            (vec![plain(), marked("a"), plain(), marked("yes"), cut()], Some("yes")),
+        ] {
+            let mut known = Known::default();
+            for event in events.clone() {
+                known.take(Group::Single, Event::Apply(event), at(0));
+            }
+            assert_eq!(known.get("u").unwrap().claim.as_deref(), claim, "{events:?}");
         }
     }
 

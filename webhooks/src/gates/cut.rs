@@ -1,7 +1,7 @@
 //! G3: the snapshotter puts its mark on a content, and calls the driver as soon as that is stored. The last moment, and the best
 //! one: a slow answer delays the cut, and nothing else (external-snapshotter, createSnapshotWrapper).
 
-use api::gate::{self, Gate, GateRequest, Group};
+use api::gate::{Gate, GateRequest};
 
 use super::{Spared, group, of_content};
 use crate::{
@@ -11,11 +11,7 @@ use crate::{
 
 pub(crate) fn request(request: &Request, ours: &Ours) -> Result<GateRequest, Spared> {
     let group = group(request, Operation::Update, ["volumesnapshotcontents", "volumegroupsnapshotcontents"])?;
-    let mark = match group {
-        Group::Single => gate::BEING_CREATED,
-        Group::Group => gate::GROUP_BEING_CREATED,
-    };
-    if !request.adds(mark) {
+    if !request.adds(group.mark()) {
         return Err("no cut begins");
     }
     of_content(Gate::Cut, group, request, ours)

@@ -64,8 +64,7 @@ fn through_all_doors(bytes: &[u8]) -> Result<Value, Unreadable> {
                 assert!(answer.is_allowed(), "a Pod was stopped");
                 answer
             }
-            Decision::Ask(question) => {
-                let request = &question.request;
+            Decision::Ask(request) => {
                 assert_eq!(request.check(), Ok(()));
                 Answer::unheld(request.gate, request.required, "nobody is there")
             }

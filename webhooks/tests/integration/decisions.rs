@@ -21,7 +21,7 @@ fn decided(path: &str, review: &Value) -> Decision {
 
 fn asked(path: &str, review: &Value) -> GateRequest {
     match decided(path, review) {
-        Decision::Ask(question) => question.request,
+        Decision::Ask(request) => *request,
         other => panic!("{path}: {other:?}"),
     }
 }
