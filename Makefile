@@ -31,7 +31,7 @@ test: go setup lint ## Everything but the long suites
 .PHONY: lint
 lint: ## Formatting, clippy, and that no second crypto provider is linked; warnings are errors
 	$(CARGO) fmt --all --check
-	$(CARGO) clippy --workspace --all-targets --features tests/cluster --locked -- -D warnings
+	$(CARGO) clippy --workspace --all-targets --features tests/cluster,tests/node --locked -- -D warnings
 	@if $(CARGO) tree --workspace --locked -e normal,build -i aws-lc-rs >/dev/null 2>&1 || $(CARGO) tree --workspace --locked -e normal,build -i openssl-sys >/dev/null 2>&1; then \
 		echo 'aws-lc-rs or OpenSSL is linked; ring is the only crypto provider (CONTRIBUTING.md)'; exit 1; fi
 
