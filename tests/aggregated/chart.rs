@@ -68,7 +68,7 @@ async fn without_webhooks_nothing_of_them_is_left_and_nobody_is_asked_at_gates()
     let with = rendered("webhooks.enabled=true").await.unwrap();
     assert_eq!(with.len(), without.len() + 7, "account, Service, Deployment, budget, network policy, configurations");
     let alone = rendered("agents.enabled=false").await.unwrap();
-    assert_eq!(with.len(), alone.len() + 2, "the agents' Service, and who is asked before a Pod is made");
+    assert_eq!(with.len(), alone.len() + 1, "the agents' Service");
     // What is stored may still say whether there is to be one.
     let mut others = alone.iter().filter(|(_, object)| object["kind"] != "CustomResourceDefinition");
     assert!(others.all(|(_, object)| !object.to_string().contains("agent")), "{alone:?}");
