@@ -79,7 +79,7 @@ conformance: ## Write docs/conformance.md from the cases that `make test-cluster
 	STILLPOINT_WRITE=1 $(CARGO) test --workspace --features tests/cluster --locked --test aggregated the_document_says
 
 .PHONY: test-node
-test-node: setup ## Real Pods, volumes and snapshots, on a node that is built first (needs root)
+test-node: go setup ## Real Pods, volumes and snapshots, on a node that is built first (needs root)
 	$(CARGO) build --locked -p apiserver -p csi -p agent
 	$(CARGO) build --locked -p webhooks
 	$(CARGO) test --locked -p csi

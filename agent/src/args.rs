@@ -113,6 +113,7 @@ fn said(granted: &Granted) -> String {
             format!("{phase}: Freeze {freeze}{}", until(end))
         }
         Granted::Status { freeze: None, .. } => "nothing is held".to_owned(),
+        Granted::Elsewhere { why } => format!("nothing was held: {why}"),
         Granted::Refused { why } => format!("refused: {why}"),
     }
 }

@@ -73,6 +73,10 @@ pub enum Granted {
         freeze: Option<String>,
         until: Option<String>,
     },
+    /// It is not this Pod's server that is held, and why: whoever asks in each of several goes on.
+    Elsewhere {
+        why: String,
+    },
     /// It could not be done, and why.
     Refused {
         why: String,

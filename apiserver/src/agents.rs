@@ -18,6 +18,7 @@ use std::{
 
 use api::{AgentPolicy, Database, Engine};
 use freeze::remote::Link;
+use jiff::Timestamp;
 use tracing::info;
 
 use crate::topology::Watched;
@@ -78,12 +79,24 @@ impl Agents {
         (agents.collect(), count)
     }
 
-    /// The agent in a Pod; or whether the Pod is there at all, and its agent is not.
-    pub(crate) fn at(&self, namespace: &str, pod: &str, engine: Engine) -> Result<Agent, Missing> {
+    /// The agent in a Pod; or whether the Pod that ran there `then` runs still, and its agent is not there.
+    pub(crate) fn at(
+        &self,
+        namespace: &str,
+        pod: &str,
+        engine: Engine,
+        then: Option<Timestamp>,
+    ) -> Result<Agent, Missing> {
         let connected = self.connected().get(&(namespace.to_owned(), pod.to_owned())).cloned();
         let fits = |agent: &Agent| agent.engine == engine && !agent.link.is_closed();
-        let runs = || self.0.watched.index().runs(namespace, pod);
+        // Before all is known nothing follows from what is not there.
+        let runs = || !self.0.watched.is_complete() || self.0.watched.index().ran(namespace, pod, then);
         connected.filter(fits).ok_or_else(|| if runs() { Missing::Agent } else { Missing::Pod })
+    }
+
+    /// Whether a Database has several members.
+    fn has_several(&self, namespace: &str, database: &Database) -> bool {
+        self.0.watched.members(namespace, database).len() > 1
     }
 
     /// Whether a Pod is one of several members, and has an agent.
@@ -98,9 +111,12 @@ impl Agents {
 
     /// The Database that a Pod is the server of.
     fn database_of(&self, namespace: &str, pod: &str, databases: &[Arc<Database>]) -> Option<Arc<Database>> {
-        let leads_here =
-            |database: &&Arc<Database>| self.0.watched.members(namespace, database).iter().any(|of| of == pod);
-        databases.iter().find(leads_here).cloned()
+        let index = self.0.watched.index();
+        databases.iter().find(|database| index.is_member(namespace, database, pod)).cloned()
+    }
+
+    fn link(&self, pod: &Pod) -> Option<Link> {
+        self.connected().get(pod).map(|agent| agent.link.clone())
     }
 
     /// What the server beside a Pod's agent is, if there is one.

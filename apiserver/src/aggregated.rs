@@ -133,7 +133,12 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     }
     let own = OwnAccount::new(Arc::clone(&core.app), &namespace, core.stopping.clone());
     if let (Some((bound, tls)), Some(agents)) = (dialled, agents) {
-        let workloads = Workloads { client: client.clone(), agents: agents.clone(), verbs: core.verbs.clone() };
+        let workloads = Workloads {
+            client: client.clone(),
+            namespace: namespace.clone(),
+            agents: agents.clone(),
+            verbs: core.verbs.clone(),
+        };
         loops.push(("workloads of agents", workloads.follow().boxed()));
         let audience = vec![api::agent::AUDIENCE.to_owned()];
         let door = Door {

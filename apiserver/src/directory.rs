@@ -2,9 +2,9 @@
 
 use std::sync::{Arc, OnceLock};
 
-use api::{AgentPolicy, Database, TargetStatus, Via};
+use api::{AgentPolicy, Database, Via};
 use async_trait::async_trait;
-use freeze::{Drivers, Whereabouts};
+use freeze::{Drivers, Then, Whereabouts};
 use futures::future::try_join_all;
 
 use crate::{
@@ -106,20 +106,23 @@ fn is_dialled(database: &Database) -> bool {
 #[async_trait]
 impl freeze::Directory for Directory {
     /// Also of a paused Database: undoing needs no permission.
-    async fn find(&self, namespace: &str, database: &str, held: Option<&TargetStatus>) -> Whereabouts {
+    async fn find(&self, namespace: &str, database: &str, held: Option<Then<'_>>) -> Whereabouts {
         let ingredients = match (&self.agents, held) {
-            (Some(agents), Some(TargetStatus { via: Via::Agent, member, engine, .. })) => {
-                match agents.at(namespace, member, *engine) {
+            (Some(agents), Some(Then { target, since })) if target.via == Via::Agent => {
+                match agents.at(namespace, &target.member, target.engine, since) {
                     Ok(agent) => self.at(namespace, database, Chosen::One(agent)).await,
-                    Err(Missing::Agent) => {
-                        return Whereabouts::NotNow(format!("the agent in Pod {member} is not connected here"));
-                    }
+                    // Nobody waits for what is not registered any more.
+                    Err(Missing::Agent) => self.records.database(namespace, database).await.and_then(|_| {
+                        Err(ApiError::in_motion(format!("the agent in Pod {} is not connected here", target.member)))
+                    }),
                     Err(Missing::Pod) => self.ingredients(namespace, database, None).await,
                 }
             }
-            (Some(_), Some(TargetStatus { via: Via::Network, .. })) => {
-                self.at(namespace, database, Chosen::Nobody).await
-            }
+            (Some(_), Some(_)) => match self.at(namespace, database, Chosen::Nobody).await {
+                // It is dialled by nobody any more; whoever answers says whether he is the one.
+                Ok(found) if !is_dialled(&found.database) => self.ingredients(namespace, database, None).await,
+                found => found,
+            },
             _ => self.ingredients(namespace, database, None).await,
         };
         let ingredients = match ingredients {

@@ -5,6 +5,7 @@ use std::{fmt, sync::Arc};
 
 use api::TargetStatus;
 use async_trait::async_trait;
+use jiff::Timestamp;
 
 use crate::driver::{Driver, Member};
 
@@ -16,7 +17,14 @@ use crate::driver::{Driver, Member};
 pub trait Directory: fmt::Debug + Send + Sync + 'static {
     /// `held`: what was held of it. The answer is that very member, however many there are by now, or `NotNow` while that is there and
     /// cannot be reached; once it is gone, or if it never had a name, whoever would be held now.
-    async fn find(&self, namespace: &str, database: &str, held: Option<&TargetStatus>) -> Whereabouts;
+    async fn find(&self, namespace: &str, database: &str, held: Option<Then<'_>>) -> Whereabouts;
+}
+
+/// What was held, and since when: what began later is another.
+#[derive(Clone, Copy, Debug)]
+pub struct Then<'a> {
+    pub target: &'a TargetStatus,
+    pub since: Option<Timestamp>,
 }
 
 /// What a [`Directory`] knows of a Database.

@@ -342,7 +342,7 @@ impl Freezer {
 /// be any of them. A claim that is there already is asked for again, whoever has the role by now.
 fn elsewhere(held: &FreezeStatus, request: &Request) -> Option<CannotJoin> {
     let again = |claim: &Claim| claim.uid == request.claimant.uid && claim.ended_at.is_none();
-    if held.claims.iter().any(again) {
+    if held.phase.is_finished() || held.claims.iter().any(again) {
         return None;
     }
     let pairs = request.targets.iter().filter_map(|wanted| {

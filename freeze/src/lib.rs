@@ -28,7 +28,7 @@ mod lease;
 pub mod remote;
 
 pub use blocker::Blocker;
-pub use directory::{Directory, Whereabouts};
+pub use directory::{Directory, Then, Whereabouts};
 pub use driver::{
     Account, Acquired, Driver, Farewell, Grant, Held, Member, Moment, Observed, Plan, Preflight, Prepared, Pulse,
     Recovered, Released, ServerInfo, Tls, TlsRoots,

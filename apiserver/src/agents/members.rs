@@ -105,11 +105,12 @@ mod tests {
             .unwrap();
             watched.put_pod(&pod);
         }
+        watched.complete();
         let agents = Agents::new(watched);
         let (link, _sending) = Link::new("a".to_owned());
         let agent = Agent { pod: "a".to_owned(), engine: Engine::MariaDB, link: link.clone() };
         agents.enter(("shop".to_owned(), "a".to_owned()), agent);
-        let at = |pod, engine| agents.at("shop", pod, engine).map(|agent| agent.pod);
+        let at = |pod, engine| agents.at("shop", pod, engine, None).map(|agent| agent.pod);
         assert_eq!(at("a", Engine::MariaDB), Ok("a".to_owned()));
         assert_eq!(at("a", Engine::PostgreSQL), Err(Missing::Agent));
         assert_eq!(at("b", Engine::MariaDB), Err(Missing::Agent));

@@ -5,14 +5,19 @@
 use std::sync::Arc;
 
 use api::{
-    Freeze, Phase, Quiesce, QuiesceSpec, QuiesceStatus,
+    Database, Freeze, Phase, Quiesce, QuiesceSpec, QuiesceStatus,
     agent::{Granted, Wish},
 };
+use freeze::remote;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use super::{Door, Pod};
+
+/// How long the server beside it may take to say what it is.
+const ASKED_FOR: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Does it.
 pub(super) async fn grant(door: &Door, pod: &Pod, wish: Wish) -> Granted {
@@ -28,12 +33,16 @@ async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Gran
     // A claim that has ended stays ended, so that each has a number of its own.
     let prefix = format!("Pod/{namespace}/{pod}/");
     let living = door.verbs.living(&door.own.user.name, |uid| uid.starts_with(&prefix)).map(|claim| claim.uid);
+    let several = door.agents.has_several(namespace, &found);
     match wish {
         Wish::Freeze { seconds, level, reason } => {
+            if several && let Some(why) = door.of_another_role(namespace, pod, &found).await {
+                return Ok(Granted::Elsewhere { why });
+            }
             let spec = QuiesceSpec {
                 uid: Some(living.unwrap_or_else(|| format!("{prefix}{}", Uuid::new_v4()))),
                 // Whoever else has the role is no business of this Pod's.
-                member: door.agents.is_one_of_several(namespace, &found, pod).then(|| pod.clone()),
+                member: several.then(|| pod.clone()),
                 level,
                 ttl_seconds: Some(seconds),
                 reason: Some(reason),
@@ -73,6 +82,15 @@ impl Door {
         });
         let freeze = lapsed.and_then(|freeze| freeze.metadata.name.clone());
         Granted::Thawed { proved: freeze.as_ref().map(|_| false), freeze }
+    }
+
+    /// Of several members those that have another role than the one that is held: a hook in each of them is no fault.
+    async fn of_another_role(&self, namespace: &str, pod: &str, database: &Database) -> Option<String> {
+        let link = self.agents.link(&(namespace.to_owned(), pod.to_owned()))?;
+        let server = remote::probe(&link, Instant::now() + ASKED_FOR).await.ok()?;
+        let (is, wanted) = (server.role, database.spec.freeze.target.role);
+        let name = database.metadata.name.as_deref().unwrap_or_default();
+        (is != wanted).then(|| format!("the server in this Pod is a {is}, and Database {name} wants a {wanted}"))
     }
 
     /// What covers it now, wherever it is held.

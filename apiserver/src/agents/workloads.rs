@@ -1,60 +1,63 @@
-//! What whoever has asked for agents needs beside them: a Database, where none leads to the Pod, and a word to the owner of a Pod that
+//! What whoever has asked for agents needs beside them: a Database, where none leads to its Pods, and a word to the owner of a Pod that
 //! was skipped. The leader's work; what it has done it sees in the cluster, so that another may go on with it.
 //!
-//! A Database that is made here is nobody's child: backups of it outlive the workload.
+//! A Database is made for a StatefulSet or a Deployment of its own, once its agents have seen a server with the role that is held. It is
+//! nobody's child: backups of it outlive the workload.
+
+mod owners;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeMap, HashMap},
     time::Duration,
 };
 
-use api::{AgentPolicy, Database, DatabaseSpec, Endpoint, Engine, FreezePolicy, inject::Policy};
+use api::{
+    AgentPolicy, Database, DatabaseSpec, Endpoint, Engine, FreezePolicy, Role, inject::Policy,
+    install::webhooks::left_alone,
+};
+use freeze::remote;
+use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{
-        apps::v1::{Deployment, ReplicaSet, StatefulSet},
-        core::v1::{Event, EventSource, ObjectReference},
-    },
-    apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference, Time},
+    api::core::v1::{Event, EventSource, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
 };
 use kube::{Api, Client, api::PostParams};
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tracing::{info, warn};
 
+use self::owners::{Owned, Workload};
 use super::{Agents, Pod};
 use crate::{topology::Asks, verbs::Verbs};
 
 /// Looks after them.
 pub(crate) struct Workloads {
     pub(crate) client: Client,
+    /// Where we are installed.
+    pub(crate) namespace: String,
     pub(crate) agents: Agents,
     pub(crate) verbs: Verbs,
-}
-
-/// What Pods are made by, as far as members go: their name, and who they are.
-struct Workload {
-    kind: &'static str,
-    name: String,
-    selector: LabelSelector,
 }
 
 const LOOK: Duration = Duration::from_secs(5);
 /// How long a Pod is without a Database until one is made: whoever applies a workload applies its Database with it.
 const GRACE: Duration = Duration::from_secs(15);
-/// How long it is waited after what could not be done.
+/// How long it is waited after one was made, or could not be.
 const AGAIN: Duration = Duration::from_secs(300);
 const ASKED_FOR: Duration = Duration::from_secs(10);
+/// Events are kept for an hour (kube-apiserver, `--event-ttl`).
+const TELL_AGAIN: Duration = Duration::from_secs(50 * 60);
 /// On a Database that was made here: for what.
 const MADE_FOR: &str = "stillpoint.dev/made-for";
 
 /// What this replica remembers while it leads.
 #[derive(Default)]
 struct Seen {
-    /// Since when a Pod's agent is there and no Database leads to it, or when one could not be made.
-    without: HashMap<Pod, Instant>,
-    /// Events that are there.
-    told: HashSet<String>,
+    /// When a workload whose agents are there, and that no Database leads to, is looked at next.
+    due: HashMap<Workload, Instant>,
+    /// When what was told is told again, by the Event's name.
+    told: HashMap<String, Instant>,
 }
 
 impl Workloads {
@@ -68,120 +71,159 @@ impl Workloads {
                 seen = Seen::default();
                 continue;
             }
-            let asking = self.agents.0.watched.index().asking();
-            self.tell(&asking, &mut seen.told).await;
-            self.make(&asking, &mut seen.without).await;
+            let mut asking = self.agents.0.watched.index().asking();
+            asking.retain(|((namespace, _), _)| !left_alone(&self.namespace).contains(&namespace.as_str()));
+            self.tell(&asking, &mut seen).await;
+            self.make(&asking, &mut seen).await;
         }
     }
 
     /// Tells owners of Pods that were skipped, each once.
-    async fn tell(&self, asking: &[(Pod, Asks)], told: &mut HashSet<String>) {
-        let skipped = asking.iter().filter_map(|(pod, asks)| Some((pod, asks, asks.skipped.as_deref()?)));
-        let events: Vec<Event> = skipped.map(|(pod, asks, why)| event(pod, asks, "NotInjected", why)).collect();
-        let names = events.iter().filter_map(|event| event.metadata.name.clone()).collect();
-        let new = events.into_iter().filter(|event| !told.contains(event.metadata.name.as_deref().unwrap_or_default()));
-        for event in new {
-            self.say(event).await;
+    async fn tell(&self, asking: &[(Pod, Asks)], seen: &mut Seen) {
+        seen.told.retain(|_, again| *again > Instant::now());
+        for (pod, asks) in asking {
+            let Some(why) = asks.skipped.as_deref() else { continue };
+            let about = self.about(pod, asks).await;
+            self.say(&event(&pod.0, about, "NotInjected", why), seen).await;
         }
-        *told = names;
     }
 
     /// Makes Databases for workloads whose agents are there, and that no Database leads to.
-    async fn make(&self, asking: &[(Pod, Asks)], without: &mut HashMap<Pod, Instant>) {
-        let mut bare = HashMap::new();
+    async fn make(&self, asking: &[(Pod, Asks)], seen: &mut Seen) {
+        let mut bare: BTreeMap<Workload, Vec<(&Pod, &Asks)>> = BTreeMap::new();
         for (pod, asks) in asking.iter().filter(|(_, asks)| asks.skipped.is_none() && asks.policy.database) {
-            let Some(engine) = self.agents.engine(pod) else { continue };
-            let databases = self.verbs.records.databases(Some(&pod.0));
-            if self.agents.database_of(&pod.0, &pod.1, &databases).is_some() {
+            if self.agents.engine(pod).is_none() {
                 continue;
             }
-            let now = Instant::now();
-            let mut due = *without.get(pod).unwrap_or(&(now + GRACE));
-            if due <= now {
-                due = now + AGAIN;
-                let made = timeout(ASKED_FOR, self.made(pod, asks, engine)).await;
-                if let Err(why) = made.unwrap_or_else(|_| Err("the API server did not answer in time".to_owned())) {
-                    warn!(namespace = pod.0, pod = pod.1, why, "no Database was made");
-                    self.say(event(pod, asks, "DatabaseNotMade", &why)).await;
+            let databases = self.verbs.records.databases(Some(&pod.0));
+            if self.agents.database_of(&pod.0, &pod.1, &databases).is_none()
+                && let Some(workload) = Workload::of(&pod.0, asks)
+            {
+                bare.entry(workload).or_default().push((pod, asks));
+            }
+        }
+        let now = Instant::now();
+        // An agent that comes and goes begins nothing anew.
+        seen.due.retain(|workload, due| bare.contains_key(workload) || *due > now);
+        for (workload, pods) in bare {
+            let due = seen.due.entry(workload.clone()).or_insert(now + GRACE);
+            if *due > now {
+                continue;
+            }
+            *due = now + AGAIN;
+            let made = timeout(ASKED_FOR, self.made(&workload, &pods)).await;
+            if let Err(why) = made.unwrap_or_else(|_| Err("the API server did not answer in time".to_owned())) {
+                warn!(namespace = workload.namespace, workload = workload.owner.name, why, "no Database was made");
+                if let Some((pod, asks)) = pods.first() {
+                    let about = self.about(pod, asks).await;
+                    self.say(&event(&pod.0, about, "DatabaseNotMade", &why), seen).await;
                 }
             }
-            bare.insert(pod.clone(), due);
         }
-        *without = bare;
     }
 
-    async fn made(&self, pod: &Pod, asks: &Asks, engine: Engine) -> Result<(), String> {
-        let workload = self.workload(pod, asks).await?;
-        let database = database(pod, &workload, engine, asks.policy);
-        let databases: Api<Database> = Api::namespaced(self.client.clone(), &pod.0);
+    async fn made(&self, workload: &Workload, pods: &[(&Pod, &Asks)]) -> Result<(), String> {
+        let owned = owners::owned(&self.client, workload).await?;
+        let Some(Owned { kind, name, selector }) = owned else { return Ok(()) };
+        let (engine, policy) = match pods.first() {
+            Some((pod, asks)) => (self.agents.engine(pod).ok_or("its agent is gone")?, asks.policy),
+            None => return Ok(()),
+        };
+        self.has_a_primary(pods).await?;
+        let mut database = database(engine, policy);
+        database.metadata.name = Some(name.clone());
+        database.metadata.namespace = Some(workload.namespace.clone());
+        database.metadata.annotations = Some([(MADE_FOR.to_owned(), format!("{kind}/{name}"))].into());
+        database.spec.pod_selector = Some(selector);
+        let databases: Api<Database> = Api::namespaced(self.client.clone(), &workload.namespace);
         match databases.create(&PostParams::default(), &database).await {
             Ok(_) => {
-                info!(namespace = pod.0, database = workload.name, workload.kind, "a Database was made");
+                info!(namespace = workload.namespace, database = name, kind, "a Database was made");
                 Ok(())
             }
-            Err(kube::Error::Api(status)) if status.code == 409 => Err(format!(
-                "Database {} is there, and does not lead to Pod {}: give it spec.podSelector, or an endpoint that does; or say \
-                 {}database: \"false\" on the Pod",
-                workload.name,
-                pod.1,
-                api::inject::PREFIX
-            )),
-            Err(error) => Err(format!("no Database could be made for {} {}: {error}", workload.kind, workload.name)),
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                let there = databases.get_opt(&name).await.map_err(|error| error.to_string())?;
+                let leads = |there: &Database| {
+                    let index = self.agents.0.watched.index();
+                    pods.iter().all(|(pod, _)| index.is_member(&pod.0, there, &pod.1))
+                };
+                // Somebody was faster.
+                if there.is_some_and(|there| leads(&there)) {
+                    return Ok(());
+                }
+                Err(format!(
+                    "Database {name} is there, and does not lead to the Pods of {kind} {name}: give it spec.podSelector, or an \
+                     endpoint that does; or say {}database: \"false\" on the Pods",
+                    api::inject::PREFIX
+                ))
+            }
+            Err(error) => Err(format!("no Database could be made for {kind} {name}: {error}")),
         }
     }
 
-    /// Whose member a Pod is.
-    async fn workload(&self, (namespace, pod): &Pod, asks: &Asks) -> Result<Workload, String> {
-        let client = || self.client.clone();
-        let gone = |error: kube::Error| format!("what owns Pod {pod} could not be read: {error}");
-        match asks.owner.as_ref() {
-            Some(owner) if owner.kind == "StatefulSet" => {
-                let set = Api::<StatefulSet>::namespaced(client(), namespace).get(&owner.name).await.map_err(gone)?;
-                let selector = set.spec.map(|spec| spec.selector).unwrap_or_default();
-                Ok(Workload { kind: "StatefulSet", name: owner.name.clone(), selector })
-            }
-            Some(owner) if owner.kind == "ReplicaSet" => {
-                let set = Api::<ReplicaSet>::namespaced(client(), namespace).get(&owner.name).await.map_err(gone)?;
-                let owners = set.metadata.owner_references.into_iter().flatten();
-                let deployment = owners.into_iter().find(|owner| owner.kind == "Deployment");
-                let deployment = deployment.ok_or_else(|| unknown(pod, owner))?;
-                let all = Api::<Deployment>::namespaced(client(), namespace);
-                let selector = all.get(&deployment.name).await.map_err(gone)?.spec.map(|spec| spec.selector);
-                let selector = selector.unwrap_or_default();
-                Ok(Workload { kind: "Deployment", name: deployment.name, selector })
-            }
-            Some(owner) => Err(unknown(pod, owner)),
-            None if asks.labels.is_empty() => {
-                Err(format!("Pod {pod} has no labels; register a Database that leads to it"))
-            }
-            None => {
-                let selector = LabelSelector { match_labels: Some(asks.labels.clone()), match_expressions: None };
-                Ok(Workload { kind: "Pod", name: pod.clone(), selector })
-            }
+    /// What no server answers in, or has only standbys, is nobody's to hold by itself.
+    async fn has_a_primary(&self, pods: &[(&Pod, &Asks)]) -> Result<(), String> {
+        let deadline = Instant::now() + ASKED_FOR / 2;
+        let links = pods.iter().filter_map(|(pod, _)| self.agents.link(pod));
+        let asked = join_all(links.map(|link| async move { remote::probe(&link, deadline).await })).await;
+        if asked.iter().flatten().any(|server| server.role == Role::Primary) {
+            return Ok(());
+        }
+        let said = asked.iter().map(|asked| match asked {
+            Ok(server) => format!("a {}", server.role.to_string().to_lowercase()),
+            Err(error) => error.to_string(),
+        });
+        Err(format!(
+            "no Database was made of it, for its agents have seen no primary: {}; register one if there is something to hold",
+            said.collect::<Vec<_>>().join("; ")
+        ))
+    }
+
+    /// Where whoever runs it looks: a Deployment rather than its ReplicaSet.
+    async fn about(&self, (namespace, pod): &Pod, asks: &Asks) -> ObjectReference {
+        let reference = |owner: &OwnerReference| ObjectReference {
+            api_version: Some(owner.api_version.clone()),
+            kind: Some(owner.kind.clone()),
+            name: Some(owner.name.clone()),
+            uid: Some(owner.uid.clone()),
+            namespace: Some(namespace.clone()),
+            ..ObjectReference::default()
+        };
+        match &asks.owner {
+            Some(owner) => match owners::deployment(&self.client, namespace, owner).await {
+                Ok(Some(deployment)) => reference(&deployment),
+                _ => reference(owner),
+            },
+            None => ObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: Some(pod.clone()),
+                uid: Some(asks.uid.clone()),
+                namespace: Some(namespace.clone()),
+                ..ObjectReference::default()
+            },
         }
     }
 
-    /// One that is there already was told by whoever led before.
-    async fn say(&self, event: Event) {
+    /// Once in a while; one that is there already was told by whoever led before.
+    async fn say(&self, event: &Event, seen: &mut Seen) {
+        let name = event.metadata.name.clone().unwrap_or_default();
+        if seen.told.contains_key(&name) {
+            return;
+        }
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let events: Api<Event> = Api::namespaced(self.client.clone(), &namespace);
-        match timeout(ASKED_FOR, events.create(&PostParams::default(), &event)).await {
+        match timeout(ASKED_FOR, events.create(&PostParams::default(), event)).await {
             Ok(Ok(_)) => {}
             Ok(Err(kube::Error::Api(status))) if status.code == 409 => {}
-            other => warn!(namespace, message = event.message, ?other, "an Event was not written"),
+            other => return warn!(namespace, message = event.message, ?other, "an Event was not written"),
         }
+        seen.told.insert(name, Instant::now() + TELL_AGAIN);
     }
-}
-
-fn unknown(pod: &str, owner: &OwnerReference) -> String {
-    format!(
-        "nobody knows which Pods of {} {} are members beside {pod}; register a Database of them",
-        owner.kind, owner.name
-    )
 }
 
 /// Reached through its agents alone: no address and no password of it is known here.
-fn database((namespace, _): &Pod, workload: &Workload, engine: Engine, policy: Policy) -> Database {
+fn database(engine: Engine, policy: Policy) -> Database {
     let freeze = FreezePolicy {
         level: policy.level.unwrap_or_default(),
         ttl_seconds: policy.ttl_seconds,
@@ -190,7 +232,7 @@ fn database((namespace, _): &Pod, workload: &Workload, engine: Engine, policy: P
     let spec = DatabaseSpec {
         engine,
         endpoint: Endpoint::default(),
-        pod_selector: Some(workload.selector.clone()),
+        pod_selector: None,
         databases: Vec::new(),
         credentials: None,
         tls: None,
@@ -198,42 +240,21 @@ fn database((namespace, _): &Pod, workload: &Workload, engine: Engine, policy: P
         agent: AgentPolicy::Required,
         paused: false,
     };
-    let mut database = Database::new(&workload.name, spec);
-    database.metadata.namespace = Some(namespace.clone());
+    let mut database = Database::new("", spec);
     database.metadata.labels = Some([("app.kubernetes.io/managed-by".to_owned(), "stillpoint".to_owned())].into());
-    let made_for = format!("{}/{}", workload.kind, workload.name);
-    database.metadata.annotations = Some([(MADE_FOR.to_owned(), made_for)].into());
     database
 }
 
-/// On the Pod's owner, or on the Pod. The same word to the same one has the same name.
-fn event((namespace, pod): &Pod, asks: &Asks, reason: &str, why: &str) -> Event {
-    let about = match &asks.owner {
-        Some(owner) => ObjectReference {
-            api_version: Some(owner.api_version.clone()),
-            kind: Some(owner.kind.clone()),
-            name: Some(owner.name.clone()),
-            uid: Some(owner.uid.clone()),
-            namespace: Some(namespace.clone()),
-            ..ObjectReference::default()
-        },
-        None => ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            name: Some(pod.clone()),
-            uid: Some(asks.uid.clone()),
-            namespace: Some(namespace.clone()),
-            ..ObjectReference::default()
-        },
-    };
+/// The same word to the same one has the same name.
+fn event(namespace: &str, about: ObjectReference, reason: &str, why: &str) -> Event {
     let hash = Sha256::digest(format!("{} {reason} {why}", about.uid.as_deref().unwrap_or_default()));
     let hash = hash.iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let of: String = about.name.iter().flat_map(|name| name.chars()).take(LONGEST_OF).collect();
     let at = Time(Timestamp::now());
     Event {
         metadata: ObjectMeta {
-            name: Some(format!("{of}.{hash}")),
-            namespace: Some(namespace.clone()),
+            name: Some(format!("{}.{hash}", of.trim_end_matches(['-', '.']))),
+            namespace: Some(namespace.to_owned()),
             ..ObjectMeta::default()
         },
         involved_object: about,
@@ -255,41 +276,34 @@ const LONGEST: usize = 1024;
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-    fn asks(owner: Option<&str>) -> Asks {
-        let owner = owner.map(|name| OwnerReference {
-            api_version: "apps/v1".to_owned(),
-            kind: "StatefulSet".to_owned(),
-            name: name.to_owned(),
-            uid: format!("of-{name}"),
-            ..OwnerReference::default()
-        });
-        let labels = [("app".to_owned(), "orders".to_owned())].into();
-        Asks { uid: "u".to_owned(), labels, owner, skipped: None, policy: Policy::default() }
-    }
+    use super::*;
 
     #[test]
     fn what_is_made_is_valid_and_nobodys_child() {
-        let selector = LabelSelector { match_labels: Some(asks(None).labels), match_expressions: None };
-        let workload = Workload { kind: "StatefulSet", name: "orders".to_owned(), selector };
         let policy = Policy { level: Some(api::Level::WriteBlocked), ..Policy::default() };
-        let made = database(&("shop".to_owned(), "orders-0".to_owned()), &workload, Engine::MariaDB, policy);
+        let mut made = database(Engine::MariaDB, policy);
+        let labels = [("app".to_owned(), "orders".to_owned())].into();
+        made.spec.pod_selector = Some(LabelSelector { match_labels: Some(labels), match_expressions: None });
         assert_eq!(api::validate::database(&made.spec), []);
         assert_eq!(made.metadata.owner_references, None);
         assert_eq!(made.spec.freeze.level, api::Level::WriteBlocked);
-        assert_eq!(made.metadata.annotations.unwrap()[MADE_FOR], "StatefulSet/orders");
     }
 
     #[test]
-    fn an_owner_is_told_once_however_many_pods_it_has() {
-        let of =
-            |pod: &str, owner, why: &str| event(&("shop".to_owned(), pod.to_owned()), &asks(owner), "NotInjected", why);
-        let [first, second] = ["orders-0", "orders-1"].map(|pod| of(pod, Some("orders"), "why").metadata.name);
-        assert_eq!(first, second);
-        assert_ne!(first, of("orders-0", Some("orders"), "another why").metadata.name);
-        assert_ne!(first, of("orders-0", Some("others"), "why").metadata.name);
-        let alone = of("orders-0", None, "why");
-        assert_eq!(alone.involved_object.kind.as_deref(), Some("Pod"));
+    fn the_same_word_to_the_same_one_is_one_event() {
+        let of = |uid: &str, why: &str| {
+            let about = ObjectReference {
+                name: Some("orders-".repeat(40)),
+                uid: Some(uid.to_owned()),
+                ..ObjectReference::default()
+            };
+            event("shop", about, "NotInjected", why).metadata.name.unwrap()
+        };
+        assert_eq!(of("a", "why"), of("a", "why"));
+        assert_ne!(of("a", "why"), of("a", "another why"));
+        assert_ne!(of("a", "why"), of("b", "why"));
+        assert!(of("a", "why").len() <= 253 && !of("a", "why").contains("-."), "{}", of("a", "why"));
     }
 }

@@ -174,6 +174,7 @@ pub(super) async fn of_not_held(gates: Gates, content: Content, began: Timestamp
             }
             (Some(Freezed::Ended(why)), _) => nothing_held(Held::Ended { why }),
             (Some(Freezed::Thawed { claim }), _) => match gates.let_go(&claim) {
+                Some(why) if why == UNANSWERED => nothing_held(Held::Not { why }),
                 Some(why) => nothing_held(Held::Ended { why }),
                 None if thawed < LOOKS_AFTER_THAW => {
                     thawed += 1;

@@ -114,8 +114,10 @@ impl Known {
     /// `whole`: nothing that came between this and what is known was missed.
     fn put(&mut self, mut content: Content, whole: bool, now: Timestamp) -> News {
         let before = self.contents.remove(&content.uid);
-        // The mark goes with the driver's answer, before or after its handle is there.
-        content.claim = content.claim.or_else(|| before.as_ref()?.content.claim.clone());
+        // The mark goes with the driver's answer, before or after its handle is there; and comes again while it uploads.
+        let said = before.as_ref().and_then(|before| before.content.claim.clone());
+        let is_known = matches!(content.fate, Fate::Cut { .. }) && said.is_some();
+        content.claim = if is_known { said } else { content.claim.or(said) };
         let is_cut = matches!(content.fate, Fate::Cut { .. });
         let is_marked = content.fate == Fate::Calling;
         let was = before.as_ref().map(|before| (before.called, before.marked));
@@ -257,6 +259,11 @@ mod tests {
             (vec![plain(), marked("a"), plain(), marked("b"), plain(), cut()], Some("b")),
             // Nobody has answered to the second.
             (vec![plain(), marked("a"), plain(), marked("yes"), cut()], Some("yes")),
+            // It uploads, and is asked how far it is.
+            (
+                vec![plain(), marked("a"), content(json!({BEING_CREATED: "yes"}), json!({"snapshotHandle": "s"}))],
+                Some("a"),
+            ),
         ] {
             let mut known = Known::default();
             for event in events.clone() {

@@ -220,6 +220,17 @@ impl Index {
         members.len() > 1 && members.contains(pod) && asks.is_some_and(|asks| asks.skipped.is_none())
     }
 
+    /// Whether a Pod is a Database's member and runs.
+    pub(crate) fn is_member(&self, namespace: &str, database: &Database, pod: &str) -> bool {
+        self.runs(namespace, pod) && self.members_among(&BTreeSet::from([pod]), namespace, database).all.contains(pod)
+    }
+
+    /// Whether a Pod runs that may have run then.
+    pub(crate) fn ran(&self, namespace: &str, pod: &str, then: Option<Timestamp>) -> bool {
+        let began_later = |place: &Place| place.started.zip(then).is_some_and(|(started, then)| started > then);
+        self.pod(namespace, pod).is_some_and(|place| place.runs && !began_later(place))
+    }
+
     pub(crate) fn runs(&self, namespace: &str, pod: &str) -> bool {
         self.pod(namespace, pod).is_some_and(|place| place.runs)
     }

@@ -85,6 +85,12 @@ impl Watched {
         self.index().addresses(namespace, pod)
     }
 
+    /// Everything was seen once.
+    #[cfg(test)]
+    pub(crate) fn complete(&self) {
+        self.0.seen.send_replace(KINDS);
+    }
+
     #[cfg(test)]
     pub(crate) fn put_pod(&self, pod: &Pod) {
         self.write().put_pod(pod);

@@ -9,7 +9,7 @@ use tracing::{error, info, warn};
 
 use super::recorder::Recorder;
 use crate::{
-    directory::{Directory, Whereabouts},
+    directory::{Directory, Then, Whereabouts},
     driver::{Driver, Member, Recovered},
     group::Target,
     journal::{FreezeName, JournalError},
@@ -52,7 +52,9 @@ impl Undoing<'_> {
     /// The server of a Database: where it is now, else where it was.
     pub(super) async fn find(&self, database: &str) -> Whereabouts {
         let shown = self.recorder.shown();
+        let since = shown.frozen_at.as_ref().or(shown.requested_at.as_ref()).map(|at| at.0);
         let held = shown.targets.iter().find(|target| target.database == database);
+        let held = held.map(|target| Then { target, since });
         let found = self.directory.find(&self.freeze.namespace, database, held).await;
         let known = self.known.iter().find(|target| target.database == database);
         match (found, known) {

@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-use api::{ClaimKind, FreezeSpec, FreezeStatus, Phase, TargetStatus};
+use api::{ClaimKind, FreezeSpec, FreezeStatus, Phase};
 use async_trait::async_trait;
 use freeze::{
-    AnsweredWhen, Claimant, Directory, FreezeName, Freezer, Journal, JournalError, Request, Target, Whereabouts,
+    AnsweredWhen, Claimant, Directory, FreezeName, Freezer, Journal, JournalError, Request, Target, Then, Whereabouts,
     engines::memory::MemoryServer,
 };
 
@@ -86,9 +86,9 @@ pub(crate) struct Places(Mutex<BTreeMap<String, Whereabouts>>);
 
 #[async_trait]
 impl Directory for Places {
-    async fn find(&self, _namespace: &str, database: &str, held: Option<&TargetStatus>) -> Whereabouts {
+    async fn find(&self, _namespace: &str, database: &str, held: Option<Then<'_>>) -> Whereabouts {
         let places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let very = held.and_then(|held| places.get(&format!("{database}/{}", held.member)));
+        let very = held.and_then(|held| places.get(&format!("{database}/{}", held.target.member)));
         very.or_else(|| places.get(database)).cloned().unwrap_or(Whereabouts::Gone)
     }
 }

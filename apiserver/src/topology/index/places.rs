@@ -23,7 +23,7 @@ pub(super) struct Place {
     /// `<hostname>.<subdomain>`, as DNS knows a Pod of a StatefulSet (Kubernetes: "DNS for Services and Pods").
     pub(super) subdomain: Option<(String, String)>,
     pub(super) labels: BTreeMap<String, String>,
-    /// It has asked for an agent.
+    /// It has asked for an agent, and stays.
     pub(super) asks: Option<Box<Asks>>,
     /// What a process in it reads as the name of its host.
     hostname: String,
@@ -36,7 +36,6 @@ pub(super) struct Place {
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Asks {
     pub(crate) uid: String,
-    pub(crate) labels: BTreeMap<String, String>,
     /// What made it.
     pub(crate) owner: Option<OwnerReference>,
     /// Why it got none.
@@ -73,7 +72,7 @@ impl Place {
             addresses: addresses.filter_map(|address| address.ip.parse().ok()).collect(),
             subdomain: spec.and_then(|spec| Some((spec.hostname.clone()?, spec.subdomain.clone()?))),
             labels: pod.metadata.labels.clone().unwrap_or_default(),
-            asks: Asks::of(pod).map(Box::new),
+            asks: Asks::of(pod).filter(|_| pod.metadata.deletion_timestamp.is_none()).map(Box::new),
             hostname: hostname(spec, name),
             started: status.and_then(|status| status.start_time.as_ref()).map(|started| started.0),
             runs: !matches!(phase, "Succeeded" | "Failed"),
@@ -95,7 +94,6 @@ impl Asks {
         let owners = pod.metadata.owner_references.iter().flatten();
         Some(Self {
             uid: pod.metadata.uid.clone().unwrap_or_default(),
-            labels: pod.metadata.labels.clone().unwrap_or_default(),
             owner: owners.into_iter().find(|owner| owner.controller == Some(true)).cloned(),
             skipped: (status == inject::SKIPPED).then(why),
             policy: Policy::of(annotations),

@@ -48,8 +48,13 @@ async fn a_driver_and_people_who_do_what_they_want() {
 }
 
 async fn slow(matrix: &Matrix<'_>) -> Result<()> {
+    let before = matrix.driver.calls(CREATE).await?.len();
     let held = matrix.held("slow", Fault { delay_ms: 4000, ..Fault::default() }).await?;
     held.is_worth("application", "Proved").await?;
+    matrix.world.until_ready("volumesnapshot", "slow").await?;
+    // What is written on its content has its snapshotter call nobody once more.
+    let codes = matrix.codes(before).await?;
+    ensure!(codes == [0], "{codes:?}");
     Ok(())
 }
 
