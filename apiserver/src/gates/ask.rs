@@ -7,6 +7,7 @@ use api::{
     QuiesceStatus,
     gate::{Gate, GateAnswer, GateRequest},
 };
+use freeze::FreezeView;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use tokio::time::{Instant, timeout_at};
@@ -146,12 +147,13 @@ impl Gates {
         }
     }
 
-    /// How long whoever is held waits for its cut because of us. Where it is held elsewhere that is another clock, and who joined others
-    /// is held for longer.
+    /// How long whoever is held waits for its cut because of us, which may be told before that it holds is written down. Where it is held
+    /// elsewhere that is another clock, and who joined others is held for longer.
     fn measure(&self, together: &Together, status: &QuiesceStatus) {
         let view = together.databases.first();
         let view = view.and_then(|database| self.0.verbs.freezer.view(&together.namespace, database));
-        if let Some(view) = view.filter(|view| view.status.frozen_at == status.frozen_at)
+        let began = |view: &FreezeView| view.status.frozen_at.is_none() || view.status.frozen_at == status.frozen_at;
+        if let Some(view) = view.filter(began)
             && let Some(held_for) = view.held_for
         {
             self.0.app.metrics.answered_after_frozen(held_for.as_secs_f64());
