@@ -9,7 +9,7 @@ use api::{
 };
 use freeze::FreezeView;
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta};
 use tokio::time::{Instant, timeout_at};
 use tracing::{debug, info, warn};
 
@@ -152,7 +152,12 @@ impl Gates {
     fn measure(&self, together: &Together, status: &QuiesceStatus) {
         let view = together.databases.first();
         let view = view.and_then(|database| self.0.verbs.freezer.view(&together.namespace, database));
-        let began = |view: &FreezeView| view.status.frozen_at.is_none() || view.status.frozen_at == status.frozen_at;
+        // The verb's answer tells it in microseconds.
+        let at = |at: &Option<MicroTime>| at.as_ref().map(|at| at.0.as_microsecond());
+        let began = |view: &FreezeView| {
+            let (seen, told) = (at(&view.status.frozen_at), at(&status.frozen_at));
+            seen.zip(told).is_none_or(|(seen, told)| seen.abs_diff(told) <= 1)
+        };
         if let Some(view) = view.filter(began)
             && let Some(held_for) = view.held_for
         {
