@@ -24,7 +24,7 @@ pub const AUDIENCE: &str = "gates.stillpoint.dev";
 
 /// The longest a name may be: of an object, a namespace, a class, a driver, a kind.
 pub const LONGEST_NAME: usize = 253;
-/// The longest a uid may be; Kubernetes' own are 36.
+/// The longest a uid may be, of an object or of a claim; Kubernetes' own are 36.
 pub const LONGEST_UID: usize = 128;
 /// The longest a volume handle may be. CSI says 128 bytes, and drivers that put paths of resources in it say more.
 pub const LONGEST_HANDLE: usize = 1024;
@@ -36,8 +36,6 @@ pub const MOST_VOLUMES: usize = 256;
 pub const LONGEST_SELECTOR: usize = 16 * 1024;
 /// A request or an answer, as JSON: 256 handles of the longest, and room.
 pub const LONGEST_BODY: usize = 512 * 1024;
-/// The longest uid of a claim that a mark is told of; no other is given (`validate::quiesce`).
-pub const LONGEST_CLAIM: usize = 128;
 /// What people are told in one answer.
 pub const MOST_WARNINGS: usize = 16;
 /// The longest a warning may be (kube-apiserver advises so: `admission/v1` AdmissionResponse), in bytes.

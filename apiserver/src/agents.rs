@@ -4,7 +4,8 @@
 //! agent ─► TLS (our authority) ─► Hello: a token that is bound to its Pod ─► TokenReview ─► Link, for as long as the stream lasts
 //! Database ─► the Pods that its endpoint leads to ─► the agents in them ─► of several, the one whose server has the role that is wanted
 //! ```
-//! An agent speaks for its own Pod and for nothing else: which Database that is follows from where the Database's endpoint leads.
+//! An agent speaks for its own Pod and for nothing else: which Database that is follows from where that one's endpoint leads, or
+//! from the labels of its Pods.
 
 mod meeting;
 mod members;
@@ -87,11 +88,10 @@ impl Agents {
         engine: Engine,
         then: Option<Timestamp>,
     ) -> Result<Agent, Missing> {
-        let connected = self.connected().get(&(namespace.to_owned(), pod.to_owned())).cloned();
-        let fits = |agent: &Agent| agent.engine == engine && !agent.link.is_closed();
+        let agent = self.agent(&(namespace.to_owned(), pod.to_owned()));
         // Before all is known nothing follows from what is not there.
         let runs = || !self.0.watched.is_complete() || self.0.watched.index().ran(namespace, pod, then);
-        connected.filter(fits).ok_or_else(|| if runs() { Missing::Agent } else { Missing::Pod })
+        agent.filter(|agent| agent.engine == engine).ok_or_else(|| if runs() { Missing::Agent } else { Missing::Pod })
     }
 
     /// Whether a Database has several members.
@@ -115,13 +115,9 @@ impl Agents {
         databases.iter().find(|database| index.is_member(namespace, database, pod)).cloned()
     }
 
-    fn link(&self, pod: &Pod) -> Option<Link> {
-        self.connected().get(pod).map(|agent| agent.link.clone())
-    }
-
-    /// What the server beside a Pod's agent is, if there is one.
-    fn engine(&self, pod: &Pod) -> Option<Engine> {
-        self.connected().get(pod).filter(|agent| !agent.link.is_closed()).map(|agent| agent.engine)
+    /// The one in a Pod, while it is connected.
+    fn agent(&self, pod: &Pod) -> Option<Agent> {
+        self.connected().get(pod).filter(|agent| !agent.link.is_closed()).cloned()
     }
 
     /// The newest of a Pod is the one.

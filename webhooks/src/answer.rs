@@ -87,7 +87,7 @@ impl Answer {
     /// What the apiserver says to a request.
     pub fn to(request: &GateRequest, answer: GateAnswer) -> Self {
         let GateAnswer { decision, warnings, audit, claim } = answer;
-        let claim = claim.filter(|claim| request.gate == Gate::Cut && claim.len() <= gate::LONGEST_CLAIM);
+        let claim = claim.filter(|claim| request.gate == Gate::Cut && claim.len() <= gate::LONGEST_UID);
         let denial = match decision {
             GateDecision::Allow => None,
             GateDecision::Deny { code, reason, message, retry_after_seconds } => {
@@ -246,7 +246,7 @@ mod tests {
             assert_eq!(patch(&cut_of(group), "c"), Some(right));
         }
         let cut = cut_of(Group::Single);
-        assert_eq!(patch(&cut, &"c".repeat(gate::LONGEST_CLAIM + 1)), None);
+        assert_eq!(patch(&cut, &"c".repeat(gate::LONGEST_UID + 1)), None);
         assert_eq!(patch(&GateRequest { gate: Gate::Content, ..cut.clone() }, "c"), None, "it has no mark");
         assert_eq!(Answer::to(&cut, GateAnswer::allow()).patch, None);
     }

@@ -86,8 +86,8 @@ impl Door {
 
     /// Of several members those that have another role than the one that is held: a hook in each of them is no fault.
     async fn of_another_role(&self, namespace: &str, pod: &str, database: &Database) -> Option<String> {
-        let link = self.agents.link(&(namespace.to_owned(), pod.to_owned()))?;
-        let server = remote::probe(&link, Instant::now() + ASKED_FOR).await.ok()?;
+        let agent = self.agents.agent(&(namespace.to_owned(), pod.to_owned()))?;
+        let server = remote::probe(&agent.link, Instant::now() + ASKED_FOR).await.ok()?;
         let (is, wanted) = (server.role, database.spec.freeze.target.role);
         let name = database.metadata.name.as_deref().unwrap_or_default();
         (is != wanted).then(|| format!("the server in this Pod is a {is}, and Database {name} wants a {wanted}"))

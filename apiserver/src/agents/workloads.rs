@@ -92,7 +92,7 @@ impl Workloads {
     async fn make(&self, asking: &[(Pod, Asks)], seen: &mut Seen) {
         let mut bare: BTreeMap<Workload, Vec<(&Pod, &Asks)>> = BTreeMap::new();
         for (pod, asks) in asking.iter().filter(|(_, asks)| asks.skipped.is_none() && asks.policy.database) {
-            if self.agents.engine(pod).is_none() {
+            if self.agents.agent(pod).is_none() {
                 continue;
             }
             let databases = self.verbs.records.databases(Some(&pod.0));
@@ -125,12 +125,10 @@ impl Workloads {
     async fn made(&self, workload: &Workload, pods: &[(&Pod, &Asks)]) -> Result<(), String> {
         let owned = owners::owned(&self.client, workload).await?;
         let Some(Owned { kind, name, selector }) = owned else { return Ok(()) };
-        let (engine, policy) = match pods.first() {
-            Some((pod, asks)) => (self.agents.engine(pod).ok_or("its agent is gone")?, asks.policy),
-            None => return Ok(()),
-        };
+        let Some((pod, asks)) = pods.first() else { return Ok(()) };
+        let engine = self.agents.agent(pod).ok_or("its agent is gone")?.engine;
         self.has_a_primary(pods).await?;
-        let mut database = database(engine, policy);
+        let mut database = database(engine, asks.policy);
         database.metadata.name = Some(name.clone());
         database.metadata.namespace = Some(workload.namespace.clone());
         database.metadata.annotations = Some([(MADE_FOR.to_owned(), format!("{kind}/{name}"))].into());
@@ -164,8 +162,8 @@ impl Workloads {
     /// What no server answers in, or has only standbys, is nobody's to hold by itself.
     async fn has_a_primary(&self, pods: &[(&Pod, &Asks)]) -> Result<(), String> {
         let deadline = Instant::now() + ASKED_FOR / 2;
-        let links = pods.iter().filter_map(|(pod, _)| self.agents.link(pod));
-        let asked = join_all(links.map(|link| async move { remote::probe(&link, deadline).await })).await;
+        let agents = pods.iter().filter_map(|(pod, _)| self.agents.agent(pod));
+        let asked = join_all(agents.map(|agent| async move { remote::probe(&agent.link, deadline).await })).await;
         if asked.iter().flatten().any(|server| server.role == Role::Primary) {
             return Ok(());
         }

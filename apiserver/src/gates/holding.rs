@@ -99,6 +99,7 @@ impl Gates {
             gates: self.clone(),
             namespace: together.namespace.clone(),
             database: database.clone(),
+            member: self.member(together),
             content: request.object.uid.clone(),
             is_required,
             again: self.finished(&request.object),
@@ -157,7 +158,7 @@ impl Gates {
         for _ in 0..AGAIN {
             let claim = claim::uid(request.object.group, &request.object.uid, asking.again);
             (asking.claim, asking.until) = ((!request.dry_run).then(|| claim.clone()), None);
-            let quiesce = cut::quiesce(together, self.member(together), claim.clone(), cut::reason(request));
+            let quiesce = cut::quiesce(together, asking.member.clone(), claim.clone(), cut::reason(request));
             let Answered { code, body, warnings } =
                 self.quiesce(namespace, &database, &quiesce, request.dry_run).await?;
             let until = match code {
@@ -229,6 +230,8 @@ struct Asking {
     gates: Gates,
     namespace: String,
     database: String,
+    /// Of several, the Pod that is meant.
+    member: Option<String>,
     content: String,
     /// A cut that is not held must not begin.
     is_required: bool,

@@ -75,7 +75,8 @@ fn of_another_role(database: &Database, together: &Together) -> Option<String> {
     let members = database.status.as_ref().map(|status| status.members.as_slice()).unwrap_or_default();
     let wanted = database.spec.freeze.target.role;
     let other = members.iter().find(|member| pods.contains(&member.name) && member.role != wanted)?;
-    let is = format!(" is a {}, and its Database wants a {wanted}: nobody is held for it", other.role).to_lowercase();
+    let [is, wanted] = [other.role, wanted].map(|role| role.to_string().to_lowercase());
+    let is = format!(" is a {is}, and its Database wants a {wanted}: nobody is held for it");
     Some(bounded("not frozen: ", &other.name, &is))
 }
 
@@ -183,7 +184,7 @@ mod tests {
             database.status.as_mut().unwrap().members = serde_json::from_value(members).unwrap();
             told(&database, &["data"], Some(true))
         };
-        let warning = "not frozen: pg-1 is a replica, and its database wants a primary: nobody is held for it";
+        let warning = "not frozen: pg-1 is a replica, and its Database wants a primary: nobody is held for it";
         assert_eq!((with("Replica"), with("Primary")), (vec![warning.to_owned()], vec![]));
     }
 

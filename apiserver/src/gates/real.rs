@@ -44,9 +44,7 @@ impl Gates {
         let right = known.is_some_and(|known| is_of(request, &known));
         Ok(right.then_some(()).ok_or_else(|| "there is no such content that is about to be cut".to_owned()))
     }
-}
 
-impl Gates {
     /// Asked once it is held for a content that is being made: whether that is stored already, and may be cut at any time.
     /// kube-apiserver goes on without us when it cannot reach us, or has waited for long enough, and nobody tells us then.
     pub(super) async fn is_stored(&self, request: &GateRequest) -> Result<bool, kube::Error> {

@@ -1,4 +1,4 @@
-//! Whose data a volume holds: CSI handle → PersistentVolumeClaim → Pods that mount it → Databases whose endpoint leads to such a Pod.
+//! Whose data a volume holds: CSI handle → PersistentVolumeClaim → Pods that mount it → Databases that such a Pod is a member of.
 //! Pure; fed by what a watch says.
 //!
 //! Only what the answer needs is kept of a PersistentVolume, a Pod, a Service and an EndpointSlice: a cluster has many of them.
