@@ -13,6 +13,7 @@ mod database;
 mod decide;
 mod engine;
 mod limit_range;
+mod looks;
 mod mounts;
 mod plan;
 mod pod;
@@ -26,6 +27,7 @@ mod velero;
 
 pub use decide::{Decided, Verdict, decide, hash, patch};
 pub use engine::{OPERATORS, pattern};
+pub use looks::{Looks, System, looks, operator};
 pub use settings::{Policy, SETTINGS, Setting, table};
 
 /// Label of a Pod: `"true"`, it is to have an agent; `"false"`, it is not, whatever its namespace says. Label of a Namespace:

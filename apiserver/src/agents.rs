@@ -22,7 +22,7 @@ use freeze::remote::Link;
 use jiff::Timestamp;
 use tracing::info;
 
-use crate::topology::Watched;
+use crate::indexed::Watched;
 
 pub(crate) use meeting::{Door, serve};
 pub(crate) use members::{Asked, Chosen};

@@ -28,13 +28,13 @@ use crate::{
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
     gates::{self, Gates, Keeper},
     health::Condition,
+    indexed::Watched,
     own_account::OwnAccount,
     records::{Cluster, Records},
     recovery,
     replicas::{Replicas, Us, WithPeers},
     resources::Served,
     server::{Core, Ending, Parts, Server},
-    topology::Watched,
 };
 use trust::Certificates;
 pub use trust::{Service, Serving};
@@ -145,6 +145,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
             agents,
             authenticator: Arc::new(Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, audience, false)),
             verbs: core.verbs.clone(),
+            metrics: Arc::clone(&core.app.metrics),
             own: own.clone(),
             keyring: Arc::clone(&keyring),
             identity: identity.clone(),

@@ -40,7 +40,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{app::App, own_account::OwnAccount, topology::Watched, verbs::Verbs};
+use crate::{app::App, indexed::Watched, own_account::OwnAccount, verbs::Verbs};
 use contents::{Content, Of};
 use holding::InVain;
 use kinds::{Kind, Kinds};

@@ -24,6 +24,7 @@ mod documents;
 mod error;
 mod gates;
 mod health;
+mod indexed;
 mod journal;
 mod keyring;
 mod meta;
@@ -48,7 +49,6 @@ mod store;
 mod table;
 mod target;
 mod targets;
-mod topology;
 mod verbs;
 mod watching;
 

@@ -21,6 +21,8 @@ pub struct Metrics {
     answered_after_frozen: Histogram,
     thawed_after_cut: Histogram,
     judged: Family<ConsistencyLabels, Counter>,
+    agents: Gauge,
+    ordered: Family<OrderLabels, Histogram, fn() -> Histogram>,
 }
 
 /// What came of a gate.
@@ -42,6 +44,11 @@ struct GateLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ConsistencyLabels {
     consistency: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OrderLabels {
+    order: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -118,6 +125,13 @@ impl Metrics {
             thawed_after_cut.clone(),
         );
         registry.register("stillpoint_snapshots", "Snapshots by what they are worth", Family::clone(&judged));
+        let (agents, ordered) = (Gauge::default(), Family::new_with_constructor(share_buckets as fn() -> Histogram));
+        registry.register("stillpoint_agents", "Agents that are connected to this replica", agents.clone());
+        registry.register(
+            "stillpoint_agent_order_seconds",
+            "From when an order was sent to an agent until its answer came",
+            Family::clone(&ordered),
+        );
         Self {
             registry,
             requests,
@@ -130,6 +144,8 @@ impl Metrics {
             answered_after_frozen,
             thawed_after_cut,
             judged,
+            agents,
+            ordered,
         }
     }
 
@@ -156,6 +172,21 @@ impl Metrics {
     /// It is written on a snapshot.
     pub fn judged(&self, consistency: &'static str) {
         self.judged.get_or_create(&ConsistencyLabels { consistency }).inc();
+    }
+
+    /// An agent has come.
+    pub fn agent_came(&self) {
+        self.agents.inc();
+    }
+
+    /// It is gone.
+    pub fn agent_went(&self) {
+        self.agents.dec();
+    }
+
+    /// An agent has answered an order, after so many seconds.
+    pub fn ordered(&self, order: &'static str, seconds: f64) {
+        self.ordered.get_or_create(&OrderLabels { order }).observe(seconds);
     }
 
     pub fn request(&self, request: Request, code: u16, seconds: f64) {

@@ -46,6 +46,9 @@ enum Command {
     Unquiesce(commands::unquiesce::Command),
     /// In a cluster: check what is installed, whom it may read Secrets of, and every Database. Exits with 1 when a check fails.
     Doctor(commands::doctor::Command),
+    /// In a cluster: which claims look like a database's, and whether a snapshot of each would be held for. Exits with 1 when one that
+    /// could be protected is not.
+    Coverage(commands::coverage::Command),
     /// In a cluster: let Stillpoint read the Secrets that a namespace's Databases name.
     Enable(commands::enable::Command),
     /// In a cluster: take that back.
@@ -76,6 +79,7 @@ impl Args {
             Command::Renew(command) => command.run(connection, output).await,
             Command::Unquiesce(command) => command.run(connection, output).await,
             Command::Doctor(command) => command.run(connection, output).await,
+            Command::Coverage(command) => command.run(connection, output).await,
             Command::Enable(command) => command.run(connection, output).await,
             Command::Disable(command) => command.run(connection, output).await,
             Command::Inject(command) => command.run(connection, output),

@@ -6,6 +6,7 @@ mod commands;
 mod failure;
 mod password;
 mod print;
+mod seen;
 mod supervise;
 mod verdict;
 

@@ -12,9 +12,10 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("fixtures", &[]),
     ("freeze", &["api"]),
     ("agent", &["api", "certs", "freeze"]),
-    ("apiserver", &["api", "certs", "freeze"]),
-    ("cli", &["api", "certs", "freeze"]),
+    ("apiserver", &["api", "certs", "freeze", "topology"]),
+    ("cli", &["api", "certs", "freeze", "topology"]),
     ("deploy", &["api"]),
+    ("topology", &["api"]),
     ("webhooks", &["api", "certs"]),
     ("tests", &["api", "fixtures"]),
 ];

@@ -83,14 +83,24 @@ const GENERIC: [&str; 8] = ["server", "enterprise", "community", "database", "db
 pub const OPERATORS: [&str; 4] =
     ["cnpg.io/", "k8s.enterprisedb.io/", "k8s.mariadb.com/", "postgres-operator.crunchydata.com/"];
 
-pub(super) fn of_image(image: &str) -> Look {
+/// The words in the name of an image that say what it is.
+pub(super) fn words_of(image: &str) -> Vec<&str> {
     let mut parts = segments(image).rev();
     let last: Vec<&str> = words(parts.next().unwrap_or_default()).collect();
     let above: Vec<&str> = words(parts.next().unwrap_or_default()).collect();
     let is_generic = last.iter().all(|word| GENERIC.contains(word));
-    let words = if is_generic { above } else { last };
+    if is_generic { above } else { last }
+}
+
+/// Whether a word says that an image is a tool's.
+pub(super) fn is_tools(word: &str) -> bool {
+    TOOLS.contains(&word)
+}
+
+pub(super) fn of_image(image: &str) -> Look {
+    let words = words_of(image);
     let server = SERVERS.iter().find(|(name, _)| words.contains(name));
-    if words.iter().any(|word| TOOLS.contains(word)) {
+    if words.iter().any(|word| is_tools(word)) {
         return Look::Tool;
     }
     server.map_or(Look::Unknown, |(_, kind)| Look::Server(*kind))

@@ -20,6 +20,7 @@ use super::{Agent, Agents, MOST, wishes};
 use crate::{
     auth::{Authenticator, User},
     keyring::Keyring,
+    metrics::Metrics,
     own_account::OwnAccount,
     verbs::Verbs,
 };
@@ -30,6 +31,7 @@ pub(crate) struct Door {
     pub(crate) agents: Agents,
     pub(crate) authenticator: Arc<dyn Authenticator>,
     pub(crate) verbs: Verbs,
+    pub(crate) metrics: Arc<Metrics>,
     pub(crate) own: OwnAccount,
     pub(crate) keyring: Arc<Keyring>,
     /// This replica, for people.
@@ -122,7 +124,10 @@ fn is_the_pods(user: &User, hello: &Hello) -> Result<(), String> {
 /// For as long as the stream lasts.
 async fn live(door: &Door, stream: Box<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>, hello: Hello) {
     let pod = (hello.namespace, hello.pod);
-    let (link, sending) = Link::new(format!("Pod {}/{}", pod.0, pod.1));
+    let metrics = Arc::clone(&door.metrics);
+    let answered = Arc::new(move |order, took: Duration| metrics.ordered(order, took.as_secs_f64()));
+    let (link, sending) = Link::new(format!("Pod {}/{}", pod.0, pod.1), answered);
+    door.metrics.agent_came();
     door.agents.enter(pod.clone(), Agent { pod: pod.1.clone(), engine: hello.engine, link: link.clone() });
     let grant = {
         let (door, pod) = (door.clone(), pod.clone());
@@ -138,6 +143,7 @@ async fn live(door: &Door, stream: Box<impl AsyncRead + AsyncWrite + Unpin + Sen
         () = door.over.cancelled() => link.close(),
     }
     door.agents.leave(&pod, &link);
+    door.metrics.agent_went();
 }
 
 /// Tells agents of another authority before it signs anything, for ever.

@@ -86,13 +86,15 @@ fn said(one: &Asked) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use api::{Engine, Incarnation};
     use freeze::remote::Link;
     use k8s_openapi::api::core::v1::Pod;
     use serde_json::json;
 
     use super::*;
-    use crate::{agents::Missing, topology::Watched};
+    use crate::{agents::Missing, indexed::Watched};
 
     /// What was held is undone there, or nowhere, while it runs.
     #[test]
@@ -107,7 +109,7 @@ mod tests {
         }
         watched.complete();
         let agents = Agents::new(watched);
-        let (link, _sending) = Link::new("a".to_owned());
+        let (link, _sending) = Link::new("a".to_owned(), Arc::new(|_, _| {}));
         let agent = Agent { pod: "a".to_owned(), engine: Engine::MariaDB, link: link.clone() };
         agents.enter(("shop".to_owned(), "a".to_owned()), agent);
         let at = |pod, engine| agents.at("shop", pod, engine, None).map(|agent| agent.pod);
@@ -120,7 +122,7 @@ mod tests {
     }
 
     fn asked(pod: &str, role: Option<Role>) -> Asked {
-        let (link, _) = Link::new(pod.to_owned());
+        let (link, _) = Link::new(pod.to_owned(), Arc::new(|_, _| {}));
         let incarnation = Incarnation { server: pod.to_owned(), ..Incarnation::default() };
         let server = role.map(|role| ServerInfo { version: String::new(), role, incarnation, started_at: None });
         let agent = Agent { pod: pod.to_owned(), engine: Engine::PostgreSQL, link };

@@ -25,11 +25,12 @@ use k8s_openapi::{
 use kube::{Api, Client, api::PostParams};
 use sha2::{Digest, Sha256};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use topology::Asks;
 use tracing::{info, warn};
 
 use self::owners::{Owned, Workload};
 use super::{Agents, Pod};
-use crate::{topology::Asks, verbs::Verbs};
+use crate::verbs::Verbs;
 
 /// Looks after them.
 pub(crate) struct Workloads {

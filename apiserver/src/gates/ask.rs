@@ -198,7 +198,7 @@ impl Gates {
     fn policy(&self, request: &GateRequest) -> NamespacePolicy {
         let namespace = request.snapshot.as_ref().map(|snapshot| snapshot.namespace.as_str());
         let namespace = namespace.or(request.object.namespace.as_deref()).unwrap_or_default();
-        let policy = self.0.watched.index().policy(namespace);
+        let policy = self.0.watched.policy(namespace);
         policy.or_required(request.required)
     }
 

@@ -8,9 +8,9 @@ use api::{
 };
 
 use jiff::Timestamp;
+use topology::{Holds, Index, Name};
 
 use super::policy::Missed;
-use crate::topology::{Holds, Index, Name};
 
 /// What a cut asks for; pure.
 #[derive(Clone, Debug, PartialEq, Eq)]

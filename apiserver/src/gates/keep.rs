@@ -167,7 +167,7 @@ impl Keeper {
 
     /// What holds for a cut, and all else.
     fn configurations(&self, gates: &Gates, bundle: &str, databases: &BTreeSet<String>) -> Said {
-        let required = gates.0.watched.index().required();
+        let required = gates.0.watched.required();
         let drivers = gates.0.drivers();
         let databases: Vec<String> = databases.iter().cloned().collect();
         let webhooks = Webhooks {

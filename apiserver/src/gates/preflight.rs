@@ -8,9 +8,9 @@ use api::{
     conditions::types,
     gate::{Group, LONGEST_WARNING},
 };
+use topology::{Index, Name};
 
 use super::cut::{Together, Wanted};
-use crate::topology::{Index, Name};
 
 /// What is known of a snapshot that is declared.
 pub(super) struct Declared<'a> {

@@ -1,5 +1,6 @@
 //! `doctor`: what stands of an installation, what is missing, and what to do about it. It reads, and changes nothing.
 
+mod agents;
 mod databases;
 mod installed;
 mod policies;
@@ -105,6 +106,9 @@ async fn look(api: &Api, namespace: Option<&str>) -> Vec<Finding> {
         None
     };
     findings.extend(databases::look(api, namespace, home.as_deref()).await);
+    if home.is_some() {
+        findings.extend(agents::look(api, namespace).await);
+    }
     findings
 }
 

@@ -1,5 +1,6 @@
 //! One file per command.
 
+pub mod coverage;
 pub mod database;
 pub mod doctor;
 pub mod enable;

@@ -29,6 +29,9 @@ use crate::{
     journal::{JournalError, UndoLog},
 };
 
+/// Told of each order that was answered: which, and after how long.
+pub type Answered = Arc<dyn Fn(&'static str, Duration) + Send + Sync>;
+
 /// One agent, as long as its stream lasts. Cheap to clone; all clones are one link.
 #[derive(Clone)]
 pub struct Link(Arc<Inner>);
@@ -36,6 +39,7 @@ pub struct Link(Arc<Inner>);
 struct Inner {
     /// For people.
     agent: String,
+    answered: Answered,
     down: mpsc::Sender<Down>,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Reply, Error>>>>,
@@ -59,10 +63,10 @@ const WAY_BACK: Duration = Duration::from_millis(100);
 
 impl Link {
     /// A link to `agent`, and what has to be sent to it.
-    pub fn new(agent: String) -> (Self, mpsc::Receiver<Down>) {
+    pub fn new(agent: String, answered: Answered) -> (Self, mpsc::Receiver<Down>) {
         let (down, sending) = mpsc::channel(WAITING);
         let (next, waiting, logs) = Default::default();
-        (Self(Arc::new(Inner { agent, down, next, waiting, logs, gone: CancellationToken::new() })), sending)
+        (Self(Arc::new(Inner { agent, answered, down, next, waiting, logs, gone: CancellationToken::new() })), sending)
     }
 
     /// Lives on `stream` until it ends or the link is closed. `grant`: does what somebody in the Pod asks for.
@@ -151,7 +155,8 @@ impl Link {
     /// Sends an order, and waits until `deadline` for its answer. The agent has a little less time, so that it is the one who says
     /// what took so long. Safe to cancel: an answer that nobody waits for is dropped.
     pub(super) async fn ask(&self, order: Order, deadline: Instant) -> Result<Result<Reply, Error>, Unanswered> {
-        let limit = deadline.saturating_duration_since(Instant::now());
+        let (began, name) = (Instant::now(), order.name());
+        let limit = deadline.saturating_duration_since(began);
         let (number, (answer, answered)) = (self.number(), oneshot::channel());
         self.0.waiting().insert(number, answer);
         // Forgotten again when nobody waits any more.
@@ -159,7 +164,9 @@ impl Link {
         let asked = async {
             let order = Down::Order { number, limit: limit.saturating_sub(WAY_BACK.min(limit / 4)), order };
             self.0.down.send(order).await.map_err(|_| Unanswered::Gone)?;
-            answered.await.map_err(|_| Unanswered::Gone)
+            let answer = answered.await.map_err(|_| Unanswered::Gone)?;
+            (self.0.answered)(name, began.elapsed());
+            Ok(answer)
         };
         tokio::select! {
             biased;

@@ -107,6 +107,26 @@ pub enum Entry {
 }
 
 impl Order {
+    /// One word, for counting.
+    pub(super) fn name(&self) -> &'static str {
+        match self {
+            Self::Probe => "probe",
+            Self::Preflight { .. } => "preflight",
+            Self::Prepare { .. } => "prepare",
+            Self::Keep { .. } => "keep",
+            Self::Acquire { .. } => "acquire",
+            Self::Abandon { .. } => "abandon",
+            Self::Heartbeat { .. } => "heartbeat",
+            Self::Barrier { .. } => "barrier",
+            Self::Stop { .. } => "stop",
+            Self::Prove { .. } => "prove",
+            Self::Release { .. } => "release",
+            Self::Recover { .. } => "recover",
+            Self::Observe { .. } => "observe",
+            Self::ThawAll => "thaw-all",
+        }
+    }
+
     /// The hold that it is about.
     pub(super) fn hold(&self) -> Option<u64> {
         match self {

@@ -50,7 +50,7 @@ fn term(epoch: i64) -> Term {
 
 /// A link to a host, as long as neither stops.
 fn linked(host: &Host, stop: &CancellationToken) -> Link {
-    let (link, sending) = Link::new("pod shop/db-0".to_owned());
+    let (link, sending) = Link::new("pod shop/db-0".to_owned(), Arc::new(|_, _| {}));
     let (up, down) = tokio::io::duplex(4096);
     let (at_freezer, host, stop) = (link.clone(), host.clone(), stop.clone());
     let grant = |_| async { Granted::Thawed { freeze: None, proved: None } }.boxed();

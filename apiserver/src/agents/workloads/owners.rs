@@ -5,8 +5,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference},
 };
 use kube::{Api, Client};
-
-use crate::topology::Asks;
+use topology::Asks;
 
 /// What Pods are made by, as they say it themselves.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

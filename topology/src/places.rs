@@ -14,40 +14,40 @@ use k8s_openapi::{
 
 /// Where a Pod is, and what it writes to.
 #[derive(Clone, Debug, PartialEq)]
-pub(super) struct Place {
+pub(crate) struct Place {
     /// PersistentVolumeClaims in its namespace that it may write to.
-    pub(super) claims: BTreeSet<String>,
+    pub(crate) claims: BTreeSet<String>,
     /// Other volumes that outlive it and that it may write to, by their names in it: no snapshot has them.
-    pub(super) others: BTreeSet<String>,
-    pub(super) addresses: Vec<IpAddr>,
+    pub(crate) others: BTreeSet<String>,
+    pub(crate) addresses: Vec<IpAddr>,
     /// `<hostname>.<subdomain>`, as DNS knows a Pod of a StatefulSet (Kubernetes: "DNS for Services and Pods").
-    pub(super) subdomain: Option<(String, String)>,
-    pub(super) labels: BTreeMap<String, String>,
+    pub(crate) subdomain: Option<(String, String)>,
+    pub(crate) labels: BTreeMap<String, String>,
     /// It has asked for an agent, and stays.
-    pub(super) asks: Option<Box<Asks>>,
+    pub(crate) asks: Option<Box<Asks>>,
     /// What a process in it reads as the name of its host.
     hostname: String,
-    pub(super) started: Option<Timestamp>,
+    pub(crate) started: Option<Timestamp>,
     /// It may write to its claims.
-    pub(super) runs: bool,
+    pub(crate) runs: bool,
 }
 
 /// Of a Pod that has asked for an agent, what came of it.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Asks {
-    pub(crate) uid: String,
+pub struct Asks {
+    pub uid: String,
     /// What made it.
-    pub(crate) owner: Option<OwnerReference>,
+    pub owner: Option<OwnerReference>,
     /// Why it got none.
-    pub(crate) skipped: Option<String>,
-    pub(crate) policy: Policy,
+    pub skipped: Option<String>,
+    pub policy: Policy,
 }
 
 /// A name of a host has 64 characters at most (`sethostname(2)`); a kubelet cuts longer ones to 63.
 const LONGEST_HOSTNAME: usize = 63;
 
 impl Place {
-    pub(super) fn of(pod: &Pod) -> Self {
+    pub(crate) fn of(pod: &Pod) -> Self {
         let (spec, status) = (pod.spec.as_ref(), pod.status.as_ref());
         let name = pod.metadata.name.as_deref().unwrap_or_default();
         let written = spec.map(written).unwrap_or_default();
@@ -80,7 +80,7 @@ impl Place {
     }
 
     /// What a server in it says of where it runs, one of these.
-    pub(super) fn names(&self) -> BTreeSet<String> {
+    pub(crate) fn names(&self) -> BTreeSet<String> {
         let addresses = self.addresses.iter().map(ToString::to_string);
         addresses.chain(std::iter::once(self.hostname.clone())).collect()
     }

@@ -18,27 +18,26 @@ use api::{Database, gate::UNRELATED_CLAIMS};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
-        core::v1::{Namespace, PersistentVolume, Pod, Service},
+        core::v1::{PersistentVolume, Pod, Service},
         discovery::v1::EndpointSlice,
     },
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use kube::core::{Selector, SelectorExt};
 
-pub(crate) use self::places::Asks;
+pub use self::places::Asks;
 use self::{
     places::Place,
     reach::{Behind, Reach, take},
     volumes::Volumes,
 };
-use crate::gates::policy::NamespacePolicy;
 
 /// An object's name in its namespace.
-pub(crate) type Name = (String, String);
+pub type Name = (String, String);
 
 /// What stands where.
 #[derive(Debug)]
-pub(crate) struct Index {
+pub struct Index {
     /// What the names of this cluster end in.
     domain: String,
     volumes: Volumes,
@@ -48,26 +47,24 @@ pub(crate) struct Index {
     /// Pods that mount a claim.
     mounted: HashMap<Name, BTreeSet<String>>,
     reach: Reach,
-    /// What Namespaces say of their snapshots; of those that say nothing there is none.
-    policies: HashMap<String, NamespacePolicy>,
 }
 
 /// A Database whose data a claim holds, or a part of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Found {
-    pub(crate) database: String,
-    pub(crate) pod: String,
+pub struct Found {
+    pub database: String,
+    pub pod: String,
     /// All claims of that Pod, and what else it writes to: a copy of fewer is not a copy of the Database.
-    pub(crate) claims: BTreeSet<String>,
+    pub claims: BTreeSet<String>,
     /// What the server in that Pod says of where it runs, one of these: whoever says something else is another.
-    pub(crate) names: BTreeSet<String>,
+    pub names: BTreeSet<String>,
     /// Nothing of it was there before.
-    pub(crate) since: Option<Timestamp>,
+    pub since: Option<Timestamp>,
 }
 
 /// What is known of a claim.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Holds {
+pub enum Holds {
     /// No Pod that runs mounts it: nobody writes to it.
     Nobody,
     /// Pods mount it, and no Database's endpoint leads to any of them.
@@ -76,48 +73,36 @@ pub(crate) enum Holds {
 }
 
 impl Index {
-    pub(crate) fn new(domain: String) -> Self {
-        let (volumes, pods, pods_in, mounted, reach, policies) = Default::default();
-        Self { domain, volumes, pods, pods_in, mounted, reach, policies }
+    pub fn new(domain: String) -> Self {
+        let (volumes, pods, pods_in, mounted, reach) = Default::default();
+        Self { domain, volumes, pods, pods_in, mounted, reach }
     }
 
-    pub(crate) fn put_volume(&mut self, volume: &PersistentVolume) {
+    pub fn put_volume(&mut self, volume: &PersistentVolume) {
         self.volumes.put(volume);
     }
 
-    pub(crate) fn remove_volume(&mut self, name: &str) {
+    pub fn remove_volume(&mut self, name: &str) {
         self.volumes.remove(name);
     }
 
-    pub(crate) fn put_service(&mut self, service: &Service) {
+    pub fn put_service(&mut self, service: &Service) {
         self.reach.put_service(service);
     }
 
-    pub(crate) fn remove_service(&mut self, name: &Name) {
+    pub fn remove_service(&mut self, name: &Name) {
         self.reach.remove_service(name);
     }
 
-    pub(crate) fn put_slice(&mut self, slice: &EndpointSlice) {
+    pub fn put_slice(&mut self, slice: &EndpointSlice) {
         self.reach.put_slice(slice);
     }
 
-    pub(crate) fn remove_slice(&mut self, name: &Name) {
+    pub fn remove_slice(&mut self, name: &Name) {
         self.reach.remove_slice(name);
     }
 
-    pub(crate) fn put_namespace(&mut self, namespace: &Namespace) {
-        let Some(name) = namespace.metadata.name.clone() else { return };
-        match NamespacePolicy::read(&namespace.metadata) {
-            policy if policy == NamespacePolicy::default() => self.policies.remove(&name),
-            policy => self.policies.insert(name, policy),
-        };
-    }
-
-    pub(crate) fn remove_namespace(&mut self, name: &str) {
-        self.policies.remove(name);
-    }
-
-    pub(crate) fn put_pod(&mut self, pod: &Pod) {
+    pub fn put_pod(&mut self, pod: &Pod) {
         let Some(name) = name_of(&pod.metadata) else { return };
         self.remove_pod(&name);
         let place = Place::of(pod);
@@ -129,7 +114,7 @@ impl Index {
         self.pods.insert(name, place);
     }
 
-    pub(crate) fn remove_pod(&mut self, name: &Name) {
+    pub fn remove_pod(&mut self, name: &Name) {
         let Some(place) = self.pods.remove(name) else { return };
         self.reach.remove_pod(name, &place);
         take(&mut self.pods_in, &name.0, &name.1);
@@ -139,43 +124,29 @@ impl Index {
     }
 
     /// Pods that have asked for an agent, and are not over.
-    pub(crate) fn asking(&self) -> Vec<(Name, Asks)> {
+    pub fn asking(&self) -> Vec<(Name, Asks)> {
         let asking = self.pods.iter().filter(|(_, place)| place.runs);
         asking.filter_map(|(name, place)| Some((name.clone(), Asks::clone(place.asks.as_deref()?)))).collect()
     }
 
-    pub(crate) fn policy(&self, namespace: &str) -> NamespacePolicy {
-        self.policies.get(namespace).cloned().unwrap_or_default()
-    }
-
-    /// Namespaces that want no copy that is not consistent.
-    pub(crate) fn required(&self) -> Vec<String> {
-        self.policies.iter().filter(|(_, policy)| policy.required).map(|(name, _)| name.clone()).collect()
-    }
-
     /// The claim that a volume is bound to: the one of this namespace, if it is bound in several.
-    pub(crate) fn claim_of(&self, driver: &str, handle: &str, namespace: Option<&str>) -> Option<&Name> {
+    pub fn claim_of(&self, driver: &str, handle: &str, namespace: Option<&str>) -> Option<&Name> {
         let here = self.volumes.claims(driver, handle).find(|(of, _)| Some(of.as_str()) == namespace);
         here.or_else(|| self.volumes.claims(driver, handle).next())
     }
 
     /// Whether others than this claim write to its volume, too.
-    pub(crate) fn is_shared(&self, driver: &str, handle: &str) -> bool {
+    pub fn is_shared(&self, driver: &str, handle: &str) -> bool {
         self.volumes.claims(driver, handle).nth(1).is_some()
     }
 
     /// The driver of a claim's volume.
-    pub(crate) fn driver_of(&self, namespace: &str, claim: &str) -> Option<&str> {
+    pub fn driver_of(&self, namespace: &str, claim: &str) -> Option<&str> {
         self.volumes.driver(namespace, claim)
     }
 
     /// Whose data is in a claim; `databases` are those of its namespace.
-    pub(crate) fn holds<'d>(
-        &self,
-        namespace: &str,
-        claim: &str,
-        databases: impl IntoIterator<Item = &'d Database>,
-    ) -> Holds {
+    pub fn holds<'d>(&self, namespace: &str, claim: &str, databases: impl IntoIterator<Item = &'d Database>) -> Holds {
         let mounted = self.mounted.get(&(namespace.to_owned(), claim.to_owned())).into_iter().flatten();
         let running: BTreeSet<&str> = mounted.filter(|pod| self.runs(namespace, pod)).map(String::as_str).collect();
         if running.is_empty() {
@@ -208,39 +179,39 @@ impl Index {
     }
 
     /// The Pods that are a Database's members and run, ready or not: one that is held may not be.
-    pub(crate) fn members(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
+    pub fn members(&self, namespace: &str, database: &Database) -> BTreeSet<String> {
         let runs = |pod: &String| self.runs(namespace, pod);
         self.pods_of(namespace, database).all.into_iter().filter(runs).collect()
     }
 
     /// Whether a Pod is one of several members, and has an agent.
-    pub(crate) fn is_one_of_several(&self, namespace: &str, database: &Database, pod: &str) -> bool {
+    pub fn is_one_of_several(&self, namespace: &str, database: &Database, pod: &str) -> bool {
         let asks = self.pod(namespace, pod).and_then(|place| place.asks.as_ref());
         let members = self.members(namespace, database);
         members.len() > 1 && members.contains(pod) && asks.is_some_and(|asks| asks.skipped.is_none())
     }
 
     /// Whether a Pod is a Database's member and runs.
-    pub(crate) fn is_member(&self, namespace: &str, database: &Database, pod: &str) -> bool {
+    pub fn is_member(&self, namespace: &str, database: &Database, pod: &str) -> bool {
         self.runs(namespace, pod) && self.members_among(&BTreeSet::from([pod]), namespace, database).all.contains(pod)
     }
 
     /// Whether a Pod runs that may have run then.
-    pub(crate) fn ran(&self, namespace: &str, pod: &str, then: Option<Timestamp>) -> bool {
+    pub fn ran(&self, namespace: &str, pod: &str, then: Option<Timestamp>) -> bool {
         let began_later = |place: &Place| place.started.zip(then).is_some_and(|(started, then)| started > then);
         self.pod(namespace, pod).is_some_and(|place| place.runs && !began_later(place))
     }
 
-    pub(crate) fn runs(&self, namespace: &str, pod: &str) -> bool {
+    pub fn runs(&self, namespace: &str, pod: &str) -> bool {
         self.pod(namespace, pod).is_some_and(|place| place.runs)
     }
 
-    pub(crate) fn addresses(&self, namespace: &str, pod: &str) -> Option<Vec<IpAddr>> {
+    pub fn addresses(&self, namespace: &str, pod: &str) -> Option<Vec<IpAddr>> {
         self.pod(namespace, pod).map(|place| place.addresses.clone())
     }
 
     /// The claims that a Pod may write to.
-    pub(crate) fn claims(&self, namespace: &str, pod: &str) -> Vec<String> {
+    pub fn claims(&self, namespace: &str, pod: &str) -> Vec<String> {
         self.pod(namespace, pod).into_iter().flat_map(|place| place.claims.iter().cloned()).collect()
     }
 

@@ -21,15 +21,15 @@ struct Slice {
 
 /// The Pods that a Service, or an address, leads to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Behind {
-    pub(super) all: BTreeSet<String>,
+pub(crate) struct Behind {
+    pub(crate) all: BTreeSet<String>,
     /// Those that connections go to now.
-    pub(super) ready: BTreeSet<String>,
+    pub(crate) ready: BTreeSet<String>,
 }
 
 /// What leads where.
 #[derive(Debug, Default)]
-pub(super) struct Reach {
+pub(crate) struct Reach {
     /// Pods of a namespace by what leads to one of them.
     pods_at: HashMap<(String, At), BTreeSet<String>>,
     /// The addresses of Services themselves, and the Services of each.
@@ -49,19 +49,19 @@ enum At {
 }
 
 impl Reach {
-    pub(super) fn put_pod(&mut self, name: &Name, place: &Place) {
+    pub(crate) fn put_pod(&mut self, name: &Name, place: &Place) {
         for at in at(place) {
             self.pods_at.entry((name.0.clone(), at)).or_default().insert(name.1.clone());
         }
     }
 
-    pub(super) fn remove_pod(&mut self, (namespace, name): &Name, place: &Place) {
+    pub(crate) fn remove_pod(&mut self, (namespace, name): &Name, place: &Place) {
         for at in at(place) {
             take(&mut self.pods_at, &(namespace.clone(), at), name);
         }
     }
 
-    pub(super) fn put_service(&mut self, service: &Service) {
+    pub(crate) fn put_service(&mut self, service: &Service) {
         let Some(name) = name_of(&service.metadata) else { return };
         self.remove_service(&name);
         let spec = service.spec.as_ref();
@@ -74,13 +74,13 @@ impl Reach {
         self.services.insert(name, addresses);
     }
 
-    pub(super) fn remove_service(&mut self, name: &Name) {
+    pub(crate) fn remove_service(&mut self, name: &Name) {
         for address in self.services.remove(name).unwrap_or_default() {
             take(&mut self.services_at, &(name.0.clone(), address), &name.1);
         }
     }
 
-    pub(super) fn put_slice(&mut self, slice: &EndpointSlice) {
+    pub(crate) fn put_slice(&mut self, slice: &EndpointSlice) {
         let Some(name) = name_of(&slice.metadata) else { return };
         self.remove_slice(&name);
         let Some(service) = service_of(slice) else { return };
@@ -100,13 +100,13 @@ impl Reach {
         self.slices.insert(name, Slice { service, pods });
     }
 
-    pub(super) fn remove_slice(&mut self, name: &Name) {
+    pub(crate) fn remove_slice(&mut self, name: &Name) {
         let Some(Slice { service, .. }) = self.slices.remove(name) else { return };
         take(&mut self.slices_of, &(name.0.clone(), service), &name.1);
     }
 
     /// The Pods of a namespace that a host leads to. `domain`: the cluster's own.
-    pub(super) fn pods(&self, namespace: &str, host: &str, domain: &str) -> Behind {
+    pub(crate) fn pods(&self, namespace: &str, host: &str, domain: &str) -> Behind {
         if let Ok(address) = host.parse::<IpAddr>() {
             let mut behind = self.pods_at(namespace, At::Address(address));
             let services = self.services_at.get(&(namespace.to_owned(), address)).into_iter().flatten();
@@ -154,7 +154,7 @@ fn at(place: &Place) -> Vec<At> {
 }
 
 /// Takes one out of a set, and the set out when it was the last.
-pub(super) fn take<K: Eq + Hash>(sets: &mut HashMap<K, BTreeSet<String>>, of: &K, one: &str) {
+pub(crate) fn take<K: Eq + Hash>(sets: &mut HashMap<K, BTreeSet<String>>, of: &K, one: &str) {
     if let Some(set) = sets.get_mut(of) {
         set.remove(one);
         if set.is_empty() {

@@ -1,4 +1,5 @@
-//! Keeps the [`Index`] as the cluster is: one watch of each kind that leads from a volume to a Database.
+//! Keeps the [`Index`] as the cluster is: one watch of each kind that leads from a volume to a Database. Gates read it before a cut,
+//! and agents are known by it. And what Namespaces say of their snapshots.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -19,7 +20,9 @@ use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::sleep};
 use tracing::warn;
 
-use super::index::{Index, Name};
+use topology::{Index, Name};
+
+use crate::gates::policy::NamespacePolicy;
 
 /// What stands where, as far as was seen. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -28,6 +31,8 @@ pub(crate) struct Watched(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     index: RwLock<Index>,
+    /// Of Namespaces that say nothing there is none.
+    policies: Mutex<HashMap<String, NamespacePolicy>>,
     /// Kinds of which everything was seen once.
     seen: watch::Sender<usize>,
     /// Since when kinds cannot be followed.
@@ -48,10 +53,10 @@ fn domain() -> String {
     domains.next().unwrap_or("cluster.local").trim_end_matches('.').to_owned()
 }
 
-/// A kind that an [`Index`] is made of.
+/// A kind that is kept, and where.
 trait Indexed: Resource<DynamicType = ()> {
-    fn put(&self, index: &mut Index);
-    fn remove(index: &mut Index, name: &Name);
+    fn put(&self, into: &Inner);
+    fn remove(from: &Inner, name: &Name);
 }
 
 impl Watched {
@@ -63,11 +68,22 @@ impl Watched {
     /// `domain`: what the names of this cluster end in.
     fn new(domain: String) -> Self {
         let index = RwLock::new(Index::new(domain));
-        Self(Arc::new(Inner { index, seen: watch::channel(0).0, failing: Mutex::default() }))
+        let (policies, failing) = Default::default();
+        Self(Arc::new(Inner { index, policies, seen: watch::channel(0).0, failing }))
     }
 
     pub(crate) fn index(&self) -> RwLockReadGuard<'_, Index> {
         self.0.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What a Namespace wants.
+    pub(crate) fn policy(&self, namespace: &str) -> NamespacePolicy {
+        self.0.policies().get(namespace).cloned().unwrap_or_default()
+    }
+
+    /// Namespaces that want no copy that is not consistent.
+    pub(crate) fn required(&self) -> Vec<String> {
+        self.0.policies().iter().filter(|(_, policy)| policy.required).map(|(name, _)| name.clone()).collect()
     }
 
     /// Whether everything was seen once: before that nothing follows from what is not there. What is too old is not known either.
@@ -93,7 +109,7 @@ impl Watched {
 
     #[cfg(test)]
     pub(crate) fn put_pod(&self, pod: &Pod) {
-        self.write().put_pod(pod);
+        pod.put(&self.0);
     }
 
     fn failing(&self) -> MutexGuard<'_, HashMap<String, Instant>> {
@@ -163,80 +179,88 @@ impl Watched {
             watcher::Event::InitApply(object) => {
                 known.insert(name(&object));
                 listed.get_or_insert_default().insert(name(&object));
-                object.put(&mut self.write());
+                object.put(&self.0);
             }
             watcher::Event::InitDone => {
                 let there = listed.take().unwrap_or_default();
-                let mut index = self.write();
                 for gone in known.extract_if(|name| !there.contains(name)) {
-                    K::remove(&mut index, &gone);
+                    K::remove(&self.0, &gone);
                 }
                 return true;
             }
             watcher::Event::Apply(object) => {
                 known.insert(name(&object));
-                object.put(&mut self.write());
+                object.put(&self.0);
             }
             watcher::Event::Delete(object) => {
                 known.remove(&name(&object));
-                K::remove(&mut self.write(), &name(&object));
+                K::remove(&self.0, &name(&object));
             }
         }
         false
     }
+}
 
+impl Inner {
     fn write(&self) -> RwLockWriteGuard<'_, Index> {
-        self.0.index.write().unwrap_or_else(PoisonError::into_inner)
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn policies(&self) -> MutexGuard<'_, HashMap<String, NamespacePolicy>> {
+        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Indexed for Namespace {
-    fn put(&self, index: &mut Index) {
-        index.put_namespace(self);
+    fn put(&self, into: &Inner) {
+        match NamespacePolicy::read(&self.metadata) {
+            policy if policy == NamespacePolicy::default() => into.policies().remove(&self.name_any()),
+            policy => into.policies().insert(self.name_any(), policy),
+        };
     }
 
-    fn remove(index: &mut Index, name: &Name) {
-        index.remove_namespace(&name.1);
+    fn remove(from: &Inner, name: &Name) {
+        from.policies().remove(&name.1);
     }
 }
 
 impl Indexed for PersistentVolume {
-    fn put(&self, index: &mut Index) {
-        index.put_volume(self);
+    fn put(&self, into: &Inner) {
+        into.write().put_volume(self);
     }
 
-    fn remove(index: &mut Index, name: &Name) {
-        index.remove_volume(&name.1);
+    fn remove(from: &Inner, name: &Name) {
+        from.write().remove_volume(&name.1);
     }
 }
 
 impl Indexed for Pod {
-    fn put(&self, index: &mut Index) {
-        index.put_pod(self);
+    fn put(&self, into: &Inner) {
+        into.write().put_pod(self);
     }
 
-    fn remove(index: &mut Index, name: &Name) {
-        index.remove_pod(name);
+    fn remove(from: &Inner, name: &Name) {
+        from.write().remove_pod(name);
     }
 }
 
 impl Indexed for Service {
-    fn put(&self, index: &mut Index) {
-        index.put_service(self);
+    fn put(&self, into: &Inner) {
+        into.write().put_service(self);
     }
 
-    fn remove(index: &mut Index, name: &Name) {
-        index.remove_service(name);
+    fn remove(from: &Inner, name: &Name) {
+        from.write().remove_service(name);
     }
 }
 
 impl Indexed for EndpointSlice {
-    fn put(&self, index: &mut Index) {
-        index.put_slice(self);
+    fn put(&self, into: &Inner) {
+        into.write().put_slice(self);
     }
 
-    fn remove(index: &mut Index, name: &Name) {
-        index.remove_slice(name);
+    fn remove(from: &Inner, name: &Name) {
+        from.write().remove_slice(name);
     }
 }
 
@@ -275,10 +299,10 @@ mod tests {
         let (mut known, mut listed) = Default::default();
         let mut take = |event| watched.take(event, &mut known, &mut listed);
         assert!(!take(Init) && !take(InitApply(namespace("a"))) && take(InitDone) && !take(Apply(namespace("b"))));
-        let mut required = watched.index().required();
+        let mut required = watched.required();
         required.sort();
         assert_eq!(required, ["a", "b"]);
         assert!(!take(Init) && !take(InitApply(namespace("b"))) && take(InitDone));
-        assert_eq!(watched.index().required(), ["b"]);
+        assert_eq!(watched.required(), ["b"]);
     }
 }

@@ -11,7 +11,7 @@ type Handle = (String, String);
 
 /// What is bound to what.
 #[derive(Debug, Default)]
-pub(super) struct Volumes {
+pub(crate) struct Volumes {
     /// The claims that each volume is bound to, by the names of their PersistentVolumes: one in each namespace that shares it.
     bound: HashMap<Handle, BTreeMap<String, Name>>,
     /// By the names of PersistentVolumes.
@@ -21,7 +21,7 @@ pub(super) struct Volumes {
 }
 
 impl Volumes {
-    pub(super) fn put(&mut self, volume: &PersistentVolume) {
+    pub(crate) fn put(&mut self, volume: &PersistentVolume) {
         let Some(name) = volume.metadata.name.clone() else { return };
         self.remove(&name);
         let Some(spec) = &volume.spec else { return };
@@ -36,7 +36,7 @@ impl Volumes {
         }
     }
 
-    pub(super) fn remove(&mut self, name: &str) {
+    pub(crate) fn remove(&mut self, name: &str) {
         let Some(handle) = self.handles.remove(name) else { return };
         let Some(bound) = self.bound.get_mut(&handle) else { return };
         if let Some(claim) = bound.remove(name)
@@ -50,12 +50,12 @@ impl Volumes {
     }
 
     /// The claims that a volume is bound to, in all namespaces.
-    pub(super) fn claims(&self, driver: &str, handle: &str) -> impl Iterator<Item = &Name> {
+    pub(crate) fn claims(&self, driver: &str, handle: &str) -> impl Iterator<Item = &Name> {
         self.bound.get(&(driver.to_owned(), handle.to_owned())).into_iter().flat_map(BTreeMap::values)
     }
 
     /// The driver of a claim's volume.
-    pub(super) fn driver(&self, namespace: &str, claim: &str) -> Option<&str> {
+    pub(crate) fn driver(&self, namespace: &str, claim: &str) -> Option<&str> {
         let volume = self.of_claims.get(&(namespace.to_owned(), claim.to_owned()))?;
         self.handles.get(volume).map(|(driver, _)| driver.as_str())
     }

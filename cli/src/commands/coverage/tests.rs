@@ -1,0 +1,155 @@
+//! What is said of which claim.
+
+use api::Database;
+use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+use serde_json::{Value, from_value, json};
+use topology::Index;
+
+use super::{
+    State, report,
+    state::{Installed, claims},
+    summary,
+};
+use crate::seen::{Running, Seen};
+
+const HERE: Installed<'_> = Installed { gates: true, left_alone: &["kube-system", "stillpoint"] };
+
+/// A Pod with one claim of its own name, in a namespace.
+fn pod(namespace: &str, name: &str, image: &str, more: Value) -> Pod {
+    let mut pod = json!({
+        "metadata": {"namespace": namespace, "name": name, "labels": {"app": name}},
+        "spec": {
+            "containers": [{"name": "c", "image": image, "volumeMounts": [{"name": "data", "mountPath": "/data"}]}],
+            "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": name}}],
+        },
+        "status": {"phase": "Running", "podIPs": [{"ip": "10.0.0.1"}]},
+    });
+    json_patch::merge(&mut pod, &more);
+    from_value(pod).unwrap()
+}
+
+fn volume(namespace: &str, claim: &str) -> PersistentVolume {
+    from_value(json!({
+        "metadata": {"name": format!("{namespace}-{claim}")},
+        "spec": {
+            "claimRef": {"namespace": namespace, "name": claim},
+            "csi": {"driver": "csi.example", "volumeHandle": format!("{namespace}-{claim}")},
+        },
+        "status": {"phase": "Bound"},
+    }))
+    .unwrap()
+}
+
+fn database(name: &str, more: Value) -> Database {
+    let mut database = json!({
+        "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"namespace": "shop", "name": name},
+        "spec": {"engine": "PostgreSQL", "agent": "Required", "podSelector": {"matchLabels": {"app": name}}},
+        "status": {"observedGeneration": 1, "conditions": [condition("True")]},
+    });
+    json_patch::merge(&mut database, &more);
+    from_value(database).unwrap()
+}
+
+fn condition(status: &str) -> Value {
+    json!({
+        "type": "Ready", "status": status, "reason": "Because", "message": "of something",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    })
+}
+
+fn seen(pods: &[Pod], databases: Vec<Database>) -> Seen {
+    let mut index = Index::new("cluster.local".to_owned());
+    for pod in pods {
+        index.put_pod(pod);
+        let meta = &pod.metadata;
+        index.put_volume(&volume(meta.namespace.as_deref().unwrap(), meta.name.as_deref().unwrap()));
+    }
+    Seen { index, databases, pods: pods.iter().filter_map(Running::of).collect(), volumes: true }
+}
+
+/// One Pod in namespace shop, what differs of the Database `orders` that there may be, and what is said of the Pod's claim.
+struct Case {
+    what: &'static str,
+    image: &'static str,
+    pod: Value,
+    database: Option<Value>,
+    said: Option<(State, &'static str)>,
+}
+
+fn case(
+    what: &'static str,
+    image: &'static str,
+    pod: Value,
+    database: Option<Value>,
+    said: impl Into<Option<(State, &'static str)>>,
+) -> Case {
+    Case { what, image, pod, database, said: said.into() }
+}
+
+#[test]
+fn each_claim_is_what_would_become_of_its_snapshot() {
+    use State::{NoDriver, NotReady, Operator, Protected, Unprotected};
+    let plain = || json!({});
+    let members = json!({"status": {"members": [
+        {"name": "other", "role": "Primary", "version": "16", "id": "1"},
+        {"name": "orders", "role": "Replica", "version": "16", "id": "1"},
+    ]}});
+    let skipped = json!({"metadata": {"annotations": {
+        "stillpoint.dev/inject-status": "skipped", "stillpoint.dev/inject-message": "level is wrong",
+    }}});
+    let unrelated = json!({"metadata": {"annotations": {"stillpoint.dev/unrelated-claims": "orders"}}});
+    let of_an_operator = json!({"metadata": {"labels": {"cnpg.io/cluster": "c"}}});
+    let not_ready = json!({"status": {"conditions": [condition("False")]}});
+    for case in [
+        case("ready", "postgres", plain(), Some(plain()), (Protected, "Database orders")),
+        case("of an image that says nothing", "base", plain(), Some(plain()), (Protected, "Database orders")),
+        case("nobody's", "postgres", plain(), None, (Unprotected, "no Database")),
+        case("no database's", "nginx", plain(), None, None),
+        case("Redis", "redis:7", plain(), None, (NoDriver, "Redis")),
+        case("an operator's", "postgres", of_an_operator, None, (Operator, "cnpg.io")),
+        case("one that was skipped", "postgres", skipped, None, (Unprotected, "level is wrong")),
+        case("paused", "postgres", plain(), Some(json!({"spec": {"paused": true}})), (NotReady, "paused")),
+        case("not ready", "postgres", plain(), Some(not_ready), (NotReady, "Because: of something")),
+        case("a standby's", "postgres", plain(), Some(members), (NotReady, "of which the Primary is held")),
+        case("said to hold nothing", "postgres", plain(), Some(unrelated), None),
+        case("over", "postgres", json!({"status": {"phase": "Succeeded"}}), None, None),
+    ] {
+        let Case { what, image, pod, database, said } = case;
+        let databases = database.map(|more| self::database("orders", more)).into_iter().collect();
+        let found = claims(&seen(&[self::pod("shop", "orders", image, pod)], databases), HERE);
+        match (found.first(), said) {
+            (Some(claim), Some((wanted, says))) => {
+                assert!(claim.state == wanted && claim.message.contains(says), "{what}: {claim:?}");
+                assert_eq!(claim.fix.is_some(), !matches!(wanted, Protected | NoDriver), "{what}");
+            }
+            (found, said) => assert!(found.is_none() && said.is_none(), "{what}: {found:?}"),
+        }
+    }
+    let own = claims(&seen(&[pod("kube-system", "etcd", "postgres", plain())], Vec::new()), HERE);
+    assert!(own[0].state == Unprotected && own[0].message.contains("ever held"), "{own:?}");
+}
+
+#[test]
+fn what_is_not_waited_for_or_cannot_be_cut_is_not_protected() {
+    let pods = [pod("shop", "orders", "postgres", json!({}))];
+    let mut seen = seen(&pods, vec![database("orders", json!({}))]);
+    let state = |seen: &Seen, installed| claims(seen, installed).first().map(|claim| claim.state);
+    assert_eq!(state(&seen, HERE), Some(State::Protected));
+    assert_eq!(state(&seen, Installed { gates: false, ..HERE }), Some(State::NotReady));
+    seen.index.remove_volume("shop-orders");
+    assert_eq!(state(&seen, HERE), Some(State::Unprotected), "no CSI driver has it");
+    seen.volumes = false;
+    assert_eq!(state(&seen, HERE), Some(State::Protected), "nobody could see its volume");
+}
+
+#[test]
+fn all_are_counted() {
+    let pods = [pod("shop", "orders", "postgres", json!({})), pod("shop", "cache", "redis", json!({}))];
+    let claims = claims(&seen(&pods, vec![database("orders", json!({}))]), HERE);
+    assert_eq!(
+        summary(&claims, None),
+        "1 of 2 claims that keep a database's data are protected; 1 of systems that no driver is there for"
+    );
+    assert_eq!(report(&claims)["counts"]["Protected"], 1);
+    assert_eq!(summary(&[], Some("shop")), "no claim in namespace shop looks like a database's");
+}

@@ -1,0 +1,128 @@
+//! What stands in a cluster, read once: the index that the server keeps by watches, made of lists.
+
+use std::collections::BTreeSet;
+
+use api::{
+    Database,
+    inject::{self, System},
+};
+use k8s_openapi::{
+    api::{
+        core::v1::{PersistentVolume, Pod, Service},
+        discovery::v1::EndpointSlice,
+    },
+    serde::de::DeserializeOwned,
+};
+use kube::{Api, Client, Resource, ResourceExt, api::ListParams, core::NamespaceResourceScope};
+use topology::Index;
+
+/// All of it, of one namespace or of all.
+pub struct Seen {
+    pub index: Index,
+    pub databases: Vec<Database>,
+    pub pods: Vec<Running>,
+    /// Whether PersistentVolumes could be read: else nothing is known of who stores what.
+    pub volumes: bool,
+}
+
+/// A Pod that is not over.
+#[derive(Clone, Debug)]
+pub struct Running {
+    pub namespace: String,
+    pub name: String,
+    /// What it looks like, and the claims that this is about.
+    pub keeps: Vec<(System, BTreeSet<String>)>,
+    /// The operator that holds its own databases for its own snapshots, as [`inject::OPERATORS`] has it.
+    pub operator: Option<&'static str>,
+    /// Whether it was given an agent when it asked for one; why not.
+    pub asked: Option<Result<(), String>>,
+}
+
+/// How many objects are asked for at once.
+const PAGE: u32 = 500;
+
+impl Seen {
+    /// `namespace`: none for all.
+    pub async fn read(client: &Client, namespace: Option<&str>) -> Result<Self, kube::Error> {
+        let (mut databases, mut pods) = (Vec::new(), Vec::new());
+        each(all_of(client, namespace), |database: Database| databases.push(database)).await?;
+        let mut index = Index::new(domain(&databases));
+        each(all_of(client, namespace), |service: Service| index.put_service(&service)).await?;
+        each(all_of(client, namespace), |slice: EndpointSlice| index.put_slice(&slice)).await?;
+        each(all_of(client, namespace), |pod: Pod| {
+            index.put_pod(&pod);
+            pods.extend(Running::of(&pod));
+        })
+        .await?;
+        let read = each(Api::all(client.clone()), |volume: PersistentVolume| index.put_volume(&volume)).await;
+        let volumes = match read {
+            Ok(()) => true,
+            Err(kube::Error::Api(status)) if status.code == 403 => false,
+            Err(error) => return Err(error),
+        };
+        Ok(Self { index, databases, pods, volumes })
+    }
+}
+
+impl Running {
+    pub fn of(pod: &Pod) -> Option<Self> {
+        let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        if matches!(phase, "Succeeded" | "Failed") {
+            return None;
+        }
+        let (namespace, name) = (pod.namespace()?, pod.name_any());
+        let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
+        let claims: Vec<(&str, String)> = volumes
+            .filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
+                (Some(claim), _) => Some((volume.name.as_str(), claim.claim_name.clone())),
+                // Named so by the control plane (Kubernetes: "Ephemeral Volumes").
+                (None, Some(_)) => Some((volume.name.as_str(), format!("{name}-{}", volume.name))),
+                (None, None) => None,
+            })
+            .collect();
+        let value = serde_json::to_value(pod).unwrap_or_default();
+        let of = |volumes: &[&str]| -> BTreeSet<String> {
+            claims.iter().filter(|(volume, _)| volumes.contains(volume)).map(|(_, claim)| claim.clone()).collect()
+        };
+        let keeps = inject::looks(&value).iter().map(|looks| (looks.system, of(&looks.volumes))).collect();
+        let annotations = pod.annotations();
+        let asked = annotations.get(inject::STATUS).map(|status| match status.as_str() {
+            inject::SKIPPED => Err(annotations.get(inject::MESSAGE).cloned().unwrap_or_default()),
+            _ => Ok(()),
+        });
+        Some(Self { operator: inject::operator(&value), namespace, name, keeps, asked })
+    }
+}
+
+/// What the names of the cluster end in: nobody outside of it is told, but a Database may say it; what most are called where none does.
+fn domain(databases: &[Database]) -> String {
+    let hosts = databases.iter().filter_map(|database| database.spec.endpoint.host.as_deref());
+    let mut said = hosts.filter_map(|host| host.split_once(".svc.")).map(|(_, domain)| domain.trim_end_matches('.'));
+    said.next().unwrap_or("cluster.local").to_owned()
+}
+
+fn all_of<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
+{
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Page by page, so that no more is in memory at once.
+async fn each<K>(objects: Api<K>, mut seen: impl FnMut(K)) -> Result<(), kube::Error>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let mut asked = ListParams::default().limit(PAGE);
+    loop {
+        let page = objects.list(&asked).await?;
+        page.items.into_iter().for_each(&mut seen);
+        match page.metadata.continue_.filter(|more| !more.is_empty()) {
+            Some(more) => asked.continue_token = Some(more),
+            None => return Ok(()),
+        }
+    }
+}
