@@ -53,7 +53,7 @@ soak: setup soak-node ## The long suites: at least 300 cuts per engine and level
 soak-node: setup ## Of these, the series on a node: snapshots with Stillpoint, with exec hooks and with nothing (needs root)
 	$(CARGO) build --release --locked -p apiserver -p csi -p agent
 	$(CARGO) build --release --locked -p webhooks
-	$(CARGO) test --release --locked -p tests --features node --test node -- series::series --ignored --nocapture
+	$(CARGO) test --release --locked -p tests --features node --test node -- series:: --ignored --nocapture --test-threads 1
 
 .PHONY: bench
 bench: setup ## The numbers, each beside its yardstick in one run

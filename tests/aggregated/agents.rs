@@ -43,7 +43,7 @@ async fn world() -> Result<(World, String)> {
 }
 
 /// A Pod that is at 127.0.0.1, as far as anybody is told.
-async fn pod(space: &Space<'_>, name: &str) -> Result<()> {
+pub(crate) async fn pod(space: &Space<'_>, name: &str) -> Result<()> {
     space.apply(json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "db"}})).await?;
     space
         .apply(json!({
@@ -56,13 +56,13 @@ async fn pod(space: &Space<'_>, name: &str) -> Result<()> {
 }
 
 /// A token that is bound to a Pod.
-async fn token(space: &Space<'_>, pod: &str, audience: &str) -> Result<String> {
+pub(crate) async fn token(space: &Space<'_>, pod: &str, audience: &str) -> Result<String> {
     let bound =
         ["create", "token", "db", "--bound-object-kind=Pod", "--bound-object-name", pod, "--audience", audience];
     Ok(space.kubectl(&bound).await?.trim().to_owned())
 }
 
-async fn uid(space: &Space<'_>, pod: &str) -> Result<String> {
+pub(crate) async fn uid(space: &Space<'_>, pod: &str) -> Result<String> {
     space.kubectl(&["get", "pod", pod, "-o", "jsonpath={.metadata.uid}"]).await
 }
 
@@ -170,7 +170,7 @@ impl Drop for Beside<'_> {
     }
 }
 
-async fn agent(
+pub(crate) async fn agent(
     space: &Space<'_>,
     pod: &str,
     uid: &str,

@@ -1,5 +1,7 @@
 //! Numbers of a replica behind a real kube-apiserver, each beside its yardstick in one run: `make bench-cluster`.
 
+mod agents;
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},

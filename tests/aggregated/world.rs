@@ -149,8 +149,14 @@ impl World {
 
     /// Starts one more, and has the Service lead to all that run once it is ready.
     pub(crate) async fn add_replica(&self, name: &str) -> Result<()> {
+        self.add_replica_with(name, &[]).await
+    }
+
+    /// With arguments of its own, beside what all have.
+    pub(crate) async fn add_replica_with(&self, name: &str, more: &[String]) -> Result<()> {
         let account = if self.can_be_cut { &self.network(name).await? } else { &self.account };
-        let replica = Replica::start(&self.cluster, account, name, &self.arguments).await?;
+        let arguments = [&self.arguments, more].concat();
+        let replica = Replica::start(&self.cluster, account, name, &arguments).await?;
         replica.ready().await?;
         self.running().push(replica);
         self.route().await
@@ -232,6 +238,11 @@ impl World {
     /// The first of those that run. What is done to it here the Service does not hear of.
     pub(crate) fn first<T>(&self, with: impl FnOnce(&mut Replica) -> T) -> Result<T> {
         Ok(with(self.running().first_mut().context("no replica runs")?))
+    }
+
+    /// Of each that runs.
+    pub(crate) fn of_each<T>(&self, of: impl Fn(&Replica) -> Result<T>) -> Result<Vec<T>> {
+        self.running().iter().map(of).collect()
     }
 
     /// Starts the first replica again at its address, whatever became of it, and waits until it is ready: before, what it shows is

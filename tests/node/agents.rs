@@ -17,6 +17,40 @@ fn labelled([mut pod, service]: [Value; 2], secret: &str) -> [Value; 2] {
     [pod, service]
 }
 
+/// The same Pods as a StatefulSet of one, which asks for their agents; each has a claim of its own, `data-NAME-N`.
+pub(crate) fn stateful_set([pod, service]: [Value; 2], secret: &str) -> [Value; 2] {
+    let [pod, mut service] = labelled([pod, service], secret);
+    let name = pod["metadata"]["name"].clone();
+    service["spec"]["clusterIP"] = "None".into();
+    let mut template = json!({"metadata": pod["metadata"], "spec": pod["spec"]});
+    template["spec"]["volumes"] = json!([]);
+    if let Some(metadata) = template["metadata"].as_object_mut() {
+        metadata.remove("name");
+    }
+    let mut claim = workload::claim("data", None);
+    claim["spec"].as_object_mut().into_iter().for_each(|spec| drop(spec.remove("dataSource")));
+    let set = json!({
+        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": name},
+        "spec": {
+            "serviceName": name, "replicas": 1, "selector": {"matchLabels": {"app": name}},
+            "template": template, "volumeClaimTemplates": [{"metadata": claim["metadata"], "spec": claim["spec"]}],
+        },
+    });
+    [set, service]
+}
+
+/// A Secret with the superuser's account.
+pub(crate) fn account(name: &str, engine: Engine) -> Value {
+    let user = match engine {
+        Engine::PostgreSQL => "postgres",
+        Engine::MariaDB => "root",
+    };
+    json!({
+        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": name},
+        "stringData": {"username": user, "password": workload::PASSWORD},
+    })
+}
+
 /// Waits until Pods that ask for an agent get one.
 pub(crate) async fn injects(world: &World<'_>) -> Result<()> {
     let configuration = ["get", "mutatingwebhookconfiguration", api::install::webhooks::NAME, "-o", "json"];
@@ -44,15 +78,11 @@ async fn a_pod_that_asks_gets_an_agent_and_is_held_through_it_whoever_takes_a_sn
         ("stock", Engine::MariaDB, workload::mariadb("stock")),
     ];
     for (name, engine, objects) in pods {
-        let (user, kind) = match engine {
-            Engine::PostgreSQL => ("postgres", "PostgreSQL"),
-            Engine::MariaDB => ("root", "MariaDB"),
+        let kind = match engine {
+            Engine::PostgreSQL => "PostgreSQL",
+            Engine::MariaDB => "MariaDB",
         };
-        let secret = json!({
-            "apiVersion": "v1", "kind": "Secret", "metadata": {"name": format!("{name}-account")},
-            "stringData": {"username": user, "password": workload::PASSWORD},
-        });
-        world.apply(&secret).await.unwrap();
+        world.apply(&account(&format!("{name}-account"), engine)).await.unwrap();
         world.apply(&workload::claim(name, None)).await.unwrap();
         world.run(name, labelled(objects, &format!("{name}-account"))).await.unwrap();
         let pod = world.object("pod", name).await.unwrap();

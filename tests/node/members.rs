@@ -3,43 +3,28 @@
 
 use anyhow::{Context, Result, ensure};
 use cluster::{until, workload};
+use fixtures::Engine;
 use serde_json::{Value, json};
 
 use crate::{
-    agents::injects,
+    agents::{account, injects, stateful_set},
     gates::world::World,
     installed::{SOON, psql, start, verb},
 };
 
 /// Its Service leads to all of it.
 const NAME: &str = "orders";
+const ACCOUNT: &str = "account";
 
 /// Members are the Pods of it; whatever has the number 0 is the primary, and the others follow it.
-fn stateful_set() -> [Value; 2] {
-    let [pod, mut service] = workload::postgresql(NAME);
-    service["spec"]["clusterIP"] = "None".into();
-    let mut template = json!({"metadata": pod["metadata"], "spec": pod["spec"]});
-    template["metadata"]["labels"][api::inject::LABEL] = "true".into();
-    template["metadata"]["annotations"] = json!({"stillpoint.dev/credentials-secret": "account"});
-    if let Some(metadata) = template["metadata"].as_object_mut() {
-        metadata.remove("name");
-    }
-    template["spec"]["volumes"] = json!([]);
+fn postgresql() -> [Value; 2] {
+    let [mut set, service] = stateful_set(workload::postgresql(NAME), ACCOUNT);
     let begin = format!(
         "case $HOSTNAME in {NAME}-0) ;; *) : >$PGDATA/standby.signal ;; esac
          exec start -c wal_keep_size=256MB -c primary_conninfo='host={NAME}-0.{NAME} user=postgres password={}'",
         workload::PASSWORD
     );
-    template["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", begin]);
-    let mut claim = workload::claim("data", None);
-    claim["spec"].as_object_mut().into_iter().for_each(|spec| drop(spec.remove("dataSource")));
-    let set = json!({
-        "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": {"name": NAME},
-        "spec": {
-            "serviceName": NAME, "replicas": 1, "selector": {"matchLabels": {"app": NAME}},
-            "template": template, "volumeClaimTemplates": [{"metadata": claim["metadata"], "spec": claim["spec"]}],
-        },
-    });
+    set["spec"]["template"]["spec"]["containers"][0]["command"] = json!(["/bin/sh", "-c", begin]);
     [set, service]
 }
 
@@ -50,11 +35,7 @@ async fn of_several_members_the_one_that_is_meant_is_held_and_no_other() {
     // Nobody but kubelets reads a Secret.
     world.kubectl(&["delete", "rolebinding", "credentials"]).await.unwrap();
     injects(&world).await.unwrap();
-    let account = json!({
-        "apiVersion": "v1", "kind": "Secret", "metadata": {"name": "account"},
-        "stringData": {"username": "postgres", "password": workload::PASSWORD},
-    });
-    for object in [account].iter().chain(&stateful_set()) {
+    for object in [account(ACCOUNT, Engine::PostgreSQL)].iter().chain(&postgresql()) {
         world.apply(object).await.unwrap();
     }
     world.kubectl(&["rollout", "status", "statefulset", NAME, "--timeout=120s"]).await.unwrap();
@@ -116,13 +97,37 @@ async fn of_several_members_the_one_that_is_meant_is_held_and_no_other() {
     assert_eq!(database["metadata"]["annotations"]["stillpoint.dev/made-for"], "StatefulSet/orders", "{database}");
 }
 
+/// With nothing configured but its label and its account.
+#[tokio::test]
+async fn a_stateful_set_of_mariadb_is_held_through_its_agent() {
+    let cluster = start().await.unwrap();
+    let world = World::prepare(&cluster).await.unwrap();
+    world.kubectl(&["delete", "rolebinding", "credentials"]).await.unwrap();
+    injects(&world).await.unwrap();
+    let set = stateful_set(workload::mariadb(NAME), ACCOUNT);
+    for object in [account(ACCOUNT, Engine::MariaDB)].iter().chain(&set) {
+        world.apply(object).await.unwrap();
+    }
+    world.kubectl(&["rollout", "status", "statefulset", NAME, "--timeout=120s"]).await.unwrap();
+    members(&world, &[("orders-0", "Primary", "data-orders-0")]).await.unwrap();
+    let held = verb(&cluster, NAME, "quiesce").await.unwrap();
+    assert_eq!(held["phase"], "Frozen", "{held}");
+    let ended = verb(&cluster, NAME, "unquiesce").await.unwrap();
+    assert_eq!((&ended["proof"]["held"], &ended["targets"][0]["via"]), (&json!(true), &json!("Agent")), "{ended}");
+    world.snapshot("noon", "data-orders-0").await.unwrap();
+    let said = world.worth("noon", "application").await.unwrap();
+    held_at(&world, &said, "orders-0").await.unwrap();
+    world.until_ready("volumesnapshot", "noon").await.unwrap();
+    world.restored("noon", Engine::MariaDB, "copy").await.unwrap();
+}
+
 /// Who asks for an agent in words that say nothing is told so where he looks first.
 #[tokio::test]
 async fn who_owns_pods_that_were_skipped_is_told() {
     let cluster = start().await.unwrap();
     let world = World::prepare(&cluster).await.unwrap();
     injects(&world).await.unwrap();
-    let [mut set, service] = stateful_set();
+    let [mut set, service] = postgresql();
     set["spec"]["replicas"] = 2.into();
     set["spec"]["template"]["metadata"]["annotations"]["stillpoint.dev/level"] = "Perfect".into();
     for object in [service, set] {

@@ -1,9 +1,11 @@
 //! The long series: many snapshots of databases under write load, each opened afterwards, beside the same with exec hooks and with
-//! nothing at all; what of the time is ours; and what snapshots of other volumes lose by us. `make soak` runs it.
+//! nothing at all; what of the time is ours; and what Pods with an agent and snapshots of other volumes lose by us. `make soak` runs it.
 //!
 //! `SERIES=N`: so many snapshots of each kind, and a fifth as many groups. Default: 50.
 
+mod agents;
 mod hooks;
+mod injected;
 mod numbers;
 mod stages;
 mod unprotected;
@@ -31,6 +33,7 @@ use crate::{
 /// A database, and who writes to it.
 struct Written {
     name: &'static str,
+    claim: String,
     login: Login,
     writers: Writers,
 }
@@ -69,10 +72,15 @@ struct Times {
 /// How often somebody who watches nothing looks.
 const POLL: Duration = Duration::from_secs(5);
 
+/// Snapshots of each kind.
+fn count() -> usize {
+    std::env::var("SERIES").map_or(50, |text| text.parse().unwrap())
+}
+
 #[tokio::test]
 #[ignore = "long: make soak"]
 async fn series() {
-    let count = std::env::var("SERIES").map_or(50, |text| text.parse().unwrap());
+    let count = count();
     let cluster = start().await.unwrap();
     let world = World::prepare(&cluster).await.unwrap();
     let databases = [
@@ -99,10 +107,12 @@ async fn series() {
     }
     println!("{table}{share}");
     println!("{}", Stages::read(&world, &traced).unwrap());
+    let injected = injected::injected(&world).await.unwrap();
+    println!("{injected}");
     let unprotected = unprotected::slowed(&world).await.unwrap();
     println!("{unprotected}");
     // All of them are seen before one that is missed fails the run.
-    let promises = Promises([table.promises(), share.promises(), unprotected.promises()].concat());
+    let promises = Promises([table.promises(), share.promises(), injected.promises(), unprotected.promises()].concat());
     println!("{promises}");
     promises.are_kept().unwrap();
 }
@@ -111,6 +121,11 @@ async fn series() {
 /// a snapshot loses without anybody's help is then seen.
 async fn written(world: &World<'_>, name: &'static str, engine: Engine) -> Result<Written> {
     let login = world.database(engine, name, json!({})).await?;
+    written_to(world, name, name.to_owned(), login).await
+}
+
+async fn written_to(world: &World<'_>, name: &'static str, claim: String, login: Login) -> Result<Written> {
+    let engine = login.engine;
     // The volume is small.
     let (database, small, session) = match engine {
         Engine::PostgreSQL => ("postgres", "ALTER SYSTEM SET max_wal_size = '96MB'", "SET synchronous_commit = off"),
@@ -124,14 +139,14 @@ async fn written(world: &World<'_>, name: &'static str, engine: Engine) -> Resul
         administrator.run("SELECT pg_reload_conf()").await?;
     }
     Load::prepare_at(&login).await?;
-    world.kubectl(&["label", "persistentvolumeclaim", name, "group=all"]).await?;
+    world.kubectl(&["label", "persistentvolumeclaim", &claim, "group=all"]).await?;
     let writers = Load::new(4).session(session).pause(Duration::from_millis(5)).start_at(&login);
     until("it is written to", SOON, || async {
         ensure!(writers.acknowledged().len() > 100, "{}", writers.acknowledged().len());
         Ok(())
     })
     .await?;
-    Ok(Written { name, login, writers })
+    Ok(Written { name, claim, login, writers })
 }
 
 async fn single(world: &World<'_>, of: &Written, how: How, number: usize, traced: &mut Vec<Traced>) -> Result<Copy> {
@@ -139,7 +154,7 @@ async fn single(world: &World<'_>, of: &Written, how: How, number: usize, traced
     let began = Instant::now();
     let before = match how {
         How::Stillpoint => {
-            world.snapshot(&name, of.name).await?;
+            world.snapshot(&name, &of.claim).await?;
             let said = world.worth(&name, "application").await?;
             world.until_ready("volumesnapshot", &name).await?;
             let call = last_call(world, "CreateSnapshot").await?;
@@ -147,14 +162,14 @@ async fn single(world: &World<'_>, of: &Written, how: How, number: usize, traced
             world.frozen_at(&said).await?
         }
         How::Nothing => {
-            world.apply(&unheld(&name, of.name)).await?;
+            world.apply(&unheld(&name, &of.claim)).await?;
             world.until_ready("volumesnapshot", &name).await?;
             cut_at(world, &name).await?
         }
         How::Hooks => {
             let hooked = Hooked::before(world, of.name, of.login.engine).await?;
             let held = Instant::now();
-            world.apply(&unheld(&name, of.name)).await?;
+            world.apply(&unheld(&name, &of.claim)).await?;
             while world.object("volumesnapshot", &name).await?["status"]["readyToUse"] != true {
                 tokio::time::sleep(POLL).await;
             }
@@ -182,7 +197,7 @@ async fn group(world: &World<'_>, databases: &[Written], number: usize, traced: 
     let mut copies = Vec::new();
     for of in databases {
         let times = Times { before, stall: stall(of, began).await?, cut };
-        let member = world.member(&name, of.name).await?;
+        let member = world.member(&name, &of.claim).await?;
         world.worth(&member, "application").await?;
         world.until_ready("volumesnapshot", &member).await?;
         copies.push(opened(world, of, &member, times).await?);

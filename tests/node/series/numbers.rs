@@ -51,16 +51,38 @@ impl Table {
         self.0.entry(how).or_default().push(copy);
     }
 
-    /// What Stillpoint was there for has everything, and is whole; what nobody was there for is not, or a driver that loses nothing would
-    /// do as well. And how long writers wait.
+    /// What is in the copies, and how long writers wait for them.
     pub(super) fn promises(&self) -> Vec<Promise> {
+        [self.wholeness(), self.stalls()].concat()
+    }
+
+    fn of(&self, row: &str) -> &[Copy] {
+        self.0.get(row).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What Stillpoint was there for has everything, and is whole; what nobody was there for is not, or a driver that loses nothing would
+    /// do as well.
+    pub(super) fn wholeness(&self) -> Vec<Promise> {
+        let engines = [Engine::PostgreSQL, Engine::MariaDB].into_iter();
+        let rows = engines.flat_map(|engine| [row(How::Stillpoint, engine), group_row(engine)]);
+        let mut promises: Vec<Promise> = rows.map(|row| has_everything(&row, self.of(&row))).collect();
+        // Only its commits are acknowledged before they are on disk.
+        let control = self.of(&row(How::Nothing, Engine::PostgreSQL));
+        let missing: u64 = control.iter().map(|copy| copy.missing).sum();
+        promises.push(Promise {
+            what: format!("control: {} loses commits", row(How::Nothing, Engine::PostgreSQL)),
+            was: format!("{missing} are missing, in {} copies", control.len()),
+            kept: missing > 0,
+        });
+        promises
+    }
+
+    fn stalls(&self) -> Vec<Promise> {
         let mut promises = Vec::new();
-        let of = |row: &str| self.0.get(row).map(Vec::as_slice).unwrap_or_default();
         for engine in [Engine::PostgreSQL, Engine::MariaDB] {
             let (single, group) = (row(How::Stillpoint, engine), group_row(engine));
-            promises.extend([&single, &group].map(|row| has_everything(row, of(row))));
             let [ours, nothing, hooks] =
-                [How::Stillpoint, How::Nothing, How::Hooks].map(|how| stall(of(&row(how, engine)), 50));
+                [How::Stillpoint, How::Nothing, How::Hooks].map(|how| stall(self.of(&row(how, engine)), 50));
             promises.push(Promise {
                 what: format!("{single}: stall p50 ≤ {} beyond none", milliseconds(BEYOND_NONE)),
                 was: format!("{} and {}", shown(ours), shown(nothing)),
@@ -71,21 +93,13 @@ impl Table {
                 was: format!("{} and {}", shown(ours), shown(hooks)),
                 kept: ours.zip(hooks).is_some_and(|(ours, hooks)| ours * 10 <= hooks),
             });
-            let beyond = longest(of(&group), 99, |copy| copy.stall.saturating_sub(copy.cut));
+            let beyond = longest(self.of(&group), 99, |copy| copy.stall.saturating_sub(copy.cut));
             promises.push(Promise {
                 what: format!("{group}: stall p99 ≤ cut + {}", milliseconds(BEYOND_GROUP_CUT)),
                 was: format!("cut + {}", shown(beyond)),
                 kept: beyond.is_some_and(|beyond| beyond <= BEYOND_GROUP_CUT),
             });
         }
-        // Only its commits are acknowledged before they are on disk.
-        let control = of(&row(How::Nothing, Engine::PostgreSQL));
-        let missing: u64 = control.iter().map(|copy| copy.missing).sum();
-        promises.push(Promise {
-            what: format!("control: {} loses commits", row(How::Nothing, Engine::PostgreSQL)),
-            was: format!("{missing} are missing, in {} copies", control.len()),
-            kept: missing > 0,
-        });
         promises
     }
 }

@@ -1,0 +1,402 @@
+//! What agents cost: many of them at two replicas, and one of them where it stands.
+//!
+//! The many are simulated: connections of this process, each with the agent's own half of the protocol and a database in memory.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    process::Child,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail, ensure};
+use api::agent::{AUDIENCE, Hello, PROTOCOL, Welcome};
+use cluster::until;
+use fixtures::{Options, PASSWORD, Port, Server, ServerKind, USER};
+use freeze::{
+    Member, Tls,
+    engines::memory::MemoryServer,
+    remote::{self, Host},
+};
+use futures::{StreamExt, TryStreamExt, stream};
+use kube::{Api, Client, api::PostParams};
+use serde_json::{Value, json};
+use tokio::{
+    net::TcpStream,
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+    time::sleep,
+};
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::sync::CancellationToken;
+
+use super::TOGETHER;
+use crate::{
+    replica::{Replica, resident},
+    wire::whole,
+    world::{SOON, Setup, World},
+};
+
+const AGENTS: usize = 10_000;
+/// Nobody has all of them in one.
+const NAMESPACES: usize = 100;
+/// How many of them have a Database, and how often each of these is held.
+const DATABASES: usize = 100;
+const HOLDS: usize = 5;
+/// Agents that introduce themselves at once.
+const COMING: usize = 32;
+const MOST_KIB_EACH: f64 = 20.0;
+/// Within this an order has to be there; it is counted until its answer has come, too.
+const ORDER: &str = "0.005";
+const LONG: Duration = Duration::from_secs(600);
+/// How long an agent is watched that has nothing to do.
+const IDLE: Duration = Duration::from_secs(60);
+const MOST_IDLE_KIB: u64 = 12 * 1024;
+const MOST_IDLE_SHARE: f64 = 0.001;
+
+/// One of the many.
+struct Simulated {
+    hello: Hello,
+    host: Host,
+}
+
+/// What all of them share.
+#[derive(Clone)]
+struct Together {
+    tls: TlsConnector,
+    coming: Arc<Semaphore>,
+    connected: Arc<AtomicUsize>,
+    stop: CancellationToken,
+}
+
+/// Two replicas that let agents in, and where.
+async fn replicas(world: &World) -> Result<Vec<SocketAddr>> {
+    let mut doors = Vec::new();
+    for name in ["one", "two"] {
+        let door = SocketAddr::from(([127, 0, 0, 1], Port::reserve()?.number));
+        world.add_replica_with(name, &[format!("--agents-listen={door}")]).await?;
+        doors.push(door);
+    }
+    world.available(SOON * 2).await?;
+    Ok(doors)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a benchmark: make bench-cluster"]
+async fn ten_thousand_agents_cost_little_and_hear_at_once() {
+    let world = World::of(Setup { replicas: Vec::new(), ..Setup::default() }).await.unwrap();
+    let doors = replicas(&world).await.unwrap();
+    let client = world.cluster.client().await.unwrap();
+    let began = Instant::now();
+    let agents = pods(&client).await.unwrap();
+    println!("{AGENTS} Pods in {NAMESPACES} namespaces, each with a token, made in {:.1?}", began.elapsed());
+
+    let together = Together {
+        tls: TlsConnector::from(Arc::new(certs::client_config(&world.authority().await.unwrap(), PROTOCOL).unwrap())),
+        coming: Arc::new(Semaphore::new(COMING)),
+        connected: Arc::default(),
+        stop: CancellationToken::new(),
+    };
+    let last = agents.last().unwrap();
+    for door in &doors {
+        // Who is let in last was made last: the replica knows all of them now, and what it has of Pods is not counted.
+        until("the last Pod is known", LONG, || async { meet(&together.tls, *door, &last.hello).await.map(drop) })
+            .await
+            .unwrap();
+    }
+    let memory = || world.of_each(|replica| resident(replica.pid())).unwrap();
+    let (before, began) = (memory(), Instant::now());
+    let mut tasks = JoinSet::new();
+    for agent in &agents {
+        for door in &doors {
+            tasks.spawn(live(Arc::clone(agent), *door, together.clone()));
+        }
+    }
+    until("all are connected", LONG, || async {
+        let connected = together.connected.load(Ordering::Relaxed);
+        ensure!(connected == AGENTS * doors.len(), "{connected}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    println!("all are connected to each replica after {:.1?}", began.elapsed());
+    let busy = || world.of_each(Replica::processor_time).unwrap();
+    let (spent, began) = (busy(), Instant::now());
+    sleep(Duration::from_secs(30)).await;
+    for (before, after) in spent.iter().zip(busy()) {
+        let share = after.saturating_sub(*before).as_secs_f64() / began.elapsed().as_secs_f64();
+        println!("a replica with {AGENTS} agents that nobody asks anything: {:.1} % of a core", share * 100.0);
+    }
+    let mut missed = Vec::new();
+    for (before, after) in before.iter().zip(memory()) {
+        #[expect(clippy::cast_precision_loss, reason = "some mebibytes")]
+        let each = after.saturating_sub(*before) as f64 / AGENTS as f64;
+        println!("a replica has {} MiB, {} before: {each:.1} KiB an agent", after / 1024, before / 1024);
+        if each > MOST_KIB_EACH {
+            missed.push(format!("{each:.1} KiB an agent, and {MOST_KIB_EACH} at most"));
+        }
+    }
+
+    databases(&client, &agents).await.unwrap();
+    held(&client, &agents).await.unwrap();
+    for line in orders(&world).await.unwrap() {
+        println!("{}", line.text);
+        if line.is_late {
+            missed.push(line.text);
+        }
+    }
+    together.stop.cancel();
+    while tasks.join_next().await.is_some() {}
+    assert!(missed.is_empty(), "missed: {missed:#?}");
+}
+
+/// Each Pod with its token, and the agent's half of what is said over a link.
+async fn pods(client: &Client) -> Result<Vec<Arc<Simulated>>> {
+    for number in 0..NAMESPACES {
+        let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone());
+        let namespace = json!({"metadata": {"name": namespace(number)}});
+        namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+        let accounts =
+            Api::<k8s_openapi::api::core::v1::ServiceAccount>::namespaced(client.clone(), &self::namespace(number));
+        accounts.create(&PostParams::default(), &serde_json::from_value(json!({"metadata": {"name": "db"}}))?).await?;
+    }
+    let made = (0..AGENTS).map(|number| pod(client.clone(), number));
+    stream::iter(made).buffer_unordered(TOGETHER).try_collect().await
+}
+
+fn namespace(number: usize) -> String {
+    format!("agents-{}", number % NAMESPACES)
+}
+
+async fn pod(client: Client, number: usize) -> Result<Arc<Simulated>> {
+    let (namespace, name) = (namespace(number), format!("db-{number}"));
+    let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(client.clone(), &namespace);
+    let pod = json!({
+        "metadata": {"name": name, "labels": {"app": name}},
+        "spec": {"serviceAccountName": "db", "containers": [{"name": "db", "image": "none"}]},
+    });
+    let made = pods.create(&PostParams::default(), &serde_json::from_value(pod)?).await?;
+    let status = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}});
+    pods.patch_status(&name, &kube::api::PatchParams::default(), &kube::api::Patch::Merge(status)).await?;
+    let uid = made.metadata.uid.context("no uid")?;
+    let wanted = json!({"spec": {
+        "audiences": [AUDIENCE], "expirationSeconds": 3600,
+        "boundObjectRef": {"apiVersion": "v1", "kind": "Pod", "name": name, "uid": uid},
+    }});
+    let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/db/token");
+    let asked = http::Request::post(path).header("content-type", "application/json").body(wanted.to_string().into())?;
+    let token: Value = client.request(asked).await?;
+    let hello = Hello {
+        token: token["status"]["token"].as_str().context("no token")?.to_owned(),
+        namespace,
+        pod: name,
+        pod_uid: uid,
+        engine: api::Engine::PostgreSQL,
+        version: "simulated".to_owned(),
+    };
+    let address = api::Endpoint { host: Some("127.0.0.1".to_owned()), ..api::Endpoint::default() };
+    let member = Member {
+        address: address.address(api::Engine::PostgreSQL).context("no address")?,
+        account: None,
+        tls: Tls { mode: api::TlsMode::Disable, roots: None },
+        databases: Vec::new(),
+    };
+    Ok(Arc::new(Simulated { hello, host: Host::new(MemoryServer::default().driver(), member) }))
+}
+
+async fn meet(tls: &TlsConnector, door: SocketAddr, hello: &Hello) -> Result<TlsStream<TcpStream>> {
+    let tcp = TcpStream::connect(door).await?;
+    tcp.set_nodelay(true)?;
+    let name = rustls::pki_types::ServerName::try_from(api::install::REPLICAS)?;
+    let mut stream = tls.connect(name, tcp).await?;
+    remote::write(&mut stream, hello).await?;
+    match remote::read(&mut stream).await?.context("it went without a word")? {
+        Welcome::Come { .. } => Ok(stream),
+        Welcome::Refused { why } => bail!("{why}"),
+    }
+}
+
+/// Comes, and comes again when it was sent away, until `stop`.
+async fn live(agent: Arc<Simulated>, door: SocketAddr, together: Together) {
+    while !together.stop.is_cancelled() {
+        let Ok(place) = together.coming.acquire().await else { return };
+        let met = meet(&together.tls, door, &agent.hello).await;
+        drop(place);
+        match met {
+            Ok(stream) => {
+                let (_wishing, wishes) = mpsc::channel(1);
+                together.connected.fetch_add(1, Ordering::Relaxed);
+                agent.host.run(stream, wishes, |_| {}, together.stop.clone()).await;
+                together.connected.fetch_sub(1, Ordering::Relaxed);
+            }
+            Err(_) => sleep(Duration::from_secs(1)).await,
+        }
+    }
+}
+
+/// Of as many agents as there are Databases: those of one namespace each.
+fn covered(agents: &[Arc<Simulated>]) -> impl Iterator<Item = &Hello> {
+    agents.iter().take(DATABASES).map(|agent| &agent.hello)
+}
+
+async fn databases(client: &Client, agents: &[Arc<Simulated>]) -> Result<()> {
+    for Hello { namespace, pod, .. } in covered(agents) {
+        let database = json!({
+            "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": pod},
+            "spec": {"engine": "PostgreSQL", "agent": "Required", "podSelector": {"matchLabels": {"app": pod}}},
+        });
+        let databases = Api::<api::Database>::namespaced(client.clone(), namespace);
+        databases.create(&PostParams::default(), &serde_json::from_value(database)?).await?;
+    }
+    Ok(())
+}
+
+/// Holds each of them, a few at once, some times.
+async fn held(client: &Client, agents: &[Arc<Simulated>]) -> Result<()> {
+    let began = Instant::now();
+    let asked = (0..HOLDS).flat_map(|_| covered(agents)).map(|Hello { namespace, pod, .. }| {
+        let path = |verb| format!("/apis/{}/namespaces/{namespace}/databases/{pod}/{verb}", api::LIVE_API_VERSION);
+        let paths = [path("quiesce"), path("unquiesce")];
+        async move {
+            // One that was just made is known a little later.
+            let [quiesce, unquiesce] = &paths;
+            let held = until("it is held", SOON, || async { super::verb(client, quiesce, json!({})).await }).await?;
+            ensure!(held["status"]["phase"] == "Frozen", "{held}");
+            let ended = super::verb(client, unquiesce, json!({})).await?;
+            ensure!(ended["status"]["proof"]["held"] == true, "{ended}");
+            Ok(())
+        }
+    });
+    stream::iter(asked).buffer_unordered(2).try_collect::<Vec<()>>().await?;
+    println!("{} freezes through agents in {:.1?}", DATABASES * HOLDS, began.elapsed());
+    Ok(())
+}
+
+/// What each replica says of itself.
+async fn metrics(world: &World) -> Result<Vec<String>> {
+    const SCRAPER: [&str; 2] = ["default", "scraper"];
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"namespace": SCRAPER[0], "name": SCRAPER[1]}});
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": SCRAPER[1]},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": SCRAPER[0], "name": SCRAPER[1]}],
+    });
+    for object in [account, binding] {
+        world.cluster.apply(&object.to_string()).await?;
+    }
+    let token = world.cluster.kubectl(&["create", "token", SCRAPER[1]]).await?.ok()?;
+    let mut texts = Vec::new();
+    for server in world.servers() {
+        let request = http::Request::get(format!("https://{}/metrics", server.address));
+        let request = request.header("authorization", format!("Bearer {}", token.trim())).body(whole(""))?;
+        let answer = server.ask(None, request).await?;
+        let text = String::from_utf8(answer.body.to_vec())?;
+        ensure!(answer.code == 200, "{text}");
+        texts.push(text);
+    }
+    Ok(texts)
+}
+
+struct Line {
+    text: String,
+    is_late: bool,
+}
+
+/// By the replicas' own metric: of each kind of order how many were answered in time.
+async fn orders(world: &World) -> Result<Vec<Line>> {
+    let mut counted: BTreeMap<String, (f64, f64)> = BTreeMap::new();
+    for text in metrics(world).await? {
+        for line in text.lines().filter_map(|line| line.strip_prefix("stillpoint_agent_order_seconds_")) {
+            let (Some((_, rest)), Some((_, value))) = (line.split_once("order=\""), line.rsplit_once(' ')) else {
+                continue;
+            };
+            let (order, value) = (rest.split('"').next().unwrap_or_default(), value.parse::<f64>()?);
+            let (in_time, all) = counted.entry(order.to_owned()).or_default();
+            if line.starts_with("count") {
+                *all += value;
+            } else if line.contains(&format!("le=\"{ORDER}\"")) {
+                *in_time += value;
+            }
+        }
+    }
+    ensure!(counted.contains_key("acquire"), "no order is counted: {counted:?}");
+    let lines = counted.into_iter().map(|(order, (in_time, all))| {
+        let share = in_time / all * 100.0;
+        let is_late = share < 99.0 && all >= 100.0;
+        let kept = if is_late { "MISSED" } else { "kept" };
+        Line { text: format!("{order:<10} {all:>6} orders, {share:.1} % answered within {ORDER} s: {kept}"), is_late }
+    });
+    Ok(lines.collect())
+}
+
+/// A real agent beside a real database, to which nobody says anything.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "a benchmark: make bench-cluster"]
+async fn an_agent_that_has_nothing_to_do_is_small() {
+    let world = World::of(Setup { replicas: Vec::new(), ..Setup::default() }).await.unwrap();
+    let doors = replicas(&world).await.unwrap();
+    let space = world.space("idle").await.unwrap();
+    for (name, kind) in [("pg-0", ServerKind::POSTGRESQL_15), ("maria-0", ServerKind::MARIADB_10_11)] {
+        let server = Server::start(kind, Options::default()).await.unwrap();
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("username"), USER).unwrap();
+        std::fs::write(directory.path().join("password"), PASSWORD).unwrap();
+        crate::agents::pod(&space, name).await.unwrap();
+        let token = crate::agents::token(&space, name, AUDIENCE).await.unwrap();
+        std::fs::write(directory.path().join("token"), token).unwrap();
+        let uid = crate::agents::uid(&space, name).await.unwrap();
+        let both = doors.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+        let child =
+            crate::agents::agent(&space, name, &uid, &server, directory.path().to_owned(), &both).await.unwrap();
+        let child = Watched(child);
+        until("it has come to both", SOON, || async {
+            let metrics = metrics(&world).await?;
+            let come = |text: &&String| text.lines().any(|line| line == "stillpoint_agents 1");
+            ensure!(metrics.iter().filter(come).count() == 2, "not yet");
+            Ok(())
+        })
+        .await
+        .unwrap();
+        let (spent, began) = (child.ran().unwrap(), Instant::now());
+        sleep(IDLE).await;
+        let share = child.ran().unwrap().saturating_sub(spent).as_secs_f64() / began.elapsed().as_secs_f64();
+        let kib = resident(child.0.id()).unwrap();
+        println!("{name}: an agent that nobody asks anything has {kib} KiB, and {:.3} % of a core", share * 100.0);
+        assert!(kib <= MOST_IDLE_KIB, "{kib} KiB, and {MOST_IDLE_KIB} at most");
+        assert!(share <= MOST_IDLE_SHARE, "{:.3} % of a core", share * 100.0);
+        drop(child);
+        until("it is gone", SOON, || async {
+            let metrics = metrics(&world).await?;
+            ensure!(metrics.iter().all(|text| text.lines().any(|line| line == "stillpoint_agents 0")), "not yet");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+/// Killed when it is dropped.
+struct Watched(Child);
+
+impl Watched {
+    /// How long it has run on a processor (Linux `Documentation/scheduler/sched-stats.rst`, `/proc/<pid>/schedstat`), in all its threads.
+    fn ran(&self) -> Result<Duration> {
+        let mut ran = Duration::ZERO;
+        for task in std::fs::read_dir(format!("/proc/{}/task", self.0.id()))? {
+            let said = std::fs::read_to_string(task?.path().join("schedstat"))?;
+            ran += Duration::from_nanos(said.split_whitespace().next().context("no time")?.parse()?);
+        }
+        Ok(ran)
+    }
+}
+
+impl Drop for Watched {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
