@@ -36,6 +36,9 @@ enum Command {
         /// What is to be true of the copy; the Database's own level unless it is said.
         #[arg(long, value_name = "LEVEL", env = "STILLPOINT_LEVEL")]
         level: Option<Level>,
+        /// It is given up when it does not hold within this: what comes to hold later is let go at once.
+        #[arg(long, value_name = "DURATION", default_value = "90s")]
+        within: Long,
         /// Why, for people.
         #[arg(long, value_name = "TEXT", default_value = "a hook in its Pod")]
         reason: String,
@@ -69,23 +72,25 @@ impl FromStr for Long {
     }
 }
 
-/// How long a command waits for its answer: taking hold may need as long as its Database allows.
+/// How long other commands wait for their answer.
 const PATIENCE: Duration = Duration::from_secs(90);
 
 impl Args {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let wish = match self.command {
+        let (wish, patience) = match self.command {
             Command::Run { log } => {
                 let filter = EnvFilter::try_new(log).context("--log")?;
                 tracing_subscriber::fmt().with_env_filter(filter).json().with_writer(std::io::stderr).init();
                 run::run(Settings::read(|name| std::env::var(name).ok())?).await?;
                 return Ok(ExitCode::SUCCESS);
             }
-            Command::Freeze { long, level, reason } => Wish::Freeze { seconds: long.0, level, reason },
-            Command::Thaw => Wish::Thaw,
-            Command::Status => Wish::Status,
+            Command::Freeze { long, level, within, reason } => {
+                (Wish::Freeze { seconds: long.0, level, reason }, Duration::from_secs(within.0.into()))
+            }
+            Command::Thaw => (Wish::Thaw, PATIENCE),
+            Command::Status => (Wish::Status, PATIENCE),
         };
-        let granted = local::ask(&wish, PATIENCE).await?;
+        let granted = local::ask(&wish, patience).await?;
         println!("{}", said(&granted));
         Ok(if is_good(&granted) { ExitCode::SUCCESS } else { ExitCode::FAILURE })
     }

@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
 
 use crate::replicas::Replicas;
 
@@ -70,7 +70,13 @@ async fn answer(mut stream: UnixStream, replicas: &Replicas) -> std::io::Result<
     let Some(wish) = timeout(INTRODUCTION, remote::read::<Wish>(&mut stream)).await?? else { return Ok(()) };
     let granted = timeout(LONGEST, replicas.wish(wish)).await;
     let late = |_| Granted::Refused { why: format!("no answer within {} s", LONGEST.as_secs()) };
-    remote::write(&mut stream, &granted.unwrap_or_else(late)).await
+    let granted = granted.unwrap_or_else(late);
+    let told = remote::write(&mut stream, &granted).await;
+    if let (Err(_), Granted::Frozen { freeze, .. }) = (&told, &granted) {
+        info!(freeze, "whoever asked for it has given up: it is let go");
+        timeout(LONGEST, replicas.wish(Wish::Thaw)).await.ok();
+    }
+    told
 }
 
 /// Asks the agent that runs.
@@ -81,6 +87,7 @@ pub(crate) async fn ask(wish: &Wish, patience: Duration) -> anyhow::Result<Grant
         remote::write(&mut stream, wish).await?;
         remote::read(&mut stream).await
     };
-    let granted = timeout(patience, asked).await.context("the agent did not answer in time")?;
+    let late = || format!("given up: no answer within {} s", patience.as_secs());
+    let granted = timeout(patience, asked).await.with_context(late)?;
     granted.with_context(|| format!("the agent at {}", path.display()))?.context("the agent went without an answer")
 }

@@ -49,7 +49,7 @@ pub const VERSION: &str = "stillpoint.dev/inject-version";
 /// The longest [`MESSAGE`], in bytes.
 pub const LONGEST_MESSAGE: usize = 1024;
 
-/// The agent's container: an init container that goes on running (KEP-753).
+/// The agent's container: an init container that goes on running (KEP-753), or an ordinary one where Velero is to find it.
 pub const CONTAINER: &str = "stillpoint-agent";
 /// Its volumes: the token, its own socket, the Secret's keys, and the socket's directory that is shared when asked.
 pub const TOKEN_VOLUME: &str = "stillpoint-token";

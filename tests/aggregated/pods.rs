@@ -94,7 +94,8 @@ async fn what_kube_apiserver_takes_it_takes_with_an_agent() {
     assert!(taken >= 30 && !fit.is_empty(), "{taken} were taken, and these fit: {fit:?}");
     // What would be seen of an agent that does not fit.
     let (_, [_, mut with]) = pods().unwrap().into_iter().find(|(name, _)| fit.contains(name)).context("none").unwrap();
-    let containers = with["spec"]["initContainers"].as_array_mut().unwrap();
+    let place = if with["spec"]["initContainers"].is_null() { "containers" } else { "initContainers" };
+    let containers = with["spec"][place].as_array_mut().unwrap();
     containers.last_mut().unwrap()["securityContext"]["runAsNonRoot"] = false.into();
     let (is_taken, why) = enforces.says("control", &with).await.unwrap();
     assert!(!is_taken && why.contains(CONTAINER), "{why}");

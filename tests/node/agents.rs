@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// A Pod that asks for an agent, with whom to be there in a Secret of its own.
-fn labelled([mut pod, service]: [Value; 2], secret: &str) -> [Value; 2] {
+pub(crate) fn labelled([mut pod, service]: [Value; 2], secret: &str) -> [Value; 2] {
     pod["metadata"]["labels"][api::inject::LABEL] = "true".into();
     pod["metadata"]["annotations"] = json!({"stillpoint.dev/credentials-secret": secret});
     [pod, service]

@@ -9,3 +9,4 @@ mod members;
 mod restarts;
 mod series;
 mod snapshots;
+mod velero;

@@ -191,7 +191,7 @@ fn begun(facts: &Facts<'_>) -> Option<Refusal> {
 
 /// As often as it is asked: kube-apiserver asks again after others have changed a Pod, and what they have changed of the agent is theirs.
 fn there_already(facts: &Facts<'_>) -> Option<Refusal> {
-    facts.pod.init_containers().any(Container::is_agent).then(|| alone("it has its agent"))
+    facts.pod.running().any(Container::is_agent).then(|| alone("it has its agent"))
 }
 
 fn an_operators(facts: &Facts<'_>) -> Option<Refusal> {

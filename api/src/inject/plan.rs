@@ -7,7 +7,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Installation, PREFIX, database::Database, engine, mounts, pod::Pod, resources::Wanted, settings::Settings,
+    Installation, PREFIX, database::Database, engine, mounts, pod::Pod, resources::Wanted, settings::Settings, velero,
 };
 use crate::{Engine, Level};
 
@@ -36,6 +36,9 @@ pub(super) struct Plan<'a> {
     pub(super) shared: Option<String>,
     pub(super) resources: Wanted,
     pub(super) velero_hooks: bool,
+    /// One of the Pod's ordinary containers, and no sidecar: where Velero finds it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(super) ordinary: bool,
     pub(super) patch: Option<Patch>,
     /// For what it has to trust. Its authority is exchanged now and then, and no other agent comes of that.
     #[serde(skip)]
@@ -106,6 +109,7 @@ impl<'a> Plan<'a> {
             shared: socket.shared,
             resources: settings.agent_resources.clone(),
             velero_hooks: settings.velero_hooks,
+            ordinary: settings.velero_hooks && velero::refusal(pod).is_none(),
             patch: settings.json_patch.clone(),
             ca,
             guessed_by,

@@ -34,7 +34,7 @@ pub(super) fn build(pod: Pod<'_>, plan: &Plan<'_>) -> Result<Built, String> {
     }
     let mut built = pod.0.clone();
     push(&mut built["spec"], "volumes", volumes);
-    push(&mut built["spec"], "initContainers", vec![agent]);
+    push(&mut built["spec"], if plan.ordinary { "containers" } else { "initContainers" }, vec![agent]);
     if let Some(directory) = &plan.shared {
         let mount = json!({"name": SOCKET_VOLUME, "mountPath": directory});
         let database = of_name(&mut built["spec"], plan.container).ok_or("the database's container is gone")?;
@@ -69,11 +69,13 @@ fn container(plan: &Plan<'_>, resources: Value) -> Value {
         // Whatever its entrypoint: the image may have more programs than this.
         "command": [AGENT_BINARY],
         "args": ["run"],
-        "restartPolicy": "Always",
         "env": variables(plan),
         "securityContext": security,
         "volumeMounts": mounts,
     });
+    if !plan.ordinary {
+        container["restartPolicy"] = "Always".into();
+    }
     if resources.as_object().is_some_and(|resources| !resources.is_empty()) {
         container["resources"] = resources;
     }
@@ -166,7 +168,7 @@ fn patched(container: Value, patch: &Patch) -> Result<Value, String> {
 
 /// What would have kube-apiserver refuse the Pod, of what mounts and variables may be by now.
 fn is_sound(pod: Pod<'_>) -> Result<(), String> {
-    let Some(agent) = pod.init_containers().find(|container| container.name() == CONTAINER) else { return Ok(()) };
+    let Some(agent) = pod.all().find(|container| container.name() == CONTAINER) else { return Ok(()) };
     // By that it is known, too.
     if !agent.is_agent() {
         return Err("the agent would have no token".to_owned());

@@ -12,19 +12,33 @@ const OLD: &str = "hook.backup.velero.io";
 const SECONDS: u64 = 120;
 /// Of the hook, within which the database has to stand still; Velero's own default is 30 s.
 const TIMEOUT: &str = "60s";
+/// Velero does not end a command that takes longer than its hook may: it has to give up by itself, before.
+const WITHIN: &str = "50s";
 
-/// The annotations to add. Both hooks belong together: where one is somebody's own, neither is ours.
-pub(super) fn hooks(pod: Pod<'_>, plan: &Plan<'_>) -> Result<Vec<(String, String)>, &'static str> {
+/// Why there are none. Both hooks belong together: where one is somebody's own, neither is ours.
+///
+/// Velero up to 1.18 finds ordinary containers alone (`pkg/podexec/pod_command_executor.go`, ensureContainerExists; its issue 9393), so
+/// the agent has to be one of these, and that would keep a Pod from ending that is to end.
+pub(super) fn refusal(pod: Pod<'_>) -> Option<&'static str> {
     let is_others = |prefix: &str| {
         let command = pod.annotation(&format!("{prefix}/command")).filter(|command| !command.is_empty());
         command.is_some_and(|command| !command.contains(AGENT_BINARY))
     };
     if [PRE, POST, OLD].into_iter().any(is_others) {
-        return Err("the Pod has hooks of Velero's of its own, which stay as they are");
+        return Some("the Pod has hooks of Velero's of its own, which stay as they are");
     }
+    let ends = pod.text("/spec/restartPolicy").is_some_and(|policy| policy != "Always");
+    ends.then_some(
+        "Velero runs hooks in ordinary containers alone, and an agent in one would keep this Pod from ending",
+    )
+}
+
+/// The annotations to add.
+pub(super) fn hooks(pod: Pod<'_>, plan: &Plan<'_>) -> Result<Vec<(String, String)>, &'static str> {
+    refusal(pod).map_or(Ok(()), Err)?;
     let longest = Copy::Atomic.longest(plan.level.unwrap_or_default()).as_secs();
     let seconds = plan.ttl_seconds.map_or(SECONDS, u64::from).min(longest);
-    let freeze = format!(r#"["{AGENT_BINARY}","freeze","--for","{seconds}s"]"#);
+    let freeze = format!(r#"["{AGENT_BINARY}","freeze","--for","{seconds}s","--within","{WITHIN}"]"#);
     let thaw = format!(r#"["{AGENT_BINARY}","thaw"]"#);
     let wanted = [
         (PRE, "container", CONTAINER.to_owned()),

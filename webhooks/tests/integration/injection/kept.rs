@@ -139,8 +139,14 @@ fn list<'a>(pod: &'a Value, pointer: &str) -> Vec<&'a Value> {
     pod.pointer(pointer).and_then(Value::as_array).into_iter().flatten().collect()
 }
 
+/// The list that it is in.
+pub(super) fn place(pod: &Value) -> &'static str {
+    let is_ordinary = list(pod, "/spec/containers").iter().any(|container| container["name"] == AGENT);
+    if is_ordinary { "/spec/containers" } else { "/spec/initContainers" }
+}
+
 fn agent(pod: &Value) -> &Value {
-    list(pod, "/spec/initContainers").into_iter().find(|container| container["name"] == AGENT).unwrap_or(&Value::Null)
+    list(pod, place(pod)).into_iter().find(|container| container["name"] == AGENT).unwrap_or(&Value::Null)
 }
 
 fn holds(held: bool, why: impl Into<String>) -> Result<(), String> {
@@ -221,8 +227,12 @@ pub(super) fn nothing_else(before: &Value, after: &Value) -> Result<(), String> 
         VOLUMES.iter().any(|name| volume["name"] == *name && !list(before, "/spec/volumes").contains(&volume))
     });
     drop_from(&mut rest, "/spec", "initContainers", |_, container| container["name"] == AGENT);
+    let there = list(before, "/spec/containers");
+    drop_from(&mut rest, "/spec", "containers", |_, container| {
+        container["name"] == AGENT && hooks && !there.contains(&container)
+    });
     let asked = before["metadata"]["annotations"]["stillpoint.dev/shared-socket"] == "true";
-    for at in 0..list(after, "/spec/containers").len() {
+    for at in 0..list(before, "/spec/containers").len() {
         drop_from(&mut rest, &format!("/spec/containers/{at}"), "volumeMounts", |_, mount| {
             asked && mount["name"] == "stillpoint-socket"
         });
@@ -264,11 +274,20 @@ fn stops_nothing(before: &Value, after: &Value) -> Result<(), String> {
     for key in ["readinessProbe", "startupProbe", "livenessProbe", "lifecycle", "ports"] {
         holds(agent.get(key).is_none(), key)?;
     }
-    holds(agent["restartPolicy"] == "Always", "restartPolicy")?;
+    // A sidecar, but in a Pod that wants Velero's hooks and goes on for ever.
+    let place = place(after);
+    if place == "/spec/containers" {
+        let hooks = &before["metadata"]["annotations"]["stillpoint.dev/velero-hooks"];
+        let policy = before["spec"].get("restartPolicy");
+        holds(hooks == "true" && policy.is_none_or(|policy| policy == "Always"), "it is no sidecar")?;
+        holds(agent.get("restartPolicy").is_none(), "restartPolicy")?;
+    } else {
+        holds(agent["restartPolicy"] == "Always", "restartPolicy")?;
+    }
     holds(agent["imagePullPolicy"] != "Always", "imagePullPolicy")?;
-    let last = list(after, "/spec/initContainers").len() - 1;
-    holds(list(after, "/spec/initContainers")[last]["name"] == AGENT, "it is not the last")?;
-    holds(last == list(before, "/spec/initContainers").len(), "more than one was added")
+    let last = list(after, place).len() - 1;
+    holds(list(after, place)[last]["name"] == AGENT, "it is not the last")?;
+    holds(last == list(before, place).len(), "more than one was added")
 }
 
 fn distinct(_: &Value, after: &Value) -> Result<(), String> {
