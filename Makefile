@@ -10,10 +10,19 @@ help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(MAKEFILE_LIST) | column -t -s '|'
 
 .PHONY: build
-build: ## The commands, release build, in target/release
-	$(CARGO) build --release --locked -p apiserver -p cli -p agent
+build: ## The server, the webhooks and the plugin, release build, in target/release
+	$(CARGO) build --release --locked -p apiserver -p cli
 	# Alone: built with the others it would get the features that they want of what is shared, and their Kubernetes client.
 	$(CARGO) build --release --locked -p webhooks
+
+# A target is named so that what runs while it is built is not static, too: procedural macros cannot be.
+HOST = $(shell rustc -vV | sed -n 's/^host: //p')
+.PHONY: agent
+agent: ## The agent, release build, static, in target/release
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked -p agent --target $(HOST)
+	mkdir -p $(RELEASE)
+	install target/$(HOST)/release/stillpoint-agent $(RELEASE)/stillpoint-agent
+	@! ldd $(RELEASE)/stillpoint-agent 2>/dev/null | grep '=>' || { echo 'it is not static'; exit 1; }
 
 .PHONY: go
 go:
@@ -50,8 +59,8 @@ soak: setup soak-node ## The long suites: at least 300 cuts per engine and level
 	$(RELEASE)/soak
 
 .PHONY: soak-node
-soak-node: setup ## Of these, the series on a node: snapshots with Stillpoint, with exec hooks and with nothing (needs root)
-	$(CARGO) build --release --locked -p apiserver -p csi -p agent
+soak-node: setup agent ## Of these, the series on a node: snapshots with Stillpoint, with exec hooks and with nothing (needs root)
+	$(CARGO) build --release --locked -p apiserver -p csi
 	$(CARGO) build --release --locked -p webhooks
 	$(CARGO) test --release --locked -p tests --features node --test node -- series:: --ignored --nocapture --test-threads 1
 
@@ -70,7 +79,7 @@ test-cluster: go setup ## Of the tests, those behind a real kube-apiserver, whic
 	$(CARGO) test --workspace --features tests/cluster --locked --test aggregated
 
 .PHONY: bench-cluster
-bench-cluster: go setup ## The numbers of replicas behind a real kube-apiserver, beside a standalone server's
+bench-cluster: go setup agent ## The numbers of replicas behind a real kube-apiserver, beside a standalone server's
 	$(CARGO) build --release --locked -p apiserver -p cli
 	$(CARGO) test --release --workspace --features tests/cluster --locked --test aggregated -- numbers --ignored --nocapture --test-threads 1
 

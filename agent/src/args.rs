@@ -36,8 +36,8 @@ enum Command {
         /// What is to be true of the copy; the Database's own level unless it is said.
         #[arg(long, value_name = "LEVEL", env = "STILLPOINT_LEVEL")]
         level: Option<Level>,
-        /// It is given up when it does not hold within this: what comes to hold later is let go at once.
-        #[arg(long, value_name = "DURATION", default_value = "90s")]
+        /// It is given up when it does not hold within this, 10 minutes at most.
+        #[arg(long, value_name = "DURATION", default_value = "90s", value_parser = within)]
         within: Long,
         /// Why, for people.
         #[arg(long, value_name = "TEXT", default_value = "a hook in its Pod")]
@@ -74,6 +74,14 @@ impl FromStr for Long {
 
 /// How long other commands wait for their answer.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// An answer of the last moment has so long to come.
+const WAY_BACK: Duration = Duration::from_secs(3);
+/// Nobody waits longer.
+const LONGEST_WITHIN: u32 = 600;
+
+fn within(text: &str) -> Result<Long, &'static str> {
+    text.parse().and_then(|long: Long| (long.0 <= LONGEST_WITHIN).then_some(long).ok_or("must be 10 minutes at most"))
+}
 
 impl Args {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
@@ -85,7 +93,9 @@ impl Args {
                 return Ok(ExitCode::SUCCESS);
             }
             Command::Freeze { long, level, within, reason } => {
-                (Wish::Freeze { seconds: long.0, level, reason }, Duration::from_secs(within.0.into()))
+                let wish = Wish::Freeze { seconds: long.0, within: within.0, level, reason };
+                // Whoever gives up is the replica: nothing comes to hold after that.
+                (wish, Duration::from_secs(within.0.into()) + WAY_BACK)
             }
             Command::Thaw => (Wish::Thaw, PATIENCE),
             Command::Status => (Wish::Status, PATIENCE),

@@ -18,7 +18,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, info, warn};
+use tracing::{debug, warn};
 
 use crate::replicas::Replicas;
 
@@ -31,6 +31,8 @@ pub(crate) fn directory() -> PathBuf {
 const INTRODUCTION: Duration = Duration::from_secs(5);
 /// And is answered within this, or hears that it was not.
 const LONGEST: Duration = Duration::from_secs(90);
+/// A replica that gives up has so long to say so.
+const WAY_BACK: Duration = Duration::from_secs(2);
 /// At once.
 const MOST: usize = 16;
 
@@ -68,15 +70,13 @@ pub(crate) async fn serve(directory: &Path, replicas: Replicas, stop: Cancellati
 
 async fn answer(mut stream: UnixStream, replicas: &Replicas) -> std::io::Result<()> {
     let Some(wish) = timeout(INTRODUCTION, remote::read::<Wish>(&mut stream)).await?? else { return Ok(()) };
-    let granted = timeout(LONGEST, replicas.wish(wish)).await;
-    let late = |_| Granted::Refused { why: format!("no answer within {} s", LONGEST.as_secs()) };
-    let granted = granted.unwrap_or_else(late);
-    let told = remote::write(&mut stream, &granted).await;
-    if let (Err(_), Granted::Frozen { freeze, .. }) = (&told, &granted) {
-        info!(freeze, "whoever asked for it has given up: it is let go");
-        timeout(LONGEST, replicas.wish(Wish::Thaw)).await.ok();
-    }
-    told
+    let longest = match &wish {
+        Wish::Freeze { within, .. } => Duration::from_secs((*within).into()) + WAY_BACK,
+        Wish::Thaw | Wish::Status => LONGEST,
+    };
+    let granted = timeout(longest, replicas.wish(wish)).await;
+    let late = |_| Granted::Refused { why: format!("no answer within {} s", longest.as_secs()) };
+    remote::write(&mut stream, &granted.unwrap_or_else(late)).await
 }
 
 /// Asks the agent that runs.

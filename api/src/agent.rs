@@ -45,6 +45,8 @@ pub enum Wish {
     /// Hold the database still for so long, unless it is let go before.
     Freeze {
         seconds: u32,
+        /// In seconds: given up when it does not hold by then.
+        within: u32,
         level: Option<Level>,
         reason: String,
     },

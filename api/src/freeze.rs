@@ -1,13 +1,18 @@
 //! `Freeze`: one still point, and the journal of it. What a person declares is in `spec`; what a freezer did, and what
 //! must be undone if it dies, is in `status`.
 
+use std::time::Duration;
+
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime};
 use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Copy, Desired, Engine, Level, Phase, Position};
+use crate::{
+    Copy, Desired, Engine, Level, Phase, Position,
+    conditions::{reasons, types},
+};
 
 /// A still point held on one member of each of one or several Databases.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -128,6 +133,25 @@ pub struct Claim {
     /// When it was ended by its owner.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ended_at: Option<MicroTime>,
+}
+
+/// From when a freeze begins to end until its claims are told so.
+const ENDING: Duration = Duration::from_secs(1);
+
+impl Claim {
+    /// Whether its owner ended it, and not whatever ended the freeze, which ends all that are left.
+    pub fn was_let_go(&self, of: &FreezeStatus) -> bool {
+        let Some(ended) = &self.ended_at else { return false };
+        let frozen = of.conditions.iter().find(|condition| condition.type_ == types::FROZEN);
+        let released = of.phase == Phase::Thawed && frozen.is_some_and(|frozen| frozen.reason == reasons::RELEASED);
+        let before_it = || of.thawed_at.as_ref().is_some_and(|thawed| ended.0 < thawed.0 - ENDING);
+        !of.phase.is_finished() || released || before_it()
+    }
+
+    /// Whether it has lasted as long as it was to.
+    pub fn has_lapsed(&self) -> bool {
+        self.ended_at.as_ref().is_some_and(|ended| ended.0 >= self.until.0)
+    }
 }
 
 /// What kind of party a claim belongs to.

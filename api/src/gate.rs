@@ -8,6 +8,7 @@
 //! [`GateObject::uid`], as often as it is asked. Fields that one side does not know are ignored: the two are updated one after
 //! the other. Everything has a bound, and whoever receives a request holds the sender to it ([`GateRequest::check`]).
 
+pub mod atomic;
 pub mod claim;
 
 use std::collections::BTreeMap;

@@ -7,7 +7,6 @@
 //! ```
 
 mod ask;
-mod atomic;
 mod contents;
 mod cut;
 mod declared;

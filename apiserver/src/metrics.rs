@@ -1,6 +1,7 @@
 //! Metrics, by closed labels only: upstream's request metrics under upstream's names, and the freezes' own.
 
 use api::{FreezeStatus, Phase};
+use freeze::remote::Outcome;
 use prometheus_client::{
     encoding::{EncodeLabelSet, text::encode},
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -49,6 +50,7 @@ struct ConsistencyLabels {
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct OrderLabels {
     order: &'static str,
+    outcome: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -129,7 +131,7 @@ impl Metrics {
         registry.register("stillpoint_agents", "Agents that are connected to this replica", agents.clone());
         registry.register(
             "stillpoint_agent_order_seconds",
-            "From when an order was sent to an agent until its answer came",
+            "From when an order was sent to an agent until its answer came, or nobody waited for it any more",
             Family::clone(&ordered),
         );
         Self {
@@ -184,9 +186,15 @@ impl Metrics {
         self.agents.dec();
     }
 
-    /// An agent has answered an order, after so many seconds.
-    pub fn ordered(&self, order: &'static str, seconds: f64) {
-        self.ordered.get_or_create(&OrderLabels { order }).observe(seconds);
+    /// What came of an order to an agent, after so many seconds.
+    pub fn ordered(&self, order: &'static str, outcome: Outcome, seconds: f64) {
+        let outcome = match outcome {
+            Outcome::Done => "done",
+            Outcome::Failed => "failed",
+            Outcome::Late => "late",
+            Outcome::Gone => "gone",
+        };
+        self.ordered.get_or_create(&OrderLabels { order, outcome }).observe(seconds);
     }
 
     pub fn request(&self, request: Request, code: u16, seconds: f64) {

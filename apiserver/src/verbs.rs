@@ -4,7 +4,10 @@ mod bodies;
 mod call;
 mod refusals;
 
-use std::sync::{Arc, OnceLock};
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, OnceLock},
+};
 
 use api::{
     Check, Claim, ClaimKind, Copy, Database, FreezeSpec, FreezeTarget, Phase, Quiesce, QuiesceSpec, QuiesceStatus,
@@ -70,13 +73,16 @@ impl Verbs {
         self.replicas.get().is_none_or(Replicas::leads)
     }
 
-    /// A claim of this user's that holds, or is on its way, as far as it is known here.
-    pub(crate) fn living(&self, user: &str, is_it: impl Fn(&str) -> bool) -> Option<Claim> {
+    /// Claims of this user's that hold, or are on their way, as far as they are known here.
+    pub(crate) fn living(&self, user: &str, is_one: impl Fn(&str) -> bool) -> Vec<Claim> {
         let (held, freezes) = (self.freezer.views(), self.records.freezes());
         let held = held.iter().map(|view| view.status.as_ref());
         let statuses = held.chain(freezes.iter().filter_map(|freeze| freeze.status.as_ref()));
-        let mut claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
-        claims.find(|claim| claim.user == user && claim.ended_at.is_none() && is_it(&claim.uid)).cloned()
+        let claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
+        let lives = |claim: &&Claim| claim.user == user && claim.ended_at.is_none() && is_one(&claim.uid);
+        // What is held here is in the records, too.
+        let by_uid = claims.filter(lives).map(|claim| (claim.uid.as_str(), claim));
+        by_uid.collect::<BTreeMap<_, _>>().into_values().cloned().collect()
     }
 
     /// Where a verb is to be executed: only one replica freezes a member.

@@ -1,9 +1,10 @@
 //! What stands in a cluster, read once: the index that the server keeps by watches, made of lists.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use api::{
     Database,
+    gate::{self, atomic},
     inject::{self, System},
 };
 use k8s_openapi::{
@@ -13,7 +14,11 @@ use k8s_openapi::{
     },
     serde::de::DeserializeOwned,
 };
-use kube::{Api, Client, Resource, ResourceExt, api::ListParams, core::NamespaceResourceScope};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{ApiResource, DynamicObject, ListParams},
+    core::NamespaceResourceScope,
+};
 use topology::Index;
 
 /// All of it, of one namespace or of all.
@@ -23,6 +28,8 @@ pub struct Seen {
     pub pods: Vec<Running>,
     /// Whether PersistentVolumes could be read: else nothing is known of who stores what.
     pub volumes: bool,
+    /// VolumeSnapshotClasses: their drivers, and their own word for whether these cut at one instant. None: nobody may read them.
+    pub classes: Option<Vec<(String, Option<String>)>>,
 }
 
 /// A Pod that is not over.
@@ -60,7 +67,23 @@ impl Seen {
             Err(kube::Error::Api(status)) if status.code == 403 => false,
             Err(error) => return Err(error),
         };
-        Ok(Self { index, databases, pods, volumes })
+        Ok(Self { index, databases, pods, volumes, classes: classes(client).await })
+    }
+
+    pub fn databases_by_namespace(&self) -> BTreeMap<String, Vec<&Database>> {
+        let mut databases: BTreeMap<String, Vec<&Database>> = BTreeMap::new();
+        for database in &self.databases {
+            databases.entry(database.namespace().unwrap_or_default()).or_default().push(database);
+        }
+        databases
+    }
+
+    /// Whether a driver cuts a volume at one instant, by its name or by one of its classes; none: that cannot be said.
+    pub fn is_atomic(&self, driver: &str) -> Option<bool> {
+        let classes = self.classes.as_ref().map(|all| all.iter().filter(|(of, _)| of == driver));
+        let by_class =
+            classes.map(|mut all| all.any(|(_, said)| atomic::is_atomic(driver, gate::Group::Single, said.as_deref())));
+        if atomic::is_atomic(driver, gate::Group::Single, None) { Some(true) } else { by_class }
     }
 }
 
@@ -86,19 +109,45 @@ impl Running {
         };
         let keeps = inject::looks(&value).iter().map(|looks| (looks.system, of(&looks.volumes))).collect();
         let annotations = pod.annotations();
-        let asked = annotations.get(inject::STATUS).map(|status| match status.as_str() {
+        // One that goes is looked after by nobody any more.
+        let asked = annotations.get(inject::STATUS).filter(|_| pod.meta().deletion_timestamp.is_none());
+        let asked = asked.map(|status| match status.as_str() {
             inject::SKIPPED => Err(annotations.get(inject::MESSAGE).cloned().unwrap_or_default()),
             _ => Ok(()),
         });
         Some(Self { operator: inject::operator(&value), namespace, name, keeps, asked })
     }
+
+    /// Why it got no agent.
+    pub fn skipped(&self) -> Option<&str> {
+        self.asked.as_ref()?.as_ref().err().map(String::as_str)
+    }
 }
 
-/// What the names of the cluster end in: nobody outside of it is told, but a Database may say it; what most are called where none does.
+/// What the names of the cluster end in: nobody outside of it is told, but Databases may say it. What most of them say; what most clusters
+/// are called where none does.
 fn domain(databases: &[Database]) -> String {
     let hosts = databases.iter().filter_map(|database| database.spec.endpoint.host.as_deref());
-    let mut said = hosts.filter_map(|host| host.split_once(".svc.")).map(|(_, domain)| domain.trim_end_matches('.'));
-    said.next().unwrap_or("cluster.local").to_owned()
+    let said = hosts.filter_map(|host| host.split_once(".svc.")).map(|(_, domain)| domain.trim_end_matches('.'));
+    let mut counted: BTreeMap<&str, usize> = BTreeMap::new();
+    said.for_each(|domain| *counted.entry(domain).or_default() += 1);
+    counted.into_iter().max_by_key(|(_, count)| *count).map_or("cluster.local", |(domain, _)| domain).to_owned()
+}
+
+async fn classes(client: &Client) -> Option<Vec<(String, Option<String>)>> {
+    let kind = ApiResource {
+        group: gate::SNAPSHOTS.to_owned(),
+        version: "v1".to_owned(),
+        api_version: format!("{}/v1", gate::SNAPSHOTS),
+        kind: "VolumeSnapshotClass".to_owned(),
+        plural: "volumesnapshotclasses".to_owned(),
+    };
+    let classes = Api::<DynamicObject>::all_with(client.clone(), &kind).list(&ListParams::default()).await.ok()?;
+    let classes = classes.items.iter().filter_map(|class| {
+        let said = atomic::said_by_class(&class.metadata).map(str::to_owned);
+        Some((class.data.get("driver")?.as_str()?.to_owned(), said))
+    });
+    Some(classes.collect())
 }
 
 fn all_of<K>(client: &Client, namespace: Option<&str>) -> Api<K>

@@ -13,7 +13,9 @@ fn wrong(recipe: &str, metadata: &Value, deployments: &[Value]) -> Vec<String> {
     let package = |name: &str| packages().find(|package| package["name"] == name);
 
     let words: Vec<&str> = after("RUN cargo build ").iter().flat_map(|line| line.split_whitespace()).collect();
-    let built: Vec<&str> = words.windows(2).filter(|pair| pair[0] == "-p").map(|pair| pair[1]).collect();
+    let mut built: Vec<&str> = words.windows(2).filter(|pair| pair[0] == "-p").map(|pair| pair[1]).collect();
+    // Each of these is a package of that name.
+    built.extend(after("RUN make "));
     let mut binaries = BTreeSet::new();
     for name in &built {
         match package(name) {
@@ -80,6 +82,7 @@ fn the_recipe_names_what_is_there_and_runs_as_the_deployment_does() {
         ("--locked -p webhooks", "--locked -p webhooks -p cli"),
         ("release/kubectl-still ", "release/kubectl-steady "),
         ("/stillpoint/target/release/stillpoint-webhooks ", ""),
+        ("RUN make agent", "RUN make"),
         ("USER 65532:65532", "USER nobody"),
         ("ARG RUST=1.94", "ARG RUST=1.80"),
         ("/usr/local/bin/stillpoint-apiserver\"", "/bin/sh\""),

@@ -18,5 +18,5 @@ mod wire;
 pub use driver::{Remote, probe};
 pub use frames::{read, write};
 pub use host::Host;
-pub use link::{Answered, Link};
+pub use link::{Link, Outcome, Told};
 pub use wire::{Down, Term};

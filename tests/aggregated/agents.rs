@@ -3,7 +3,11 @@
 //!
 //! The Pods are objects that no node runs: the agent and its database are processes of this host, at the Pod's address.
 
+mod faults;
+mod tokens;
+
 use std::{
+    net::SocketAddr,
     path::PathBuf,
     process::{Child, Command, Stdio},
     time::{Duration, Instant},
@@ -17,7 +21,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::net::{TcpSocket, TcpStream};
 
-use crate::world::{SOON, Setup, Space, World};
+use crate::{
+    wire::whole,
+    world::{SOON, Setup, Space, World},
+};
 
 /// What an agent and its Pod are made of.
 struct Beside<'s> {
@@ -27,6 +34,8 @@ struct Beside<'s> {
     /// Its credentials, its token and its socket.
     directory: TempDir,
     replicas: String,
+    /// Of its agent's, beside what every agent is told.
+    environment: Vec<(&'static str, String)>,
     child: Child,
 }
 
@@ -40,6 +49,54 @@ async fn world() -> Result<(World, String)> {
     let arguments = vec![format!("--agents-listen={listen}")];
     let world = World::of(Setup { replicas: vec!["one"], arguments, ..Setup::default() }).await?;
     Ok((world, listen))
+}
+
+/// Two replicas that let agents in, and where.
+pub(crate) async fn two_replicas(world: &World) -> Result<Vec<SocketAddr>> {
+    let mut doors = Vec::new();
+    for name in ["one", "two"] {
+        let door = SocketAddr::from(([127, 0, 0, 1], Port::reserve()?.number));
+        world.add_replica_with(name, &[format!("--agents-listen={door}")]).await?;
+        doors.push(door);
+    }
+    world.available(SOON * 2).await?;
+    Ok(doors)
+}
+
+/// What each replica says of itself.
+pub(crate) async fn metrics(world: &World) -> Result<Vec<String>> {
+    const SCRAPER: [&str; 2] = ["default", "scraper"];
+    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"namespace": SCRAPER[0], "name": SCRAPER[1]}});
+    let binding = json!({
+        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": SCRAPER[1]},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"kind": "ServiceAccount", "namespace": SCRAPER[0], "name": SCRAPER[1]}],
+    });
+    for object in [account, binding] {
+        world.cluster.apply(&object.to_string()).await?;
+    }
+    let token = world.cluster.kubectl(&["create", "token", SCRAPER[1]]).await?.ok()?;
+    let mut texts = Vec::new();
+    for server in world.servers() {
+        let request = http::Request::get(format!("https://{}/metrics", server.address));
+        let request = request.header("authorization", format!("Bearer {}", token.trim())).body(whole(""))?;
+        let answer = server.ask(None, request).await?;
+        let text = String::from_utf8(answer.body.to_vec())?;
+        ensure!(answer.code == 200, "{text}");
+        texts.push(text);
+    }
+    Ok(texts)
+}
+
+/// Waits until each replica has so many agents.
+pub(crate) async fn until_come(world: &World, agents: usize) -> Result<()> {
+    let line = format!("stillpoint_agents {agents}");
+    until(&line, SOON * 2, || async {
+        let metrics = metrics(world).await?;
+        ensure!(metrics.iter().all(|text| text.lines().any(|said| said == line)), "not yet");
+        Ok(())
+    })
+    .await
 }
 
 /// A Pod that is at 127.0.0.1, as far as anybody is told.
@@ -69,6 +126,17 @@ pub(crate) async fn uid(space: &Space<'_>, pod: &str) -> Result<String> {
 impl<'s> Beside<'s> {
     /// With a Database that names no Secret, and is frozen by its agent or not at all.
     async fn start(space: &'s Space<'s>, pod: &'static str, kind: ServerKind, replicas: &str) -> Result<Self> {
+        Self::start_in(space, pod, kind, replicas, Vec::new()).await
+    }
+
+    /// Its agent in this environment.
+    async fn start_in(
+        space: &'s Space<'s>,
+        pod: &'static str,
+        kind: ServerKind,
+        replicas: &str,
+        environment: Vec<(&'static str, String)>,
+    ) -> Result<Self> {
         let server = Server::start(kind, Options::default()).await?;
         self::pod(space, pod).await?;
         let directory = tempfile::tempdir()?;
@@ -76,8 +144,9 @@ impl<'s> Beside<'s> {
         std::fs::write(directory.path().join("password"), PASSWORD)?;
         std::fs::write(directory.path().join("token"), token(space, pod, AUDIENCE).await?)?;
         let uid = uid(space, pod).await?;
-        let child = agent(space, pod, &uid, &server, directory.path().to_owned(), replicas).await?;
-        let beside = Self { space, pod, server, directory, replicas: replicas.to_owned(), child };
+        let mut command = agent(space, pod, &uid, &server, directory.path().to_owned(), replicas).await?;
+        let child = command.envs(environment.clone()).spawn()?;
+        let beside = Self { space, pod, server, directory, replicas: replicas.to_owned(), environment, child };
         space
             .apply(json!({
                 "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": pod},
@@ -158,7 +227,8 @@ impl<'s> Beside<'s> {
         self.child.wait().ok();
         let uid = uid(self.space, self.pod).await?;
         let directory = self.directory.path().to_owned();
-        self.child = agent(self.space, self.pod, &uid, &self.server, directory, &self.replicas).await?;
+        let mut command = agent(self.space, self.pod, &uid, &self.server, directory, &self.replicas).await?;
+        self.child = command.envs(self.environment.clone()).spawn()?;
         self.is_ready().await
     }
 }
@@ -170,6 +240,7 @@ impl Drop for Beside<'_> {
     }
 }
 
+/// The agent of a Pod, to be started.
 pub(crate) async fn agent(
     space: &Space<'_>,
     pod: &str,
@@ -177,13 +248,14 @@ pub(crate) async fn agent(
     server: &Server,
     directory: PathBuf,
     replicas: &str,
-) -> Result<Child> {
+) -> Result<Command> {
     let engine = match server.kind.engine {
         Engine::PostgreSQL => "PostgreSQL",
         Engine::MariaDB => "MariaDB",
     };
     let log = std::fs::File::create(space.world.cluster.root().join(format!("{}-{pod}-agent.log", space.name)))?;
-    Ok(Command::new(tests::binary("stillpoint-agent")?)
+    let mut command = Command::new(tests::binary("stillpoint-agent")?);
+    command
         .arg("run")
         .env_clear()
         .env("STILLPOINT_ENGINE", engine)
@@ -197,8 +269,8 @@ pub(crate) async fn agent(
         .env("POD_NAME", pod)
         .env("POD_UID", uid)
         .stdout(Stdio::null())
-        .stderr(log)
-        .spawn()?)
+        .stderr(log);
+    Ok(command)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,6 +349,45 @@ async fn whatever_happens_to_an_agent_its_database_goes_on() {
     beside.is_ready().await.unwrap();
 }
 
+/// What was given up comes to hold for nobody, also when what was in its way is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_hook_that_gives_up_leaves_nothing_behind() {
+    let (world, replicas) = world().await.unwrap();
+    let space = world.space("agents").await.unwrap();
+    let beside = Beside::start(&space, "pg-0", ServerKind::POSTGRESQL_15, &replicas).await.unwrap();
+    beside.server.execute("postgres", "CREATE TABLE t (n int)").await.unwrap();
+    let patient = json!({"spec": {"freeze": {"acquireTimeoutSeconds": 10}}}).to_string();
+    space.kubectl(&["patch", "databases.stillpoint.dev", "pg-0", "--type=merge", "-p", &patient]).await.unwrap();
+    let mut in_the_way = beside.server.postgres("postgres", USER, PASSWORD).await.unwrap();
+    sqlx::raw_sql("BEGIN; INSERT INTO t VALUES (0)").execute(&mut in_the_way).await.unwrap();
+
+    let began = Instant::now();
+    let hook = ["freeze", "--for", "10s", "--level", "WriteBlocked", "--within"];
+    let (good, said) = beside.command(&[&hook[..], &["2s"]].concat()).unwrap();
+    assert!(!good && said.contains("given up") && began.elapsed() < Duration::from_secs(8), "{said}");
+    sqlx::raw_sql("COMMIT").execute(&mut in_the_way).await.unwrap();
+    let freezes = until("what was begun is over", SOON, async || {
+        let freezes: Value = serde_json::from_str(&space.kubectl(&["get", "freezes", "-o", "json"]).await?)?;
+        let freezes = freezes["items"].as_array().context("none")?.clone();
+        ensure!(!freezes.is_empty() && freezes.iter().all(|one| one["status"]["phase"] == "Failed"), "{freezes:?}");
+        Ok(freezes)
+    })
+    .await
+    .unwrap();
+    assert!(beside.is_writable(Duration::from_secs(1)).await, "{freezes:?}");
+    let (good, said) = beside.command(&["thaw"]).unwrap();
+    assert!(good && said.contains("nothing was held"), "{said}");
+
+    // The control: with nothing in the way it holds. And whoever thaws what somebody else has ended is told.
+    let (good, said) = beside.command(&[&hook[..], &["10s"]].concat()).unwrap();
+    assert!(good && !beside.is_writable(Duration::from_millis(500)).await, "{said}");
+    let all = space.file("all", &json!({"spec": {"force": true}})).unwrap();
+    space.kubectl(&["create", "--raw", &space.verb("pg-0", "unquiesce"), "-f", &all]).await.unwrap();
+    assert!(beside.is_writable(SOON).await);
+    let (good, said) = beside.command(&["thaw"]).unwrap();
+    assert!(!good && said.contains("NOT proved"), "{said}");
+}
+
 /// Says who it is, from this address, and what the replica says to that.
 async fn knock(world: &World, replicas: &str, from: &str, hello: &Hello) -> Result<Welcome> {
     let socket = TcpSocket::new_v4()?;
@@ -317,7 +428,13 @@ async fn only_a_pods_own_agent_is_let_in_for_it() {
     .unwrap();
     let audience = token(&space, "pg-0", "gates.stillpoint.dev").await.unwrap();
     let stolen = token(&space, "other", AUDIENCE).await.unwrap();
+    let resigned = |seconds| tokens::at_another_time(&world.cluster, &own, seconds).unwrap();
+    let (again, expired) = (resigned(-60), resigned(-24 * 3_600));
+    // The control: one that was signed here is as good as any, as long as it is not too old.
+    let welcome = knock(&world, &replicas, "127.0.0.1", &hello(&again, "pg-0", &uid)).await.unwrap();
+    assert!(matches!(welcome, Welcome::Come { .. }), "{welcome:?}");
     for (what, from, hello, says) in [
+        ("a token that has expired", "127.0.0.1", hello(&expired, "pg-0", &uid), ""),
         ("a token of another Pod", "127.0.0.1", hello(&stolen, "pg-0", &uid), "Pod other"),
         ("another Pod's name", "127.0.0.1", hello(&own, "other", &others), "Pod pg-0"),
         ("another run of the Pod", "127.0.0.1", hello(&own, "pg-0", &others), "Pod pg-0"),

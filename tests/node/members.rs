@@ -119,6 +119,38 @@ async fn a_stateful_set_of_mariadb_is_held_through_its_agent() {
     held_at(&world, &said, "orders-0").await.unwrap();
     world.until_ready("volumesnapshot", "noon").await.unwrap();
     world.restored("noon", Engine::MariaDB, "copy").await.unwrap();
+
+    // It goes while it is held: the hold is lost and says so, and the next run is written to.
+    let held = verb(&cluster, NAME, "quiesce").await.unwrap();
+    world.kubectl(&["delete", "pod", "orders-0", "--wait"]).await.unwrap();
+    let freeze = held["freeze"].as_str().unwrap();
+    let freeze = until("the hold is over", SOON, || async {
+        let freeze = world.object("freezes.stillpoint.dev", freeze).await?;
+        ensure!(freeze["status"]["phase"] != "Frozen", "{freeze}");
+        Ok(freeze)
+    })
+    .await
+    .unwrap();
+    assert!(freeze["status"]["phase"] == "Lost" && freeze["status"]["proved"] != true, "{freeze}");
+    world.kubectl(&["rollout", "status", "statefulset", NAME, "--timeout=120s"]).await.unwrap();
+    let settings = "SELECT @@innodb_flush_log_at_trx_commit; CREATE DATABASE again";
+    let client = [
+        "exec",
+        "orders-0",
+        "-c",
+        "mariadb",
+        "--",
+        "mariadb",
+        "--no-defaults",
+        "-h127.0.0.1",
+        "-uroot",
+        "-e",
+        settings,
+    ];
+    world.kubectl(&client).await.unwrap();
+    members(&world, &[("orders-0", "Primary", "data-orders-0")]).await.unwrap();
+    let held = verb(&cluster, NAME, "quiesce").await.unwrap();
+    assert_eq!(held["phase"], "Frozen", "{held}");
 }
 
 /// Who asks for an agent in words that say nothing is told so where he looks first.

@@ -1,5 +1,5 @@
 //! Whose data a volume holds: CSI handle → PersistentVolumeClaim → Pods that mount it → Databases that such a Pod is a member of.
-//! Pure; fed by what a watch says.
+//! Pure; fed by watches, or by lists.
 //!
 //! Only what the answer needs is kept of a PersistentVolume, a Pod, a Service and an EndpointSlice: a cluster has many of them.
 
@@ -14,7 +14,7 @@ use std::{
     net::IpAddr,
 };
 
-use api::{Database, gate::UNRELATED_CLAIMS};
+use api::{Database, Role, gate::UNRELATED_CLAIMS};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -60,6 +60,17 @@ pub struct Found {
     pub names: BTreeSet<String>,
     /// Nothing of it was there before.
     pub since: Option<Timestamp>,
+}
+
+/// Which of a Database's members a Pod is, as they were seen last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// The one that is held, or the only one.
+    Meant,
+    /// One that has another role than the one that is held.
+    Other(Role),
+    /// One of several, and nobody has asked it.
+    Unknown,
 }
 
 /// What is known of a claim.
@@ -184,6 +195,17 @@ impl Index {
         self.pods_of(namespace, database).all.into_iter().filter(runs).collect()
     }
 
+    /// Which of a Database's members a Pod is, as its status says.
+    pub fn standing(&self, namespace: &str, database: &Database, pod: &str) -> Standing {
+        let seen = database.status.as_ref().map(|status| status.members.as_slice()).unwrap_or_default();
+        match seen.iter().find(|member| member.name == pod) {
+            Some(member) if member.role == database.spec.freeze.target.role => Standing::Meant,
+            Some(member) => Standing::Other(member.role),
+            None if self.members(namespace, database).len() > 1 => Standing::Unknown,
+            None => Standing::Meant,
+        }
+    }
+
     /// Whether a Pod is one of several members, and has an agent.
     pub fn is_one_of_several(&self, namespace: &str, database: &Database, pod: &str) -> bool {
         let asks = self.pod(namespace, pod).and_then(|place| place.asks.as_ref());
@@ -251,7 +273,7 @@ impl Index {
 }
 
 /// Claims that a Database says it has no data on.
-fn unrelated(database: &Database) -> BTreeSet<&str> {
+pub fn unrelated(database: &Database) -> BTreeSet<&str> {
     let annotations = database.metadata.annotations.as_ref();
     let said = annotations.and_then(|all| all.get(UNRELATED_CLAIMS)).map(String::as_str).unwrap_or_default();
     said.split(',').map(str::trim).filter(|claim| !claim.is_empty()).collect()

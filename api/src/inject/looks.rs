@@ -18,7 +18,7 @@ use crate::Engine;
 pub struct Looks<'a> {
     pub container: &'a str,
     pub system: System,
-    /// The volumes of the Pod that it mounts, by their names in it.
+    /// The volumes of the Pod that it mounts, or has as devices, by their names in it.
     pub volumes: Vec<&'a str>,
 }
 
@@ -73,7 +73,7 @@ pub fn looks(pod: &Value) -> Vec<Looks<'_>> {
     let looks = running.filter_map(|container| {
         let said = said.filter(|said| said.container.name() == container.name());
         let system = said.map_or_else(|| system(container), |said| Some(System::Served(said.engine)))?;
-        let volumes = container.mounts().map(|mount| mount.volume).collect();
+        let volumes = container.mounts().map(|mount| mount.volume).chain(container.devices()).collect();
         Some(Looks { container: container.name(), system, volumes })
     });
     looks.collect()

@@ -106,6 +106,12 @@ impl<'a> Container<'a> {
         })
     }
 
+    /// The volumes that it has as devices.
+    pub(super) fn devices(self) -> impl Iterator<Item = &'a str> {
+        let devices = self.0["volumeDevices"].as_array().into_iter().flatten();
+        devices.filter_map(|device| device["name"].as_str())
+    }
+
     /// Whether it is an agent that was injected: its token is where nobody else's is.
     pub(super) fn is_agent(self) -> bool {
         self.name() == super::CONTAINER && self.mounts().any(|mount| mount.path == super::TOKEN_DIRECTORY)

@@ -11,9 +11,25 @@ const OLD: &str = "hook.backup.velero.io";
 /// For a freeze that names no time: Velero's own snapshots are cut some seconds after the hook, one after the other.
 const SECONDS: u64 = 120;
 /// Of the hook, within which the database has to stand still; Velero's own default is 30 s.
-const TIMEOUT: &str = "60s";
-/// Velero does not end a command that takes longer than its hook may: it has to give up by itself, before.
-const WITHIN: &str = "50s";
+const TIMEOUT: u64 = 60;
+/// Velero does not end a command that takes longer than its hook may: it has to give up by itself, so many sixths of that before.
+const SIXTHS: u64 = 5;
+
+/// The most that an agent waits for.
+const LONGEST_WITHIN: u64 = 600;
+
+/// Whole seconds of what Go calls a duration (`time.ParseDuration`), of hours, minutes and seconds; none of anything else.
+fn go_seconds(text: &str) -> Option<u64> {
+    let (mut rest, mut seconds) = (text, 0_u64);
+    while !rest.is_empty() {
+        let end = rest.find(|c: char| !c.is_ascii_digit())?;
+        let unit = rest[end..].chars().next()?;
+        let factor = [('h', 3600), ('m', 60), ('s', 1)].into_iter().find(|(name, _)| *name == unit)?.1;
+        seconds = rest[..end].parse::<u64>().ok()?.checked_mul(factor)?.checked_add(seconds)?;
+        rest = &rest[end + 1..];
+    }
+    (!text.is_empty()).then_some(seconds)
+}
 
 /// Why there are none. Both hooks belong together: where one is somebody's own, neither is ours.
 ///
@@ -38,16 +54,35 @@ pub(super) fn hooks(pod: Pod<'_>, plan: &Plan<'_>) -> Result<Vec<(String, String
     refusal(pod).map_or(Ok(()), Err)?;
     let longest = Copy::Atomic.longest(plan.level.unwrap_or_default()).as_secs();
     let seconds = plan.ttl_seconds.map_or(SECONDS, u64::from).min(longest);
-    let freeze = format!(r#"["{AGENT_BINARY}","freeze","--for","{seconds}s","--within","{WITHIN}"]"#);
+    let allowed = pod.annotation(&format!("{PRE}/timeout")).and_then(go_seconds).unwrap_or(TIMEOUT);
+    let within = (allowed * SIXTHS / 6).clamp(1, LONGEST_WITHIN);
+    let freeze = format!(r#"["{AGENT_BINARY}","freeze","--for","{seconds}s","--within","{within}s"]"#);
     let thaw = format!(r#"["{AGENT_BINARY}","thaw"]"#);
     let wanted = [
         (PRE, "container", CONTAINER.to_owned()),
         (PRE, "command", freeze),
-        (PRE, "timeout", TIMEOUT.to_owned()),
+        (PRE, "timeout", format!("{TIMEOUT}s")),
         (PRE, "on-error", "Fail".to_owned()),
         (POST, "container", CONTAINER.to_owned()),
         (POST, "command", thaw),
+        // What was not held all the time is no backup.
+        (POST, "on-error", "Fail".to_owned()),
     ];
     let wanted = wanted.into_iter().map(|(phase, key, value)| (format!("{phase}/{key}"), value));
     Ok(wanted.filter(|(key, _)| pod.annotation(key).is_none()).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_is_read_as_velero_reads_it_or_not_at_all() {
+        for (text, seconds) in [("30s", 30), ("1m30s", 90), ("2h", 7200), ("0s", 0)] {
+            assert_eq!(go_seconds(text), Some(seconds), "{text}");
+        }
+        for text in ["", "30", "s", "-1s", "1.5s", "1d", "500ms", "1m 2s", "99999999999999999999s"] {
+            assert_eq!(go_seconds(text), None, "{text}");
+        }
+    }
 }

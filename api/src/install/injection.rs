@@ -80,10 +80,13 @@ fn and(mut selector: Value, requirement: Value) -> Value {
 /// Whoever has an agent is asked about again only for nothing.
 fn not_there_yet() -> String {
     let (name, directory) = (inject::CONTAINER, inject::TOKEN_DIRECTORY);
-    format!(
-        "!(has(object.spec.initContainers) && object.spec.initContainers.exists(c, c.name == '{name}' && \
-         has(c.volumeMounts) && c.volumeMounts.exists(m, m.mountPath == '{directory}')))"
-    )
+    let is_in = |list: &str| {
+        format!(
+            "object.spec.{list}.exists(c, c.name == '{name}' && has(c.volumeMounts) && \
+             c.volumeMounts.exists(m, m.mountPath == '{directory}'))"
+        )
+    };
+    format!("!((has(object.spec.initContainers) && {}) || {})", is_in("initContainers"), is_in("containers"))
 }
 
 /// What a kubelet makes for a Pod that runs already (`kubernetes.io/config.mirror`).

@@ -2,7 +2,10 @@
 
 use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use api::agent::{self, Hello, POD_NAME, POD_UID, Welcome};
+use api::{
+    Engine,
+    agent::{self, Hello, POD_NAME, POD_UID, Welcome},
+};
 use certs::{Bound, Peer};
 use freeze::remote::{self, Link};
 use http::{HeaderMap, HeaderValue, header::AUTHORIZATION};
@@ -57,10 +60,11 @@ pub(crate) async fn serve(bound: Bound, tls: ServerConfig, door: Door) {
                 return debug!(address = %peer.address, "too many agents come at once; it comes again");
             };
             let mut stream = Box::new(stream);
-            let met = timeout(INTRODUCTION, meet(&door, &mut stream, peer.address.ip())).await;
+            // On the heap, so that nothing of it is left as long as the agent is there: they are many.
+            let met = timeout(INTRODUCTION, Box::pin(meet(&door, &mut stream, peer.address.ip()))).await;
             drop(place);
             match met {
-                Ok(Some(hello)) => live(&door, stream, hello).await,
+                Ok(Some(known)) => live(&door, stream, known).await,
                 Ok(None) => {}
                 Err(_) => debug!(address = %peer.address, "it did not say in time who it is"),
             }
@@ -72,8 +76,13 @@ pub(crate) async fn serve(bound: Bound, tls: ServerConfig, door: Door) {
     );
 }
 
-/// Who is let in.
-async fn meet(door: &Door, stream: &mut (impl AsyncRead + AsyncWrite + Unpin), from: IpAddr) -> Option<Hello> {
+/// Whoever was let in.
+struct Known {
+    pod: (String, String),
+    engine: Engine,
+}
+
+async fn meet(door: &Door, stream: &mut (impl AsyncRead + AsyncWrite + Unpin), from: IpAddr) -> Option<Known> {
     let hello: Hello = match remote::read(stream).await {
         Ok(Some(hello)) => hello,
         Ok(None) => return None,
@@ -90,7 +99,7 @@ async fn meet(door: &Door, stream: &mut (impl AsyncRead + AsyncWrite + Unpin), f
         }
     };
     remote::write(stream, &welcome).await.ok()?;
-    hello
+    hello.map(|hello| Known { pod: (hello.namespace, hello.pod), engine: hello.engine })
 }
 
 async fn admitted(door: &Door, hello: &Hello, from: IpAddr) -> Result<(), String> {
@@ -122,13 +131,13 @@ fn is_the_pods(user: &User, hello: &Hello) -> Result<(), String> {
 }
 
 /// For as long as the stream lasts.
-async fn live(door: &Door, stream: Box<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>, hello: Hello) {
-    let pod = (hello.namespace, hello.pod);
+async fn live(door: &Door, stream: Box<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>, known: Known) {
+    let Known { pod, engine } = known;
     let metrics = Arc::clone(&door.metrics);
-    let answered = Arc::new(move |order, took: Duration| metrics.ordered(order, took.as_secs_f64()));
-    let (link, sending) = Link::new(format!("Pod {}/{}", pod.0, pod.1), answered);
-    door.metrics.agent_came();
-    door.agents.enter(pod.clone(), Agent { pod: pod.1.clone(), engine: hello.engine, link: link.clone() });
+    let told = Arc::new(move |order, outcome, took: Duration| metrics.ordered(order, outcome, took.as_secs_f64()));
+    let (link, sending) = Link::new(format!("Pod {}/{}", pod.0, pod.1), told);
+    let agent = Agent { pod: pod.1.clone(), engine, link: link.clone() };
+    let _present = Present::enter(door, pod.clone(), agent);
     let grant = {
         let (door, pod) = (door.clone(), pod.clone());
         move |wish| {
@@ -142,8 +151,30 @@ async fn live(door: &Door, stream: Box<impl AsyncRead + AsyncWrite + Unpin + Sen
         () = async { tokio::join!(link.run(stream, sending, grant), told.trust(bundle)); } => {}
         () = door.over.cancelled() => link.close(),
     }
-    door.agents.leave(&pod, &link);
-    door.metrics.agent_went();
+}
+
+/// As long as an agent is there, however that ends.
+struct Present<'d> {
+    door: &'d Door,
+    pod: (String, String),
+    link: Link,
+}
+
+impl<'d> Present<'d> {
+    fn enter(door: &'d Door, pod: (String, String), agent: Agent) -> Self {
+        let link = agent.link.clone();
+        door.agents.enter(pod.clone(), agent);
+        door.metrics.agent_came();
+        Self { door, pod, link }
+    }
+}
+
+impl Drop for Present<'_> {
+    fn drop(&mut self) {
+        self.link.close();
+        self.door.agents.leave(&self.pod, &self.link);
+        self.door.metrics.agent_went();
+    }
 }
 
 /// Tells agents of another authority before it signs anything, for ever.
@@ -170,7 +201,7 @@ mod tests {
             namespace: "shop".to_owned(),
             pod: "pg-0".to_owned(),
             pod_uid: "u".to_owned(),
-            engine: api::Engine::PostgreSQL,
+            engine: Engine::PostgreSQL,
             version: String::new(),
         };
         let user = |name: &str, pod: &str, uid: &str| User {

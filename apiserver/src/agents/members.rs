@@ -109,7 +109,7 @@ mod tests {
         }
         watched.complete();
         let agents = Agents::new(watched);
-        let (link, _sending) = Link::new("a".to_owned(), Arc::new(|_, _| {}));
+        let (link, _sending) = Link::new("a".to_owned(), Arc::new(|_, _, _| {}));
         let agent = Agent { pod: "a".to_owned(), engine: Engine::MariaDB, link: link.clone() };
         agents.enter(("shop".to_owned(), "a".to_owned()), agent);
         let at = |pod, engine| agents.at("shop", pod, engine, None).map(|agent| agent.pod);
@@ -122,7 +122,7 @@ mod tests {
     }
 
     fn asked(pod: &str, role: Option<Role>) -> Asked {
-        let (link, _) = Link::new(pod.to_owned(), Arc::new(|_, _| {}));
+        let (link, _) = Link::new(pod.to_owned(), Arc::new(|_, _, _| {}));
         let incarnation = Incarnation { server: pod.to_owned(), ..Incarnation::default() };
         let server = role.map(|role| ServerInfo { version: String::new(), role, incarnation, started_at: None });
         let agent = Agent { pod: pod.to_owned(), engine: Engine::PostgreSQL, link };

@@ -1,12 +1,12 @@
 //! When a snapshot is declared: what stands in its way is looked up, and said as warnings (`preflight.rs`).
 
-use api::gate::{GateAnswer, GateRequest};
+use api::gate::{GateAnswer, GateRequest, atomic};
 use kube::api::ListParams;
 use serde_json::Value;
 use tracing::debug;
 
 use super::{
-    Gates, atomic,
+    Gates,
     cut::{self, Wanted},
     judge,
     preflight::{self, Declared},

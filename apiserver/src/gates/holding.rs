@@ -253,7 +253,7 @@ impl Drop for Asking {
             // The same question may have been asked of another replica since, and answered: then it is that one's.
             let is_anothers =
                 |now: Claim| now.frozen_at.is_some() && until.is_none_or(|until| Ages::differ(now.until.0, until));
-            let living = gates.0.verbs.living(&gates.0.own.user.name, |uid| uid == claim);
+            let living = gates.0.verbs.living(&gates.0.own.user.name, |uid| uid == claim).pop();
             if living.is_some_and(is_anothers) {
                 return;
             }

@@ -5,8 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, time::Duration};
 
 use api::{
     Claim, Freeze, FreezeStatus, Phase, Via,
-    conditions::{reasons, types},
-    gate::claim,
+    gate::{atomic, claim},
 };
 use freeze::Ended;
 use jiff::Timestamp;
@@ -15,7 +14,7 @@ use tokio::time::sleep;
 use tracing::{info, warn};
 
 use super::{
-    Gates, atomic,
+    Gates,
     contents::{Content, Fate},
     cut::{self, Together, Wanted},
     kinds::Kind,
@@ -237,23 +236,11 @@ fn freeze_of<'f>(freezes: impl Iterator<Item = &'f Freeze>, content: &str, us: &
     let why = status.message.as_deref().unwrap_or_default();
     Some(match status.phase {
         Phase::Failed => Freezed::Failed(format!("Freeze {name} failed: {why}")),
-        _ if was_let_go(claim, status) => Freezed::Thawed { claim: claim.uid.clone() },
+        _ if claim.was_let_go(status) => Freezed::Thawed { claim: claim.uid.clone() },
         phase if !phase.is_finished() => Freezed::Goes,
         phase => Freezed::Ended(format!("Freeze {name} ended as {phase} before the cut was seen: {why}")),
     })
 }
-
-/// Whether a claim's owner ended it, and not whatever ended the freeze, which ends all that are left.
-fn was_let_go(claim: &Claim, status: &FreezeStatus) -> bool {
-    let Some(ended) = &claim.ended_at else { return false };
-    let frozen = status.conditions.iter().find(|condition| condition.type_ == types::FROZEN);
-    let released = status.phase == Phase::Thawed && frozen.is_some_and(|frozen| frozen.reason == reasons::RELEASED);
-    let before_it = || status.thawed_at.as_ref().is_some_and(|thawed| ended.0 < thawed.0 - ENDING);
-    !status.phase.is_finished() || released || before_it()
-}
-
-/// From when a freeze begins to end until its claims are told so.
-const ENDING: Duration = Duration::from_secs(1);
 
 fn nothing_held(held: Held) -> Verdict {
     judge(&Seen { atomic: false, other: None, cut: BTreeSet::new(), of: BTreeSet::new(), held })
@@ -313,16 +300,17 @@ const CLASS_TRIES: u32 = 3;
 
 /// A class's own word for whether its driver cuts as of one instant.
 pub(super) fn said_by_class(class: &DynamicObject) -> Option<String> {
-    let metadata = &class.metadata;
-    let said = [&metadata.labels, &metadata.annotations];
-    said.into_iter().find_map(|all| all.as_ref()?.get(api::gate::ATOMIC).cloned())
+    atomic::said_by_class(&class.metadata).map(str::to_owned)
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
 
-    use api::gate::{BEING_CREATED, Group};
+    use api::{
+        conditions::reasons,
+        gate::{BEING_CREATED, Group},
+    };
     use serde_json::{Value, json};
 
     use super::*;

@@ -4,19 +4,16 @@
 mod state;
 #[cfg(test)]
 mod tests;
+mod waits;
 
-use api::install::{
-    self,
-    webhooks::{self, left_alone},
-};
-use k8s_openapi::{
-    api::admissionregistration::v1::MutatingWebhookConfiguration,
-    kube_aggregator::pkg::apis::apiregistration::v1::APIService,
-};
-use kube::{Api, Client};
+use std::collections::BTreeSet;
+
 use serde_json::json;
 
-use self::state::{Claim, Installed, State};
+use self::{
+    state::{Claim, State},
+    waits::Waits,
+};
 use crate::{
     client::Connection,
     failure::Failure,
@@ -29,7 +26,7 @@ pub struct Command {
     /// Of all namespaces, instead of the one in force.
     #[arg(long, short = 'A')]
     all_namespaces: bool,
-    /// Those that are protected, too, and what no driver is there for.
+    /// Also those of which nothing has to be done: protected ones, standbys', operators', and what no driver is there for.
     #[arg(long)]
     all: bool,
 }
@@ -39,25 +36,28 @@ impl Command {
         let api = connection.connect().await?;
         let namespace = (!self.all_namespaces).then_some(api.namespace.as_str());
         let seen = Seen::read(&api.client, namespace).await.map_err(|error| unreadable(error, namespace))?;
-        let (gates, home) = (gates(&api.client).await, home(&api.client).await);
-        let left_alone = left_alone(&home);
-        let claims = state::claims(&seen, Installed { gates, left_alone: &left_alone });
+        let waits = Waits::read(&api.client).await;
+        let claims = state::claims(&seen, &waits);
         if !seen.volumes {
             eprintln!(
                 "note: you may not list PersistentVolumes: whether there can be snapshots of these claims is not known"
             );
         }
+        if waits.is_in_the_dark() {
+            eprintln!("note: you may not read what is installed: whether snapshots are waited for is not known");
+        }
         match output {
             Output::Json => print::json(&report(&claims))?,
             Output::Text => {
-                let shown: Vec<&Claim> = claims.iter().filter(|claim| self.all || claim.state.is_bad()).collect();
+                let shown: Vec<&Claim> =
+                    claims.iter().filter(|claim| self.all || claim.said.state.is_shown()).collect();
                 if !shown.is_empty() {
                     print!("{}", table(&shown));
                 }
                 println!("{}", summary(&claims, namespace));
             }
         }
-        Ok(u8::from(claims.iter().any(|claim| claim.state.is_bad())))
+        Ok(u8::from(claims.iter().any(|claim| claim.said.state.is_bad())))
     }
 }
 
@@ -66,20 +66,10 @@ impl State {
     fn is_bad(self) -> bool {
         matches!(self, Self::NotReady | Self::Unprotected)
     }
-}
 
-/// Whether snapshots are waited for; who may not know that is told what his claims say.
-async fn gates(client: &Client) -> bool {
-    let configurations: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
-    !matches!(configurations.get_opt(webhooks::NAME).await, Ok(None))
-}
-
-/// The namespace that it is installed in; its usual one where that may not be read.
-async fn home(client: &Client) -> String {
-    let services: Api<APIService> = Api::all(client.clone());
-    let service = services.get_opt(&install::api_service()).await.ok().flatten();
-    let home = service.and_then(|service| service.spec?.service?.namespace);
-    home.unwrap_or_else(|| install::NAMESPACE.to_owned())
+    fn is_shown(self) -> bool {
+        self.is_bad() || self == Self::Partial
+    }
 }
 
 fn unreadable(error: kube::Error, namespace: Option<&str>) -> Failure {
@@ -92,36 +82,47 @@ fn unreadable(error: kube::Error, namespace: Option<&str>) -> Failure {
             "{}; there are claims in a cluster only, and Databases where Stillpoint is installed",
             status.message
         )),
+        (kube::Error::Api(status), Some(_)) if status.code == 403 => Failure::new(format!(
+            "{}; whoever runs this has to list databases.stillpoint.dev, pods, services and endpointslices: the ClusterRole view has these",
+            status.message
+        )),
         _ => error.into(),
     }
 }
 
 fn count(claims: &[Claim], state: State) -> usize {
-    claims.iter().filter(|claim| claim.state == state).count()
+    claims.iter().filter(|claim| claim.said.state == state).count()
 }
 
-const STATES: [State; 5] = [State::Protected, State::Operator, State::NoDriver, State::NotReady, State::Unprotected];
+const STATES: [(State, &str); 7] = [
+    (State::Protected, "protected"),
+    (State::Unprotected, "unprotected"),
+    (State::NotReady, "not ready"),
+    (State::Partial, "protected in a group alone"),
+    (State::Standby, "of standbys"),
+    (State::Operator, "left to operators"),
+    (State::NoDriver, "of systems that no driver is there for"),
+];
 
 fn report(claims: &[Claim]) -> serde_json::Value {
     let counts: serde_json::Map<_, _> =
-        STATES.iter().map(|state| (format!("{state:?}"), count(claims, *state).into())).collect();
+        STATES.iter().map(|(state, _)| (format!("{state:?}"), count(claims, *state).into())).collect();
     json!({"claims": claims, "counts": counts})
 }
 
 fn table(claims: &[&Claim]) -> String {
-    let list =
-        |names: &std::collections::BTreeSet<String>| names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let list = |names: &BTreeSet<String>| names.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
     let rows: Vec<Vec<String>> = claims
         .iter()
         .map(|claim| {
-            let fix = claim.fix.as_ref().map(|fix| format!("\n    → {fix}")).unwrap_or_default();
+            let fix = claim.said.fix.as_ref().map(|fix| format!("\n    → {fix}")).unwrap_or_default();
             vec![
                 claim.namespace.clone(),
                 claim.claim.clone(),
                 list(&claim.pods),
                 list(&claim.systems),
-                format!("{:?}", claim.state),
-                format!("{}{fix}", claim.message),
+                format!("{:?}", claim.said.state),
+                format!("{}{fix}", claim.said.message),
             ]
         })
         .collect();
@@ -135,12 +136,7 @@ fn summary(claims: &[Claim], namespace: Option<&str>) -> String {
     }
     let protected = count(claims, State::Protected);
     let mut summary = format!("{protected} of {} claims that keep a database's data are protected", claims.len());
-    for (state, what) in [
-        (State::Unprotected, "unprotected"),
-        (State::NotReady, "not ready"),
-        (State::Operator, "left to operators"),
-        (State::NoDriver, "of systems that no driver is there for"),
-    ] {
+    for (state, what) in STATES.into_iter().skip(1) {
         let number = count(claims, state);
         if number > 0 {
             summary.push_str(&format!("; {number} {what}"));

@@ -7,6 +7,8 @@ mod policies;
 mod rights;
 mod webhooks;
 
+pub(super) use webhooks::{Configurations, leads_to};
+
 use api::CheckResult;
 use freeze::chain;
 use serde::Serialize;

@@ -284,14 +284,18 @@ impl Link {
         Ok(())
     }
 
-    fn end(&self) {
+    fn unblock(&self) {
         let mut state = self.server.state();
-        state.sessions.remove(&self.session);
         if state.blocked_by == Some(self.session) {
             state.blocked_by = None;
         }
         drop(state);
         self.server.0.unblocked.notify_waiters();
+    }
+
+    fn end(&self) {
+        self.server.state().sessions.remove(&self.session);
+        self.unblock();
     }
 }
 
@@ -576,6 +580,8 @@ impl Held for MemoryHold {
 
     async fn release(mut self: Box<Self>, deadline: Instant) -> Result<Released, Error> {
         by(deadline, "letting go", self.link.server.fault(Step::Release, Some(&self.link))).await?;
+        // As the real ones do: writers wait for nothing that is only to be tidied up.
+        self.link.unblock();
         self.lower().await?;
         Ok(Released::default())
     }

@@ -224,7 +224,7 @@ impl Session<'_> {
             }
             Down::Order { number, limit, order } => {
                 let deadline = Instant::now() + limit;
-                if let Err(refused) = self.order(number, order, deadline) {
+                if let Err(refused) = self.order(number, *order, deadline) {
                     self.up.send(Up::Answer { number, result: Err(refused) }).await.ok();
                 }
             }

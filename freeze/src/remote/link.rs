@@ -29,8 +29,20 @@ use crate::{
     journal::{JournalError, UndoLog},
 };
 
-/// Told of each order that was answered: which, and after how long.
-pub type Answered = Arc<dyn Fn(&'static str, Duration) + Send + Sync>;
+/// Told of each order: which, what came of it, and after how long.
+pub type Told = Arc<dyn Fn(&'static str, Outcome, Duration) + Send + Sync>;
+
+/// What came of an order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    Done,
+    /// The agent, or its server, could not.
+    Failed,
+    /// Its time was over before it was answered.
+    Late,
+    /// The agent has gone.
+    Gone,
+}
 
 /// One agent, as long as its stream lasts. Cheap to clone; all clones are one link.
 #[derive(Clone)]
@@ -39,7 +51,7 @@ pub struct Link(Arc<Inner>);
 struct Inner {
     /// For people.
     agent: String,
-    answered: Answered,
+    told: Told,
     down: mpsc::Sender<Down>,
     next: AtomicU64,
     waiting: Mutex<HashMap<u64, oneshot::Sender<Result<Reply, Error>>>>,
@@ -63,10 +75,10 @@ const WAY_BACK: Duration = Duration::from_millis(100);
 
 impl Link {
     /// A link to `agent`, and what has to be sent to it.
-    pub fn new(agent: String, answered: Answered) -> (Self, mpsc::Receiver<Down>) {
+    pub fn new(agent: String, told: Told) -> (Self, mpsc::Receiver<Down>) {
         let (down, sending) = mpsc::channel(WAITING);
         let (next, waiting, logs) = Default::default();
-        (Self(Arc::new(Inner { agent, answered, down, next, waiting, logs, gone: CancellationToken::new() })), sending)
+        (Self(Arc::new(Inner { agent, told, down, next, waiting, logs, gone: CancellationToken::new() })), sending)
     }
 
     /// Lives on `stream` until it ends or the link is closed. `grant`: does what somebody in the Pod asks for.
@@ -162,17 +174,24 @@ impl Link {
         // Forgotten again when nobody waits any more.
         let _waiting = Waiting { link: self, number };
         let asked = async {
-            let order = Down::Order { number, limit: limit.saturating_sub(WAY_BACK.min(limit / 4)), order };
+            let order =
+                Down::Order { number, limit: limit.saturating_sub(WAY_BACK.min(limit / 4)), order: Box::new(order) };
             self.0.down.send(order).await.map_err(|_| Unanswered::Gone)?;
-            let answer = answered.await.map_err(|_| Unanswered::Gone)?;
-            (self.0.answered)(name, began.elapsed());
-            Ok(answer)
+            answered.await.map_err(|_| Unanswered::Gone)
         };
-        tokio::select! {
+        let answer = tokio::select! {
             biased;
             answer = timeout_at(deadline, asked) => answer.unwrap_or(Err(Unanswered::Late(limit))),
             () = self.0.gone.cancelled() => Err(Unanswered::Gone),
-        }
+        };
+        let outcome = match &answer {
+            Ok(Ok(_)) => Outcome::Done,
+            Ok(Err(_)) => Outcome::Failed,
+            Err(Unanswered::Late(_)) => Outcome::Late,
+            Err(Unanswered::Gone) => Outcome::Gone,
+        };
+        (self.0.told)(name, outcome, began.elapsed());
+        answer
     }
 
     /// A hold begins: what its orders want written down goes into `log`.

@@ -19,8 +19,8 @@ use crate::{
 /// To the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub enum Down {
-    /// To be answered within `limit`.
-    Order { number: u64, limit: Duration, order: Order },
+    /// To be answered within `limit`. On the heap: a queue has room for many frames from its start, and most never have one.
+    Order { number: u64, limit: Duration, order: Box<Order> },
     /// Nobody waits for this hold any more: whatever is under way for it is given up.
     Forget { hold: u64 },
     /// What became of an [`Up::Entry`].

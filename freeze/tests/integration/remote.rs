@@ -1,5 +1,7 @@
 //! An engine behind an agent's link keeps the same contract, and what only a link can suffer.
 
+mod moments;
+
 use std::{
     collections::HashMap,
     sync::{Arc, Mutex},
@@ -50,7 +52,7 @@ fn term(epoch: i64) -> Term {
 
 /// A link to a host, as long as neither stops.
 fn linked(host: &Host, stop: &CancellationToken) -> Link {
-    let (link, sending) = Link::new("pod shop/db-0".to_owned(), Arc::new(|_, _| {}));
+    let (link, sending) = Link::new("pod shop/db-0".to_owned(), Arc::new(|_, _, _| {}));
     let (up, down) = tokio::io::duplex(4096);
     let (at_freezer, host, stop) = (link.clone(), host.clone(), stop.clone());
     let grant = |_| async { Granted::Thawed { freeze: None, proved: None } }.boxed();

@@ -16,7 +16,7 @@ use std::{
 use anyhow::{Context, Result, bail, ensure};
 use api::agent::{AUDIENCE, Hello, PROTOCOL, Welcome};
 use cluster::until;
-use fixtures::{Options, PASSWORD, Port, Server, ServerKind, USER};
+use fixtures::{Options, PASSWORD, Server, ServerKind, USER};
 use freeze::{
     Member, Tls,
     engines::memory::MemoryServer,
@@ -36,8 +36,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::TOGETHER;
 use crate::{
+    agents::{metrics, two_replicas, until_come},
     replica::{Replica, resident},
-    wire::whole,
     world::{SOON, Setup, World},
 };
 
@@ -73,23 +73,11 @@ struct Together {
     stop: CancellationToken,
 }
 
-/// Two replicas that let agents in, and where.
-async fn replicas(world: &World) -> Result<Vec<SocketAddr>> {
-    let mut doors = Vec::new();
-    for name in ["one", "two"] {
-        let door = SocketAddr::from(([127, 0, 0, 1], Port::reserve()?.number));
-        world.add_replica_with(name, &[format!("--agents-listen={door}")]).await?;
-        doors.push(door);
-    }
-    world.available(SOON * 2).await?;
-    Ok(doors)
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[ignore = "a benchmark: make bench-cluster"]
 async fn ten_thousand_agents_cost_little_and_hear_at_once() {
     let world = World::of(Setup { replicas: Vec::new(), ..Setup::default() }).await.unwrap();
-    let doors = replicas(&world).await.unwrap();
+    let doors = two_replicas(&world).await.unwrap();
     let client = world.cluster.client().await.unwrap();
     let began = Instant::now();
     let agents = pods(&client).await.unwrap();
@@ -276,31 +264,6 @@ async fn held(client: &Client, agents: &[Arc<Simulated>]) -> Result<()> {
     Ok(())
 }
 
-/// What each replica says of itself.
-async fn metrics(world: &World) -> Result<Vec<String>> {
-    const SCRAPER: [&str; 2] = ["default", "scraper"];
-    let account = json!({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"namespace": SCRAPER[0], "name": SCRAPER[1]}});
-    let binding = json!({
-        "apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRoleBinding", "metadata": {"name": SCRAPER[1]},
-        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-        "subjects": [{"kind": "ServiceAccount", "namespace": SCRAPER[0], "name": SCRAPER[1]}],
-    });
-    for object in [account, binding] {
-        world.cluster.apply(&object.to_string()).await?;
-    }
-    let token = world.cluster.kubectl(&["create", "token", SCRAPER[1]]).await?.ok()?;
-    let mut texts = Vec::new();
-    for server in world.servers() {
-        let request = http::Request::get(format!("https://{}/metrics", server.address));
-        let request = request.header("authorization", format!("Bearer {}", token.trim())).body(whole(""))?;
-        let answer = server.ask(None, request).await?;
-        let text = String::from_utf8(answer.body.to_vec())?;
-        ensure!(answer.code == 200, "{text}");
-        texts.push(text);
-    }
-    Ok(texts)
-}
-
 struct Line {
     text: String,
     is_late: bool,
@@ -311,14 +274,17 @@ async fn orders(world: &World) -> Result<Vec<Line>> {
     let mut counted: BTreeMap<String, (f64, f64)> = BTreeMap::new();
     for text in metrics(world).await? {
         for line in text.lines().filter_map(|line| line.strip_prefix("stillpoint_agent_order_seconds_")) {
-            let (Some((_, rest)), Some((_, value))) = (line.split_once("order=\""), line.rsplit_once(' ')) else {
-                continue;
+            let label = |name: &str| {
+                let (_, rest) = line.split_once(&format!("{name}=\""))?;
+                rest.split_once('"').map(|(value, _)| value.to_owned())
             };
-            let (order, value) = (rest.split('"').next().unwrap_or_default(), value.parse::<f64>()?);
-            let (in_time, all) = counted.entry(order.to_owned()).or_default();
+            let (Some(order), Some(outcome)) = (label("order"), label("outcome")) else { continue };
+            ensure!(outcome == "done", "an order was not obeyed: {line}");
+            let value = line.rsplit_once(' ').context("no value")?.1.parse::<f64>()?;
+            let (in_time, all) = counted.entry(order).or_default();
             if line.starts_with("count") {
                 *all += value;
-            } else if line.contains(&format!("le=\"{ORDER}\"")) {
+            } else if label("le").as_deref() == Some(ORDER) {
                 *in_time += value;
             }
         }
@@ -338,7 +304,7 @@ async fn orders(world: &World) -> Result<Vec<Line>> {
 #[ignore = "a benchmark: make bench-cluster"]
 async fn an_agent_that_has_nothing_to_do_is_small() {
     let world = World::of(Setup { replicas: Vec::new(), ..Setup::default() }).await.unwrap();
-    let doors = replicas(&world).await.unwrap();
+    let doors = two_replicas(&world).await.unwrap();
     let space = world.space("idle").await.unwrap();
     for (name, kind) in [("pg-0", ServerKind::POSTGRESQL_15), ("maria-0", ServerKind::MARIADB_10_11)] {
         let server = Server::start(kind, Options::default()).await.unwrap();
@@ -350,17 +316,10 @@ async fn an_agent_that_has_nothing_to_do_is_small() {
         std::fs::write(directory.path().join("token"), token).unwrap();
         let uid = crate::agents::uid(&space, name).await.unwrap();
         let both = doors.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
-        let child =
+        let mut child =
             crate::agents::agent(&space, name, &uid, &server, directory.path().to_owned(), &both).await.unwrap();
-        let child = Watched(child);
-        until("it has come to both", SOON, || async {
-            let metrics = metrics(&world).await?;
-            let come = |text: &&String| text.lines().any(|line| line == "stillpoint_agents 1");
-            ensure!(metrics.iter().filter(come).count() == 2, "not yet");
-            Ok(())
-        })
-        .await
-        .unwrap();
+        let child = Watched(child.spawn().unwrap());
+        until_come(&world, 1).await.unwrap();
         let (spent, began) = (child.ran().unwrap(), Instant::now());
         sleep(IDLE).await;
         let share = child.ran().unwrap().saturating_sub(spent).as_secs_f64() / began.elapsed().as_secs_f64();
@@ -369,13 +328,7 @@ async fn an_agent_that_has_nothing_to_do_is_small() {
         assert!(kib <= MOST_IDLE_KIB, "{kib} KiB, and {MOST_IDLE_KIB} at most");
         assert!(share <= MOST_IDLE_SHARE, "{:.3} % of a core", share * 100.0);
         drop(child);
-        until("it is gone", SOON, || async {
-            let metrics = metrics(&world).await?;
-            ensure!(metrics.iter().all(|text| text.lines().any(|line| line == "stillpoint_agents 0")), "not yet");
-            Ok(())
-        })
-        .await
-        .unwrap();
+        until_come(&world, 0).await.unwrap();
     }
 }
 

@@ -46,6 +46,7 @@ async fn through_agents() {
         database.writers.stop().await;
     }
     let asked: Vec<Value> = world.freezes().await.unwrap();
+    assert!(asked.len() >= count, "{} Freezes", asked.len());
     let asked = asked.iter().flat_map(|freeze| freeze["status"]["targets"].as_array().into_iter().flatten());
     for target in asked {
         assert_eq!(target["via"], "Agent", "{target}");

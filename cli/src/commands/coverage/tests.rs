@@ -1,18 +1,29 @@
 //! What is said of which claim.
 
-use api::Database;
-use k8s_openapi::api::core::v1::{PersistentVolume, Pod};
+use api::{Database, install::webhooks};
+use k8s_openapi::api::{
+    admissionregistration::v1::MutatingWebhookConfiguration,
+    core::v1::{PersistentVolume, Pod},
+};
 use serde_json::{Value, from_value, json};
 use topology::Index;
 
-use super::{
-    State, report,
-    state::{Installed, claims},
-    summary,
-};
+use super::{State, Waits, report, state::claims, summary};
 use crate::seen::{Running, Seen};
 
-const HERE: Installed<'_> = Installed { gates: true, left_alone: &["kube-system", "stillpoint"] };
+/// kube-apiserver was told to ask about namespace shop, and there is somebody to be asked.
+fn here() -> Waits {
+    Waits::of(Some(configuration("'shop'")), Some(true))
+}
+
+fn configuration(these: &str) -> MutatingWebhookConfiguration {
+    from_value(json!({"metadata": {}, "webhooks": [{
+        "name": "cut.gates.stillpoint.dev", "clientConfig": {}, "sideEffects": "None", "admissionReviewVersions": ["v1"],
+        "failurePolicy": "Ignore",
+        "matchConditions": [{"name": webhooks::IN_THESE, "expression": format!("x in [{these}]")}],
+    }]}))
+    .unwrap()
+}
 
 /// A Pod with one claim of its own name, in a namespace.
 fn pod(namespace: &str, name: &str, image: &str, more: Value) -> Pod {
@@ -64,7 +75,8 @@ fn seen(pods: &[Pod], databases: Vec<Database>) -> Seen {
         let meta = &pod.metadata;
         index.put_volume(&volume(meta.namespace.as_deref().unwrap(), meta.name.as_deref().unwrap()));
     }
-    Seen { index, databases, pods: pods.iter().filter_map(Running::of).collect(), volumes: true }
+    let classes = Some(vec![("csi.example".to_owned(), Some("true".to_owned()))]);
+    Seen { index, databases, pods: pods.iter().filter_map(Running::of).collect(), volumes: true, classes }
 }
 
 /// One Pod in namespace shop, what differs of the Database `orders` that there may be, and what is said of the Pod's claim.
@@ -88,7 +100,7 @@ fn case(
 
 #[test]
 fn each_claim_is_what_would_become_of_its_snapshot() {
-    use State::{NoDriver, NotReady, Operator, Protected, Unprotected};
+    use State::{NoDriver, NotReady, Operator, Partial, Protected, Standby, Unprotected};
     let plain = || json!({});
     let members = json!({"status": {"members": [
         {"name": "other", "role": "Primary", "version": "16", "id": "1"},
@@ -100,6 +112,15 @@ fn each_claim_is_what_would_become_of_its_snapshot() {
     let unrelated = json!({"metadata": {"annotations": {"stillpoint.dev/unrelated-claims": "orders"}}});
     let of_an_operator = json!({"metadata": {"labels": {"cnpg.io/cluster": "c"}}});
     let not_ready = json!({"status": {"conditions": [condition("False")]}});
+    let with_wal = json!({"spec": {
+        "containers": [{"name": "c", "image": "postgres", "volumeMounts": [
+            {"name": "data", "mountPath": "/data"}, {"name": "wal", "mountPath": "/wal"},
+        ]}],
+        "volumes": [
+            {"name": "data", "persistentVolumeClaim": {"claimName": "orders"}}, {"name": "wal", "hostPath": {"path": "/wal"}},
+        ],
+    }});
+    let changed = json!({"metadata": {"generation": 2}});
     for case in [
         case("ready", "postgres", plain(), Some(plain()), (Protected, "Database orders")),
         case("of an image that says nothing", "base", plain(), Some(plain()), (Protected, "Database orders")),
@@ -110,42 +131,87 @@ fn each_claim_is_what_would_become_of_its_snapshot() {
         case("one that was skipped", "postgres", skipped, None, (Unprotected, "level is wrong")),
         case("paused", "postgres", plain(), Some(json!({"spec": {"paused": true}})), (NotReady, "paused")),
         case("not ready", "postgres", plain(), Some(not_ready), (NotReady, "Because: of something")),
-        case("a standby's", "postgres", plain(), Some(members), (NotReady, "of which the Primary is held")),
+        case("a standby's", "postgres", plain(), Some(members), (Standby, "of which the Primary is held")),
+        case("one of several volumes", "postgres", with_wal, Some(plain()), (Partial, "it writes to wal, too")),
+        case("changed since", "postgres", plain(), Some(changed), (NotReady, "not looked at since")),
         case("said to hold nothing", "postgres", plain(), Some(unrelated), None),
         case("over", "postgres", json!({"status": {"phase": "Succeeded"}}), None, None),
     ] {
         let Case { what, image, pod, database, said } = case;
         let databases = database.map(|more| self::database("orders", more)).into_iter().collect();
-        let found = claims(&seen(&[self::pod("shop", "orders", image, pod)], databases), HERE);
+        let found = claims(&seen(&[self::pod("shop", "orders", image, pod)], databases), &here());
         match (found.first(), said) {
             (Some(claim), Some((wanted, says))) => {
-                assert!(claim.state == wanted && claim.message.contains(says), "{what}: {claim:?}");
-                assert_eq!(claim.fix.is_some(), !matches!(wanted, Protected | NoDriver), "{what}");
+                assert!(claim.said.state == wanted && claim.said.message.contains(says), "{what}: {claim:?}");
+                assert_eq!(claim.said.fix.is_some(), !matches!(wanted, Protected | NoDriver), "{what}");
             }
             (found, said) => assert!(found.is_none() && said.is_none(), "{what}: {found:?}"),
         }
     }
-    let own = claims(&seen(&[pod("kube-system", "etcd", "postgres", plain())], Vec::new()), HERE);
-    assert!(own[0].state == Unprotected && own[0].message.contains("ever held"), "{own:?}");
+    let own = claims(&seen(&[pod("kube-system", "pg", "postgres", plain())], Vec::new()), &here());
+    assert!(own[0].said.state == Unprotected && own[0].said.message.contains("ever held"), "{own:?}");
+    let etcd = claims(&seen(&[pod("kube-system", "etcd", "etcd:3", plain())], Vec::new()), &here());
+    assert_eq!(etcd[0].said.state, NoDriver, "whatever its namespace");
 }
 
 #[test]
 fn what_is_not_waited_for_or_cannot_be_cut_is_not_protected() {
     let pods = [pod("shop", "orders", "postgres", json!({}))];
     let mut seen = seen(&pods, vec![database("orders", json!({}))]);
-    let state = |seen: &Seen, installed| claims(seen, installed).first().map(|claim| claim.state);
-    assert_eq!(state(&seen, HERE), Some(State::Protected));
-    assert_eq!(state(&seen, Installed { gates: false, ..HERE }), Some(State::NotReady));
+    let state = |seen: &Seen, waits: &Waits| claims(seen, waits).first().map(|claim| claim.said.state);
+    assert_eq!(state(&seen, &here()), Some(State::Protected));
+    let unknown = Waits::of(None, None);
+    assert_eq!((state(&seen, &unknown), unknown.is_in_the_dark()), (Some(State::Protected), true));
+    let of_another = Waits::of(Some(configuration("'other'")), Some(true));
+    let empty = from_value(json!({"metadata": {}})).unwrap();
+    for (what, waits) in [
+        ("of another namespace", of_another),
+        ("installed, and not filled in", Waits::of(Some(empty), Some(true))),
+        ("nobody is there", Waits::of(Some(configuration("'shop'")), Some(false))),
+    ] {
+        assert_eq!(state(&seen, &waits), Some(State::NotReady), "{what}");
+    }
+    seen.classes = Some(Vec::new());
+    assert_eq!(state(&seen, &here()), Some(State::NotReady), "its driver may copy one file after the other");
+    seen.classes = None;
+    assert_eq!(state(&seen, &here()), Some(State::Protected), "nobody could see its class");
     seen.index.remove_volume("shop-orders");
-    assert_eq!(state(&seen, HERE), Some(State::Unprotected), "no CSI driver has it");
+    assert_eq!(state(&seen, &here()), Some(State::Unprotected), "no CSI driver has it");
     seen.volumes = false;
-    assert_eq!(state(&seen, HERE), Some(State::Protected), "nobody could see its volume");
+    assert_eq!(state(&seen, &here()), Some(State::Protected), "nobody could see its volume");
+}
+
+/// Two Pods behind one name: which of them would be held nobody can say.
+#[test]
+fn of_several_members_each_has_to_be_known() {
+    use State::{NotReady, Protected, Standby};
+    let labels = json!({"metadata": {"labels": {"app": "orders"}}});
+    let pods = [pod("shop", "orders", "postgres", labels.clone()), pod("shop", "orders-1", "postgres", labels)];
+    let members = |names: &[(&str, &str)]| {
+        let members: Vec<Value> =
+            names.iter().map(|(name, role)| json!({"name": name, "role": role, "version": "16", "id": "1"})).collect();
+        let seen = seen(&pods, vec![database("orders", json!({"status": {"members": members}}))]);
+        claims(&seen, &here()).iter().map(|claim| claim.said.state).collect::<Vec<_>>()
+    };
+    assert_eq!(members(&[("orders", "Primary"), ("orders-1", "Replica")]), [Protected, Standby]);
+    assert_eq!(members(&[("orders", "Primary")]), [Protected, NotReady]);
+    assert_eq!(members(&[("10.0.0.1:5432", "Primary")]), [NotReady, NotReady]);
+}
+
+/// What is no Database's is somebody's all the same.
+#[test]
+fn a_claim_that_is_said_to_be_unrelated_is_whoevers_it_looks_like() {
+    let unrelated = json!({"metadata": {"annotations": {"stillpoint.dev/unrelated-claims": "audit"}}});
+    let pods = [pod("shop", "orders", "postgres", json!({})), pod("shop", "audit", "postgres", json!({}))];
+    let found = claims(&seen(&pods, vec![database("orders", unrelated)]), &here());
+    let states: Vec<_> = found.iter().map(|claim| (claim.claim.as_str(), claim.said.state)).collect();
+    assert_eq!(states, [("audit", State::Unprotected), ("orders", State::Protected)]);
 }
 
 #[test]
 fn all_are_counted() {
     let pods = [pod("shop", "orders", "postgres", json!({})), pod("shop", "cache", "redis", json!({}))];
-    let claims = claims(&seen(&pods, vec![database("orders", json!({}))]), HERE);
+    let claims = claims(&seen(&pods, vec![database("orders", json!({}))]), &here());
     assert_eq!(
         summary(&claims, None),
         "1 of 2 claims that keep a database's data are protected; 1 of systems that no driver is there for"

@@ -21,7 +21,7 @@ use k8s_openapi::{
 };
 use kube::{Api, Client, ResourceExt, api::ListParams};
 
-use self::configuration::Configurations;
+pub(crate) use self::configuration::Configurations;
 use super::{Finding, installed::deployment};
 
 /// Leaves are exchanged long before; one that is so near its end is one that nobody exchanges.
@@ -168,12 +168,16 @@ async fn endpoints(client: &Client, home: &str) -> Finding {
     }
 }
 
-fn reached(home: &str, slices: &[EndpointSlice]) -> Finding {
+/// How many a Service leads to that are ready.
+pub(crate) fn leads_to(slices: &[EndpointSlice]) -> usize {
     let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
     // Without a word it counts as ready (EndpointConditions, discovery.k8s.io/v1).
     let ready = |conditions: Option<bool>| conditions != Some(false);
-    let ready = endpoints.filter(|one| ready(one.conditions.as_ref().and_then(|conditions| conditions.ready))).count();
-    match ready {
+    endpoints.filter(|one| ready(one.conditions.as_ref().and_then(|conditions| conditions.ready))).count()
+}
+
+fn reached(home: &str, slices: &[EndpointSlice]) -> Finding {
+    match leads_to(slices) {
         0 => Finding::fail(
             "webhooks",
             format!(

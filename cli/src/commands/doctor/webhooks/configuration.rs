@@ -21,9 +21,9 @@ use super::{Finding, text};
 
 /// Both of them: what is asked when a snapshot is declared, and what holds for its cut.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Configurations {
-    pub(super) validating: Option<ValidatingWebhookConfiguration>,
-    pub(super) mutating: Option<MutatingWebhookConfiguration>,
+pub(crate) struct Configurations {
+    pub(crate) validating: Option<ValidatingWebhookConfiguration>,
+    pub(crate) mutating: Option<MutatingWebhookConfiguration>,
 }
 
 impl Configurations {
@@ -36,7 +36,7 @@ impl Configurations {
     }
 
     /// Whether there is an entry of one of these failure policies that is asked before volumes of this namespace are cut.
-    fn cuts(&self, namespace: &str, how: &[&str]) -> bool {
+    pub(crate) fn cuts(&self, namespace: &str, how: &[&str]) -> bool {
         let entries = self.mutating.iter().flat_map(|all| all.webhooks.iter().flatten());
         let fails = |policy: &Option<String>| policy.as_deref().is_none_or(|policy| how.contains(&policy));
         let cuts = entries.filter(|entry| entry.name.starts_with("cut.") && fails(&entry.failure_policy));

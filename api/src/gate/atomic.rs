@@ -1,7 +1,9 @@
 //! Which CSI drivers cut a volume as of one instant. Of the others nobody knows what a copy holds, however still the database was
 //! held: a driver that copies files copies the first before the last.
 
-use api::gate;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::Group;
 
 /// Drivers whose snapshot of one volume is as of one instant, by what their manuals say of the storage below; and whether that of a
 /// group is of one instant for all its members.
@@ -71,20 +73,24 @@ impl Driver {
     }
 }
 
+/// A class's own word for whether its driver cuts as of one instant: a label, or an annotation.
+pub fn said_by_class(class: &ObjectMeta) -> Option<&str> {
+    let said = [&class.labels, &class.annotations];
+    said.into_iter().find_map(|all| all.as_ref()?.get(super::ATOMIC)).map(String::as_str)
+}
+
 /// Whether whatever was cut together was cut at one instant; `class`: what the class says of itself.
-pub(super) fn is_atomic(driver: &str, group: gate::Group, class: Option<&str>) -> bool {
+pub fn is_atomic(driver: &str, group: Group, class: Option<&str>) -> bool {
     match class {
         Some("true") => true,
         Some("false") => false,
         // Whatever else somebody wrote there is no word for it.
-        _ => ATOMIC.iter().any(|known| known.is(driver) && (group == gate::Group::Single || known.groups)),
+        _ => ATOMIC.iter().any(|known| known.is(driver) && (group == Group::Single || known.groups)),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use gate::Group;
-
     use super::*;
 
     #[test]
