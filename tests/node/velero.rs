@@ -46,6 +46,8 @@ async fn in_the_way(login: &Login) -> Result<Session> {
 
 #[tokio::test]
 async fn whatever_becomes_of_veleros_hooks_the_database_goes_on() {
+    // It may have to be built.
+    tool("velero-hooks", &[]).await.unwrap();
     let cluster = start().await.unwrap();
     let world = World::prepare(&cluster).await.unwrap();
     injects(&world).await.unwrap();
