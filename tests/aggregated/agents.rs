@@ -89,9 +89,9 @@ pub(crate) async fn metrics(world: &World) -> Result<Vec<String>> {
 }
 
 /// Waits until each replica has so many agents.
-pub(crate) async fn until_come(world: &World, agents: usize) -> Result<()> {
+pub(crate) async fn until_come(world: &World, agents: usize, within: Duration) -> Result<()> {
     let line = format!("stillpoint_agents {agents}");
-    until(&line, SOON * 2, || async {
+    until(&line, within, || async {
         let metrics = metrics(world).await?;
         ensure!(metrics.iter().all(|text| text.lines().any(|said| said == line)), "not yet");
         Ok(())

@@ -42,7 +42,7 @@ async fn an_agent_that_is_cut_off_lets_go_in_time_and_nobody_holds_it_twice() {
     let beside = Beside::start(&space, "pg-0", ServerKind::POSTGRESQL_15, &between.addresses()).await.unwrap();
     beside.server.execute("postgres", "CREATE TABLE t (n int)").await.unwrap();
 
-    until_come(&world, 1).await.unwrap();
+    until_come(&world, 1, SOON * 2).await.unwrap();
     // From the replica that holds nothing: the hold stays, and is proved.
     let held = beside.hold("WriteBlocked", 10).await.unwrap();
     let freeze = beside.freeze(&held["freeze"], &["Frozen"]).await.unwrap();
@@ -58,7 +58,7 @@ async fn an_agent_that_is_cut_off_lets_go_in_time_and_nobody_holds_it_twice() {
 
     // From the one that holds it; and that one from kube-apiserver.
     for what in ["its replica", "its replica from kube-apiserver"] {
-        until_come(&world, 1).await.unwrap();
+        until_come(&world, 1, SOON * 2).await.unwrap();
         let held = beside.hold("WriteBlocked", 10).await.unwrap();
         let freeze = beside.freeze(&held["freeze"], &["Frozen"]).await.unwrap();
         let (name, network) = between.of(&freeze, true).unwrap();

@@ -5,11 +5,9 @@
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
-    process::Child,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -58,19 +56,54 @@ const IDLE: Duration = Duration::from_secs(60);
 const MOST_IDLE_KIB: u64 = 12 * 1024;
 const MOST_IDLE_SHARE: f64 = 0.001;
 
-/// One of the many.
-struct Simulated {
-    hello: Hello,
-    host: Host,
+/// Where [`fleet`] finds who its agents are, whom they trust, and whom they dial.
+const FLEET: &str = "STILLPOINT_FLEET";
+const HELLOS: &str = "hellos";
+const AUTHORITY: &str = "authority";
+const DOOR: &str = "door";
+
+/// The agents' half of all links to one replica, in a process of its own: one may not have as many files open as both need.
+struct Fleet(Child);
+
+impl Fleet {
+    fn start(directory: &Path, hellos: &[Hello], authority: &str, door: SocketAddr) -> Result<Self> {
+        std::fs::create_dir_all(directory)?;
+        std::fs::write(directory.join(HELLOS), serde_json::to_vec(hellos)?)?;
+        std::fs::write(directory.join(AUTHORITY), authority)?;
+        std::fs::write(directory.join(DOOR), door.to_string())?;
+        let child = Command::new(std::env::current_exe()?)
+            .args(["numbers::agents::fleet", "--exact", "--ignored"])
+            .env(FLEET, directory)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .spawn()?;
+        Ok(Self(child))
+    }
 }
 
-/// What all of them share.
-#[derive(Clone)]
-struct Together {
-    tls: TlsConnector,
-    coming: Arc<Semaphore>,
-    connected: Arc<AtomicUsize>,
-    stop: CancellationToken,
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
+    }
+}
+
+/// Lives until whoever started it is gone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[ignore = "what another benchmark starts"]
+async fn fleet() {
+    let Some(directory) = std::env::var_os(FLEET).map(PathBuf::from) else { return };
+    let read = |name: &str| std::fs::read_to_string(directory.join(name)).unwrap();
+    let hellos: Vec<Hello> = serde_json::from_str(&read(HELLOS)).unwrap();
+    let door: SocketAddr = read(DOOR).parse().unwrap();
+    let tls = TlsConnector::from(Arc::new(certs::client_config(&read(AUTHORITY), PROTOCOL).unwrap()));
+    let coming = Arc::new(Semaphore::new(COMING));
+    let mut agents = JoinSet::new();
+    for hello in hellos {
+        agents.spawn(live(hello, door, tls.clone(), Arc::clone(&coming)));
+    }
+    let ended = tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+    ended.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -80,37 +113,23 @@ async fn ten_thousand_agents_cost_little_and_hear_at_once() {
     let doors = two_replicas(&world).await.unwrap();
     let client = world.cluster.client().await.unwrap();
     let began = Instant::now();
-    let agents = pods(&client).await.unwrap();
+    let hellos = pods(&client).await.unwrap();
     println!("{AGENTS} Pods in {NAMESPACES} namespaces, each with a token, made in {:.1?}", began.elapsed());
 
-    let together = Together {
-        tls: TlsConnector::from(Arc::new(certs::client_config(&world.authority().await.unwrap(), PROTOCOL).unwrap())),
-        coming: Arc::new(Semaphore::new(COMING)),
-        connected: Arc::default(),
-        stop: CancellationToken::new(),
-    };
-    let last = agents.last().unwrap();
+    let authority = world.authority().await.unwrap();
+    let tls = TlsConnector::from(Arc::new(certs::client_config(&authority, PROTOCOL).unwrap()));
     for door in &doors {
         // Who is let in last was made last: the replica knows all of them now, and what it has of Pods is not counted.
-        until("the last Pod is known", LONG, || async { meet(&together.tls, *door, &last.hello).await.map(drop) })
-            .await
-            .unwrap();
+        let last = hellos.last().unwrap();
+        until("the last Pod is known", LONG, || async { meet(&tls, *door, last).await.map(drop) }).await.unwrap();
     }
     let memory = || world.of_each(|replica| resident(replica.pid())).unwrap();
-    let (before, began) = (memory(), Instant::now());
-    let mut tasks = JoinSet::new();
-    for agent in &agents {
-        for door in &doors {
-            tasks.spawn(live(Arc::clone(agent), *door, together.clone()));
-        }
+    let (before, began, mut fleets) = (memory(), Instant::now(), Vec::new());
+    for (number, door) in doors.iter().enumerate() {
+        let directory = world.cluster.root().join(format!("fleet-{number}"));
+        fleets.push(Fleet::start(&directory, &hellos, &authority, *door).unwrap());
     }
-    until("all are connected", LONG, || async {
-        let connected = together.connected.load(Ordering::Relaxed);
-        ensure!(connected == AGENTS * doors.len(), "{connected}");
-        Ok(())
-    })
-    .await
-    .unwrap();
+    until_come(&world, AGENTS, LONG).await.unwrap();
     println!("all are connected to each replica after {:.1?}", began.elapsed());
     let busy = || world.of_each(Replica::processor_time).unwrap();
     let (spent, began) = (busy(), Instant::now());
@@ -129,21 +148,20 @@ async fn ten_thousand_agents_cost_little_and_hear_at_once() {
         }
     }
 
-    databases(&client, &agents).await.unwrap();
-    held(&client, &agents).await.unwrap();
+    databases(&client, &hellos).await.unwrap();
+    held(&client, &hellos).await.unwrap();
     for line in orders(&world).await.unwrap() {
         println!("{}", line.text);
         if line.is_late {
             missed.push(line.text);
         }
     }
-    together.stop.cancel();
-    while tasks.join_next().await.is_some() {}
+    drop(fleets);
     assert!(missed.is_empty(), "missed: {missed:#?}");
 }
 
-/// Each Pod with its token, and the agent's half of what is said over a link.
-async fn pods(client: &Client) -> Result<Vec<Arc<Simulated>>> {
+/// Each Pod with its token: what its agent says of itself.
+async fn pods(client: &Client) -> Result<Vec<Hello>> {
     for number in 0..NAMESPACES {
         let namespaces = Api::<k8s_openapi::api::core::v1::Namespace>::all(client.clone());
         let namespace = json!({"metadata": {"name": namespace(number)}});
@@ -160,7 +178,7 @@ fn namespace(number: usize) -> String {
     format!("agents-{}", number % NAMESPACES)
 }
 
-async fn pod(client: Client, number: usize) -> Result<Arc<Simulated>> {
+async fn pod(client: Client, number: usize) -> Result<Hello> {
     let (namespace, name) = (namespace(number), format!("db-{number}"));
     let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(client.clone(), &namespace);
     let pod = json!({
@@ -178,22 +196,14 @@ async fn pod(client: Client, number: usize) -> Result<Arc<Simulated>> {
     let path = format!("/api/v1/namespaces/{namespace}/serviceaccounts/db/token");
     let asked = http::Request::post(path).header("content-type", "application/json").body(wanted.to_string().into())?;
     let token: Value = client.request(asked).await?;
-    let hello = Hello {
+    Ok(Hello {
         token: token["status"]["token"].as_str().context("no token")?.to_owned(),
         namespace,
         pod: name,
         pod_uid: uid,
         engine: api::Engine::PostgreSQL,
         version: "simulated".to_owned(),
-    };
-    let address = api::Endpoint { host: Some("127.0.0.1".to_owned()), ..api::Endpoint::default() };
-    let member = Member {
-        address: address.address(api::Engine::PostgreSQL).context("no address")?,
-        account: None,
-        tls: Tls { mode: api::TlsMode::Disable, roots: None },
-        databases: Vec::new(),
-    };
-    Ok(Arc::new(Simulated { hello, host: Host::new(MemoryServer::default().driver(), member) }))
+    })
 }
 
 async fn meet(tls: &TlsConnector, door: SocketAddr, hello: &Hello) -> Result<TlsStream<TcpStream>> {
@@ -208,18 +218,20 @@ async fn meet(tls: &TlsConnector, door: SocketAddr, hello: &Hello) -> Result<Tls
     }
 }
 
-/// Comes, and comes again when it was sent away, until `stop`.
-async fn live(agent: Arc<Simulated>, door: SocketAddr, together: Together) {
-    while !together.stop.is_cancelled() {
-        let Ok(place) = together.coming.acquire().await else { return };
-        let met = meet(&together.tls, door, &agent.hello).await;
+/// Comes, and comes again when it was sent away.
+async fn live(hello: Hello, door: SocketAddr, tls: TlsConnector, coming: Arc<Semaphore>) {
+    let endpoint = api::Endpoint { host: Some("127.0.0.1".to_owned()), ..api::Endpoint::default() };
+    let Some(address) = endpoint.address(api::Engine::PostgreSQL) else { return };
+    let tls_of_server = Tls { mode: api::TlsMode::Disable, roots: None };
+    let member = Member { address, account: None, tls: tls_of_server, databases: Vec::new() };
+    let host = Host::new(MemoryServer::default().driver(), member);
+    while let Ok(place) = coming.acquire().await {
+        let met = meet(&tls, door, &hello).await;
         drop(place);
         match met {
             Ok(stream) => {
                 let (_wishing, wishes) = mpsc::channel(1);
-                together.connected.fetch_add(1, Ordering::Relaxed);
-                agent.host.run(stream, wishes, |_| {}, together.stop.clone()).await;
-                together.connected.fetch_sub(1, Ordering::Relaxed);
+                host.run(stream, wishes, |_| {}, CancellationToken::new()).await;
             }
             Err(_) => sleep(Duration::from_secs(1)).await,
         }
@@ -227,12 +239,12 @@ async fn live(agent: Arc<Simulated>, door: SocketAddr, together: Together) {
 }
 
 /// Of as many agents as there are Databases: those of one namespace each.
-fn covered(agents: &[Arc<Simulated>]) -> impl Iterator<Item = &Hello> {
-    agents.iter().take(DATABASES).map(|agent| &agent.hello)
+fn covered(hellos: &[Hello]) -> impl Iterator<Item = &Hello> {
+    hellos.iter().take(DATABASES)
 }
 
-async fn databases(client: &Client, agents: &[Arc<Simulated>]) -> Result<()> {
-    for Hello { namespace, pod, .. } in covered(agents) {
+async fn databases(client: &Client, hellos: &[Hello]) -> Result<()> {
+    for Hello { namespace, pod, .. } in covered(hellos) {
         let database = json!({
             "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"name": pod},
             "spec": {"engine": "PostgreSQL", "agent": "Required", "podSelector": {"matchLabels": {"app": pod}}},
@@ -244,9 +256,9 @@ async fn databases(client: &Client, agents: &[Arc<Simulated>]) -> Result<()> {
 }
 
 /// Holds each of them, a few at once, some times.
-async fn held(client: &Client, agents: &[Arc<Simulated>]) -> Result<()> {
+async fn held(client: &Client, hellos: &[Hello]) -> Result<()> {
     let began = Instant::now();
-    let asked = (0..HOLDS).flat_map(|_| covered(agents)).map(|Hello { namespace, pod, .. }| {
+    let asked = (0..HOLDS).flat_map(|_| covered(hellos)).map(|Hello { namespace, pod, .. }| {
         let path = |verb| format!("/apis/{}/namespaces/{namespace}/databases/{pod}/{verb}", api::LIVE_API_VERSION);
         let paths = [path("quiesce"), path("unquiesce")];
         async move {
@@ -319,7 +331,7 @@ async fn an_agent_that_has_nothing_to_do_is_small() {
         let mut child =
             crate::agents::agent(&space, name, &uid, &server, directory.path().to_owned(), &both).await.unwrap();
         let child = Watched(child.spawn().unwrap());
-        until_come(&world, 1).await.unwrap();
+        until_come(&world, 1, SOON * 2).await.unwrap();
         let (spent, began) = (child.ran().unwrap(), Instant::now());
         sleep(IDLE).await;
         let share = child.ran().unwrap().saturating_sub(spent).as_secs_f64() / began.elapsed().as_secs_f64();
@@ -328,7 +340,7 @@ async fn an_agent_that_has_nothing_to_do_is_small() {
         assert!(kib <= MOST_IDLE_KIB, "{kib} KiB, and {MOST_IDLE_KIB} at most");
         assert!(share <= MOST_IDLE_SHARE, "{:.3} % of a core", share * 100.0);
         drop(child);
-        until_come(&world, 0).await.unwrap();
+        until_come(&world, 0, SOON * 2).await.unwrap();
     }
 }
 
