@@ -5,7 +5,7 @@ use std::{process::ExitCode, str::FromStr, time::Duration};
 use anyhow::Context;
 use api::{
     Level,
-    agent::{Granted, Wish},
+    agent::{Granted, LONGEST_WITHIN, Wish},
 };
 use clap::{Parser, Subcommand};
 use tracing_subscriber::EnvFilter;
@@ -75,9 +75,7 @@ impl FromStr for Long {
 /// How long other commands wait for their answer.
 const PATIENCE: Duration = Duration::from_secs(90);
 /// An answer of the last moment has so long to come.
-const WAY_BACK: Duration = Duration::from_secs(3);
-/// Nobody waits longer.
-const LONGEST_WITHIN: u32 = 600;
+const WAY_BACK: Duration = Duration::from_secs(10);
 
 fn within(text: &str) -> Result<Long, &'static str> {
     text.parse().and_then(|long: Long| (long.0 <= LONGEST_WITHIN).then_some(long).ok_or("must be 10 minutes at most"))
@@ -93,11 +91,13 @@ impl Args {
                 return Ok(ExitCode::SUCCESS);
             }
             Command::Freeze { long, level, within, reason } => {
-                let wish = Wish::Freeze { seconds: long.0, within: within.0, level, reason };
-                // Whoever gives up is the replica: nothing comes to hold after that.
+                // The agent names it.
+                let claim = String::new();
+                let wish = Wish::Freeze { claim, seconds: long.0, within: within.0, level, reason };
+                // Whoever gives up is the replica, and then the agent; we hear it.
                 (wish, Duration::from_secs(within.0.into()) + WAY_BACK)
             }
-            Command::Thaw => (Wish::Thaw, PATIENCE),
+            Command::Thaw => (Wish::Thaw { claims: Vec::new() }, PATIENCE),
             Command::Status => (Wish::Status, PATIENCE),
         };
         let granted = local::ask(&wish, patience).await?;
@@ -114,6 +114,9 @@ fn said(granted: &Granted) -> String {
     let until = |until: &Option<String>| until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
     match granted {
         Granted::Frozen { freeze, level, until: end } => format!("frozen at {level} by Freeze {freeze}{}", until(end)),
+        Granted::Thawed { freeze: None, proved: Some(false) } => {
+            "it had ended before, and it is NOT proved that it was held all the time: throw the copy away".to_owned()
+        }
         Granted::Thawed { freeze: None, .. } => "nothing was held".to_owned(),
         Granted::Thawed { freeze: Some(freeze), proved: Some(true) } => {
             format!("thawed; it was held all the time (Freeze {freeze})")

@@ -3,6 +3,7 @@
 use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -18,7 +19,8 @@ use tokio::{
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info, warn};
+use uuid::Uuid;
 
 use crate::replicas::Replicas;
 
@@ -32,7 +34,7 @@ const INTRODUCTION: Duration = Duration::from_secs(5);
 /// And is answered within this, or hears that it was not.
 const LONGEST: Duration = Duration::from_secs(90);
 /// A replica that gives up has so long to say so.
-const WAY_BACK: Duration = Duration::from_secs(2);
+const LATER: Duration = Duration::from_secs(5);
 /// At once.
 const MOST: usize = 16;
 
@@ -48,14 +50,14 @@ pub(crate) async fn serve(directory: &Path, replicas: Replicas, stop: Cancellati
     let listener = UnixListener::bind(&path).with_context(|| path.display().to_string())?;
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))
         .with_context(|| path.display().to_string())?;
-    let mut answering = JoinSet::new();
+    let (mut answering, told) = (JoinSet::new(), Told::default());
     while let Some(accepted) = stop.run_until_cancelled(listener.accept()).await {
         while answering.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) if answering.len() < MOST => {
-                let replicas = replicas.clone();
+                let (replicas, told) = (replicas.clone(), Arc::clone(&told));
                 answering.spawn(async move {
-                    if let Err(error) = answer(stream, &replicas).await {
+                    if let Err(error) = answer(stream, &replicas, &told).await {
                         debug!(%error, "somebody asked, and did not wait for the answer");
                     }
                 });
@@ -68,15 +70,54 @@ pub(crate) async fn serve(directory: &Path, replicas: Replicas, stop: Cancellati
     Ok(())
 }
 
-async fn answer(mut stream: UnixStream, replicas: &Replicas) -> std::io::Result<()> {
+/// Claims that somebody was told of, and has not thawed since.
+type Told = Arc<Mutex<Vec<String>>>;
+
+async fn answer(mut stream: UnixStream, replicas: &Replicas, told: &Told) -> std::io::Result<()> {
     let Some(wish) = timeout(INTRODUCTION, remote::read::<Wish>(&mut stream)).await?? else { return Ok(()) };
-    let longest = match &wish {
-        Wish::Freeze { within, .. } => Duration::from_secs((*within).into()) + WAY_BACK,
-        Wish::Thaw | Wish::Status => LONGEST,
-    };
-    let granted = timeout(longest, replicas.wish(wish)).await;
-    let late = |_| Granted::Refused { why: format!("no answer within {} s", longest.as_secs()) };
-    remote::write(&mut stream, &granted.unwrap_or_else(late)).await
+    match wish {
+        Wish::Freeze { seconds, within, level, reason, .. } => {
+            let claim = Uuid::new_v4().to_string();
+            let wish = Wish::Freeze { claim: claim.clone(), seconds, within, level, reason };
+            let granted = timeout(Duration::from_secs(within.into()) + LATER, replicas.wish(wish)).await;
+            let is_late = granted.is_err();
+            let granted = granted.unwrap_or_else(|_| Granted::Refused { why: format!("not held within {within} s") });
+            let heard = remote::write(&mut stream, &granted).await;
+            match granted {
+                Granted::Frozen { .. } if heard.is_ok() => claims(told).push(claim),
+                Granted::Elsewhere { .. } => claims(told).clear(),
+                // Nobody was told that it holds, or may come to hold: it is taken back.
+                Granted::Frozen { .. } => take_back(replicas, claim).await,
+                _ if is_late => take_back(replicas, claim).await,
+                _ => {}
+            }
+            heard
+        }
+        Wish::Thaw { .. } => {
+            let wished = claims(told).clone();
+            let granted = bounded(replicas.wish(Wish::Thaw { claims: wished.clone() })).await;
+            if !matches!(granted, Granted::Refused { .. }) {
+                claims(told).retain(|claim| !wished.contains(claim));
+            }
+            remote::write(&mut stream, &granted).await
+        }
+        Wish::Status => remote::write(&mut stream, &bounded(replicas.wish(Wish::Status)).await).await,
+    }
+}
+
+async fn bounded(granted: impl Future<Output = Granted>) -> Granted {
+    let late = |_| Granted::Refused { why: format!("no answer within {} s", LONGEST.as_secs()) };
+    timeout(LONGEST, granted).await.unwrap_or_else(late)
+}
+
+/// Where it cannot be, its lease ends it.
+async fn take_back(replicas: &Replicas, claim: String) {
+    let granted = bounded(replicas.wish(Wish::Thaw { claims: vec![claim] })).await;
+    info!(?granted, "nobody waits for it any more: it is let go");
+}
+
+fn claims(told: &Told) -> MutexGuard<'_, Vec<String>> {
+    told.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Asks the agent that runs.

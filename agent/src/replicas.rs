@@ -149,10 +149,18 @@ impl Replicas {
         }
     }
 
-    /// Asks whoever answers.
-    pub(crate) async fn wish(&self, wish: Wish) -> Granted {
-        let known: Vec<Wishing> = self.wishing().values().cloned().collect();
+    /// Asks whoever answers; the next one has what is left of the time.
+    pub(crate) async fn wish(&self, mut wish: Wish) -> Granted {
+        let (known, began): (Vec<Wishing>, _) = (self.wishing().values().cloned().collect(), Instant::now());
+        let longest = if let Wish::Freeze { within, .. } = &wish { *within } else { 0 };
         for replica in known {
+            if let Wish::Freeze { within, .. } = &mut wish {
+                let spent = u32::try_from(began.elapsed().as_secs()).unwrap_or(u32::MAX);
+                match longest.saturating_sub(spent) {
+                    0 => break,
+                    left => *within = left,
+                }
+            }
             let (told, hears) = oneshot::channel();
             if replica.send((wish.clone(), told)).await.is_ok()
                 && let Ok(granted) = hears.await

@@ -38,20 +38,27 @@ pub enum Welcome {
     Refused { why: String },
 }
 
+/// Nobody waits longer for a wish to be held, in seconds.
+pub const LONGEST_WITHIN: u32 = 600;
+
 /// What is asked from inside of the Pod, by whoever may run a command there.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Wish {
     /// Hold the database still for so long, unless it is let go before.
     Freeze {
+        /// By which the claim is known: the agent gives each another.
+        claim: String,
         seconds: u32,
         /// In seconds: given up when it does not hold by then.
         within: u32,
         level: Option<Level>,
         reason: String,
     },
-    /// End what was wished for.
-    Thaw,
+    /// End what was wished for: these claims, which were granted; all that live, if none is named.
+    Thaw {
+        claims: Vec<String>,
+    },
     Status,
 }
 

@@ -147,11 +147,6 @@ impl Claim {
         let before_it = || of.thawed_at.as_ref().is_some_and(|thawed| ended.0 < thawed.0 - ENDING);
         !of.phase.is_finished() || released || before_it()
     }
-
-    /// Whether it has lasted as long as it was to.
-    pub fn has_lapsed(&self) -> bool {
-        self.ended_at.as_ref().is_some_and(|ended| ended.0 >= self.until.0)
-    }
 }
 
 /// What kind of party a claim belongs to.

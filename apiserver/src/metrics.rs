@@ -131,7 +131,7 @@ impl Metrics {
         registry.register("stillpoint_agents", "Agents that are connected to this replica", agents.clone());
         registry.register(
             "stillpoint_agent_order_seconds",
-            "From when an order was sent to an agent until its answer came, or nobody waited for it any more",
+            "From when an order was sent to an agent until its answer came, its time was over, or the agent was gone",
             Family::clone(&ordered),
         );
         Self {

@@ -5,7 +5,7 @@ mod call;
 mod refusals;
 
 use std::{
-    collections::BTreeMap,
+    collections::BTreeSet,
     sync::{Arc, OnceLock},
 };
 
@@ -76,13 +76,18 @@ impl Verbs {
     /// Claims of this user's that hold, or are on their way, as far as they are known here.
     pub(crate) fn living(&self, user: &str, is_one: impl Fn(&str) -> bool) -> Vec<Claim> {
         let (held, freezes) = (self.freezer.views(), self.records.freezes());
+        // What is held here is in the records, too, and perhaps as it was a moment ago.
+        let here: BTreeSet<(&str, &str)> =
+            held.iter().map(|view| (view.freeze.namespace.as_str(), view.freeze.name.as_str())).collect();
+        let elsewhere = freezes.iter().filter(|freeze| {
+            let meta = &freeze.metadata;
+            !here.contains(&(meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default()))
+        });
         let held = held.iter().map(|view| view.status.as_ref());
-        let statuses = held.chain(freezes.iter().filter_map(|freeze| freeze.status.as_ref()));
+        let statuses = held.chain(elsewhere.filter_map(|freeze| freeze.status.as_ref()));
         let claims = statuses.filter(|status| !status.phase.is_finished()).flat_map(|status| &status.claims);
         let lives = |claim: &&Claim| claim.user == user && claim.ended_at.is_none() && is_one(&claim.uid);
-        // What is held here is in the records, too.
-        let by_uid = claims.filter(lives).map(|claim| (claim.uid.as_str(), claim));
-        by_uid.collect::<BTreeMap<_, _>>().into_values().cloned().collect()
+        claims.filter(lives).cloned().collect()
     }
 
     /// Where a verb is to be executed: only one replica freezes a member.

@@ -67,7 +67,7 @@ impl Seen {
             Err(kube::Error::Api(status)) if status.code == 403 => false,
             Err(error) => return Err(error),
         };
-        Ok(Self { index, databases, pods, volumes, classes: classes(client).await })
+        Ok(Self { index, databases, pods, volumes, classes: classes(client).await? })
     }
 
     pub fn databases_by_namespace(&self) -> BTreeMap<String, Vec<&Database>> {
@@ -78,12 +78,12 @@ impl Seen {
         databases
     }
 
-    /// Whether a driver cuts a volume at one instant, by its name or by one of its classes; none: that cannot be said.
+    /// Whether a driver cuts a volume at one instant: by its classes, which have the last word, or by its name; none: that cannot be said.
     pub fn is_atomic(&self, driver: &str) -> Option<bool> {
-        let classes = self.classes.as_ref().map(|all| all.iter().filter(|(of, _)| of == driver));
-        let by_class =
-            classes.map(|mut all| all.any(|(_, said)| atomic::is_atomic(driver, gate::Group::Single, said.as_deref())));
-        if atomic::is_atomic(driver, gate::Group::Single, None) { Some(true) } else { by_class }
+        let said = |class: Option<&str>| atomic::is_atomic(driver, gate::Group::Single, class);
+        let Some(classes) = &self.classes else { return said(None).then_some(true) };
+        let mut of = classes.iter().filter(|(of, _)| of == driver).map(|(_, class)| class.as_deref()).peekable();
+        Some(if of.peek().is_none() { said(None) } else { of.any(said) })
     }
 }
 
@@ -134,7 +134,8 @@ fn domain(databases: &[Database]) -> String {
     counted.into_iter().max_by_key(|(_, count)| *count).map_or("cluster.local", |(domain, _)| domain).to_owned()
 }
 
-async fn classes(client: &Client) -> Option<Vec<(String, Option<String>)>> {
+/// Where there are no snapshots, there are none.
+async fn classes(client: &Client) -> Result<Option<Vec<(String, Option<String>)>>, kube::Error> {
     let kind = ApiResource {
         group: gate::SNAPSHOTS.to_owned(),
         version: "v1".to_owned(),
@@ -142,12 +143,17 @@ async fn classes(client: &Client) -> Option<Vec<(String, Option<String>)>> {
         kind: "VolumeSnapshotClass".to_owned(),
         plural: "volumesnapshotclasses".to_owned(),
     };
-    let classes = Api::<DynamicObject>::all_with(client.clone(), &kind).list(&ListParams::default()).await.ok()?;
+    let classes = match Api::<DynamicObject>::all_with(client.clone(), &kind).list(&ListParams::default()).await {
+        Ok(classes) => classes,
+        Err(kube::Error::Api(status)) if status.code == 403 => return Ok(None),
+        Err(kube::Error::Api(status)) if status.code == 404 => return Ok(Some(Vec::new())),
+        Err(error) => return Err(error),
+    };
     let classes = classes.items.iter().filter_map(|class| {
         let said = atomic::said_by_class(&class.metadata).map(str::to_owned);
         Some((class.data.get("driver")?.as_str()?.to_owned(), said))
     });
-    Some(classes.collect())
+    Ok(Some(classes.collect()))
 }
 
 fn all_of<K>(client: &Client, namespace: Option<&str>) -> Api<K>

@@ -58,7 +58,7 @@ async fn a_claim_is_protected_when_a_database_that_is_ready_leads_to_its_pod() {
         "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": format!("{}-data", space.name)},
         "spec": {
             "capacity": {"storage": "1Gi"}, "accessModes": ["ReadWriteOnce"],
-            "csi": {"driver": "csi.example", "volumeHandle": "one"},
+            "csi": {"driver": "ebs.csi.aws.com", "volumeHandle": "one"},
             "claimRef": {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "namespace": space.name, "name": "data"},
         },
     });
@@ -79,7 +79,7 @@ async fn a_claim_is_protected_when_a_database_that_is_ready_leads_to_its_pod() {
     is(&space, "Unprotected", "no Database leads to it").await;
     let at = json!({"status": {"phase": "Running", "podIP": "127.0.0.1", "podIPs": [{"ip": "127.0.0.1"}]}}).to_string();
     space.kubectl(&["patch", "pod", "orders-0", "--subresource=status", "-p", &at]).await.unwrap();
-    // Here nobody waits for snapshots, and nobody says whether its driver cuts at one instant.
+    // Here nobody waits for snapshots.
     is(&space, "NotReady", "kube-apiserver was not told to ask").await;
     let mut configuration = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",

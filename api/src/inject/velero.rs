@@ -2,7 +2,7 @@
 //! `internal/hook/item_hook_handler.go`).
 
 use super::{AGENT_BINARY, CONTAINER, plan::Plan, pod::Pod};
-use crate::Copy;
+use crate::{Copy, agent::LONGEST_WITHIN};
 
 /// The phases, and how the keys of both begin; what begins with no phase is the first (getPodExecHookFromAnnotations).
 const PRE: &str = "pre.hook.backup.velero.io";
@@ -15,20 +15,23 @@ const TIMEOUT: u64 = 60;
 /// Velero does not end a command that takes longer than its hook may: it has to give up by itself, so many sixths of that before.
 const SIXTHS: u64 = 5;
 
-/// The most that an agent waits for.
-const LONGEST_WITHIN: u64 = 600;
+/// What Velero takes a timeout for that it cannot read, or that is none (`pkg/podexec/pod_command_executor.go`, defaultTimeout), in seconds.
+const UNREADABLE: u64 = 30;
 
-/// Whole seconds of what Go calls a duration (`time.ParseDuration`), of hours, minutes and seconds; none of anything else.
+/// Whole seconds of what Go calls a duration (`time.ParseDuration`), rounded down; none of what is none, or nothing at all.
 fn go_seconds(text: &str) -> Option<u64> {
-    let (mut rest, mut seconds) = (text, 0_u64);
+    const UNITS: [(&str, f64); 5] = [("ms", 0.001), ("us", 0.000_001), ("h", 3600.0), ("m", 60.0), ("s", 1.0)];
+    let (mut rest, mut seconds) = (text, 0.0);
     while !rest.is_empty() {
-        let end = rest.find(|c: char| !c.is_ascii_digit())?;
-        let unit = rest[end..].chars().next()?;
-        let factor = [('h', 3600), ('m', 60), ('s', 1)].into_iter().find(|(name, _)| *name == unit)?.1;
-        seconds = rest[..end].parse::<u64>().ok()?.checked_mul(factor)?.checked_add(seconds)?;
-        rest = &rest[end + 1..];
+        let end = rest.find(|c: char| !c.is_ascii_digit() && c != '.')?;
+        let (number, after) = rest.split_at(end);
+        let (unit, factor) = UNITS.iter().find(|(unit, _)| after.starts_with(unit))?;
+        seconds += number.parse::<f64>().ok()? * factor;
+        rest = &after[unit.len()..];
     }
-    (!text.is_empty()).then_some(seconds)
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within an hour, and rounded down")]
+    let whole = seconds.min(3600.0) as u64;
+    (seconds > 0.0).then_some(whole)
 }
 
 /// Why there are none. Both hooks belong together: where one is somebody's own, neither is ours.
@@ -54,8 +57,9 @@ pub(super) fn hooks(pod: Pod<'_>, plan: &Plan<'_>) -> Result<Vec<(String, String
     refusal(pod).map_or(Ok(()), Err)?;
     let longest = Copy::Atomic.longest(plan.level.unwrap_or_default()).as_secs();
     let seconds = plan.ttl_seconds.map_or(SECONDS, u64::from).min(longest);
-    let allowed = pod.annotation(&format!("{PRE}/timeout")).and_then(go_seconds).unwrap_or(TIMEOUT);
-    let within = (allowed * SIXTHS / 6).clamp(1, LONGEST_WITHIN);
+    let said = pod.annotation(&format!("{PRE}/timeout"));
+    let allowed = said.map_or(TIMEOUT, |said| go_seconds(said).unwrap_or(UNREADABLE));
+    let within = (allowed * SIXTHS / 6).clamp(1, LONGEST_WITHIN.into());
     let freeze = format!(r#"["{AGENT_BINARY}","freeze","--for","{seconds}s","--within","{within}s"]"#);
     let thaw = format!(r#"["{AGENT_BINARY}","thaw"]"#);
     let wanted = [
@@ -78,10 +82,12 @@ mod tests {
 
     #[test]
     fn a_duration_is_read_as_velero_reads_it_or_not_at_all() {
-        for (text, seconds) in [("30s", 30), ("1m30s", 90), ("2h", 7200), ("0s", 0)] {
+        for (text, seconds) in
+            [("30s", 30), ("1m30s", 90), ("2h", 3600), ("1500ms", 1), ("1.5m", 90), ("99999999999999999999s", 3600)]
+        {
             assert_eq!(go_seconds(text), Some(seconds), "{text}");
         }
-        for text in ["", "30", "s", "-1s", "1.5s", "1d", "500ms", "1m 2s", "99999999999999999999s"] {
+        for text in ["", "30", "s", "-1s", "1d", "0s", "1m 2s", "1..5s"] {
             assert_eq!(go_seconds(text), None, "{text}");
         }
     }

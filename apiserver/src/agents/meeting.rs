@@ -29,7 +29,6 @@ use crate::{
 };
 
 /// What lets agents in.
-#[derive(Clone)]
 pub(crate) struct Door {
     pub(crate) agents: Agents,
     pub(crate) authenticator: Arc<dyn Authenticator>,
@@ -52,9 +51,10 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Serves until `over`.
 pub(crate) async fn serve(bound: Bound, tls: ServerConfig, door: Door) {
     let (waiting, over) = (Arc::new(Semaphore::new(AT_THE_DOOR)), door.over.clone());
-    let of = door.clone();
+    let door = Arc::new(door);
+    let of = Arc::clone(&door);
     let service = move |stream, peer: Peer| {
-        let (door, waiting) = (of.clone(), Arc::clone(&waiting));
+        let (door, waiting) = (Arc::clone(&of), Arc::clone(&waiting));
         async move {
             let Ok(place) = waiting.try_acquire_owned() else {
                 return debug!(address = %peer.address, "too many agents come at once; it comes again");
@@ -72,7 +72,7 @@ pub(crate) async fn serve(bound: Bound, tls: ServerConfig, door: Door) {
     };
     tokio::join!(
         bound.serve_streams(tls, agent::PROTOCOL, MOST, service, over.clone()),
-        over.run_until_cancelled(tell(door)),
+        over.run_until_cancelled(tell(&door)),
     );
 }
 
@@ -131,7 +131,7 @@ fn is_the_pods(user: &User, hello: &Hello) -> Result<(), String> {
 }
 
 /// For as long as the stream lasts.
-async fn live(door: &Door, stream: Box<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>, known: Known) {
+async fn live(door: &Arc<Door>, stream: Box<impl AsyncRead + AsyncWrite + Unpin + Send + 'static>, known: Known) {
     let Known { pod, engine } = known;
     let metrics = Arc::clone(&door.metrics);
     let told = Arc::new(move |order, outcome, took: Duration| metrics.ordered(order, outcome, took.as_secs_f64()));
@@ -139,9 +139,9 @@ async fn live(door: &Door, stream: Box<impl AsyncRead + AsyncWrite + Unpin + Sen
     let agent = Agent { pod: pod.1.clone(), engine, link: link.clone() };
     let _present = Present::enter(door, pod.clone(), agent);
     let grant = {
-        let (door, pod) = (door.clone(), pod.clone());
+        let (door, pod) = (Arc::clone(door), pod.clone());
         move |wish| {
-            let (door, pod) = (door.clone(), pod.clone());
+            let (door, pod) = (Arc::clone(&door), pod.clone());
             Box::pin(async move { wishes::grant(&door, &pod, wish).await }) as _
         }
     };
@@ -178,7 +178,7 @@ impl Drop for Present<'_> {
 }
 
 /// Tells agents of another authority before it signs anything, for ever.
-async fn tell(door: Door) {
+async fn tell(door: &Door) {
     let mut known = door.keyring.now().bundle.clone();
     loop {
         tokio::time::sleep(LOOK_EVERY).await;

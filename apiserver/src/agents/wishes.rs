@@ -2,17 +2,16 @@
 //!
 //! Nobody's right to `quiesce` is asked: it is the database's own Pod that asks, for that database and for no other.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use api::{
-    Claim, Database, Freeze, FreezeStatus, Phase, Quiesce, QuiesceSpec, QuiesceStatus,
+    Database, Freeze, Quiesce, QuiesceSpec, QuiesceStatus,
     agent::{Granted, Wish},
 };
 use freeze::remote;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use tokio::time::{Instant, timeout};
-use uuid::Uuid;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{Door, Pod};
 
@@ -32,19 +31,16 @@ async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Gran
     let found =
         found.ok_or_else(|| format!("no Database of namespace {namespace} leads to Pod {pod}; register one"))?;
     let database = found.metadata.name.clone().unwrap_or_default();
-    // A claim that has ended stays ended, so that each has a number of its own.
+    // A claim that has ended stays ended, so that each has a number of its own, which the agent gives it.
     let prefix = format!("Pod/{namespace}/{pod}/");
-    let living = door.verbs.living(&door.own.user.name, |uid| uid.starts_with(&prefix));
     let several = door.agents.has_several(namespace, &found);
     match wish {
-        Wish::Freeze { seconds, within, level, reason } => {
+        Wish::Freeze { claim, seconds, within, level, reason } => {
+            let deadline = Instant::now() + Duration::from_secs(within.into());
             if several && let Some(why) = door.of_another_role(namespace, pod, &found).await {
                 return Ok(Granted::Elsewhere { why });
             }
-            // One that holds is asked for again; one that is on its way is another hook's, who may give it up.
-            let held = living.into_iter().find(|claim| claim.frozen_at.is_some()).map(|claim| claim.uid);
-            let is_new = held.is_none();
-            let uid = held.unwrap_or_else(|| format!("{prefix}{}", Uuid::new_v4()));
+            let uid = format!("{prefix}{claim}");
             let spec = QuiesceSpec {
                 uid: Some(uid.clone()),
                 // Whoever else has the role is no business of this Pod's.
@@ -56,51 +52,51 @@ async fn granted(door: &Door, (namespace, pod): &Pod, wish: Wish) -> Result<Gran
             };
             let quiesce = Quiesce { spec, ..Quiesce::default() };
             let asked = door.ask(namespace, &database, "quiesce", &quiesce);
-            let Ok(status) = timeout(Duration::from_secs(within.into()), asked).await else {
+            let Ok(status) = timeout_at(deadline, asked).await else {
                 // Nothing comes to hold for it. Where this cannot be said, it ends when it holds, for nobody hears of it.
-                let back = json!({"spec": {"uid": uid}});
-                let taken_back = door.ask(namespace, &database, "unquiesce", &back);
-                if is_new {
-                    timeout(TAKEN_BACK, taken_back).await.ok();
-                }
+                timeout(TAKEN_BACK, door.unquiesce(namespace, &database, &uid)).await.ok();
                 return Err(format!("given up: it was not held within {within} s"));
             };
-            let status = status?;
-            let status = QuiesceStatus::deserialize(&status).map_err(|error| error.to_string())?;
+            let status = QuiesceStatus::deserialize(&status?).map_err(|error| error.to_string())?;
             let (Some(freeze), Some(level)) = (status.freeze, status.level) else {
                 return Err("it is not said which Freeze holds, and how".to_owned());
             };
             Ok(Granted::Frozen { freeze, level, until: status.expires_at.map(|at| at.0.to_string()) })
         }
-        Wish::Thaw => {
-            let mut thawed = None;
-            for Claim { uid, .. } in living {
-                let status = door.ask(namespace, &database, "unquiesce", &json!({"spec": {"uid": uid}})).await?;
-                // Others' hold goes on, and is proved at its own end; whatever ended before was not held until now.
-                let others = status["stillClaimedBy"].as_array().is_some_and(|others| !others.is_empty());
-                let proved = (!others).then(|| status["proof"]["held"] == true);
-                thawed = Some(Granted::Thawed { freeze: text(&status["freeze"]), proved });
+        Wish::Thaw { claims } => {
+            let mut wished: BTreeSet<String> = claims.iter().map(|claim| format!("{prefix}{claim}")).collect();
+            if wished.is_empty() {
+                // An agent that has begun anew knows of none: whatever lives is meant.
+                let living = door.verbs.living(&door.own.user.name, |uid| uid.starts_with(&prefix));
+                wished = living.into_iter().map(|claim| claim.uid).collect();
             }
-            Ok(thawed.unwrap_or_else(|| door.over(&prefix)))
+            let (mut thawed, mut failed) = (Thawed::default(), None);
+            // Whatever fails, the others are let go.
+            for uid in &wished {
+                match door.unquiesce(namespace, &database, uid).await {
+                    Ok(status) => thawed.add(&status, || door.freeze_of(uid)),
+                    Err(why) => failed = Some(why),
+                }
+            }
+            failed.map_or(Ok(Granted::Thawed { freeze: thawed.freeze, proved: thawed.proved }), Err)
         }
         Wish::Status => Ok(door.status(namespace, &database)),
     }
 }
 
 impl Door {
-    /// Of what does not hold any more: whether the last that was wished for had ended before it was thawed from here.
-    fn over(&self, prefix: &str) -> Granted {
+    /// The Freeze that a claim was of, as far as that is known here.
+    fn freeze_of(&self, uid: &str) -> Option<String> {
         let freezes = self.verbs.records.freezes();
-        let of = |freeze: &Arc<Freeze>| {
-            let claims = freeze.status.as_ref()?.claims.iter();
-            let wished = claims.filter(|claim| claim.user == self.own.user.name && claim.uid.starts_with(prefix));
-            Some((wished.max_by_key(|claim| claim.since.0)?.clone(), Arc::clone(freeze)))
+        let of = |freeze: &&Arc<Freeze>| {
+            let status = freeze.status.as_ref();
+            status.is_some_and(|status| status.claims.iter().any(|claim| claim.uid == uid))
         };
-        let last = freezes.iter().filter_map(of).max_by_key(|(claim, _)| claim.since.0);
-        let ended = last
-            .filter(|(claim, freeze)| freeze.status.as_ref().is_some_and(|status| was_ended_elsewhere(claim, status)));
-        let freeze = ended.and_then(|(_, freeze)| freeze.metadata.name.clone());
-        Granted::Thawed { proved: freeze.as_ref().map(|_| false), freeze }
+        freezes.iter().find(of).and_then(|freeze| freeze.metadata.name.clone())
+    }
+
+    async fn unquiesce(&self, namespace: &str, database: &str, uid: &str) -> Result<Value, String> {
+        self.ask(namespace, database, "unquiesce", &json!({"spec": {"uid": uid}})).await
     }
 
     /// Of several members those that have another role than the one that is held: a hook in each of them is no fault.
@@ -145,10 +141,27 @@ impl Door {
     }
 }
 
-/// Whether a claim that held has ended otherwise than by a thaw of its own: by its lease, by somebody who ends all, or with what held it.
-fn was_ended_elsewhere(claim: &Claim, status: &FreezeStatus) -> bool {
-    let held = status.frozen_at.is_some() && status.phase != Phase::Failed;
-    held && (claim.has_lapsed() || !claim.was_let_go(status))
+/// What came of several claims together.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Thawed {
+    freeze: Option<String>,
+    proved: Option<bool>,
+}
+
+impl Thawed {
+    /// Others' hold goes on, and is proved at its own end. A claim that is not there any more has ended before, and nobody proves it.
+    fn add(&mut self, status: &Value, freeze: impl FnOnce() -> Option<String>) {
+        let others = status["stillClaimedBy"].as_array().is_some_and(|others| !others.is_empty());
+        let is_of_a_proof = status["proof"].is_object();
+        let proved = if others && !is_of_a_proof { None } else { Some(status["proof"]["held"] == true) };
+        // What is not proved of one is not proved of all.
+        self.proved = match (self.proved, proved) {
+            (Some(false), _) | (_, Some(false)) => Some(false),
+            (Some(true), _) | (_, Some(true)) => Some(true),
+            (None, None) => None,
+        };
+        self.freeze = freeze().or_else(|| text(&status["freeze"])).or_else(|| self.freeze.take());
+    }
 }
 
 fn text(value: &Value) -> Option<String> {
@@ -157,45 +170,27 @@ fn text(value: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use api::conditions::{reasons, types};
-    use serde_json::from_value;
-
     use super::*;
 
     #[test]
-    fn whoever_thaws_what_was_ended_elsewhere_is_told() {
-        let claim = |ended: &str| -> Claim {
-            from_value(json!({
-                "kind": "User", "name": "pod", "uid": "Pod/shop/pg-0/1", "user": "us", "since": "2026-01-01T00:00:00.000000Z",
-                "until": "2026-01-01T00:01:00.000000Z", "endedAt": ended, "frozenAt": "2026-01-01T00:00:01.000000Z",
-            }))
-            .unwrap()
-        };
-        let status = |phase: &str, reason: &str| -> FreezeStatus {
-            from_value(json!({
-                "phase": phase, "frozenAt": "2026-01-01T00:00:01.000000Z", "thawedAt": "2026-01-01T00:00:30.000000Z",
-                "conditions": [{
-                    "type": types::FROZEN, "status": "False", "reason": reason, "message": "",
-                    "lastTransitionTime": "2026-01-01T00:00:00Z",
-                }],
-            }))
-            .unwrap()
-        };
-        let (early, late) = (claim("2026-01-01T00:00:30.000000Z"), claim("2026-01-01T00:01:00.000000Z"));
-        for (claim, phase, reason, elsewhere) in [
-            (&early, "Thawed", reasons::RELEASED, false),
-            (&early, "Thawed", reasons::FORCED, true),
-            (&early, "Thawed", reasons::SHUTDOWN, true),
-            (&early, "Lost", reasons::RELEASED, true),
-            (&late, "Expired", reasons::LEASE_EXPIRED, true),
-            // Others went on with it.
-            (&late, "Thawed", reasons::RELEASED, true),
-            (&late, "Frozen", reasons::RELEASED, true),
-            (&early, "Frozen", reasons::RELEASED, false),
-            // It never held.
-            (&early, "Failed", reasons::SERVER_ERROR, false),
+    fn what_is_not_proved_of_one_claim_is_not_proved_of_all() {
+        let held = json!({"freeze": "f", "proof": {"held": true}});
+        let others = json!({"freeze": "f", "stillClaimedBy": [{}]});
+        let (broken, nothing) =
+            (json!({"freeze": "f", "proof": {"held": false}}), json!({"message": "nothing to end"}));
+        for (statuses, proved) in [
+            (vec![&held], Some(true)),
+            (vec![&others], None),
+            (vec![&others, &held], Some(true)),
+            (vec![&broken, &held], Some(false)),
+            (vec![&held, &nothing], Some(false)),
+            (vec![], None),
         ] {
-            assert_eq!(was_ended_elsewhere(claim, &status(phase, reason)), elsewhere, "{phase} {reason}");
+            let mut thawed = Thawed::default();
+            for status in &statuses {
+                thawed.add(status, || None);
+            }
+            assert_eq!(thawed.proved, proved, "{statuses:?}");
         }
     }
 }

@@ -43,6 +43,11 @@ impl Command {
                 "note: you may not list PersistentVolumes: whether there can be snapshots of these claims is not known"
             );
         }
+        if seen.classes.is_none() {
+            eprintln!(
+                "note: you may not list VolumeSnapshotClasses: whether drivers that are not known cut at one instant is not known"
+            );
+        }
         if waits.is_in_the_dark() {
             eprintln!("note: you may not read what is installed: whether snapshots are waited for is not known");
         }

@@ -213,7 +213,7 @@ impl Session<'_> {
             Down::Here | Down::Trust { .. } => {}
             Down::Granted { number, granted } => {
                 if let Some(told) = self.wished.remove(&number) {
-                    told.send(granted).ok();
+                    told.send(*granted).ok();
                 }
             }
             Down::Entered { number, result } => self.entries.are(number, result),

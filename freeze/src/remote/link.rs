@@ -118,11 +118,11 @@ impl Link {
                     Some(Up::Entry { number, hold, entry }) => entries.push(self.enter(number, hold, entry).boxed()),
                     Some(Up::Wish { number, .. }) if entries.len() >= MOST_ENTRIES => {
                         let why = "too much is asked for at once".to_owned();
-                        self.tell(Down::Granted { number, granted: Granted::Refused { why } }).await;
+                        self.tell(Down::Granted { number, granted: Box::new(Granted::Refused { why }) }).await;
                     }
                     Some(Up::Wish { number, wish }) => {
                         let granted = grant(wish);
-                        entries.push(async move { self.tell(Down::Granted { number, granted: granted.await }).await }.boxed());
+                        entries.push(async move { self.tell(Down::Granted { number, granted: Box::new(granted.await) }).await }.boxed());
                     }
                 },
             }

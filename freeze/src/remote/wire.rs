@@ -26,7 +26,7 @@ pub enum Down {
     /// What became of an [`Up::Entry`].
     Entered { number: u64, result: Result<(), JournalError> },
     /// What became of an [`Up::Wish`].
-    Granted { number: u64, granted: Granted },
+    Granted { number: u64, granted: Box<Granted> },
     /// Whose certificates replicas are going to show, PEM.
     Trust { bundle: String },
     /// The freezer is there.

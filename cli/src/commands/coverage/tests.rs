@@ -173,6 +173,8 @@ fn what_is_not_waited_for_or_cannot_be_cut_is_not_protected() {
     }
     seen.classes = Some(Vec::new());
     assert_eq!(state(&seen, &here()), Some(State::NotReady), "its driver may copy one file after the other");
+    seen.classes = Some(vec![("csi.example".to_owned(), Some("false".to_owned()))]);
+    assert_eq!(state(&seen, &here()), Some(State::NotReady), "its class has the last word");
     seen.classes = None;
     assert_eq!(state(&seen, &here()), Some(State::Protected), "nobody could see its class");
     seen.index.remove_volume("shop-orders");

@@ -38,7 +38,8 @@ fn findings(seen: &Seen, within: Option<&str>) -> Vec<Finding> {
     }
     if well > 0 {
         let within = within.map_or("any namespace".to_owned(), |namespace| format!("namespace {namespace}"));
-        let message = format!("{well} of {} Pods of {within} that ask for an agent", asking.len());
+        let message =
+            format!("nothing is wrong with {well} of {} Pods of {within} that ask for an agent", asking.len());
         findings.push(Finding::pass("agents", message));
     }
     findings
@@ -143,7 +144,7 @@ mod tests {
             ("shop/skipped", "level is wrong"),
             ("shop/nobodys", "no Database leads to it"),
             ("shop/unheard", "was not asked"),
-            ("cluster", "2 of 5 Pods of any namespace"),
+            ("cluster", "with 2 of 5 Pods of any namespace"),
         ] {
             assert!(said.iter().any(|(of, message)| of == subject && message.contains(says)), "{subject}: {said:?}");
         }
