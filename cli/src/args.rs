@@ -46,8 +46,10 @@ enum Command {
     Unquiesce(commands::unquiesce::Command),
     /// In a cluster: check what is installed, whom it may read Secrets of, and every Database. Exits with 1 when a check fails.
     Doctor(commands::doctor::Command),
-    /// In a cluster: which claims keep a database's data, and what a snapshot of each would be worth now. Exits with 1 when one that
-    /// could be protected is not. It lists Databases, Pods, Services and EndpointSlices; PersistentVolumes and what is installed, if it may.
+    /// In a cluster: what a snapshot of each claim that keeps a database's data would be worth now. Exits with 1 when one that could be
+    /// protected is not.
+    ///
+    /// It lists Databases, Pods, Services and EndpointSlices; PersistentVolumes, VolumeSnapshotClasses and what is installed, if it may.
     Coverage(commands::coverage::Command),
     /// In a cluster: let Stillpoint read the Secrets that a namespace's Databases name.
     Enable(commands::enable::Command),
