@@ -16,7 +16,7 @@ use freeze::remote;
 use tokio::{
     net::{UnixListener, UnixStream},
     task::JoinSet,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
@@ -55,7 +55,7 @@ pub(crate) async fn serve(directory: &Path, replicas: Replicas, stop: Cancellati
         while answering.try_join_next().is_some() {}
         match accepted {
             Ok((stream, _)) if answering.len() < MOST => {
-                let (replicas, told) = (replicas.clone(), Arc::clone(&told));
+                let (replicas, told) = (replicas.clone(), told.clone());
                 answering.spawn(async move {
                     if let Err(error) = answer(stream, &replicas, &told).await {
                         debug!(%error, "somebody asked, and did not wait for the answer");
@@ -70,8 +70,31 @@ pub(crate) async fn serve(directory: &Path, replicas: Replicas, stop: Cancellati
     Ok(())
 }
 
-/// Claims that somebody was told of, and has not thawed since.
-type Told = Arc<Mutex<Vec<String>>>;
+/// Claims that somebody was told of and has not thawed since, and when each is over by itself.
+#[derive(Clone, Debug, Default)]
+struct Told(Arc<Mutex<Vec<(String, Instant)>>>);
+
+impl Told {
+    /// A hook that never came back for its own is no matter of whoever comes now.
+    fn tell(&self, claim: String, long: Duration) {
+        let now = Instant::now();
+        let mut claims = self.claims();
+        claims.retain(|(_, over)| *over > now);
+        claims.push((claim, now + long));
+    }
+
+    fn all(&self) -> Vec<String> {
+        self.claims().iter().map(|(claim, _)| claim.clone()).collect()
+    }
+
+    fn thawed(&self, those: &[String]) {
+        self.claims().retain(|(claim, _)| !those.contains(claim));
+    }
+
+    fn claims(&self) -> MutexGuard<'_, Vec<(String, Instant)>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 async fn answer(mut stream: UnixStream, replicas: &Replicas, told: &Told) -> std::io::Result<()> {
     let Some(wish) = timeout(INTRODUCTION, remote::read::<Wish>(&mut stream)).await?? else { return Ok(()) };
@@ -84,8 +107,8 @@ async fn answer(mut stream: UnixStream, replicas: &Replicas, told: &Told) -> std
             let granted = granted.unwrap_or_else(|_| Granted::Refused { why: format!("not held within {within} s") });
             let heard = remote::write(&mut stream, &granted).await;
             match granted {
-                Granted::Frozen { .. } if heard.is_ok() => claims(told).push(claim),
-                Granted::Elsewhere { .. } => claims(told).clear(),
+                Granted::Frozen { .. } if heard.is_ok() => told.tell(claim, Duration::from_secs(seconds.into())),
+                Granted::Elsewhere { .. } => told.thawed(&told.all()),
                 // Nobody was told that it holds, or may come to hold: it is taken back.
                 Granted::Frozen { .. } => take_back(replicas, claim).await,
                 _ if is_late => take_back(replicas, claim).await,
@@ -94,10 +117,10 @@ async fn answer(mut stream: UnixStream, replicas: &Replicas, told: &Told) -> std
             heard
         }
         Wish::Thaw { .. } => {
-            let wished = claims(told).clone();
+            let wished = told.all();
             let granted = bounded(replicas.wish(Wish::Thaw { claims: wished.clone() })).await;
             if !matches!(granted, Granted::Refused { .. }) {
-                claims(told).retain(|claim| !wished.contains(claim));
+                told.thawed(&wished);
             }
             remote::write(&mut stream, &granted).await
         }
@@ -116,10 +139,6 @@ async fn take_back(replicas: &Replicas, claim: String) {
     info!(?granted, "nobody waits for it any more: it is let go");
 }
 
-fn claims(told: &Told) -> MutexGuard<'_, Vec<String>> {
-    told.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// Asks the agent that runs.
 pub(crate) async fn ask(wish: &Wish, patience: Duration) -> anyhow::Result<Granted> {
     let path = socket(&directory());
@@ -131,4 +150,25 @@ pub(crate) async fn ask(wish: &Wish, patience: Duration) -> anyhow::Result<Grant
     let late = || format!("given up: no answer within {} s", patience.as_secs());
     let granted = timeout(patience, asked).await.with_context(late)?;
     granted.with_context(|| format!("the agent at {}", path.display()))?.context("the agent went without an answer")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_thaws_is_told_of_what_was_granted_and_is_not_long_over() {
+        let (told, long) = (Told::default(), Duration::from_secs(60));
+        told.tell("forgotten".to_owned(), long);
+        tokio::time::advance(long / 2).await;
+        told.tell("one".to_owned(), long);
+        assert_eq!(told.all(), ["forgotten", "one"]);
+        tokio::time::advance(long / 2).await;
+        told.tell("two".to_owned(), long);
+        assert_eq!(told.all(), ["one", "two"]);
+        tokio::time::advance(long * 2).await;
+        assert_eq!(told.all(), ["one", "two"], "the last stay: whoever comes too late is told so");
+        told.thawed(&["one".to_owned(), "two".to_owned()]);
+        assert!(told.all().is_empty());
+    }
 }

@@ -47,8 +47,9 @@ pub mod reasons {
     pub const FOREIGN_FREEZE: &str = "ForeignFreeze";
     /// Too little space is left for the WAL that a file copy makes the server keep.
     pub const NO_ROOM_FOR_WAL: &str = "NoRoomForWAL";
-    /// The Database says `paused`.
+    /// It is to be frozen by an agent, and none is connected.
     pub const AGENT_MISSING: &str = "AgentMissing";
+    /// The Database says `paused`.
     pub const PAUSED: &str = "Paused";
     /// The freezer could not write its journal.
     pub const JOURNAL_UNAVAILABLE: &str = "JournalUnavailable";
@@ -106,6 +107,16 @@ pub fn set_condition(
         Some(at) => conditions[at] = condition,
         None => conditions.push(condition),
     }
+}
+
+/// The condition of a type.
+pub fn find<'c>(conditions: &'c [Condition], type_: &str) -> Option<&'c Condition> {
+    conditions.iter().find(|condition| condition.type_ == type_)
+}
+
+/// Whether it is there, and true.
+pub fn is_true(conditions: &[Condition], type_: &str) -> bool {
+    find(conditions, type_).is_some_and(|condition| condition.status == "True")
 }
 
 #[cfg(test)]

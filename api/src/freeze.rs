@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::{
     Copy, Desired, Engine, Level, Phase, Position,
-    conditions::{reasons, types},
+    conditions::{self, reasons, types},
 };
 
 /// A still point held on one member of each of one or several Databases.
@@ -142,7 +142,7 @@ impl Claim {
     /// Whether its owner ended it, and not whatever ended the freeze, which ends all that are left.
     pub fn was_let_go(&self, of: &FreezeStatus) -> bool {
         let Some(ended) = &self.ended_at else { return false };
-        let frozen = of.conditions.iter().find(|condition| condition.type_ == types::FROZEN);
+        let frozen = conditions::find(&of.conditions, types::FROZEN);
         let released = of.phase == Phase::Thawed && frozen.is_some_and(|frozen| frozen.reason == reasons::RELEASED);
         let before_it = || of.thawed_at.as_ref().is_some_and(|thawed| ended.0 < thawed.0 - ENDING);
         !of.phase.is_finished() || released || before_it()

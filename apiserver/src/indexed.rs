@@ -18,9 +18,8 @@ use k8s_openapi::api::{
 use kube::{Api, Client, Resource, ResourceExt, runtime::watcher};
 use serde::de::DeserializeOwned;
 use tokio::{sync::watch, time::sleep};
-use tracing::warn;
-
 use topology::{Index, Name};
+use tracing::warn;
 
 use crate::gates::policy::NamespacePolicy;
 

@@ -19,7 +19,7 @@ use kube::{
     api::{ApiResource, DynamicObject, ListParams},
     core::NamespaceResourceScope,
 };
-use topology::Index;
+use topology::{Index, claim_of};
 
 /// All of it, of one namespace or of all.
 pub struct Seen {
@@ -95,14 +95,8 @@ impl Running {
         }
         let (namespace, name) = (pod.namespace()?, pod.name_any());
         let volumes = pod.spec.as_ref().and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
-        let claims: Vec<(&str, String)> = volumes
-            .filter_map(|volume| match (&volume.persistent_volume_claim, &volume.ephemeral) {
-                (Some(claim), _) => Some((volume.name.as_str(), claim.claim_name.clone())),
-                // Named so by the control plane (Kubernetes: "Ephemeral Volumes").
-                (None, Some(_)) => Some((volume.name.as_str(), format!("{name}-{}", volume.name))),
-                (None, None) => None,
-            })
-            .collect();
+        let claims: Vec<(&str, String)> =
+            volumes.filter_map(|volume| Some((volume.name.as_str(), claim_of(volume, &name)?))).collect();
         let value = serde_json::to_value(pod).unwrap_or_default();
         let of = |volumes: &[&str]| -> BTreeSet<String> {
             claims.iter().filter(|(volume, _)| volumes.contains(volume)).map(|(_, claim)| claim.clone()).collect()
@@ -156,7 +150,8 @@ async fn classes(client: &Client) -> Result<Option<Vec<(String, Option<String>)>
     Ok(Some(classes.collect()))
 }
 
-fn all_of<K>(client: &Client, namespace: Option<&str>) -> Api<K>
+/// Of one namespace, or of all.
+pub fn all_of<K>(client: &Client, namespace: Option<&str>) -> Api<K>
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope>,
 {

@@ -25,7 +25,7 @@ use k8s_openapi::{
 };
 use kube::core::{Selector, SelectorExt};
 
-pub use self::places::Asks;
+pub use self::places::{Asks, claim_of};
 use self::{
     places::Place,
     reach::{Behind, Reach, take},

@@ -54,13 +54,13 @@ impl Place {
         let volumes = spec.and_then(|spec| spec.volumes.as_ref()).into_iter().flatten();
         let (mut claims, mut others) = (BTreeSet::new(), BTreeSet::new());
         for volume in volumes.filter(|volume| written.contains(volume.name.as_str())) {
-            match (&volume.persistent_volume_claim, &volume.ephemeral) {
-                (Some(claim), _) if claim.read_only == Some(true) => {}
-                (Some(claim), _) => drop(claims.insert(claim.claim_name.clone())),
-                // Named so by the control plane (Kubernetes: "Ephemeral Volumes").
-                (None, Some(_)) => drop(claims.insert(format!("{name}-{}", volume.name))),
-                (None, None) if outlives(volume) => drop(others.insert(volume.name.clone())),
-                (None, None) => {}
+            let is_read_only =
+                volume.persistent_volume_claim.as_ref().is_some_and(|claim| claim.read_only == Some(true));
+            match claim_of(volume, name) {
+                Some(_) if is_read_only => {}
+                Some(claim) => drop(claims.insert(claim)),
+                None if outlives(volume) => drop(others.insert(volume.name.clone())),
+                None => {}
             }
         }
         let addresses = status.and_then(|status| status.pod_ips.as_ref()).into_iter().flatten();
@@ -106,6 +106,13 @@ fn hostname(spec: Option<&PodSpec>, name: &str) -> String {
     let own = spec.and_then(|spec| spec.hostname.as_ref());
     let hostname = on_host.or(own).map_or(name, String::as_str);
     hostname.chars().take(LONGEST_HOSTNAME).collect::<String>().trim_end_matches(['-', '.']).to_owned()
+}
+
+/// The claim that a volume of a Pod is, or that is made for it.
+pub fn claim_of(volume: &Volume, pod: &str) -> Option<String> {
+    let claim = volume.persistent_volume_claim.as_ref().map(|claim| claim.claim_name.clone());
+    // Named so by the control plane (Kubernetes: "Ephemeral Volumes").
+    claim.or_else(|| volume.ephemeral.as_ref().map(|_| format!("{pod}-{}", volume.name)))
 }
 
 /// Whether what is written to it is there when the Pod is not. One of a CSI driver's own, without a claim, is not: it is ephemeral

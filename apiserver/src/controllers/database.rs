@@ -267,7 +267,7 @@ fn judge(database: &Database, old: DatabaseStatus, look: &Look, now: Timestamp) 
 }
 
 fn is_ready(status: &DatabaseStatus) -> bool {
-    status.conditions.iter().any(|condition| condition.type_ == types::READY && condition.status == "True")
+    conditions::is_true(&status.conditions, types::READY)
 }
 
 fn member(server: &ServerInfo, name: &str, via: Via) -> MemberStatus {

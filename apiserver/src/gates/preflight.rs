@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use api::{
     Database,
-    conditions::types,
+    conditions::{self, types},
     gate::{Group, LONGEST_WARNING},
 };
 use topology::{Index, Name};
@@ -59,9 +59,8 @@ fn not_ready(database: &Database) -> Option<String> {
     if database.spec.paused {
         return Some(bounded("not frozen: Database ", name, " is paused"));
     }
-    let conditions = database.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
-    let ready = conditions.iter().find(|condition| condition.type_ == types::READY);
-    let why = match ready {
+    let all = database.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default();
+    let why = match conditions::find(all, types::READY) {
         Some(ready) if ready.status == "True" => return None,
         Some(ready) => ready.reason.as_str(),
         None => "it was not looked at yet",

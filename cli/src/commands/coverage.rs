@@ -49,7 +49,7 @@ impl Command {
             );
         }
         if waits.is_in_the_dark() {
-            eprintln!("note: you may not read what is installed: whether snapshots are waited for is not known");
+            eprintln!("note: what is installed could not be read: whether snapshots are waited for is not known");
         }
         match output {
             Output::Json => print::json(&report(&claims))?,

@@ -7,7 +7,8 @@ mod policies;
 mod rights;
 mod webhooks;
 
-pub(super) use webhooks::{Configurations, leads_to};
+pub(super) use installed::home;
+pub(super) use webhooks::{Configurations, ready};
 
 use api::CheckResult;
 use freeze::chain;

@@ -2,7 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use api::{Database, conditions::types, inject::System};
+use api::{
+    Database,
+    conditions::{self, types},
+    inject::System,
+};
 use kube::ResourceExt;
 use serde::Serialize;
 use topology::{Found, Holds, Standing, unrelated};
@@ -176,11 +180,11 @@ impl Judge<'_> {
                 return not_ready(message, format!("give each an agent (docs/injection.md), then {preflight}"));
             }
         }
-        let status = database.status.clone().unwrap_or_default();
-        let ready = status.conditions.iter().find(|condition| condition.type_ == types::READY);
-        match ready {
+        let status = database.status.as_ref();
+        let is_old = status.is_some_and(|status| status.observed_generation < database.metadata.generation);
+        match status.and_then(|status| conditions::find(&status.conditions, types::READY)) {
             None => not_ready(format!("Database {name} was not looked at yet"), "kubectl still doctor".to_owned()),
-            Some(_) if status.observed_generation < database.metadata.generation => not_ready(
+            Some(_) if is_old => not_ready(
                 format!("Database {name} was changed, and not looked at since"),
                 "kubectl still doctor".to_owned(),
             ),

@@ -2,12 +2,12 @@
 
 use api::install::{self, webhooks::left_alone};
 use k8s_openapi::{
-    api::{admissionregistration::v1::MutatingWebhookConfiguration, discovery::v1::EndpointSlice},
+    api::admissionregistration::v1::MutatingWebhookConfiguration,
     kube_aggregator::pkg::apis::apiregistration::v1::APIService,
 };
-use kube::{Api, Client, api::ListParams};
+use kube::{Api, Client};
 
-use crate::commands::doctor::{Configurations, leads_to};
+use crate::commands::doctor::{Configurations, home, ready};
 
 /// What was seen of the installation; what may not be read is `None`.
 #[derive(Clone, Debug)]
@@ -25,17 +25,13 @@ impl Waits {
     pub(super) async fn read(client: &Client) -> Self {
         let services: Api<APIService> = Api::all(client.clone());
         let service = services.get_opt(&install::api_service()).await.ok();
-        let home =
-            service.iter().flatten().find_map(|service| service.spec.as_ref()?.service.as_ref()?.namespace.clone());
-        let home = home.unwrap_or_else(|| install::NAMESPACE.to_owned());
+        let home = home(service.as_ref().and_then(Option::as_ref));
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(client.clone());
         let mutating = configurations.get_opt(install::webhooks::NAME).await.ok();
-        let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), &home);
-        let of = ListParams::default().labels(&format!("kubernetes.io/service-name={}", install::webhooks::NAME));
         Self {
             available: service.map(|service| service.is_some_and(|service| is_available(&service))),
             configurations: mutating.map(|mutating| Configurations { validating: None, mutating }),
-            ready: slices.list(&of).await.ok().map(|slices| leads_to(&slices.items) > 0),
+            ready: ready(client, &home).await.ok().map(|ready| ready > 0),
             home,
         }
     }

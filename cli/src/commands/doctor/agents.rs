@@ -1,6 +1,10 @@
 //! Agents beside databases: Pods that asked for one and got none, and those whose agent nobody has heard of.
 
-use api::{AgentPolicy, Database, Via, conditions::types, inject};
+use api::{
+    AgentPolicy, Database, Via,
+    conditions::{self, types},
+    inject,
+};
 use kube::ResourceExt;
 
 use super::Finding;
@@ -72,8 +76,7 @@ fn wrong(seen: &Seen, pod: &Running, databases: &[&Database]) -> Option<Finding>
 
 /// What is wrong with one that is not, it says itself.
 fn is_ready(database: &Database) -> bool {
-    let mut conditions = database.status.iter().flat_map(|status| &status.conditions);
-    conditions.any(|condition| condition.type_ == types::READY && condition.status == "True")
+    database.status.as_ref().is_some_and(|status| conditions::is_true(&status.conditions, types::READY))
 }
 
 fn is_heard_of(database: &Database, pod: &str) -> bool {

@@ -15,7 +15,7 @@ use kube::{Api as Objects, Client, Resource, ResourceExt, api::ListParams, core:
 use serde::de::DeserializeOwned;
 
 use super::{Finding, rights};
-use crate::client::Api;
+use crate::{client::Api, seen::all_of};
 
 /// Of all namespaces, or of the one that was named; of one's own when no other may be read.
 pub(super) async fn look(api: &Api, named: Option<&str>, home: Option<&str>) -> Vec<Finding> {
@@ -62,11 +62,7 @@ async fn list<K>(client: &Client, namespace: Option<&str>) -> Result<Vec<K>, kub
 where
     K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + std::fmt::Debug + DeserializeOwned,
 {
-    let objects: Objects<K> = match namespace {
-        Some(namespace) => Objects::namespaced(client.clone(), namespace),
-        None => Objects::all(client.clone()),
-    };
-    Ok(objects.list(&ListParams::default()).await?.items)
+    Ok(all_of(client, namespace).list(&ListParams::default()).await?.items)
 }
 
 /// Only what is wrong: a Database that is ready says the rest.

@@ -61,8 +61,7 @@ pub(super) async fn look(client: &Client) -> (Vec<Finding>, String) {
     }
     let services: Api<APIService> = Api::all(client.clone());
     let service = services.get_opt(&install::api_service()).await;
-    let home = service.as_ref().ok().and_then(|service| service.as_ref()?.spec.as_ref()?.service.as_ref());
-    let home = home.and_then(|service| service.namespace.clone()).unwrap_or_else(|| install::NAMESPACE.to_owned());
+    let home = home(service.as_ref().ok().and_then(Option::as_ref));
     findings.push(match &service {
         Ok(service) => api_service(service.as_ref()),
         Err(error) => Finding::unseen("apiservice", "the APIService", error),
@@ -75,6 +74,12 @@ pub(super) async fn look(client: &Client) -> (Vec<Finding>, String) {
     });
     findings.push(replicas(client, &home).await);
     (findings, home)
+}
+
+/// The namespace that it is installed in; its usual one where nothing says.
+pub(crate) fn home(service: Option<&APIService>) -> String {
+    let service = service.and_then(|service| service.spec.as_ref()?.service.as_ref());
+    service.and_then(|service| service.namespace.clone()).unwrap_or_else(|| install::NAMESPACE.to_owned())
 }
 
 fn crd(name: &str, found: Option<&CustomResourceDefinition>) -> Finding {

@@ -160,24 +160,28 @@ fn served(missing: &[String], groups: bool) -> Finding {
 
 /// Whom the Service leads to.
 async fn endpoints(client: &Client, home: &str) -> Finding {
-    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), home);
-    let of = ListParams::default().labels(&format!("kubernetes.io/service-name={NAME}"));
-    match slices.list(&of).await {
-        Ok(list) => reached(home, &list.items),
+    match ready(client, home).await {
+        Ok(ready) => reached(home, ready),
         Err(error) => Finding::unseen("webhooks", &format!("EndpointSlices of {home}/{NAME}"), &error),
     }
 }
 
-/// How many a Service leads to that are ready.
-pub(crate) fn leads_to(slices: &[EndpointSlice]) -> usize {
+/// How many webhooks there are that are ready.
+pub(crate) async fn ready(client: &Client, home: &str) -> Result<usize, kube::Error> {
+    let slices: Api<EndpointSlice> = Api::namespaced(client.clone(), home);
+    let of = ListParams::default().labels(&format!("kubernetes.io/service-name={NAME}"));
+    Ok(leads_to(&slices.list(&of).await?.items))
+}
+
+fn leads_to(slices: &[EndpointSlice]) -> usize {
     let endpoints = slices.iter().flat_map(|slice| &slice.endpoints);
     // Without a word it counts as ready (EndpointConditions, discovery.k8s.io/v1).
     let ready = |conditions: Option<bool>| conditions != Some(false);
     endpoints.filter(|one| ready(one.conditions.as_ref().and_then(|conditions| conditions.ready))).count()
 }
 
-fn reached(home: &str, slices: &[EndpointSlice]) -> Finding {
-    match leads_to(slices) {
+fn reached(home: &str, ready: usize) -> Finding {
+    match ready {
         0 => Finding::fail(
             "webhooks",
             format!(
@@ -272,10 +276,10 @@ mod tests {
             let endpoint = json!({"addresses": ["10.0.0.1"], "conditions": {"ready": ready}});
             from_value(json!({"addressType": "IPv4", "endpoints": [endpoint]})).unwrap()
         };
-        assert_eq!(reached("home", &[]).result, CheckResult::Fail);
-        assert_eq!(reached("home", &[slice(json!(false))]).result, CheckResult::Fail);
-        assert_eq!(reached("home", &[slice(json!(false)), slice(json!(true))]).result, CheckResult::Pass);
-        assert_eq!(reached("home", &[slice(Value::Null)]).result, CheckResult::Pass);
+        assert_eq!(reached("home", leads_to(&[])).result, CheckResult::Fail);
+        assert_eq!(reached("home", leads_to(&[slice(json!(false))])).result, CheckResult::Fail);
+        assert_eq!(reached("home", leads_to(&[slice(json!(false)), slice(json!(true))])).result, CheckResult::Pass);
+        assert_eq!(reached("home", leads_to(&[slice(Value::Null)])).result, CheckResult::Pass);
     }
 
     #[test]
