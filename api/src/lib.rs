@@ -20,6 +20,8 @@ pub mod inject;
 pub mod install;
 mod live;
 mod position;
+pub mod repository;
+mod snapshot;
 pub mod validate;
 mod words;
 
@@ -36,6 +38,14 @@ pub use live::{
     RenewStatus, Stage, Unquiesce, UnquiesceSpec, UnquiesceStatus,
 };
 pub use position::{MariadbPosition, Position, PostgresqlPosition};
+pub use repository::{
+    AzureLocation, DirectoryLocation, Encryption, GcsLocation, LocationKind, LocationStatus, Repository,
+    RepositoryLocation, RepositorySpec, RepositoryStatus, S3CredentialsReference, S3Location,
+};
+pub use snapshot::{
+    Consistency, CopyAt, CutBetween, DatabaseCopy, DeletionPolicy, DumpFile, DumpFormat, FINALIZER_SNAPSHOT, Progress,
+    Snapshot, SnapshotMethod, SnapshotPhase, SnapshotSpec, SnapshotStatus, Verdict,
+};
 pub use words::{Copy, Desired, Engine, Level, Phase, Role};
 
 /// The group of everything that is stored.
