@@ -9,8 +9,10 @@ pub mod types {
     pub const REACHABLE: &str = "Reachable";
     /// Database: the account may do what the Database's level needs.
     pub const PRIVILEGED: &str = "Privileged";
-    /// Database: a freeze at the Database's level would be tried.
+    /// Database: a freeze at its level would be tried. Repository: all of its locations can be used. Snapshot: it can be restored.
     pub const READY: &str = "Ready";
+    /// Restore: everything that was asked for is there.
+    pub const COMPLETE: &str = "Complete";
     /// Freeze: it holds.
     pub const FROZEN: &str = "Frozen";
 }
@@ -75,6 +77,24 @@ pub mod reasons {
     pub const FORCED: &str = "Forced";
     /// Anything the server said that we have no name for.
     pub const SERVER_ERROR: &str = "ServerError";
+    /// The program that dumps or restores is not there, or is older than its server.
+    pub const TOOL_MISSING: &str = "ToolMissing";
+    /// A dump or a restore broke off: what its program said.
+    pub const TOOL_FAILED: &str = "ToolFailed";
+    /// No location of the Repository does what is asked of it.
+    pub const REPOSITORY_UNAVAILABLE: &str = "RepositoryUnavailable";
+    /// The password is missing, or does not open the Repository.
+    pub const REPOSITORY_LOCKED: &str = "RepositoryLocked";
+    /// What is stored is not what was stored.
+    pub const DAMAGED: &str = "Damaged";
+    /// Nothing of that name, or of that time, is there.
+    pub const NOT_FOUND: &str = "NotFound";
+    /// What was to be restored would replace something, and may not.
+    pub const EXISTS: &str = "Exists";
+    /// It was not done in time.
+    pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
+    /// The process that did it is gone without a word.
+    pub const RUNNER_DIED: &str = "RunnerDied";
     pub const IN_PROGRESS: &str = "InProgress";
 }
 

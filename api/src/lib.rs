@@ -19,8 +19,11 @@ pub mod gate;
 pub mod inject;
 pub mod install;
 mod live;
+mod live_snapshot;
 mod position;
 pub mod repository;
+mod restore;
+pub mod runner;
 mod snapshot;
 pub mod validate;
 mod words;
@@ -37,10 +40,14 @@ pub use live::{
     Check, CheckResult, LiveDatabase, LiveDatabaseStatus, Quiesce, QuiesceSpec, QuiesceStatus, Renew, RenewSpec,
     RenewStatus, Stage, Unquiesce, UnquiesceSpec, UnquiesceStatus,
 };
+pub use live_snapshot::{KnownBy, LiveSnapshot, LiveSnapshotSpec, LiveSnapshotStatus};
 pub use position::{MariadbPosition, Position, PostgresqlPosition};
 pub use repository::{
     AzureLocation, DirectoryLocation, Encryption, GcsLocation, LocationKind, LocationStatus, Repository,
     RepositoryLocation, RepositorySpec, RepositoryStatus, S3CredentialsReference, S3Location,
+};
+pub use restore::{
+    ChosenCopy, ExistingPolicy, Restore, RestorePhase, RestoreSource, RestoreSpec, RestoreStatus, choose,
 };
 pub use snapshot::{
     Consistency, CopyAt, CutBetween, DatabaseCopy, DeletionPolicy, DumpFile, DumpFormat, FINALIZER_SNAPSHOT, Progress,

@@ -1,6 +1,10 @@
 //! What makes an object valid, as pure functions. The registry, the webhooks and the controllers call the same ones.
 
+mod copies;
+
 use kube::core::Selector;
+
+pub use copies::{repository, repository_update, restore, restore_update, snapshot, snapshot_update};
 
 use crate::{AgentPolicy, Copy, DatabaseSpec, FreezeSpec, Level, QuiesceSpec, TlsMode};
 

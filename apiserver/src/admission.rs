@@ -1,7 +1,7 @@
 //! What a cluster asks by policy, asked here: whoever names a Secret must be allowed to read it; whoever declares a Freeze
 //! must be allowed to quiesce what it holds.
 
-use api::{Database, FreezeSpec};
+use api::{Database, FreezeSpec, Repository, RestoreSpec, SnapshotSpec};
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -10,7 +10,7 @@ use crate::{
     auth::{self, Authorizer},
     error::ApiError,
     registry::Admit,
-    resources::{DATABASES, FREEZES, SECRETS},
+    resources::{DATABASES, FREEZES, REPOSITORIES, RESTORES, SECRETS, SNAPSHOTS},
     target::{ResourceTarget, Verb},
     verbs::Verbs,
 };
@@ -25,23 +25,30 @@ pub(crate) struct Author<'a> {
 #[async_trait]
 impl Admit for Author<'_> {
     async fn admit(&self, object: &Value) -> Result<(), ApiError> {
-        let Self { authorizer, verbs, asked } = self;
+        let Self { verbs, asked, .. } = self;
         let namespace = asked.target.namespace.as_deref().unwrap_or_default();
         if asked.resource.kind == DATABASES.kind
             && let Ok(database) = serde_json::from_value::<Database>(object.clone())
         {
-            for name in crate::targets::secret_names(&database) {
-                let target = ResourceTarget {
-                    verb: Verb::Get,
-                    group: String::new(),
-                    version: SECRETS.version.to_owned(),
-                    namespace: Some(namespace.to_owned()),
-                    resource: SECRETS.plural.to_owned(),
-                    name: Some(name.to_owned()),
-                    subresource: None,
-                };
-                auth::ask(*authorizer, asked.user, (&target).into()).await?;
+            self.may_read(namespace, &crate::targets::secret_names(&database)).await?;
+        }
+        if asked.resource.kind == REPOSITORIES.kind
+            && let Ok(repository) = serde_json::from_value::<Repository>(object.clone())
+        {
+            let names: Vec<&str> = repository.spec.secrets().into_iter().map(|(name, _)| name).collect();
+            self.may_read(namespace, &names).await?;
+        }
+        if asked.resource.kind == SNAPSHOTS.kind
+            && let Ok(spec) = serde_json::from_value::<SnapshotSpec>(object["spec"].clone())
+        {
+            for database in &spec.databases {
+                verbs.may_quiesce(asked.user, namespace, database).await?;
             }
+        }
+        if asked.resource.kind == RESTORES.kind
+            && let Ok(spec) = serde_json::from_value::<RestoreSpec>(object["spec"].clone())
+        {
+            verbs.may_quiesce(asked.user, namespace, &spec.database).await?;
         }
         if asked.resource.kind == FREEZES.kind
             && let Ok(spec) = serde_json::from_value::<FreezeSpec>(object["spec"].clone())
@@ -49,6 +56,25 @@ impl Admit for Author<'_> {
             for target in &spec.targets {
                 verbs.may_quiesce(asked.user, namespace, &target.database).await?;
             }
+        }
+        Ok(())
+    }
+}
+
+impl Author<'_> {
+    /// Secrets that it would have us read.
+    async fn may_read(&self, namespace: &str, secrets: &[&str]) -> Result<(), ApiError> {
+        for name in secrets {
+            let target = ResourceTarget {
+                verb: Verb::Get,
+                group: String::new(),
+                version: SECRETS.version.to_owned(),
+                namespace: Some(namespace.to_owned()),
+                resource: SECRETS.plural.to_owned(),
+                name: Some((*name).to_owned()),
+                subresource: None,
+            };
+            auth::ask(self.authorizer, self.asked.user, (&target).into()).await?;
         }
         Ok(())
     }

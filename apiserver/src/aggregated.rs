@@ -106,6 +106,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         registry: None,
         drivers,
         agents: agents.clone(),
+        copies: None,
         authenticator: Arc::new(WithPeers::new(
             Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, Vec::new(), true),
             Arc::clone(&keyring),

@@ -62,6 +62,11 @@ impl DataDir {
         self.path.join("objects.db")
     }
 
+    /// What runs of dumps and restores need while they run.
+    pub fn runs(&self) -> PathBuf {
+        self.path.join("runs")
+    }
+
     /// The authority, made at the first start.
     pub fn authority(&self, now: Timestamp) -> Result<Authority, DataDirError> {
         let directory = self.path.join("pki");

@@ -93,6 +93,11 @@ impl ApiError {
         Self::new(StatusCode::CONFLICT, "Conflict", message).about(about)
     }
 
+    /// A conflict with what an object is now, in our own words.
+    pub fn conflict_message(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::CONFLICT, "Conflict", message)
+    }
+
     pub fn gone(message: impl Into<String>) -> Self {
         Self::new(StatusCode::GONE, "Gone", message)
     }
@@ -151,6 +156,12 @@ impl ApiError {
         let message = "Internal error occurred: see the server's log";
         let error = Self::new(StatusCode::INTERNAL_SERVER_ERROR, "InternalError", message);
         Self { internal: Some(why.to_string()), ..error }
+    }
+
+    /// The same, and whoever asked is told this of it.
+    #[must_use]
+    pub fn told(self, message: impl Into<String>) -> Self {
+        Self { message: message.into(), ..self }
     }
 
     /// Adds a named cause.

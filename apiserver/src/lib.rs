@@ -17,6 +17,7 @@ mod asked;
 pub mod auth;
 mod body;
 mod controllers;
+mod copies;
 mod data_dir;
 mod directory;
 mod discovery;
@@ -53,5 +54,6 @@ mod verbs;
 mod watching;
 
 pub use args::Args;
+pub use copies::RUNNER;
 pub use server::Server;
 pub use standalone::bind;

@@ -1,11 +1,17 @@
 //! `stillpoint-apiserver`: crypto provider, arguments, run.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     certs::use_ring();
+    // A child of a standalone server: it is told what to do by its environment.
+    if std::env::args_os().nth(1).is_some_and(|first| first == apiserver::RUNNER) {
+        return Ok(runner::run());
+    }
     let args = apiserver::Args::parse();
     // Two threads: freezes wait for databases, they do not compute.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(args.run())
+    runtime.block_on(args.run()).map(|()| ExitCode::SUCCESS)
 }

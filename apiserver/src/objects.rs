@@ -1,6 +1,7 @@
 //! Requests for resources: from a permitted target to the registry or the verbs, and back to bytes.
 
 mod lists;
+mod snapshots;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -20,12 +21,13 @@ use crate::{
     auth::{Authorizer, User},
     body::{self, Body},
     controllers,
+    copies::Copies,
     error::ApiError,
     meta,
     negotiate::Form,
     patch::Patch,
     registry::{DeleteOptions, Deleted, Registry, value},
-    resources::{self, FREEZES, NAMESPACES, Resource, Served, Storage},
+    resources::{FREEZES, NAMESPACES, Resource, SNAPSHOTS, Served, Storage, live},
     target::{ResourceTarget, Verb},
     verbs::Verbs,
     watching,
@@ -45,6 +47,8 @@ pub struct Objects {
     /// What is kept here, if anything is.
     pub registry: Option<Registry>,
     pub verbs: Verbs,
+    /// Where copies are taken, if they are here.
+    pub(crate) copies: Option<Copies>,
     pub authorizer: Arc<dyn Authorizer>,
 }
 
@@ -62,6 +66,9 @@ impl Objects {
             self.served.find(&target.group, &target.version, &target.resource).ok_or_else(ApiError::no_such_path)?;
         served(resource, &target)?;
         let asked = Asked { user, resource, target: &target, parts, now };
+        if resource.kind == live::SNAPSHOTS.kind {
+            return self.live_snapshots(&asked, &bytes).await;
+        }
         if let Some(verb) = target.subresource.as_deref().filter(|name| *name != "status") {
             return self.verb(&asked, verb, &bytes).await;
         }
@@ -129,7 +136,7 @@ impl Objects {
         let name = database.metadata.name.clone().unwrap_or_default();
         let view = self.verbs.freezer.view(&namespace, &name);
         let view = view.or_else(|| elsewhere.get(&(namespace, name)).cloned());
-        serde_json::to_value(resources::live::show(database, view)).map_err(ApiError::internal)
+        serde_json::to_value(live::show(database, view)).map_err(ApiError::internal)
     }
 
     /// What other replicas hold, as their journals say.
@@ -143,7 +150,7 @@ impl Objects {
         freezes
             .iter()
             .filter(|freeze| inside(freeze))
-            .flat_map(|freeze| resources::live::views(freeze, Timestamp::now()))
+            .flat_map(|freeze| live::views(freeze, Timestamp::now()))
             .collect()
     }
 
@@ -204,9 +211,7 @@ impl Objects {
         if body.value.is_null() {
             return Err(ApiError::bad_request(format!("the body must be a {} object", asked.resource.kind)));
         }
-        if asked.resource.kind == FREEZES.kind {
-            declare(&mut body, asked.user);
-        }
+        declare(asked.resource, &mut body, asked.user);
         let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked };
         let write = asked.write(&author)?;
         let namespace = asked.target.namespace.as_deref();
@@ -309,19 +314,26 @@ fn delete_options(asked: &Asked<'_>, bytes: &[u8]) -> Result<DeleteOptions, ApiE
     })
 }
 
-/// A declared Freeze carries who declared it, and stays until it has been thawed.
-fn declare(body: &mut Body, user: &User) {
+/// What has to be taken care of before it goes away stays until that is done; a declared Freeze carries who declared it.
+fn declare(resource: &Resource, body: &mut Body, user: &User) {
+    let finalizer = match resource.kind {
+        kind if kind == FREEZES.kind => api::FINALIZER_THAW,
+        kind if kind == SNAPSHOTS.kind => api::FINALIZER_SNAPSHOT,
+        _ => return,
+    };
     if !body.value["metadata"].is_object() {
         body.value["metadata"] = json!({});
     }
     let mut finalizers: Vec<String> = meta::finalizers(&body.value).into_iter().map(str::to_owned).collect();
-    if !finalizers.iter().any(|finalizer| finalizer == api::FINALIZER_THAW) {
-        finalizers.push(api::FINALIZER_THAW.to_owned());
+    if !finalizers.iter().any(|other| other == finalizer) {
+        finalizers.push(finalizer.to_owned());
     }
     let metadata = &mut body.value["metadata"];
     metadata["finalizers"] = json!(finalizers);
-    if !metadata["annotations"].is_object() {
-        metadata["annotations"] = json!({});
+    if resource.kind == FREEZES.kind {
+        if !metadata["annotations"].is_object() {
+            metadata["annotations"] = json!({});
+        }
+        metadata["annotations"][controllers::freeze::CREATED_BY] = user.name.as_str().into();
     }
-    metadata["annotations"][controllers::freeze::CREATED_BY] = user.name.as_str().into();
 }

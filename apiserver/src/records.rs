@@ -20,6 +20,7 @@ use k8s_openapi::api::core::v1::{Event, Secret};
 
 pub use cluster::Cluster;
 pub(crate) use mirror::Mirror;
+pub(crate) use own::{changed, follow};
 
 use crate::error::ApiError;
 

@@ -15,6 +15,7 @@ use tracing::{info, warn};
 use crate::{
     auth::standalone::{Known, Roles},
     controllers,
+    copies::Copies,
     data_dir::{DataDir, LEAF_LIFE},
     recovery,
     registry::Registry,
@@ -44,6 +45,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, ending: Ending, drivers: Driv
     let store = Store::open(&data_dir.objects(), &resources::stored(), &tasks)?;
     let registry = Registry::new(store);
     ensure_default_namespace(&registry).await?;
+    let copies = Copies::standalone(&registry, data_dir.runs(), &tasks)?;
     let core = Core::new(Parts {
         served: Served::Standalone,
         identity: format!("standalone/{}", std::process::id()),
@@ -51,6 +53,7 @@ pub async fn bind(path: &Path, listen: SocketAddr, ending: Ending, drivers: Driv
         registry: Some(registry.clone()),
         drivers,
         agents: None,
+        copies: Some(copies.clone()),
         authenticator: Arc::new(Known::new(authority.certificate().into(), tokens)),
         authorizer: Arc::new(Roles),
         conditions: Vec::new(),
@@ -59,11 +62,12 @@ pub async fn bind(path: &Path, listen: SocketAddr, ending: Ending, drivers: Driv
         over: CancellationToken::new(),
     });
     recovery::recover(&core.verbs);
-    let loops = vec![
+    let mut loops = vec![
         ("namespaces", controllers::housekeeping::namespaces(registry.clone()).boxed()),
         ("events", controllers::housekeeping::events(registry).boxed()),
         ("serving certificate", renew_leaf(data_dir, leaf, address).boxed()),
     ];
+    loops.extend(copies.loops());
     Ok(Server { bound, tls, address, core, loops, ending })
 }
 

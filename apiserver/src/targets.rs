@@ -1,12 +1,12 @@
 //! From a `Database` object and its Secrets to what the freezer works with. Pure: objects in, [`Target`] out.
 //!
-//! Promises that a password never leaves this path but inside [`Account`], which does not print itself.
+//! Promises that a password never leaves this path but inside [`freeze::Account`], which does not print itself.
 
 use std::{sync::Arc, time::Duration};
 
 use api::{AgentPolicy, Check, ConnectionAddress, Copy, Database, Level, Role, Via, conditions::reasons};
 use freeze::{
-    Account, Driver, Drivers, Member, Plan, Target, Tls, TlsRoots,
+    Driver, Drivers, Member, NoMember, Plan, SecretValue, Target, Tls,
     remote::{Remote, Term},
 };
 use k8s_openapi::api::core::v1::Secret;
@@ -113,6 +113,19 @@ pub fn secret_names(database: &Database) -> Vec<&str> {
     names
 }
 
+/// The Secrets that a Database refers to, each with the keys that may be read of it.
+pub fn secrets(database: &Database) -> Vec<(&str, Vec<&str>)> {
+    let spec = &database.spec;
+    let credentials = spec.credentials.iter().map(|credentials| {
+        (credentials.secret_ref.name.as_str(), vec![credentials.username_key.as_str(), &credentials.password_key])
+    });
+    let tls = spec.tls.as_ref();
+    let ca = tls.and_then(|tls| tls.ca_secret_ref.as_ref()).map(|secret| (secret.name.as_str(), vec!["ca.crt"]));
+    let own = tls.and_then(|tls| tls.cert_secret_ref.as_ref());
+    let own = own.map(|secret| (secret.name.as_str(), vec!["tls.crt", "tls.key"]));
+    credentials.chain(ca).chain(own).collect()
+}
+
 /// The target of a freeze, or why there is none.
 pub fn target(drivers: &Drivers, from: &Ingredients, wanted: Wanted<'_>) -> Result<Target, Unresolved> {
     let spec = &from.database.spec;
@@ -177,10 +190,11 @@ fn at_agent(from: &Ingredients, agent: &Agent) -> Member {
 
 /// The server itself, over the network.
 fn member(from: &Ingredients) -> Result<Member, Unresolved> {
-    let spec = &from.database.spec;
-    let address =
-        spec.endpoint.address(spec.engine).ok_or_else(|| Unresolved::Endpoint { database: name_of(&from.database) })?;
-    Ok(Member { account: account(from)?, tls: tls(from, &address)?, databases: spec.databases.clone(), address })
+    let database = || name_of(&from.database);
+    Member::of(&from.database.spec, &|secret, key| value(from, secret, key)).map_err(|error| match error {
+        NoMember::Endpoint => Unresolved::Endpoint { database: database() },
+        NoMember::Secret { secret, key, why } => Unresolved::Credentials { database: database(), secret, key, why },
+    })
 }
 
 /// What is to be made true there.
@@ -219,54 +233,12 @@ pub fn durations(databases: &[Database], level: Level, copy: Copy, wanted: Optio
 /// See [`plan`]: the longest idle time that a server grants us.
 const FIRST_SERVER_TTL: Duration = Duration::from_secs(5);
 
-fn account(from: &Ingredients) -> Result<Option<Account>, Unresolved> {
-    let Some(credentials) = &from.database.spec.credentials else {
-        return Ok(None);
-    };
-    let secret = &credentials.secret_ref.name;
-    let user = text(from, secret, &credentials.username_key)?;
-    let password = match text(from, secret, &credentials.password_key) {
-        Ok(password) => Some(password),
-        Err(Unresolved::Credentials { why: NO_KEY, .. }) => None,
-        Err(other) => return Err(other),
-    };
-    Ok(Some(Account { user, password }))
-}
-
-fn tls(from: &Ingredients, address: &ConnectionAddress) -> Result<Tls, Unresolved> {
-    let spec = &from.database.spec;
-    let mode = spec.tls_mode(address);
-    let Some(tls) = &spec.tls else {
-        return Ok(Tls { mode, roots: None });
-    };
-    let ca = match &tls.ca_secret_ref {
-        Some(secret) => Some(text(from, &secret.name, "ca.crt")?.into()),
-        None => None,
-    };
-    let identity = match &tls.cert_secret_ref {
-        Some(secret) => {
-            Some((text(from, &secret.name, "tls.crt")?.into(), text(from, &secret.name, "tls.key")?.into()))
-        }
-        None => None,
-    };
-    Ok(Tls { mode, roots: Some(TlsRoots { ca, identity }) })
-}
-
-const NO_SECRET: &str = "does not exist";
-const NO_KEY: &str = "the Secret does not have";
-const NO_TEXT: &str = "is not UTF-8 text";
-
-fn text(from: &Ingredients, secret: &str, key: &str) -> Result<String, Unresolved> {
-    let missing = |why| Unresolved::Credentials {
-        database: name_of(&from.database),
-        secret: secret.to_owned(),
-        key: key.to_owned(),
-        why,
-    };
+/// A value of a Secret, as far as it was read.
+fn value(from: &Ingredients, secret: &str, key: &str) -> SecretValue {
     let found = from.secrets.iter().find(|candidate| candidate.metadata.name.as_deref() == Some(secret));
-    let data = found.ok_or_else(|| missing(NO_SECRET))?.data.as_ref();
-    let bytes = data.and_then(|data| data.get(key)).ok_or_else(|| missing(NO_KEY))?;
-    String::from_utf8(bytes.0.clone()).map_err(|_| missing(NO_TEXT))
+    let Some(found) = found else { return SecretValue::NoSecret };
+    let bytes = found.data.as_ref().and_then(|data| data.get(key));
+    bytes.map_or(SecretValue::NoKey, |bytes| SecretValue::Is(bytes.0.clone()))
 }
 
 fn name_of(database: &Database) -> String {
@@ -301,7 +273,7 @@ mod tests {
     fn a_missing_secret_or_user_name_is_named_and_a_missing_password_is_not_wanted() {
         let member_of =
             |secrets| member(&Ingredients { database: with_credentials(), secrets, beside: Beside::Nobody });
-        assert!(matches!(member_of(vec![]), Err(Unresolved::Credentials { why: NO_SECRET, .. })));
+        assert!(matches!(member_of(vec![]), Err(Unresolved::Credentials { why: "does not exist", .. })));
         let no_user = secret(json!({"password": "cHc="}));
         assert!(matches!(member_of(vec![no_user]), Err(Unresolved::Credentials { key, .. }) if key == "username"));
         let no_password = secret(json!({"username": "ZGJh"}));

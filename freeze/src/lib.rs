@@ -25,6 +25,7 @@ mod freezer;
 mod group;
 mod journal;
 mod lease;
+mod member;
 pub mod remote;
 
 pub use blocker::Blocker;
@@ -40,3 +41,4 @@ pub use freezer::{
 };
 pub use journal::{FreezeName, Journal, JournalError, UndoLog};
 pub use lease::LONGEST_SERVER_TTL;
+pub use member::{NoMember, SecretValue};

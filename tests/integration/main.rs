@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
 mod blockers;
+mod copies;
 mod kubectl;
 mod layering;
 mod plugin;

@@ -20,6 +20,7 @@ pub struct Stillpoint {
     pub pid: u32,
     child: Option<Child>,
     directory: TempDir,
+    variables: Vec<(String, String)>,
 }
 
 /// What the server refused with.
@@ -47,9 +48,16 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 impl Stillpoint {
     /// Starts one with an empty data directory.
     pub async fn start() -> Result<Self> {
+        Self::start_with(&[]).await
+    }
+
+    /// The same, with variables in its environment.
+    pub async fn start_with(variables: &[(&str, &str)]) -> Result<Self> {
         let directory = tempfile::Builder::new().prefix("stillpoint-data-").tempdir()?;
-        let (child, client, kubeconfig) = run(&directory.path().join(DATA)).await?;
-        Ok(Self { client, kubeconfig, pid: child.id(), child: Some(child), directory })
+        let variables: Vec<_> =
+            variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        let (child, client, kubeconfig) = run(&directory.path().join(DATA), &variables).await?;
+        Ok(Self { client, kubeconfig, pid: child.id(), child: Some(child), directory, variables })
     }
 
     /// As a crash: no goodbye.
@@ -73,7 +81,7 @@ impl Stillpoint {
     /// Kills it and starts it again on the same data.
     pub async fn restart(&mut self) -> Result<()> {
         self.kill9();
-        let (child, client, kubeconfig) = run(&self.data_dir()).await?;
+        let (child, client, kubeconfig) = run(&self.data_dir(), &self.variables).await?;
         (self.pid, self.client, self.kubeconfig, self.child) = (child.id(), client, kubeconfig, Some(child));
         Ok(())
     }
@@ -182,12 +190,13 @@ impl std::fmt::Display for Refused {
     }
 }
 
-async fn run(data: &Path) -> Result<(Child, Client, PathBuf)> {
+async fn run(data: &Path, variables: &[(String, String)]) -> Result<(Child, Client, PathBuf)> {
     crate::use_ring();
     let log = std::fs::OpenOptions::new().create(true).append(true).open(data.with_extension("log"))?;
     let mut child = Command::new(binary("stillpoint-apiserver")?)
         .args(["--standalone", "--listen", "127.0.0.1:0", "--data-dir"])
         .arg(data)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
         .stderr(log)
         .spawn()?;

@@ -114,7 +114,8 @@ impl Authorizer for Roles {
 fn needed(target: &ResourceTarget) -> Role {
     let reads = matches!(target.verb, Verb::Get | Verb::List | Verb::Watch);
     match (target.group.as_str(), target.resource.as_str(), target.subresource.as_deref()) {
-        ("", "secrets", _) => Role::Admin,
+        // The last is all that is in a database.
+        ("", "secrets", _) | (api::LIVE_GROUP, "snapshots", Some("download")) => Role::Admin,
         (api::LIVE_GROUP, "databases", Some("quiesce" | "unquiesce" | "renew")) => Role::Freezer,
         _ if reads => Role::Viewer,
         _ => Role::Admin,
@@ -152,6 +153,9 @@ mod tests {
             (asks(Verb::Watch, api::GROUP, "freezes", None), Role::Viewer),
             (asks(Verb::Create, api::LIVE_GROUP, "databases", Some("quiesce")), Role::Freezer),
             (asks(Verb::Create, api::LIVE_GROUP, "databases", Some("thaw")), Role::Admin),
+            (asks(Verb::List, api::LIVE_GROUP, "snapshots", None), Role::Viewer),
+            (asks(Verb::Get, api::LIVE_GROUP, "snapshots", Some("download")), Role::Admin),
+            (asks(Verb::Create, api::LIVE_GROUP, "snapshots", Some("restore")), Role::Admin),
             (asks(Verb::Get, "", "secrets", None), Role::Admin),
             (asks(Verb::List, "", "secrets", None), Role::Admin),
             (asks(Verb::Create, api::GROUP, "databases", None), Role::Admin),

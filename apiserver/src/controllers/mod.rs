@@ -6,6 +6,8 @@ pub mod freeze;
 pub mod housekeeping;
 mod turns;
 
+pub(crate) use turns::Turns;
+
 use std::{collections::VecDeque, marker::PhantomData};
 
 use serde::de::DeserializeOwned;

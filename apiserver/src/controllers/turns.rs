@@ -13,10 +13,10 @@ use tokio_util::task::TaskTracker;
 
 /// Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Turns<K: Name>(Arc<Inner<K>>);
+pub(crate) struct Turns<K: Name>(Arc<Inner<K>>);
 
 /// What objects are told apart by.
-pub(super) trait Name: Clone + Eq + Hash + Send + Sync + 'static {}
+pub(crate) trait Name: Clone + Eq + Hash + Send + Sync + 'static {}
 
 struct Inner<K: Name> {
     work: Box<dyn Fn(K) -> BoxFuture<'static, ()> + Send + Sync>,
@@ -51,7 +51,7 @@ impl<K: Clone + Eq + Hash + Send + Sync + 'static> Name for K {}
 
 impl<K: Name> Turns<K> {
     /// `work` is done as tasks of `tasks`, on at most so many objects at once. Must be called within a Tokio runtime.
-    pub(super) fn new<F>(tasks: &TaskTracker, at_once: usize, work: impl Fn(K) -> F + Send + Sync + 'static) -> Self
+    pub(crate) fn new<F>(tasks: &TaskTracker, at_once: usize, work: impl Fn(K) -> F + Send + Sync + 'static) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -65,7 +65,7 @@ impl<K: Name> Turns<K> {
     }
 
     /// Something is to be done about `key`: now, or when there is room, or after what is done about it already.
-    pub(super) fn take(&self, key: K) {
+    pub(crate) fn take(&self, key: K) {
         let mut state = self.0.state();
         match state.of.entry(key) {
             Entry::Occupied(mut stage) => {

@@ -110,7 +110,7 @@ impl Records for Registry {
     }
 }
 
-fn follow<T: DeserializeOwned + Send + Sync + 'static>(
+pub(crate) fn follow<T: DeserializeOwned + Send + Sync + 'static>(
     registry: &Registry,
     resource: &'static Resource,
 ) -> Following<T> {
@@ -123,7 +123,7 @@ fn follow<T: DeserializeOwned + Send + Sync + 'static>(
     .boxed()
 }
 
-async fn changed<S: Default + Serialize + DeserializeOwned>(
+pub(crate) async fn changed<S: Default + Serialize + DeserializeOwned>(
     registry: &Registry,
     resource: &Resource,
     namespace: &str,

@@ -64,6 +64,16 @@ pub(super) fn age(from: Timestamp, to: Timestamp) -> String {
     }
 }
 
+/// A number of bytes, as people read it.
+pub(super) fn bytes(value: &Value) -> Value {
+    let Some(bytes) = value.as_u64() else { return "".into() };
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let unit = units.iter().find(|(_, shift)| bytes >> shift > 0);
+    let Some((name, shift)) = unit else { return format!("{bytes} B").into() };
+    let tenths = (u128::from(bytes) * 10) >> shift;
+    format!("{}.{} {name}", tenths / 10, tenths % 10).into()
+}
+
 fn find_condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
     object["status"]["conditions"].as_array()?.iter().find(|condition| condition["type"] == type_)
 }
@@ -71,6 +81,12 @@ fn find_condition<'a>(object: &'a Value, type_: &str) -> Option<&'a Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_told_in_the_unit_that_fits() {
+        let of = |number: u64| bytes(&number.into());
+        assert_eq!([of(5), of(1536), of(3 << 20), of(u64::MAX)], ["5 B", "1.5 KiB", "3.0 MiB", "17179869183.9 GiB"]);
+    }
 
     #[test]
     fn ages_read_as_in_kubectl() {

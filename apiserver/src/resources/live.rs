@@ -3,14 +3,17 @@
 
 use std::sync::Arc;
 
-use api::{Database, Freeze, LiveDatabase, LiveDatabaseStatus, Quiesce, Renew, Unquiesce};
+use api::{
+    Database, Freeze, LiveDatabase, LiveDatabaseStatus, LiveSnapshotSpec, LiveSnapshotStatus, Quiesce, Renew,
+    RestoreSpec, Unquiesce,
+};
 use freeze::{FreezeName, FreezeView};
 use jiff::Timestamp;
 use schemars::{JsonSchema, json_schema};
 
 use super::{
     Column, Resource, Storage, Subresource,
-    cells::{AGE, NAME, text},
+    cells::{AGE, NAME, bytes, text},
 };
 use crate::target::Verb;
 
@@ -126,6 +129,97 @@ pub fn views(freeze: &Freeze, now: Timestamp) -> Vec<((String, String), FreezeVi
     let of = |target: &api::TargetStatus| ((namespace.clone(), target.database.clone()), view.clone());
     status.targets.iter().map(of).collect()
 }
+
+pub static SNAPSHOTS: Resource = Resource {
+    group: api::LIVE_GROUP,
+    version: api::VERSION,
+    plural: "snapshots",
+    singular: "snapshot",
+    kind: "LiveSnapshot",
+    short_names: &["splivesnap"],
+    categories: &[],
+    namespaced: true,
+    storage: Storage::Live,
+    verbs: &[Verb::Create, Verb::Get, Verb::List],
+    subresources: &[
+        Subresource {
+            name: "restore",
+            kind: "Restore",
+            verbs: &[Verb::Create],
+            schema: Some(RestoreSpec::json_schema),
+        },
+        Subresource { name: "download", kind: "LiveSnapshot", verbs: &[Verb::Get], schema: None },
+        Subresource { name: "log", kind: "LiveSnapshot", verbs: &[Verb::Get], schema: None },
+    ],
+    columns: &[
+        NAME,
+        super::copies::DATABASES,
+        super::copies::TAKEN,
+        Column {
+            name: "Phase",
+            kind: "string",
+            description: "Where it stands.",
+            priority: 0,
+            cell: |object, _| text(object, &["status", "phase"]),
+        },
+        super::copies::CONSISTENCY,
+        Column {
+            name: "Size",
+            kind: "string",
+            description: "What was dumped.",
+            priority: 0,
+            cell: |object, _| bytes(&object["status"]["size"]),
+        },
+        Column {
+            name: "Repository",
+            kind: "string",
+            description: "Where it is kept.",
+            priority: 0,
+            cell: |object, _| text(object, &["spec", "repository"]),
+        },
+        Column {
+            name: "Known-By",
+            kind: "string",
+            description: "Snapshot, Repository (no object here), or Foreign.",
+            priority: 0,
+            cell: |object, _| text(object, &["status", "known"]),
+        },
+        Column {
+            name: "Locations",
+            kind: "string",
+            description: "Where it can be read.",
+            priority: 1,
+            cell: |object, _| {
+                let names = super::copies::list(&object["status"]["locations"]);
+                names.iter().filter_map(serde_json::Value::as_str).collect::<Vec<_>>().join(",").into()
+            },
+        },
+        Column {
+            name: "Taken-As",
+            kind: "string",
+            description: "The Snapshot that asked for it, wherever that was.",
+            priority: 1,
+            cell: |object, _| text(object, &["status", "takenAs"]),
+        },
+    ],
+    fields: &["spec.repository", "status.known", "status.phase"],
+    schema: |generator| {
+        let metadata = generator.subschema_for::<k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>();
+        let (spec, status) =
+            (generator.subschema_for::<LiveSnapshotSpec>(), generator.subschema_for::<LiveSnapshotStatus>());
+        json_schema!({
+            "type": "object",
+            "description": "A copy that is there, or that is being made.",
+            "properties": {
+                "apiVersion": {"type": "string", "description": "The version of this form of the object."},
+                "kind": {"type": "string", "description": "What the object is."},
+                "metadata": metadata,
+                "spec": spec,
+                "status": status,
+            },
+        })
+    },
+};
 
 /// What is true of a Database now.
 pub fn show(database: &Database, view: Option<FreezeView>) -> LiveDatabase {

@@ -3,6 +3,7 @@
 //! To add a kind: its types and `validate` function in crate `api`, a [`Resource`] here.
 
 mod cells;
+mod copies;
 mod core;
 pub mod live;
 mod stillpoint;
@@ -94,8 +95,20 @@ pub enum Served {
 }
 
 /// All of them, in the order of discovery.
-static ALL: &[&Resource] = &[&NAMESPACES, &SECRETS, &EVENTS, &DATABASES, &FREEZES, &live::DATABASES];
+static ALL: &[&Resource] = &[
+    &NAMESPACES,
+    &SECRETS,
+    &EVENTS,
+    &DATABASES,
+    &FREEZES,
+    &REPOSITORIES,
+    &SNAPSHOTS,
+    &RESTORES,
+    &live::DATABASES,
+    &live::SNAPSHOTS,
+];
 
+pub use self::copies::{REPOSITORIES, RESTORES, SNAPSHOTS};
 pub use self::core::{EVENTS, NAMESPACES, SECRETS};
 pub use stillpoint::{DATABASES, FREEZES};
 

@@ -180,13 +180,13 @@ pub static FREEZES: Resource = Resource {
     },
 };
 
-const STATUS_VERBS: &[Verb] = &[Verb::Get, Verb::Patch, Verb::Update];
+pub(super) const STATUS_VERBS: &[Verb] = &[Verb::Get, Verb::Patch, Verb::Update];
 const STATUS_OF_DATABASE: Subresource =
     Subresource { name: "status", kind: "Database", verbs: STATUS_VERBS, schema: None };
 const STATUS_OF_FREEZE: Subresource = Subresource { name: "status", kind: "Freeze", verbs: STATUS_VERBS, schema: None };
 
 /// Validates the spec, or its change.
-fn typed<S: DeserializeOwned>(
+pub(super) fn typed<S: DeserializeOwned>(
     new: &Value,
     old: Option<&Value>,
     validate: fn(&S) -> Vec<Cause>,

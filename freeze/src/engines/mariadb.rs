@@ -16,6 +16,7 @@ mod checks;
 mod connect;
 mod errors;
 mod hold;
+mod survey;
 
 use std::sync::Arc;
 
@@ -30,6 +31,7 @@ use crate::{
     lease::LONGEST_SERVER_TTL,
 };
 use connect::{Link, MARK, literal, text};
+pub use survey::{Survey, survey};
 
 /// The MariaDB engine.
 #[derive(Clone, Copy, Debug, Default)]

@@ -16,6 +16,7 @@ mod checks;
 mod connect;
 mod errors;
 mod escaped;
+mod export;
 mod hold;
 mod locks;
 mod markers;
@@ -35,6 +36,7 @@ use crate::{
     lease::LONGEST_SERVER_TTL,
 };
 use connect::{Link, MARK, literal, text};
+pub use export::{Export, Exported, export};
 
 /// The PostgreSQL engine.
 #[derive(Clone, Debug, Default)]

@@ -1,0 +1,216 @@
+//! `Repository`, `Snapshot` and `Restore`: what makes them valid.
+
+use super::{Cause, CauseKind, MOST_TARGETS, cause, invalid, required, within};
+use crate::{
+    DeletionPolicy, LocationKind, RepositoryLocation, RepositorySpec, RestoreSource, RestoreSpec, SnapshotMethod,
+    SnapshotSpec,
+};
+
+/// The most locations of a Repository.
+const MOST_LOCATIONS: usize = 8;
+/// The longest that a Snapshot may be tried: a week.
+const LONGEST_DEADLINE: u32 = 7 * 24 * 3600;
+
+/// `Repository.spec`.
+pub fn repository(spec: &RepositorySpec) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if spec.locations.is_empty() {
+        causes.push(cause("spec.locations", CauseKind::Required, "name at least one place".into()));
+    }
+    if spec.locations.len() > MOST_LOCATIONS {
+        causes.push(invalid("spec.locations", format!("names {}; at most {MOST_LOCATIONS}", spec.locations.len())));
+    }
+    for (at, location) in spec.locations.iter().enumerate() {
+        let field = format!("spec.locations[{at}]");
+        if spec.locations[..at].iter().any(|earlier| earlier.name == location.name) {
+            causes.push(cause(
+                &format!("{field}.name"),
+                CauseKind::Duplicate,
+                format!("{:?} is used twice", location.name),
+            ));
+        }
+        one_location(&field, location, &mut causes);
+    }
+    required("spec.encryption.passwordSecretRef.name", &spec.encryption.password_secret_ref.name, &mut causes);
+    required("spec.encryption.passwordKey", &spec.encryption.password_key, &mut causes);
+    causes
+}
+
+/// A change of `Repository.spec`: locations come and go, and what a location is may change as long as it holds the same.
+pub fn repository_update(new: &RepositorySpec, _old: &RepositorySpec) -> Vec<Cause> {
+    repository(new)
+}
+
+fn one_location(field: &str, location: &RepositoryLocation, causes: &mut Vec<Cause>) {
+    let name = &location.name;
+    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if name.is_empty() || name.len() > 63 || !name.chars().all(is_word) {
+        causes.push(invalid(&format!("{field}.name"), "must be 1 to 63 lower-case letters, digits and hyphens"));
+    }
+    match location.kind() {
+        None => causes.push(invalid(field, "must say exactly one of directory, s3, gcs, azure")),
+        Some(LocationKind::Directory(directory)) => {
+            let path = &directory.path;
+            if !path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
+                causes.push(invalid(&format!("{field}.directory.path"), "must be an absolute path without .."));
+            }
+        }
+        Some(LocationKind::S3(s3)) => {
+            required(&format!("{field}.s3.bucket"), &s3.bucket, causes);
+            let is_url = |url: &String| url.starts_with("https://") || url.starts_with("http://");
+            if s3.endpoint.as_ref().is_some_and(|endpoint| !is_url(endpoint) || endpoint.contains('@')) {
+                causes
+                    .push(invalid(&format!("{field}.s3.endpoint"), "must be https://HOST[:PORT], without credentials"));
+            }
+        }
+        Some(LocationKind::Gcs(gcs)) => required(&format!("{field}.gcs.bucket"), &gcs.bucket, causes),
+        Some(LocationKind::Azure(azure)) => {
+            required(&format!("{field}.azure.account"), &azure.account, causes);
+            required(&format!("{field}.azure.container"), &azure.container, causes);
+        }
+    }
+}
+
+/// `Snapshot.spec`.
+pub fn snapshot(spec: &SnapshotSpec) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    if spec.databases.is_empty() {
+        causes.push(cause("spec.databases", CauseKind::Required, "name at least one Database".into()));
+    }
+    if spec.databases.len() > MOST_TARGETS {
+        causes.push(invalid("spec.databases", format!("names {}; at most {MOST_TARGETS}", spec.databases.len())));
+    }
+    for (at, name) in spec.databases.iter().enumerate() {
+        let field = format!("spec.databases[{at}]");
+        required(&field, name, &mut causes);
+        if spec.databases[..at].contains(name) {
+            causes.push(cause(&field, CauseKind::Duplicate, format!("{name:?} is named twice")));
+        }
+    }
+    match (spec.method, &spec.repository) {
+        (SnapshotMethod::Dump, None) => {
+            causes.push(cause("spec.repository", CauseKind::Required, "a dump goes to a Repository: name one".into()));
+        }
+        (SnapshotMethod::Dump, Some(name)) => required("spec.repository", name, &mut causes),
+    }
+    within("spec.deadlineSeconds", spec.deadline_seconds, 1, LONGEST_DEADLINE, &mut causes);
+    causes
+}
+
+/// A change of `Snapshot.spec`: only what becomes of it may change.
+pub fn snapshot_update(new: &SnapshotSpec, old: &SnapshotSpec) -> Vec<Cause> {
+    let mut causes = snapshot(new);
+    let policy = DeletionPolicy::default();
+    let same = |spec: &SnapshotSpec| SnapshotSpec { deletion_policy: policy, ..spec.clone() };
+    if same(new) != same(old) {
+        causes.push(cause(
+            "spec",
+            CauseKind::Forbidden,
+            "only spec.deletionPolicy may change; make another Snapshot for anything else".into(),
+        ));
+    }
+    causes
+}
+
+/// `Restore.spec`.
+pub fn restore(spec: &RestoreSpec) -> Vec<Cause> {
+    let mut causes = Vec::new();
+    required("spec.database", &spec.database, &mut causes);
+    let RestoreSource { repository, snapshot, latest, as_of, database: _ } = &spec.source;
+    let said = [snapshot.is_some(), *latest == Some(true), as_of.is_some()];
+    if said.into_iter().filter(|said| *said).count() != 1 {
+        causes.push(invalid("spec.source", "must say exactly one of snapshot, latest: true, asOf"));
+    } else if snapshot.is_none() && repository.is_none() {
+        causes.push(cause("spec.source.repository", CauseKind::Required, "say in which Repository to look".into()));
+    }
+    for (at, name) in spec.databases.iter().enumerate() {
+        let field = format!("spec.databases[{at}]");
+        required(&field, name, &mut causes);
+        if spec.databases[..at].contains(name) {
+            causes.push(cause(&field, CauseKind::Duplicate, format!("{name:?} is named twice")));
+        }
+    }
+    causes
+}
+
+/// A change of `Restore.spec`: there is none.
+pub fn restore_update(new: &RestoreSpec, old: &RestoreSpec) -> Vec<Cause> {
+    if new == old {
+        return Vec::new();
+    }
+    vec![cause("spec", CauseKind::Forbidden, "is for good; make another Restore".into())]
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn fields(causes: &[Cause]) -> Vec<&str> {
+        causes.iter().map(|cause| cause.field.as_str()).collect()
+    }
+
+    #[test]
+    fn every_wrong_field_of_a_repository_is_named() {
+        let of = |locations: serde_json::Value| {
+            let spec = json!({"locations": locations, "encryption": {"passwordSecretRef": {"name": "key"}}});
+            repository(&serde_json::from_value(spec).unwrap())
+        };
+        let dir = |name: &str, path: &str| json!({"name": name, "directory": {"path": path}});
+        assert_eq!(
+            of(json!([dir("a", "/backups"), {"name": "b", "s3": {"bucket": "x", "endpoint": "https://s3:9000"}}])),
+            []
+        );
+        for (locations, field) in [
+            (json!([]), "spec.locations"),
+            (json!([{"name": "a"}]), "spec.locations[0]"),
+            (json!([{"name": "a", "directory": {"path": "/b"}, "gcs": {"bucket": "c"}}]), "spec.locations[0]"),
+            (json!([dir("A b", "/b")]), "spec.locations[0].name"),
+            (json!([dir("a", "/b"), dir("a", "/c")]), "spec.locations[1].name"),
+            (json!([dir("a", "b")]), "spec.locations[0].directory.path"),
+            (json!([dir("a", "/b/../c")]), "spec.locations[0].directory.path"),
+            (json!([{"name": "a", "s3": {"bucket": ""}}]), "spec.locations[0].s3.bucket"),
+            (
+                json!([{"name": "a", "s3": {"bucket": "x", "endpoint": "https://me:pw@host"}}]),
+                "spec.locations[0].s3.endpoint",
+            ),
+            (json!([{"name": "a", "azure": {"account": "x", "container": ""}}]), "spec.locations[0].azure.container"),
+        ] {
+            assert_eq!(fields(&of(locations.clone())), [field], "{locations}");
+        }
+    }
+
+    #[test]
+    fn a_dump_names_its_databases_and_where_it_goes_and_stays_what_it_is() {
+        let of = |value| serde_json::from_value::<SnapshotSpec>(value).unwrap();
+        let good = of(json!({"databases": ["orders"], "repository": "nightly"}));
+        assert_eq!(snapshot(&good), []);
+        assert_eq!(fields(&snapshot(&of(json!({"databases": [], "repository": "r"})))), ["spec.databases"]);
+        assert_eq!(fields(&snapshot(&of(json!({"databases": ["a", "a"], "repository": "r"})))), ["spec.databases[1]"]);
+        assert_eq!(fields(&snapshot(&of(json!({"databases": ["a"]})))), ["spec.repository"]);
+        assert_eq!(
+            snapshot_update(&SnapshotSpec { deletion_policy: DeletionPolicy::Retain, ..good.clone() }, &good),
+            []
+        );
+        let other = of(json!({"databases": ["orders"], "repository": "other"}));
+        assert_eq!(fields(&snapshot_update(&other, &good)), ["spec"]);
+    }
+
+    #[test]
+    fn a_restore_says_which_copy_in_exactly_one_way() {
+        let of = |source: serde_json::Value| {
+            fields(&restore(&serde_json::from_value(json!({"database": "orders", "source": source})).unwrap()))
+                .iter()
+                .map(|field| (*field).to_owned())
+                .collect::<Vec<_>>()
+        };
+        assert!(of(json!({"snapshot": "s"})).is_empty());
+        assert!(of(json!({"latest": true, "repository": "r"})).is_empty());
+        assert!(of(json!({"asOf": "2026-11-29T12:00:00+01:00", "repository": "r"})).is_empty());
+        assert_eq!(of(json!({})), ["spec.source"]);
+        assert_eq!(of(json!({"latest": false})), ["spec.source"]);
+        assert_eq!(of(json!({"latest": true})), ["spec.source.repository"]);
+        assert_eq!(of(json!({"snapshot": "s", "latest": true})), ["spec.source"]);
+    }
+}

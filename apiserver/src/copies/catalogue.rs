@@ -1,0 +1,152 @@
+//! What really is there, as one list: every Snapshot, and every copy in a Repository that there is no Snapshot of.
+//!
+//! A Repository that does not answer never fails the list: what was known of it is shown, and that it is not new is said.
+
+use std::collections::{BTreeMap, HashMap};
+
+use api::{KnownBy, LiveSnapshot, LiveSnapshotSpec, LiveSnapshotStatus, Repository, Snapshot};
+use futures::future::join_all;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use repository::Entry;
+
+use super::{Copies, kept::who};
+use crate::{error::ApiError, resources::live::SNAPSHOTS};
+
+/// A list, and what a person should know of it.
+#[derive(Debug, Default)]
+pub(crate) struct Catalogued {
+    /// By namespace and name.
+    pub(crate) items: Vec<LiveSnapshot>,
+    pub(crate) warnings: Vec<String>,
+}
+
+/// Of the name of a copy that there is no Snapshot of: so much of its own.
+const DIGITS: usize = 8;
+
+impl Copies {
+    pub(crate) async fn catalogue(&self, namespace: Option<&str>) -> Catalogued {
+        let (snapshots, repositories) = (self.snapshots.all(namespace), self.repositories.all(namespace));
+        let lists = join_all(repositories.iter().map(|repository| async {
+            let (namespace, name, _) = who(&**repository);
+            let (entries, warnings) = self.depot.list(&namespace, &name, &repository.spec).await;
+            (&**repository, entries, warnings)
+        }));
+        let mut by_uid: HashMap<&str, &Snapshot> = HashMap::new();
+        by_uid.extend(snapshots.iter().filter_map(|snapshot| Some((snapshot.metadata.uid.as_deref()?, &**snapshot))));
+        let mut found = Catalogued::default();
+        let mut locations: HashMap<String, Vec<String>> = HashMap::new();
+        for (repository, entries, warnings) in lists.await {
+            found.warnings.extend(warnings);
+            for entry in &entries {
+                let uid = entry.manifest.as_ref().map(|manifest| manifest.snapshot.uid.as_str());
+                match uid.and_then(|uid| by_uid.get(uid)) {
+                    Some(_) => drop(locations.insert(entry.id.clone(), entry.at.clone())),
+                    None => found.items.push(of_entry(repository, entry)),
+                }
+            }
+        }
+        found.items.extend(snapshots.iter().map(|snapshot| of_snapshot(snapshot, &locations)));
+        found.items.sort_by(|one, other| key(one).cmp(&key(other)));
+        found
+    }
+
+    pub(crate) async fn find(&self, namespace: &str, name: &str) -> Result<LiveSnapshot, ApiError> {
+        if let Ok(snapshot) = self.snapshots.get(namespace, name).await {
+            let status = snapshot.status.clone().unwrap_or_default();
+            let at = status.locations.iter().filter(|at| at.stored).map(|at| at.name.clone()).collect();
+            return Ok(of_snapshot(&snapshot, &status.id.map(|id| (id, at)).into_iter().collect()));
+        }
+        let Catalogued { items, warnings } = self.catalogue(Some(namespace)).await;
+        items.into_iter().find(|item| item.metadata.name.as_deref() == Some(name)).ok_or_else(|| {
+            if warnings.is_empty() {
+                ApiError::not_found(SNAPSHOTS.about(name))
+            } else {
+                ApiError::unavailable(format!("{name} is not among what could be read: {}", warnings.join("; ")))
+            }
+        })
+    }
+}
+
+fn key(item: &LiveSnapshot) -> (&str, &str) {
+    (item.metadata.namespace.as_deref().unwrap_or_default(), item.metadata.name.as_deref().unwrap_or_default())
+}
+
+fn live(metadata: ObjectMeta, spec: LiveSnapshotSpec, status: LiveSnapshotStatus) -> LiveSnapshot {
+    LiveSnapshot {
+        api_version: api::LIVE_API_VERSION.to_owned(),
+        kind: SNAPSHOTS.kind.to_owned(),
+        metadata,
+        spec,
+        status,
+    }
+}
+
+fn of_snapshot(snapshot: &Snapshot, locations: &HashMap<String, Vec<String>>) -> LiveSnapshot {
+    let status = snapshot.status.clone().unwrap_or_default();
+    let spec =
+        LiveSnapshotSpec { databases: snapshot.spec.databases.clone(), repository: snapshot.spec.repository.clone() };
+    let (namespace, name, _) = who(snapshot);
+    let mut metadata = snapshot.metadata.clone();
+    metadata.managed_fields = None;
+    let found = status.id.as_ref().and_then(|id| locations.get(id)).cloned();
+    // What it stored is not there any more: deleted behind its back, or by somebody else's retention.
+    let is_lost = status.phase.is_restorable() && found.is_none();
+    live(
+        metadata,
+        spec,
+        LiveSnapshotStatus {
+            known: KnownBy::Snapshot,
+            phase: if is_lost { "Missing".to_owned() } else { status.phase.to_string() },
+            taken_as: Some(format!("{namespace}/{name}")),
+            taken_at: status.cut_between.as_ref().map(|cut| Time(cut.frozen_at.0)),
+            id: status.id,
+            locations: found.unwrap_or_default(),
+            consistency: status.consistency,
+            cut_between: status.cut_between,
+            contents: status.contents,
+            size: status.size,
+            paths: Vec::new(),
+            program: None,
+        },
+    )
+}
+
+fn of_entry(repository: &Repository, entry: &Entry) -> LiveSnapshot {
+    let (namespace, name, _) = who(repository);
+    let manifest = entry.manifest.as_ref();
+    let metadata = ObjectMeta {
+        name: Some(format!("{name}-{}", entry.id.get(..DIGITS).unwrap_or(&entry.id))),
+        namespace: Some(namespace),
+        creation_timestamp: Some(Time(entry.time)),
+        labels: labels(entry),
+        ..ObjectMeta::default()
+    };
+    let databases = manifest.into_iter().flat_map(|manifest| &manifest.contents).map(|copy| copy.database.clone());
+    let spec = LiveSnapshotSpec { databases: databases.collect(), repository: Some(name) };
+    let status = LiveSnapshotStatus {
+        known: if manifest.is_some() { KnownBy::Repository } else { KnownBy::Foreign },
+        phase: "Ready".to_owned(),
+        taken_as: manifest.map(|manifest| format!("{}/{}", manifest.snapshot.namespace, manifest.snapshot.name)),
+        taken_at: Some(Time(entry.time)),
+        id: Some(entry.id.clone()),
+        locations: entry.at.clone(),
+        consistency: manifest.and_then(|manifest| manifest.consistency.clone()),
+        cut_between: manifest.and_then(|manifest| manifest.cut_between.clone()),
+        contents: manifest.map(|manifest| manifest.contents.clone()).unwrap_or_default(),
+        size: manifest.map(repository::Manifest::size),
+        paths: if manifest.is_some() { Vec::new() } else { entry.paths.clone() },
+        program: manifest.is_none().then(|| entry.program.clone()).filter(|program| !program.is_empty()),
+    };
+    live(metadata, spec, status)
+}
+
+/// By which a list can be limited: tags of the form `NAME=VALUE` are labels of ours, as far as they can be.
+fn labels(entry: &Entry) -> Option<BTreeMap<String, String>> {
+    let fits = |text: &str| text.len() <= 63 && text.chars().all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c));
+    let pairs = entry.tags.iter().filter_map(|tag| tag.split_once('='));
+    let labels: BTreeMap<String, String> = pairs
+        .filter(|(name, value)| fits(name) && fits(value))
+        .map(|(name, value)| (format!("stillpoint.dev/{name}"), value.to_owned()))
+        .collect();
+    (!labels.is_empty()).then_some(labels)
+}

@@ -1,0 +1,250 @@
+//! Repositories that are open, by what they are declared to be and the Secrets that they name: when these change, another one is.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use api::{RepositorySpec, conditions::reasons};
+use lru::LruCache;
+use repository::{Catalogue, Entry, Key, Location, Opened, Patience, Repository, Restorable, StoreError, Unlock};
+use sha2::{Digest, Sha256};
+use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
+
+use crate::{error::ApiError, records::Records};
+
+/// Of one repository.
+const READ_AT_ONCE: NonZeroUsize = NonZeroUsize::MIN;
+
+/// Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Depot {
+    records: Arc<dyn Records>,
+    known: Arc<Mutex<HashMap<Name, Arc<Known>>>>,
+    /// Deriving a key takes 135 MiB: one at a time.
+    deriving: Arc<Semaphore>,
+}
+
+/// Of a Repository, in its namespace.
+type Name = (String, String);
+
+/// One repository that was open once. What its catalogue was then is remembered, whatever becomes of it.
+#[derive(Debug)]
+pub(crate) struct Known {
+    /// Of what is declared, and of the Secrets.
+    digest: [u8; 32],
+    key: Mutex<Option<Unlocked>>,
+    pub(crate) catalogue: Catalogue,
+    listed: Mutex<Vec<Arc<Entry>>>,
+    /// Copies that are read in parts; each has its repository's index in memory.
+    read: Mutex<LruCache<String, Arc<Restorable>>>,
+}
+
+/// Not for the log.
+struct Unlocked(Key);
+
+/// Why a repository cannot be used now.
+#[derive(Clone, Debug)]
+pub(crate) struct Closed {
+    pub(crate) reason: &'static str,
+    pub(crate) message: String,
+}
+
+/// Values of Secrets, by Secret and key.
+pub(crate) type Values = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
+
+/// How long somebody who only looks waits for a store. A run has the patience of [`Patience::default`].
+const LOOKING: Patience = Patience { request: Duration::from_secs(10), call: Duration::from_secs(15) };
+/// How long a list waits for one repository, before it shows what it knew of it.
+pub(crate) const LISTING: Duration = Duration::from_secs(8);
+
+impl Depot {
+    pub(crate) fn new(records: Arc<dyn Records>) -> Self {
+        Self { records, known: Arc::default(), deriving: Arc::new(Semaphore::new(1)) }
+    }
+
+    /// Opens it, or makes it where `create` says so.
+    pub(crate) async fn open(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: &RepositorySpec,
+        create: bool,
+    ) -> Result<(Opened, Arc<Known>), Closed> {
+        let values = self
+            .values(namespace, spec.secrets())
+            .await
+            .map_err(|error| Closed { reason: reasons::REPOSITORY_UNAVAILABLE, message: error.message })?;
+        let known = self.known(namespace, name, spec, &values);
+        let text = |secret: &str, key: &str| text(&values, secret, key);
+        let encryption = &spec.encryption;
+        let password = text(&encryption.password_secret_ref.name, &encryption.password_key);
+        let password = password.filter(|password| !password.is_empty()).ok_or_else(|| Closed {
+            reason: reasons::REPOSITORY_LOCKED,
+            message: format!(
+                "Secret {} is not there, or has no key {}: put the repository's password there",
+                encryption.password_secret_ref.name, encryption.password_key
+            ),
+        })?;
+        let locations = spec
+            .locations
+            .iter()
+            .map(|location| Location::new(&location.name, &repository::place(location, &text)?, LOOKING));
+        let locations = locations.collect::<Result<Vec<_>, _>>().map_err(closed)?;
+        let key = known.key.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|unlocked| unlocked.0.clone());
+        let permit = match &key {
+            Some(_) => None,
+            None => Some(Arc::clone(&self.deriving).acquire_owned().await),
+        };
+        let runtime = Handle::current();
+        let opened = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            let unlock = key.map_or(Unlock::Password(password), Unlock::Key);
+            if create {
+                Repository::open_or_create(&locations, &unlock, &runtime)
+            } else {
+                Repository::open(&locations, &unlock, &runtime)
+            }
+        });
+        let opened =
+            opened.await.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
+        let opened = opened.map_err(closed)?;
+        *known.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(Unlocked(opened.repository.key()));
+        Ok((opened, known))
+    }
+
+    /// What is in it, as far as that can be read within [`LISTING`], or was known before; and what a person should know of that.
+    pub(crate) async fn list(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: &RepositorySpec,
+    ) -> (Vec<Arc<Entry>>, Vec<String>) {
+        let look = async {
+            let (opened, known) = self.open(namespace, name, spec, false).await?;
+            let (repository, of) = (opened.repository.clone(), Arc::clone(&known));
+            let read = tokio::task::spawn_blocking(move || of.catalogue.read(&repository)).await;
+            let read = read.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
+            let (entries, errors) = read.map_err(closed)?;
+            known.listed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&entries);
+            let warnings = errors.iter().chain(&opened.unusable).map(StoreError::to_string).collect();
+            Ok::<_, Closed>((entries, warnings))
+        };
+        let why = match timeout(LISTING, look).await {
+            Ok(Ok(list)) => return list,
+            Ok(Err(closed)) => closed.message,
+            Err(_) => format!("no answer within {} s", LISTING.as_secs()),
+        };
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.get(&(namespace.to_owned(), name.to_owned()));
+        let listed =
+            known.map(|known| known.listed.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default();
+        (listed, vec![format!("Repository {name}: {why}; what is shown of it was known before")])
+    }
+
+    /// A copy that is open for reading, for whoever reads it in parts.
+    pub(crate) async fn restorable(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: &RepositorySpec,
+        id: &str,
+    ) -> Result<Arc<Restorable>, Closed> {
+        let (opened, known) = self.open(namespace, name, spec, false).await?;
+        if let Some(open) = known.read.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+            return Ok(Arc::clone(open));
+        }
+        let (id, of) = (id.to_owned(), Arc::clone(&known));
+        let opening = tokio::task::spawn_blocking(move || {
+            let (entries, _) = of.catalogue.read(&opened.repository)?;
+            let entry = entries.iter().find(|entry| entry.id == id).ok_or(repository::Error::NoSnapshot(id))?;
+            Ok::<_, repository::Error>((entry.id.clone(), Arc::new(opened.repository.restorable(entry)?)))
+        });
+        let opened =
+            opening.await.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
+        let (id, open) = opened.map_err(closed)?;
+        known.read.lock().unwrap_or_else(PoisonError::into_inner).put(id, Arc::clone(&open));
+        Ok(open)
+    }
+
+    /// Removes a copy from every location; one that cannot be reached has it still, and is told.
+    pub(crate) async fn remove(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: &RepositorySpec,
+        id: &str,
+    ) -> Result<(), Closed> {
+        let (opened, _) = self.open(namespace, name, spec, false).await?;
+        if let Some(error) = opened.unusable.first() {
+            return Err(Closed { reason: reasons::REPOSITORY_UNAVAILABLE, message: error.to_string() });
+        }
+        let id = id.to_owned();
+        let removed = tokio::task::spawn_blocking(move || opened.repository.forget(&id)).await;
+        let removed = removed.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
+        removed.map_err(closed)
+    }
+
+    /// Those of the Secrets that are there, and of these the keys that are named.
+    pub(crate) async fn values(&self, namespace: &str, wanted: Vec<(&str, Vec<&str>)>) -> Result<Values, ApiError> {
+        let mut values = Values::new();
+        for (name, keys) in wanted {
+            let Some(secret) = self.records.secret(namespace, name).await? else { continue };
+            let data = secret.data.unwrap_or_default();
+            let of: &mut BTreeMap<_, _> = values.entry(name.to_owned()).or_default();
+            for key in keys {
+                if let Some(value) = data.get(key) {
+                    of.insert(key.to_owned(), value.0.clone());
+                }
+            }
+        }
+        Ok(values)
+    }
+
+    fn known(&self, namespace: &str, name: &str, spec: &RepositorySpec, values: &Values) -> Arc<Known> {
+        let digest: [u8; 32] = Sha256::digest(serde_json::to_vec(&(spec, values)).unwrap_or_default()).into();
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let slot = known.entry((namespace.to_owned(), name.to_owned()));
+        let new = || {
+            Arc::new(Known {
+                digest,
+                key: Mutex::default(),
+                catalogue: Catalogue::default(),
+                listed: Mutex::default(),
+                read: Mutex::new(LruCache::new(READ_AT_ONCE)),
+            })
+        };
+        let known = slot.or_insert_with(new);
+        if known.digest != digest {
+            *known = new();
+        }
+        Arc::clone(known)
+    }
+
+    pub(crate) fn forget(&self, namespace: &str, name: &str) {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&(namespace.to_owned(), name.to_owned()));
+    }
+}
+
+fn text(values: &Values, secret: &str, key: &str) -> Option<String> {
+    String::from_utf8(values.get(secret)?.get(key)?.clone()).ok()
+}
+
+pub(crate) fn closed(error: repository::Error) -> Closed {
+    use repository::Error;
+    let reason = match &error {
+        Error::WrongPassword { .. } | Error::OldFormat { .. } => reasons::REPOSITORY_LOCKED,
+        Error::Damaged { .. } => reasons::DAMAGED,
+        Error::NoSnapshot(_) | Error::NoFile(_) | Error::NoRepository { .. } => reasons::NOT_FOUND,
+        _ => reasons::REPOSITORY_UNAVAILABLE,
+    };
+    Closed { reason, message: error.to_string() }
+}
+
+impl std::fmt::Debug for Unlocked {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Unlocked")
+    }
+}

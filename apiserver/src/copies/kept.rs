@@ -1,0 +1,91 @@
+//! Objects of one kind, as a controller of ours needs them: read, followed, their status changed, kept from going away.
+
+use std::{fmt, marker::PhantomData, sync::Arc};
+
+use async_trait::async_trait;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::Value;
+
+use crate::{
+    error::ApiError,
+    records::{Change, Following, changed, follow},
+    registry::Registry,
+    resources::Resource,
+};
+
+/// A stored kind with a status.
+pub(crate) trait Kind: Serialize + DeserializeOwned + Send + Sync + 'static {
+    type Status: Default + Serialize + DeserializeOwned + Send + Sync + 'static;
+}
+
+impl Kind for api::Repository {
+    type Status = api::RepositoryStatus;
+}
+
+impl Kind for api::Snapshot {
+    type Status = api::SnapshotStatus;
+}
+
+impl Kind for api::Restore {
+    type Status = api::RestoreStatus;
+}
+
+#[async_trait]
+pub(crate) trait Kept<K: Kind>: fmt::Debug + Send + Sync {
+    async fn get(&self, namespace: &str, name: &str) -> Result<Arc<K>, ApiError>;
+    /// Of one namespace, or of all.
+    fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>>;
+    fn follow(&self) -> Following<K>;
+    async fn change(&self, namespace: &str, name: &str, change: Change<'_, K::Status>) -> Result<(), ApiError>;
+    /// Lets one go that is being deleted.
+    async fn let_go(&self, namespace: &str, name: &str, finalizer: &str) -> Result<(), ApiError>;
+}
+
+/// Those of a standalone server.
+pub(crate) struct Own<K> {
+    registry: Registry,
+    resource: &'static Resource,
+    kind: PhantomData<fn() -> K>,
+}
+
+impl<K: Kind> Own<K> {
+    pub(crate) fn shared(registry: &Registry, resource: &'static Resource) -> Arc<dyn Kept<K>> {
+        Arc::new(Self { registry: registry.clone(), resource, kind: PhantomData })
+    }
+}
+
+#[async_trait]
+impl<K: Kind> Kept<K> for Own<K> {
+    async fn get(&self, namespace: &str, name: &str) -> Result<Arc<K>, ApiError> {
+        self.registry.typed(self.resource, Some(namespace), name).map(Arc::new)
+    }
+
+    fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>> {
+        self.registry.all(self.resource, namespace).into_iter().map(Arc::new).collect()
+    }
+
+    fn follow(&self) -> Following<K> {
+        follow(&self.registry, self.resource)
+    }
+
+    async fn change(&self, namespace: &str, name: &str, change: Change<'_, K::Status>) -> Result<(), ApiError> {
+        changed(&self.registry, self.resource, namespace, name, change).await
+    }
+
+    async fn let_go(&self, namespace: &str, name: &str, finalizer: &str) -> Result<(), ApiError> {
+        self.registry.remove_finalizer(self.resource, namespace, name, finalizer).await
+    }
+}
+
+impl<K> fmt::Debug for Own<K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Own").field(&self.resource.plural).finish()
+    }
+}
+
+/// Who an object is: its namespace, name and uid.
+pub(crate) fn who<K: Serialize>(object: &K) -> (String, String, String) {
+    let value = serde_json::to_value(object).unwrap_or(Value::Null);
+    let text = |key: &str| value["metadata"][key].as_str().unwrap_or_default().to_owned();
+    (text("namespace"), text("name"), text("uid"))
+}

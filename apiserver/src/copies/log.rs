@@ -1,0 +1,49 @@
+//! What runs said, for a while: the last lines of the last Snapshots and Restores.
+
+use std::{
+    collections::VecDeque,
+    num::NonZeroUsize,
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use api::LiveSnapshot;
+use jiff::Timestamp;
+use lru::LruCache;
+
+use super::Copies;
+
+/// By the uid of what a run is of. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct Log(Arc<Mutex<LruCache<String, VecDeque<String>>>>);
+
+const OBJECTS: usize = 256;
+const LINES: usize = 500;
+
+impl Default for Log {
+    fn default() -> Self {
+        Self(Arc::new(Mutex::new(LruCache::new(NonZeroUsize::new(OBJECTS).unwrap_or(NonZeroUsize::MIN)))))
+    }
+}
+
+impl Log {
+    pub(crate) fn say(&self, uid: &str, line: &str) {
+        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = log.get_or_insert_mut(uid.to_owned(), VecDeque::new);
+        if lines.len() == LINES {
+            lines.pop_front();
+        }
+        lines.push_back(format!("{:.3} {line}", Timestamp::now()));
+    }
+
+    fn text(&self, uid: &str) -> Option<String> {
+        let log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        log.peek(uid).map(|lines| lines.iter().flat_map(|line| [line, "\n"]).collect())
+    }
+}
+
+impl Copies {
+    pub(crate) fn log(&self, copy: &LiveSnapshot) -> String {
+        let uid = copy.metadata.uid.as_deref().unwrap_or_default();
+        self.logs.text(uid).unwrap_or_else(|| "no run of it is remembered by this server\n".to_owned())
+    }
+}

@@ -1,0 +1,274 @@
+//! Restores, from what was asked for to how it ended. One run each, never a second: what it found may not be what it left.
+
+use std::time::Duration;
+
+use api::{
+    ChosenCopy, KnownBy, LiveSnapshot, Restore, RestorePhase, RestoreStatus, choose,
+    conditions::{self, reasons, types},
+    runner::{FailedRun, Report, RestoreTask, Task, TaskDatabase},
+};
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use tokio::time::interval;
+use tracing::debug;
+
+use super::{Copies, depot::Values, kept::who, runs::Order, status::Pace};
+use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES, targets};
+
+const AT_ONCE: usize = 4;
+/// How often it is looked whether one whose run goes on was deleted.
+const STILL_WANTED: Duration = Duration::from_millis(500);
+
+pub(super) async fn run(copies: Copies) {
+    let turns = Turns::new(&copies.tasks, AT_ONCE, {
+        let copies = copies.clone();
+        move |(namespace, name): (String, String)| turn(copies.clone(), namespace, name)
+    });
+    let mut following = copies.restores.follow();
+    while let Some(seen) = following.next().await {
+        if let Seen::There(restore) = seen
+            && !restore.status.as_ref().is_some_and(|status| status.phase.is_finished())
+        {
+            let (namespace, name, _) = who(&*restore);
+            turns.take((namespace, name));
+        }
+    }
+}
+
+async fn turn(copies: Copies, namespace: String, name: String) {
+    let Ok(restore) = copies.restores.get(&namespace, &name).await else { return };
+    let done = match restore.status.clone().unwrap_or_default().phase {
+        RestorePhase::Pending => copies.bring_back(&restore).await,
+        // Whoever began it is gone.
+        RestorePhase::Running => {
+            let message =
+                "the process that did it is gone; see what is in the target before you restore again".to_owned();
+            let failed = FailedRun {
+                reason: reasons::RUNNER_DIED.to_owned(),
+                message,
+                again: false,
+                target: Some("unknown: PostgreSQL's databases are as they were until the restore takes their names; MariaDB's may be restored in part".to_owned()),
+            };
+            copies.restore_failed(&restore, failed).await
+        }
+        RestorePhase::Complete | RestorePhase::Failed => Ok(()),
+    };
+    if let Err(error) = done {
+        debug!(namespace, name, message = %error.message, "a Restore's status was not written");
+    }
+}
+
+impl Copies {
+    async fn bring_back(&self, restore: &Restore) -> Result<(), ApiError> {
+        let (task, secrets, chosen) = match self.restore_task(restore).await {
+            Ok(ready) => ready,
+            Err(failed) => return self.restore_failed(restore, failed).await,
+        };
+        let message = format!("copy {} of Repository {}", chosen.snapshot, chosen.repository);
+        self.change_restore(restore, |mut status| {
+            let now = Timestamp::now();
+            status.phase = RestorePhase::Running;
+            status.chosen = Some(chosen.clone());
+            status.started_at = Some(Time(now));
+            conditions::set_condition(
+                &mut status.conditions,
+                types::COMPLETE,
+                false,
+                reasons::IN_PROGRESS,
+                "",
+                None,
+                now,
+            );
+            status
+        })
+        .await?;
+        self.tell(&RESTORES, restore, true, "Started", &message).await;
+        let (_, _, uid) = who(restore);
+        let order = Order { name: uid, task: Task::Restore(Box::new(task)), secrets };
+        match self.hear_restore(restore, order).await? {
+            Some(Report::Restored(restored)) => {
+                self.change_restore(restore, |mut status| {
+                    let now = Timestamp::now();
+                    status.phase = RestorePhase::Complete;
+                    status.finished_at = Some(Time(now));
+                    status.progress = None;
+                    status.databases.clone_from(&restored.databases);
+                    status.warnings.clone_from(&restored.warnings);
+                    conditions::set_condition(
+                        &mut status.conditions,
+                        types::COMPLETE,
+                        true,
+                        reasons::OK,
+                        "",
+                        None,
+                        now,
+                    );
+                    status
+                })
+                .await?;
+                let message = format!("{} of {message}", restored.databases.join(", "));
+                self.tell(&RESTORES, restore, true, "Complete", &message).await;
+                Ok(())
+            }
+            Some(Report::Failed(failed)) => self.restore_failed(restore, failed).await,
+            _ => {
+                let failed = FailedRun {
+                    reason: reasons::RUNNER_DIED.to_owned(),
+                    message: "the run ended without a word".to_owned(),
+                    again: false,
+                    target: Some("unknown: see what is in it before you restore again".to_owned()),
+                };
+                self.restore_failed(restore, failed).await
+            }
+        }
+    }
+
+    async fn hear_restore(&self, restore: &Restore, order: Order) -> Result<Option<Report>, ApiError> {
+        let (namespace, name, uid) = who(restore);
+        let mut running = self.runs.begin(order).await?;
+        let (mut pace, mut last) = (Pace::default(), None);
+        let mut wanted = interval(STILL_WANTED);
+        loop {
+            tokio::select! {
+                report = running.reports.recv() => match report {
+                    None => return Ok(last),
+                    Some(Report::Log(line)) => self.logs.say(&uid, &line),
+                    Some(Report::Progress { step, bytes, total }) => {
+                        let progress = pace.progress(step, bytes, total, Timestamp::now());
+                        let shown = |status| RestoreStatus { progress: Some(progress.clone()), ..status };
+                        self.change_restore(restore, shown).await.ok();
+                    }
+                    Some(report) => last = Some(report),
+                },
+                _ = wanted.tick() => {
+                    let gone = match self.restores.get(&namespace, &name).await {
+                        Ok(now) => now.metadata.uid.as_deref() != Some(&uid),
+                        Err(error) => error.code == 404,
+                    };
+                    if gone {
+                        running.end().await;
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn restore_task(&self, restore: &Restore) -> Result<(RestoreTask, Values, ChosenCopy), FailedRun> {
+        let (namespace, _, _) = who(restore);
+        let no = |reason: &str, message: String| FailedRun {
+            reason: reason.to_owned(),
+            message,
+            again: false,
+            target: Some("as it was: nothing was touched".to_owned()),
+        };
+        let target = &restore.spec.database;
+        let database =
+            self.records.database(&namespace, target).await.map_err(|error| no(reasons::NOT_FOUND, error.message))?;
+        let from = restore.spec.source.database.clone().unwrap_or_else(|| target.clone());
+        let copy = self.chosen(&namespace, restore, &from).await.map_err(|why| no(reasons::NOT_FOUND, why))?;
+        let from = match copy.spec.databases.as_slice() {
+            // Of one Database alone it can be no other's.
+            [only] if restore.spec.source.database.is_none() => only.clone(),
+            _ => from,
+        };
+        let name = copy.spec.repository.clone().unwrap_or_default();
+        let repository =
+            self.repositories.get(&namespace, &name).await.map_err(|error| no(reasons::NOT_FOUND, error.message))?;
+        let mut wanted = repository.spec.secrets();
+        wanted.extend(targets::secrets(&database));
+        let secrets = self
+            .depot
+            .values(&namespace, wanted)
+            .await
+            .map_err(|error| no(reasons::CREDENTIALS_MISSING, error.message))?;
+        let chosen = ChosenCopy {
+            snapshot: copy.metadata.name.clone().unwrap_or_default(),
+            repository: name,
+            id: copy.status.id.clone().unwrap_or_default(),
+            taken_at: copy.status.taken_at.clone(),
+        };
+        let task = RestoreTask {
+            repository: repository.spec.clone(),
+            id: chosen.id.clone(),
+            from,
+            to: TaskDatabase { name: target.clone(), spec: database.spec.clone() },
+            databases: restore.spec.databases.clone(),
+            existing: restore.spec.existing,
+            globals: restore.spec.globals,
+        };
+        Ok((task, secrets, chosen))
+    }
+
+    /// The copy that is meant, if it can be restored.
+    async fn chosen(&self, namespace: &str, restore: &Restore, from: &str) -> Result<LiveSnapshot, String> {
+        let source = &restore.spec.source;
+        if let Some(name) = &source.snapshot {
+            let copy = self.find(namespace, name).await.map_err(|error| error.message)?;
+            return match (copy.status.known, &copy.status.id, copy.status.phase.as_str()) {
+                (KnownBy::Foreign, ..) => {
+                    Err(format!("{name} was written by another program: download its files instead"))
+                }
+                (_, Some(_), "Ready" | "Replicating") => Ok(copy),
+                (_, _, phase) => Err(format!("{name} cannot be restored: it is {phase}")),
+            };
+        }
+        let all = self.catalogue(Some(namespace)).await;
+        let is_one = |copy: &&LiveSnapshot| {
+            copy.spec.repository == source.repository
+                && copy.spec.databases.iter().any(|database| database == from)
+                && copy.status.known != KnownBy::Foreign
+                && copy.status.taken_at.is_some()
+                && !copy.status.locations.is_empty()
+        };
+        let taken = |copy: &LiveSnapshot| copy.status.taken_at.as_ref().map_or(Timestamp::MAX, |taken| taken.0);
+        let as_of = source.as_of.as_ref().map(|at| at.0);
+        let found = choose(all.items.iter().filter(is_one), taken, as_of).cloned();
+        found.ok_or_else(|| {
+            let when = as_of.map(|at| format!(" of {at} or before")).unwrap_or_default();
+            let repository = source.repository.as_deref().unwrap_or_default();
+            let more = if all.warnings.is_empty() { String::new() } else { format!("; {}", all.warnings.join("; ")) };
+            format!("Repository {repository} has no copy of Database {from}{when}{more}")
+        })
+    }
+
+    async fn restore_failed(&self, restore: &Restore, failed: FailedRun) -> Result<(), ApiError> {
+        self.change_restore(restore, |mut status| {
+            let now = Timestamp::now();
+            status.phase = RestorePhase::Failed;
+            status.finished_at = Some(Time(now));
+            status.progress = None;
+            status.message = Some(failed.message.clone());
+            status.target = failed.target.clone().or_else(|| Some("as it was: nothing was touched".to_owned()));
+            conditions::set_condition(
+                &mut status.conditions,
+                types::COMPLETE,
+                false,
+                &failed.reason,
+                &failed.message,
+                None,
+                now,
+            );
+            status
+        })
+        .await?;
+        self.logs.say(&who(restore).2, &format!("failed: {}: {}", failed.reason, failed.message));
+        self.tell(&RESTORES, restore, false, &failed.reason, &failed.message).await;
+        Ok(())
+    }
+
+    async fn change_restore(
+        &self,
+        restore: &Restore,
+        change: impl Fn(RestoreStatus) -> RestoreStatus + Send + Sync,
+    ) -> Result<(), ApiError> {
+        let (namespace, name, _) = who(restore);
+        let generation = restore.metadata.generation;
+        let change = |status: RestoreStatus| {
+            let next = RestoreStatus { observed_generation: generation, ..change(status.clone()) };
+            (next != status).then_some(next)
+        };
+        self.restores.change(&namespace, &name, &change).await
+    }
+}

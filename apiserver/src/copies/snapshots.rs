@@ -1,0 +1,287 @@
+//! Snapshots, from what was asked for to what can be restored. Each has one task at a time; what it does next is decided by
+//! [`plan`], from the object alone and whether a run of it is here.
+//!
+//! Deleted at any point, it leaves nothing: a run is ended first, and what it had stored is forgotten.
+
+mod plan;
+
+use std::time::Duration;
+
+use api::{
+    Database, Snapshot, SnapshotStatus,
+    conditions::reasons,
+    runner::{DumpTask, FailedRun, ObjectName, ReplicateTask, Report, RunName, Task, TaskDatabase},
+};
+use futures::StreamExt;
+use jiff::Timestamp;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+use tracing::debug;
+
+use super::{Copies, depot::Values, kept::who, runs::Order, status};
+use crate::{
+    controllers::Turns,
+    error::ApiError,
+    records::Seen,
+    resources::{Resource, SNAPSHOTS},
+    targets,
+};
+use plan::{Next, next};
+
+/// Dumps at once: each is a process, and a load for its database.
+const AT_ONCE: usize = 4;
+/// How often it is looked for what is due.
+const LOOK: Duration = Duration::from_secs(2);
+/// How often it is looked whether a Snapshot whose run goes on was deleted.
+const STILL_WANTED: Duration = Duration::from_millis(500);
+const KIND: &Resource = &SNAPSHOTS;
+
+pub(super) async fn run(copies: Copies) {
+    let turns = Turns::new(&copies.tasks, AT_ONCE, {
+        let copies = copies.clone();
+        move |(namespace, name): (String, String)| turn(copies.clone(), namespace, name)
+    });
+    let mut following = copies.snapshots.follow();
+    let mut due = interval(LOOK);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            next = following.next() => match next {
+                None => return,
+                Some(Seen::There(snapshot)) => take(&turns, &snapshot),
+                Some(Seen::Gone(_)) => {}
+            },
+            _ = due.tick() => copies.snapshots.all(None).iter().for_each(|snapshot| take(&turns, snapshot)),
+        }
+    }
+}
+
+fn take(turns: &Turns<(String, String)>, snapshot: &Snapshot) {
+    if next(snapshot, Timestamp::now()) != Next::Nothing {
+        let (namespace, name, _) = who(snapshot);
+        turns.take((namespace, name));
+    }
+}
+
+async fn turn(copies: Copies, namespace: String, name: String) {
+    let Ok(snapshot) = copies.snapshots.get(&namespace, &name).await else { return };
+    let done = match next(&snapshot, Timestamp::now()) {
+        Next::Nothing => Ok(()),
+        Next::Run => copies.dump(&snapshot).await,
+        Next::Died => copies.died(&snapshot).await,
+        Next::Replicate => copies.replicate(&snapshot).await,
+        Next::Forget => copies.forget(&snapshot).await,
+        Next::LetGo => copies.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
+    };
+    if let Err(error) = done {
+        debug!(namespace, name, message = %error.message, "not now; trying again");
+        sleep(STILL_WANTED).await;
+    }
+}
+
+impl Copies {
+    /// One run, to its end.
+    async fn dump(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
+        let (namespace, name, uid) = who(snapshot);
+        let attempts = snapshot.status.as_ref().map_or(0, |status| status.attempts);
+        let of = |attempt: u32| format!("{uid}-{attempt}");
+        let run = RunName { name: of(attempts + 1), over: (1..=attempts).map(of).collect() };
+        self.change(snapshot, |status| status::begun(status, Timestamp::now())).await?;
+        let (task, secrets) = match self.dump_task(snapshot, run.clone()).await {
+            Ok(ready) => ready,
+            Err(failed) => return self.failed(snapshot, &failed).await,
+        };
+        let order = Order { name: run.name, task: Task::Dump(Box::new(task)), secrets };
+        self.tell(KIND, snapshot, true, "Started", &format!("run {} of the dump", attempts + 1)).await;
+        match self.hear(snapshot, order).await? {
+            Some(Report::Dumped(dumped)) => {
+                let size = dumped.contents.iter().flat_map(|copy| &copy.files).map(|file| file.size).sum::<u64>();
+                let message = format!(
+                    "{}: {size} bytes, {} of them new, in {}",
+                    dumped.consistency.verdict,
+                    dumped.stored,
+                    dumped.whole.join(", ")
+                );
+                self.change(snapshot, |status| status::dumped(status, (*dumped).clone(), Timestamp::now())).await?;
+                self.tell(KIND, snapshot, true, "Stored", &message).await;
+                Ok(())
+            }
+            Some(Report::Failed(failed)) => self.failed(snapshot, &failed).await,
+            // It is being deleted.
+            None if self.is_unwanted(&namespace, &name, &uid).await => Ok(()),
+            _ => self.failed(snapshot, &died("the run ended without a word")).await,
+        }
+    }
+
+    /// A run of which nothing is left here: whoever began it is gone.
+    async fn died(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
+        self.failed(snapshot, &died("the process that took it is gone")).await
+    }
+
+    async fn replicate(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
+        let status = snapshot.status.clone().unwrap_or_default();
+        let to: Vec<String> = status.locations.iter().filter(|at| !at.stored).map(|at| at.name.clone()).collect();
+        let (namespace, _, uid) = who(snapshot);
+        let name = snapshot.spec.repository.clone().unwrap_or_default();
+        let repository = self.repositories.get(&namespace, &name).await?;
+        let secrets = self.depot.values(&namespace, repository.spec.secrets()).await?;
+        let id = status.id.unwrap_or_default();
+        let task = ReplicateTask { repository: repository.spec.clone(), id, to: to.clone() };
+        let order = Order { name: format!("{uid}-replicate"), task: Task::Replicate(task), secrets };
+        let results = match self.hear(snapshot, order).await? {
+            Some(Report::Replicated(results)) => results,
+            Some(Report::Failed(failed)) => {
+                to.iter().map(|name| (name.clone(), Some(failed.message.clone()))).collect()
+            }
+            _ => return Ok(()),
+        };
+        let is_done = results.iter().all(|(_, why)| why.is_none());
+        self.change(snapshot, |status| status::replicated(status, &results, Timestamp::now())).await?;
+        if is_done {
+            self.tell(KIND, snapshot, true, "Replicated", &format!("{} has it now", to.join(", "))).await;
+        }
+        // Some location is still not well: others have their turn meanwhile.
+        sleep(if is_done { Duration::ZERO } else { Duration::from_secs(10) }).await;
+        Ok(())
+    }
+
+    /// What was stored goes with its Snapshot.
+    async fn forget(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
+        let (namespace, name, _) = who(snapshot);
+        let id = snapshot.status.as_ref().and_then(|status| status.id.clone()).unwrap_or_default();
+        let of = snapshot.spec.repository.clone().unwrap_or_default();
+        let forgotten = match self.repositories.get(&namespace, &of).await {
+            // Nobody could say any more where it is.
+            Err(error) if error.code == 404 => Ok(()),
+            Err(error) => return Err(error),
+            Ok(repository) => self.depot.remove(&namespace, &of, &repository.spec, &id).await,
+        };
+        match forgotten {
+            Ok(()) => self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
+            Err(closed) => {
+                let message = format!(
+                    "it cannot be removed from Repository {of}: {}; trying again. To leave it there, set spec.deletionPolicy: Retain",
+                    closed.message
+                );
+                self.change(snapshot, |mut status| {
+                    status.message = Some(message.clone());
+                    status
+                })
+                .await?;
+                sleep(Duration::from_secs(5)).await;
+                Ok(())
+            }
+        }
+    }
+
+    async fn failed(&self, snapshot: &Snapshot, failed: &FailedRun) -> Result<(), ApiError> {
+        let (namespace, name, _) = who(snapshot);
+        let now = Timestamp::now();
+        let snapshot = self.snapshots.get(&namespace, &name).await?;
+        let last = status::is_last(&snapshot, failed, now);
+        self.logs.say(&who(&*snapshot).2, &format!("failed: {}: {}", failed.reason, failed.message));
+        self.change(&snapshot, |status| status::failed(status, failed, last, now)).await?;
+        self.tell(KIND, &*snapshot, false, &failed.reason, &failed.message).await;
+        Ok(())
+    }
+
+    /// Follows a run to its end; its progress is shown meanwhile. `None`: it said nothing at its end, or is not wanted any more.
+    async fn hear(&self, snapshot: &Snapshot, order: Order) -> Result<Option<Report>, ApiError> {
+        let (namespace, name, uid) = who(snapshot);
+        let mut running = self.runs.begin(order).await?;
+        let mut pace = status::Pace::default();
+        let mut wanted = interval(STILL_WANTED);
+        let mut last = None;
+        loop {
+            tokio::select! {
+                report = running.reports.recv() => match report {
+                    None => return Ok(last),
+                    Some(Report::Log(line)) => self.logs.say(&uid, &line),
+                    Some(Report::Progress { step, bytes, total }) => {
+                        let progress = pace.progress(step, bytes, total, Timestamp::now());
+                        self.change(snapshot, |status| SnapshotStatus { progress: Some(progress.clone()), ..status }).await.ok();
+                    }
+                    Some(report) => last = Some(report),
+                },
+                _ = wanted.tick() => {
+                    if self.is_unwanted(&namespace, &name, &uid).await {
+                        running.end().await;
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    async fn is_unwanted(&self, namespace: &str, name: &str, uid: &str) -> bool {
+        match self.snapshots.get(namespace, name).await {
+            Ok(now) => now.metadata.uid.as_deref() != Some(uid) || now.metadata.deletion_timestamp.is_some(),
+            Err(error) => error.code == 404,
+        }
+    }
+
+    /// What a run is to know: everything as it is declared now.
+    async fn dump_task(&self, snapshot: &Snapshot, run: RunName) -> Result<(DumpTask, Values), FailedRun> {
+        let (namespace, name, uid) = who(snapshot);
+        let missing = |kind: &str, name: &str, error: &ApiError| FailedRun {
+            reason: reasons::NOT_FOUND.to_owned(),
+            message: if error.code == 404 { format!("there is no {kind} {name}") } else { error.message.clone() },
+            again: error.code != 404,
+            target: None,
+        };
+        let of = snapshot.spec.repository.clone().unwrap_or_default();
+        let repository =
+            self.repositories.get(&namespace, &of).await.map_err(|error| missing("Repository", &of, &error))?;
+        let mut wanted = repository.spec.secrets();
+        let mut found: Vec<std::sync::Arc<Database>> = Vec::new();
+        for database in &snapshot.spec.databases {
+            let one = self.records.database(&namespace, database).await;
+            found.push(one.map_err(|error| missing("Database", database, &error))?);
+        }
+        for database in &found {
+            wanted.extend(targets::secrets(database));
+        }
+        let secrets = self.depot.values(&namespace, wanted).await.map_err(|error| missing("Secret", "", &error))?;
+        let databases = found.iter().map(|database| TaskDatabase {
+            name: database.metadata.name.clone().unwrap_or_default(),
+            spec: database.spec.clone(),
+        });
+        let task = DumpTask {
+            run,
+            snapshot: ObjectName { namespace, name, uid },
+            databases: databases.collect(),
+            repository: repository.spec.clone(),
+            expected_bytes: self.expected(snapshot),
+        };
+        Ok((task, secrets))
+    }
+
+    /// As many as the newest copy of the same Databases had.
+    fn expected(&self, snapshot: &Snapshot) -> Option<u64> {
+        let all = self.snapshots.all(snapshot.metadata.namespace.as_deref());
+        let same = all.iter().filter(|other| other.spec.databases == snapshot.spec.databases);
+        let sized = same.filter_map(|other| {
+            let status = other.status.as_ref()?;
+            Some((status.cut_between.as_ref()?.frozen_at.0, status.size?))
+        });
+        sized.max_by_key(|(taken, _)| *taken).map(|(_, size)| size)
+    }
+
+    /// Only as long as it is the same object.
+    async fn change(
+        &self,
+        snapshot: &Snapshot,
+        change: impl Fn(SnapshotStatus) -> SnapshotStatus + Send + Sync,
+    ) -> Result<(), ApiError> {
+        let (namespace, name, _) = who(snapshot);
+        let generation = snapshot.metadata.generation;
+        let change = |status: SnapshotStatus| {
+            let next = SnapshotStatus { observed_generation: generation, ..change(status.clone()) };
+            (next != status).then_some(next)
+        };
+        self.snapshots.change(&namespace, &name, &change).await
+    }
+}
+
+fn died(message: &str) -> FailedRun {
+    FailedRun { reason: reasons::RUNNER_DIED.to_owned(), message: message.to_owned(), again: true, target: None }
+}

@@ -1,0 +1,182 @@
+//! What a run says, as the status of what it was begun for. Pure.
+
+use api::{
+    CopyAt, Progress, Snapshot, SnapshotPhase, SnapshotStatus,
+    conditions::{self, reasons, types},
+    runner::{Dumped, FailedRun},
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+
+/// How fast a run is, over its last reports.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pace {
+    /// When so many bytes were done.
+    points: std::collections::VecDeque<(Timestamp, u64)>,
+}
+
+/// So many seconds of reports tell how fast it is.
+const WINDOW: usize = 20;
+
+impl Pace {
+    pub(super) fn progress(&mut self, step: String, bytes: u64, total: Option<u64>, now: Timestamp) -> Progress {
+        if self.points.back().is_some_and(|(_, before)| *before > bytes) {
+            self.points.clear();
+        }
+        self.points.push_back((now, bytes));
+        if self.points.len() > WINDOW {
+            self.points.pop_front();
+        }
+        let first = self.points.front().copied().unwrap_or((now, bytes));
+        let milliseconds = u64::try_from(now.duration_since(first.0).as_millis()).unwrap_or(0);
+        let rate = bytes.saturating_sub(first.1).saturating_mul(1000).checked_div(milliseconds).unwrap_or(0);
+        let left = total.filter(|total| *total > bytes).and_then(|total| (total - bytes).checked_div(rate));
+        Progress { step, bytes, total_bytes: total, bytes_per_second: rate, remaining_seconds: left }
+    }
+}
+
+/// A run was begun.
+pub(super) fn begun(mut status: SnapshotStatus, now: Timestamp) -> SnapshotStatus {
+    status.phase = SnapshotPhase::Running;
+    status.attempts += 1;
+    status.started_at.get_or_insert(Time(now));
+    status.message = None;
+    status.progress = Some(Progress { step: "starting".to_owned(), ..Progress::default() });
+    ready(&mut status, false, reasons::IN_PROGRESS, "it is being taken", now);
+    status
+}
+
+/// It can be restored.
+pub(super) fn dumped(mut status: SnapshotStatus, dumped: Dumped, now: Timestamp) -> SnapshotStatus {
+    let Dumped { id, consistency, cut_between, contents, stored, whole, failed, warnings } = dumped;
+    let at = |name: String| CopyAt { name, stored: true, message: None, at: Some(Time(now)) };
+    let not = |(name, why): (String, String)| CopyAt { name, stored: false, message: Some(why), at: None };
+    status.size = Some(contents.iter().flat_map(|copy| &copy.files).map(|file| file.size).sum());
+    status.stored = Some(stored);
+    status.id = Some(id);
+    status.consistency = Some(consistency);
+    status.cut_between = Some(cut_between);
+    status.contents = contents;
+    status.warnings = warnings;
+    status.progress = None;
+    status.locations = whole.into_iter().map(at).chain(failed.into_iter().map(not)).collect();
+    settle(status, now)
+}
+
+/// Some locations were given it, or not.
+pub(super) fn replicated(
+    mut status: SnapshotStatus,
+    results: &[(String, Option<String>)],
+    now: Timestamp,
+) -> SnapshotStatus {
+    for location in &mut status.locations {
+        match results.iter().find(|(name, _)| *name == location.name) {
+            Some((_, None)) => {
+                *location = CopyAt { name: location.name.clone(), stored: true, message: None, at: Some(Time(now)) };
+            }
+            Some((_, Some(why))) => location.message = Some(why.clone()),
+            None => {}
+        }
+    }
+    settle(status, now)
+}
+
+fn settle(mut status: SnapshotStatus, now: Timestamp) -> SnapshotStatus {
+    let missing: Vec<&str> = status.locations.iter().filter(|at| !at.stored).map(|at| at.name.as_str()).collect();
+    if missing.is_empty() {
+        status.phase = SnapshotPhase::Ready;
+        status.message = None;
+        status.finished_at.get_or_insert(Time(now));
+        ready(&mut status, true, reasons::OK, "", now);
+    } else {
+        let message = format!("it can be restored; {} does not have it yet", missing.join(", "));
+        status.phase = SnapshotPhase::Replicating;
+        ready(&mut status, true, reasons::OK, &message, now);
+        status.message = Some(message);
+    }
+    status
+}
+
+/// A run came to nothing; another may follow.
+pub(super) fn failed(mut status: SnapshotStatus, failed: &FailedRun, last: bool, now: Timestamp) -> SnapshotStatus {
+    status.progress = None;
+    status.message = Some(failed.message.clone());
+    status.phase = if last { SnapshotPhase::Failed } else { SnapshotPhase::Pending };
+    if last {
+        status.finished_at = Some(Time(now));
+    }
+    ready(&mut status, false, &failed.reason, &failed.message, now);
+    status
+}
+
+fn ready(status: &mut SnapshotStatus, is: bool, reason: &str, message: &str, now: Timestamp) {
+    conditions::set_condition(
+        &mut status.conditions,
+        types::READY,
+        is,
+        reason,
+        message,
+        status.observed_generation,
+        now,
+    );
+}
+
+/// How long is waited before the next run: a little, and then longer.
+pub(super) fn pause(attempts: u32) -> SignedDuration {
+    SignedDuration::from_secs(match attempts {
+        0 | 1 => 5,
+        2 => 20,
+        3 => 60,
+        _ => 300,
+    })
+}
+
+/// The most runs of one Snapshot.
+pub(super) const MOST_ATTEMPTS: u32 = 6;
+
+/// Whether a failure is the last.
+pub(super) fn is_last(snapshot: &Snapshot, failed: &FailedRun, now: Timestamp) -> bool {
+    let status = snapshot.status.clone().unwrap_or_default();
+    let started = status.started_at.as_ref().map_or(now, |started| started.0);
+    !failed.again
+        || status.attempts >= MOST_ATTEMPTS
+        || now.saturating_add(pause(status.attempts)).is_ok_and(|next| next >= snapshot.spec.deadline(started))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pace_is_of_the_last_reports_and_says_how_long_it_will_take() {
+        let at = |seconds| Timestamp::from_second(seconds).unwrap();
+        let mut pace = Pace::default();
+        let first = pace.progress("dumping".into(), 0, Some(1000), at(0));
+        assert_eq!((first.bytes_per_second, first.remaining_seconds), (0, None));
+        let later = pace.progress("dumping".into(), 500, Some(1000), at(5));
+        assert_eq!((later.bytes_per_second, later.remaining_seconds), (100, Some(5)));
+        let beyond = pace.progress("dumping".into(), 1500, Some(1000), at(10));
+        assert_eq!((beyond.bytes_per_second, beyond.remaining_seconds), (150, None));
+        assert_eq!(pace.progress("verifying".into(), 0, None, at(11)).bytes_per_second, 0, "another step begins anew");
+    }
+
+    #[test]
+    fn what_is_not_everywhere_can_be_restored_and_is_not_settled() {
+        let now = Timestamp::now();
+        let status = SnapshotStatus {
+            locations: vec![
+                CopyAt { name: "a".into(), stored: true, message: None, at: None },
+                CopyAt { name: "b".into(), stored: false, message: Some("full".into()), at: None },
+            ],
+            ..SnapshotStatus::default()
+        };
+        let still = replicated(status, &[("b".into(), Some("still full".into()))], now);
+        assert_eq!(
+            (still.phase, still.locations[1].message.as_deref()),
+            (SnapshotPhase::Replicating, Some("still full"))
+        );
+        assert!(conditions::is_true(&still.conditions, types::READY));
+        let done = replicated(still, &[("b".into(), None)], now);
+        assert_eq!((done.phase, done.message), (SnapshotPhase::Ready, None));
+    }
+}

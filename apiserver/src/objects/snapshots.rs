@@ -1,0 +1,212 @@
+//! `snapshots` of `live.stillpoint.dev`: the catalogue, a copy taken now, its files, its log, and the way back.
+
+use api::{LiveSnapshot, RestoreSource};
+use http::{StatusCode, header};
+use serde_json::{Value, json};
+
+use super::{
+    Objects,
+    lists::{Continue, KUBECTL_CHUNK, MOST_ROWS, check_list_version, partial_list, streamed},
+};
+use crate::{
+    admission::Author,
+    answer::{Answer, Parts, json_answer},
+    asked::Asked,
+    body,
+    copies::{Copies, Download},
+    error::ApiError,
+    negotiate::Form,
+    resources::{RESTORES, Resource, SNAPSHOTS},
+    target::Verb,
+};
+
+impl Objects {
+    pub(super) async fn live_snapshots(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+        let copies = self.copies.as_ref().ok_or_else(ApiError::no_such_path)?;
+        let namespace = asked.target.namespace.as_deref().unwrap_or_default();
+        match (asked.target.subresource.as_deref(), asked.target.verb) {
+            (None, Verb::List) => self.list_snapshots(copies, asked).await,
+            (None, Verb::Get) => asked.one(&value(&copies.find(namespace, asked.name()).await?)?),
+            (None, _) => self.take_snapshot(asked, bytes).await,
+            (Some("download"), _) => download(copies, asked, namespace).await,
+            (Some("log"), _) => {
+                let copy = copies.find(namespace, asked.name()).await?;
+                Ok(text(copies.log(&copy)))
+            }
+            (Some("restore"), _) => self.restore_snapshot(copies, asked, bytes).await,
+            (Some(_), _) => Err(ApiError::no_such_path()),
+        }
+    }
+
+    async fn list_snapshots(&self, copies: &Copies, asked: &Asked<'_>) -> Result<Answer, ApiError> {
+        check_list_version(asked, self.revision())?;
+        let query = &asked.parts.query;
+        let after = query.get("continue").map(Continue::decode).transpose()?;
+        let selection = asked.selection()?;
+        let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0);
+        let found = copies.catalogue(asked.target.namespace.as_deref()).await;
+        let values = found
+            .items
+            .iter()
+            .map(value)
+            .filter(|item| item.as_ref().is_ok_and(|item| crate::registry::selected(&selection, item)));
+        let mut items = values.collect::<Result<Vec<Value>, _>>()?;
+        let key = |item: &Value| {
+            let text = |field: &str| item["metadata"][field].as_str().unwrap_or_default().to_owned();
+            (text("namespace"), text("name"))
+        };
+        if let Some(after) = &after {
+            let after = (after.namespace.clone(), after.name.clone());
+            items.retain(|item| key(item) > after);
+        }
+        let mut list = json!({"resourceVersion": self.verbs.records.revision()});
+        let whole = asked.parts.form == Form::Table
+            && limit.is_some_and(|limit| limit >= KUBECTL_CHUNK)
+            && items.len() <= MOST_ROWS;
+        if let Some(limit) = limit.filter(|limit| !whole && items.len() > *limit) {
+            list["remainingItemCount"] = (items.len() - limit).into();
+            items.truncate(limit);
+            if let Some((namespace, name)) = items.last().map(key) {
+                list["continue"] = Continue { revision: self.revision(), namespace, name }.encode().into();
+            }
+        }
+        let answer = match asked.parts.form {
+            Form::Table => asked.table(&items, list),
+            Form::PartialObjectMetadata => partial_list(&items, &list),
+            _ => streamed(asked.resource, &list, items.into_iter().map(Ok)),
+        };
+        answer.map(|answer| warned(answer, found.warnings))
+    }
+
+    /// A `Snapshot` is made of it, named after its first Database where it has no name.
+    async fn take_snapshot(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+        let mut body = body::decode(asked.content_type(), bytes)?.value;
+        let first = body["spec"]["databases"][0].as_str().unwrap_or("snapshot").to_owned();
+        name(&mut body, &first);
+        self.make(&SNAPSHOTS, asked, body).await
+    }
+
+    /// A `Restore` is made of it, of this very copy.
+    async fn restore_snapshot(&self, copies: &Copies, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+        let namespace = asked.target.namespace.as_deref().unwrap_or_default();
+        let copy = copies.find(namespace, asked.name()).await?;
+        let mut body = body::decode(asked.content_type(), bytes)?.value;
+        let of_it = RestoreSource {
+            repository: copy.spec.repository.clone(),
+            snapshot: copy.metadata.name.clone(),
+            database: body["spec"]["source"]["database"].as_str().map(str::to_owned),
+            ..RestoreSource::default()
+        };
+        if !body["spec"].is_object() {
+            body["spec"] = json!({});
+        }
+        body["spec"]["source"] = serde_json::to_value(of_it).map_err(ApiError::internal)?;
+        if let (Value::Null, [only]) = (&body["spec"]["database"], copy.spec.databases.as_slice()) {
+            body["spec"]["database"] = only.as_str().into();
+        }
+        name(&mut body, asked.name());
+        self.make(&RESTORES, asked, body).await
+    }
+
+    /// An object of a stored kind, by the rules of that kind, for whoever asked.
+    async fn make(&self, resource: &'static Resource, asked: &Asked<'_>, mut body: Value) -> Result<Answer, ApiError> {
+        let kept = self.registry.as_ref().ok_or_else(ApiError::no_such_path)?;
+        body["apiVersion"] = resource.api_version().into();
+        body["kind"] = resource.kind.into();
+        let query = asked.parts.query.clone();
+        let parts = Parts { headers: asked.parts.headers, query, form: asked.parts.form };
+        let target = crate::target::ResourceTarget {
+            verb: Verb::Create,
+            group: resource.group.to_owned(),
+            version: resource.version.to_owned(),
+            namespace: asked.target.namespace.clone(),
+            resource: resource.plural.to_owned(),
+            name: None,
+            subresource: None,
+        };
+        let asked = Asked { user: asked.user, resource, target: &target, parts: &parts, now: asked.now };
+        let mut body = body::Body { value: body, duplicates: Vec::new() };
+        super::declare(resource, &mut body, asked.user);
+        let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked: &asked };
+        let write = asked.write(&author)?;
+        let written = kept.create(resource, asked.target.namespace.as_deref(), body, write, asked.now).await?;
+        asked.written(&written.object, StatusCode::CREATED, written.warnings)
+    }
+}
+
+async fn download(copies: &Copies, asked: &Asked<'_>, namespace: &str) -> Result<Answer, ApiError> {
+    let copy = copies.find(namespace, asked.name()).await?;
+    let range = asked.parts.headers.get(header::RANGE).map(|value| value.to_str().ok().and_then(range));
+    let range = match range {
+        Some(None) => return Err(ApiError::bad_request("one range is served: bytes=FIRST-[LAST]")),
+        Some(Some(range)) => Some(range),
+        None => None,
+    };
+    match copies.download(namespace, &copy, &asked.parts.query, range).await? {
+        Download::Files(files) => json_answer(&files),
+        Download::Part { bytes, offset, size } => {
+            let end = offset + bytes.len() as u64;
+            let is_all = offset == 0 && end == size;
+            let code = if is_all { StatusCode::OK } else { StatusCode::PARTIAL_CONTENT };
+            let mut headers = vec![(header::ACCEPT_RANGES, "bytes".to_owned())];
+            if !is_all {
+                let last = end.saturating_sub(1).max(offset);
+                let range =
+                    if bytes.is_empty() { format!("bytes */{size}") } else { format!("bytes {offset}-{last}/{size}") };
+                headers.push((header::CONTENT_RANGE, range));
+            }
+            Ok(Answer::Other { code, content_type: "application/octet-stream", bytes, headers })
+        }
+    }
+}
+
+/// `bytes=5-`, `bytes=5-9`.
+fn range(text: &str) -> Option<(u64, Option<u64>)> {
+    let (first, last) = text.strip_prefix("bytes=")?.split_once('-')?;
+    let last = if last.is_empty() { None } else { Some(last.parse().ok()?) };
+    let first = first.parse().ok()?;
+    last.is_none_or(|last| last >= first).then_some((first, last))
+}
+
+fn name(body: &mut Value, base: &str) {
+    if !body["metadata"].is_object() {
+        body["metadata"] = json!({});
+    }
+    let metadata = &mut body["metadata"];
+    if metadata["name"].is_null() && metadata["generateName"].is_null() {
+        metadata["generateName"] = format!("{base}-").into();
+    }
+}
+
+fn value(copy: &LiveSnapshot) -> Result<Value, ApiError> {
+    serde_json::to_value(copy).map_err(ApiError::internal)
+}
+
+fn text(text: String) -> Answer {
+    let content_type = "text/plain; charset=utf-8";
+    Answer::Other { code: StatusCode::OK, content_type, bytes: text.into(), headers: Vec::new() }
+}
+
+fn warned(answer: Answer, more: Vec<String>) -> Answer {
+    match answer {
+        Answer::Json { code, bytes, mut warnings } => {
+            warnings.extend(more);
+            Answer::Json { code, bytes, warnings }
+        }
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_range_is_read_and_nothing_else() {
+        assert_eq!(range("bytes=5-9"), Some((5, Some(9))));
+        assert_eq!(range("bytes=5-"), Some((5, None)));
+        for wrong in ["bytes=-5", "bytes=9-5", "bytes=0-1,4-5", "lines=1-2", "bytes=a-b", ""] {
+            assert_eq!(range(wrong), None, "{wrong}");
+        }
+    }
+}

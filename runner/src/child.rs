@@ -1,0 +1,193 @@
+//! A program whose output is a stream. The stream ends well only if the program did: that its output ended says nothing.
+//!
+//! Dropped, the program is killed, and its sessions end with it.
+
+use std::{
+    collections::VecDeque,
+    io::{self, BufRead, BufReader, Read, Write},
+    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
+    sync::{Arc, Mutex, PoisonError},
+    thread::JoinHandle,
+};
+
+/// A running program.
+pub(crate) struct Stream {
+    name: String,
+    child: Child,
+    output: ChildStdout,
+    errors: Option<JoinHandle<()>>,
+    last: LastLines,
+    ended: bool,
+}
+
+/// Hears each line that the program writes to standard error.
+pub(crate) type OnLine = Box<dyn FnMut(&str) + Send>;
+/// The last lines that it wrote there.
+type LastLines = Arc<Mutex<VecDeque<String>>>;
+
+/// Of standard error, for the message.
+const LINES: usize = 12;
+const LONGEST_LINE: usize = 400;
+
+impl Stream {
+    pub(crate) fn spawn(mut command: Command, on_line: OnLine) -> io::Result<Self> {
+        command.stdin(Stdio::null());
+        Self::begin(command, on_line)
+    }
+
+    fn begin(mut command: Command, mut on_line: OnLine) -> io::Result<Self> {
+        let name = command.get_program().to_string_lossy().into_owned();
+        let name = name.rsplit('/').next().unwrap_or_default().to_owned();
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
+        let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+            return Err(io::Error::other(format!("{name} has no output")));
+        };
+        let last = LastLines::default();
+        let heard = Arc::clone(&last);
+        let errors = std::thread::spawn(move || {
+            for line in BufReader::new(errors).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line);
+                on_line(&line);
+                let mut last = heard.lock().unwrap_or_else(PoisonError::into_inner);
+                if last.len() == LINES {
+                    last.pop_front();
+                }
+                last.push_back(line.chars().take(LONGEST_LINE).collect());
+            }
+        });
+        Ok(Self { name, child, output, errors: Some(errors), last, ended: false })
+    }
+
+    /// All of its output, however it ends.
+    pub(crate) fn whatever(command: Command, most: u64) -> io::Result<Vec<u8>> {
+        let mut stream = Self::spawn(command, Box::new(|_| {}))?;
+        let mut output = Vec::new();
+        (&mut stream.output).take(most).read_to_end(&mut output)?;
+        stream.end().ok();
+        Ok(output)
+    }
+
+    /// All of its output, if it ends well and has no more than `most` bytes.
+    pub(crate) fn all(command: Command, most: u64) -> io::Result<Vec<u8>> {
+        let mut stream = Self::spawn(command, Box::new(|_| {}))?;
+        let mut output = Vec::new();
+        (&mut stream).take(most + 1).read_to_end(&mut output)?;
+        if output.len() as u64 > most {
+            return Err(io::Error::other(format!("{} wrote more than {most} bytes", stream.name)));
+        }
+        Ok(output)
+    }
+
+    /// How it ended, when its output has.
+    fn end(&mut self) -> io::Result<()> {
+        self.ended = true;
+        let status = self.child.wait()?;
+        if let Some(errors) = self.errors.take() {
+            errors.join().ok();
+        }
+        if status.success() {
+            return Ok(());
+        }
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        // With --verbose there is much that is no error.
+        let told: Vec<&str> = last.iter().map(String::as_str).filter(|line| !line.starts_with("-- ")).collect();
+        Err(io::Error::other(format!("{} ended with {status}: {}", self.name, told.join("; "))))
+    }
+}
+
+/// A program that is fed a stream. Its output is heard, too: what it says is part of how it ends.
+pub(crate) struct Fed {
+    stream: Stream,
+    input: Option<ChildStdin>,
+}
+
+impl Fed {
+    /// Whoever feeds it must not be made to wait for its output: that has to be little.
+    pub(crate) fn spawn(mut command: Command, on_line: OnLine) -> io::Result<Self> {
+        command.stdin(Stdio::piped());
+        let mut stream = Stream::begin(command, on_line)?;
+        let input = stream.child.stdin.take();
+        Ok(Self { stream, input })
+    }
+
+    /// It has been fed all: how it ended, and what it wrote.
+    pub(crate) fn finish(mut self, most: u64) -> io::Result<String> {
+        self.input = None;
+        let mut output = Vec::new();
+        (&mut self.stream).take(most).read_to_end(&mut output)?;
+        Ok(String::from_utf8_lossy(&output).into_owned())
+    }
+
+    /// Feeds it a text at once.
+    pub(crate) fn told(command: Command, input: &str, most: u64) -> io::Result<String> {
+        let mut fed = Self::spawn(command, Box::new(|_| {}))?;
+        // A program that ends before it has read all says why.
+        fed.write_all(input.as_bytes()).ok();
+        fed.finish(most)
+    }
+}
+
+impl Write for Fed {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match &mut self.input {
+            Some(input) => input.write(bytes),
+            None => Err(io::ErrorKind::BrokenPipe.into()),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.input.as_mut().map_or(Ok(()), Write::flush)
+    }
+}
+
+impl Read for Stream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.ended || buffer.is_empty() {
+            return Ok(0);
+        }
+        match self.output.read(buffer)? {
+            0 => self.end().map(|()| 0),
+            length => Ok(length),
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if !self.ended {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        command
+    }
+
+    #[test]
+    fn output_ends_well_only_if_the_program_does() {
+        assert_eq!(Stream::all(shell("printf abc"), 10).unwrap(), b"abc");
+        let error = Stream::all(shell("printf abc; echo it broke >&2; exit 3"), 10).unwrap_err().to_string();
+        assert!(error.contains("exit status: 3") && error.contains("it broke"), "{error}");
+        assert!(Stream::all(shell("printf abc; kill -9 $$"), 10).is_err(), "killed is not ended");
+        assert!(Stream::all(shell("printf abcd"), 3).unwrap_err().to_string().contains("more than 3"));
+        assert!(Stream::all(Command::new("/nowhere/pg_dump"), 3).unwrap_err().to_string().contains("pg_dump"));
+    }
+
+    #[test]
+    fn a_program_is_gone_with_its_stream() {
+        let mut stream = Stream::spawn(shell("echo x; exec sleep 600"), Box::new(|_| {})).unwrap();
+        let pid = stream.child.id();
+        stream.read_exact(&mut [0; 2]).unwrap();
+        drop(stream);
+        assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+}

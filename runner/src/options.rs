@@ -1,0 +1,170 @@
+//! How programs are told where a server is and whom to be there: by files for us alone, gone with the run.
+
+use std::{
+    ffi::OsStr,
+    fs::OpenOptions,
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use api::{ConnectionAddress, TlsMode};
+use freeze::Member;
+use tempfile::TempDir;
+
+/// Files of one run. Removed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Files(TempDir);
+
+impl Files {
+    pub(crate) fn new() -> io::Result<Self> {
+        tempfile::Builder::new().prefix("stillpoint-run-").tempdir().map(Self)
+    }
+
+    fn write(&self, name: &str, content: &str) -> io::Result<PathBuf> {
+        let path = self.0.path().join(name);
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        file.write_all(content.as_bytes())?;
+        Ok(path)
+    }
+
+    fn home(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+/// A program of PostgreSQL's that knows its server (manual, 34.15 "Environment Variables", 34.16 "The Password File").
+pub(crate) fn postgresql(program: &Path, member: &Member, files: &Files) -> io::Result<Command> {
+    let mut command = quiet(program, files);
+    let (host, port) = match &member.address {
+        ConnectionAddress::Tcp { host, port } => (host, port),
+        ConnectionAddress::Socket { path, port } => (path, port),
+    };
+    command
+        .env("PGHOST", host)
+        .env("PGPORT", port.to_string())
+        .env("PGCONNECT_TIMEOUT", "10")
+        .env("PGAPPNAME", "stillpoint/dump");
+    let account = member.account.as_ref();
+    command.env("PGUSER", account.map_or("postgres", |account| &account.user));
+    let password = account.and_then(|account| account.password.as_deref()).unwrap_or_default();
+    command.env("PGPASSFILE", files.write("pgpass", &pgpass(password))?);
+    let mode = match member.tls.mode {
+        TlsMode::Disable => "disable",
+        TlsMode::Require => "require",
+        TlsMode::VerifyCA => "verify-ca",
+        TlsMode::VerifyFull => "verify-full",
+    };
+    command.env("PGSSLMODE", mode);
+    if let Some(roots) = &member.tls.roots {
+        if let Some(ca) = &roots.ca {
+            command.env("PGSSLROOTCERT", files.write("ca.crt", ca)?);
+        }
+        if let Some((certificate, key)) = &roots.identity {
+            command
+                .env("PGSSLCERT", files.write("tls.crt", certificate)?)
+                .env("PGSSLKEY", files.write("tls.key", key)?);
+        }
+    }
+    Ok(command)
+}
+
+/// A program of MariaDB's that knows its server. Its first argument must stay the first.
+pub(crate) fn mariadb(program: &Path, member: &Member, files: &Files) -> io::Result<Command> {
+    let mut lines = vec!["[client]".to_owned()];
+    let mut set = |name: &str, value: &str| lines.push(format!("{name}={}", quoted(value)));
+    match &member.address {
+        ConnectionAddress::Tcp { host, port } => {
+            set("host", host);
+            set("port", &port.to_string());
+            set("protocol", "tcp");
+        }
+        ConnectionAddress::Socket { path, .. } => {
+            set("socket", path);
+            set("protocol", "socket");
+        }
+    }
+    let account = member.account.as_ref();
+    set("user", account.map_or("root", |account| &account.user));
+    if let Some(password) = account.and_then(|account| account.password.as_deref()) {
+        set("password", password);
+    }
+    set("ssl", if member.tls.mode == TlsMode::Disable { "0" } else { "1" });
+    let verified = matches!(member.tls.mode, TlsMode::VerifyCA | TlsMode::VerifyFull);
+    set("ssl-verify-server-cert", if verified { "1" } else { "0" });
+    if let Some(roots) = &member.tls.roots {
+        if let Some(ca) = &roots.ca {
+            set("ssl-ca", &text(&files.write("ca.crt", ca)?));
+        }
+        if let Some((certificate, key)) = &roots.identity {
+            set("ssl-cert", &text(&files.write("tls.crt", certificate)?));
+            set("ssl-key", &text(&files.write("tls.key", key)?));
+        }
+    }
+    let path = files.write("mariadb.cnf", &(lines.join("\n") + "\n"))?;
+    let mut command = quiet(program, files);
+    let mut argument = OsStr::new("--defaults-file=").to_owned();
+    argument.push(path);
+    command.arg(argument);
+    Ok(command)
+}
+
+/// Nothing of whoever started us: no settings, no language, no home with files that programs read.
+fn quiet(program: &Path, files: &Files) -> Command {
+    let mut command = Command::new(program);
+    command.env_clear().env("LC_ALL", "C").env("HOME", files.home()).env("TMPDIR", files.home());
+    for kept in ["PATH", "LD_LIBRARY_PATH"] {
+        if let Some(value) = std::env::var_os(kept) {
+            command.env(kept, value);
+        }
+    }
+    command
+}
+
+/// Whatever the server's name: it is the one that the environment names.
+fn pgpass(password: &str) -> String {
+    format!("*:*:*:*:{}\n", password.replace('\\', "\\\\").replace(':', "\\:"))
+}
+
+/// MariaDB documentation, "Configuring MariaDB with Option Files": backslash escapes, inside double quotes.
+fn quoted(value: &str) -> String {
+    let escaped = value.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n").replace('\t', "\\t");
+    format!("\"{escaped}\"")
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn no_password_breaks_out_of_its_field(password in "[^\n\0]*") {
+            let line = pgpass(&password);
+            let mut fields = vec![String::new()];
+            let mut characters = line.trim_end_matches('\n').chars();
+            while let Some(c) = characters.next() {
+                match c {
+                    '\\' => fields.last_mut().unwrap().extend(characters.next()),
+                    ':' => fields.push(String::new()),
+                    other => fields.last_mut().unwrap().push(other),
+                }
+            }
+            prop_assert_eq!(fields.len(), 5);
+            prop_assert_eq!(&fields[4], &password);
+        }
+
+        #[test]
+        fn no_value_ends_its_quotes(value in ".*") {
+            let quoted = quoted(&value);
+            let inside = quoted[1..quoted.len() - 1].replace("\\\\", "").replace("\\\"", "");
+            prop_assert!(!inside.contains('"') && !inside.contains('\n'));
+        }
+    }
+}

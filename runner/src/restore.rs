@@ -1,0 +1,187 @@
+//! A restore, from its task to databases that can be used. The order of things:
+//!
+//! ```text
+//! every byte of what is to be restored is read and checked ─► may it be there? ─► roles ─► databases ─► done
+//! ```
+//! Until the check is over nothing of the target is touched. What a failure leaves is said, and is what was there before wherever
+//! the engine allows it: PostgreSQL's databases are made under other names and take theirs at the end.
+
+mod mariadb;
+mod postgresql;
+
+use std::{
+    io::{self, Write},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use api::{
+    DatabaseCopy, DumpFile, DumpFormat, Engine, ExistingPolicy,
+    conditions::reasons,
+    runner::{Report, RestoreTask, Restored},
+};
+use freeze::Member;
+use repository::{Catalogue, Restorable};
+use tokio::time::interval;
+
+use crate::{dump::open, failure::Failure, options::Files, report::Reports, secrets::Secrets, stop::Stop};
+
+/// Everything that a restore of one engine works with. On a thread that may block.
+pub(crate) struct Work {
+    pub(crate) member: Member,
+    pub(crate) copy: DatabaseCopy,
+    pub(crate) source: Restorable,
+    /// Databases inside the server; empty: all.
+    pub(crate) databases: Vec<String>,
+    pub(crate) existing: ExistingPolicy,
+    pub(crate) globals: bool,
+    pub(crate) files: Files,
+    pub(crate) told: Told,
+    pub(crate) stop: Stop,
+}
+
+/// What is being done, and how far it is.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Told {
+    bytes: Arc<AtomicU64>,
+    step: Arc<std::sync::Mutex<String>>,
+}
+
+const TELL_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) async fn restore(
+    task: RestoreTask,
+    secrets: &Secrets,
+    reports: &Reports,
+    stop: &Stop,
+) -> Result<Restored, Failure> {
+    let told = Told::default();
+    told.step("opening the repository");
+    let opened = open(&task.repository, secrets).await?;
+    let member = Member::of(&task.to.spec, &|secret, key| secrets.value(secret, key));
+    let member = member.map_err(|error| Failure::no_member(&task.to.name, &error))?;
+    let files = Files::new().map_err(|error| Failure::bug(format!("no directory for the run's files: {error}")))?;
+    let (engine, stop, telling) = (task.to.spec.engine, stop.clone(), told.clone());
+    let working = tokio::task::spawn_blocking(move || {
+        let (entries, _) = Catalogue::default().read(&opened.repository)?;
+        let entry =
+            entries.iter().find(|entry| entry.id == task.id).ok_or(repository::Error::NoSnapshot(task.id.clone()))?;
+        let copies = entry.manifest.iter().flat_map(|manifest| &manifest.contents);
+        let copy = copies.into_iter().find(|copy| copy.database == task.from).cloned();
+        let copy = copy.ok_or_else(|| {
+            Failure::new(reasons::NOT_FOUND, format!("the copy has nothing of Database {}", task.from))
+        })?;
+        if copy.engine != engine {
+            return Err(Failure::new(
+                reasons::UNSUPPORTED,
+                format!("a copy of {} cannot be restored into {engine}", copy.engine),
+            ));
+        }
+        let source = opened.repository.restorable(entry)?;
+        let work = Work {
+            member,
+            copy,
+            source,
+            databases: task.databases,
+            existing: task.existing,
+            globals: task.globals,
+            files,
+            told,
+            stop,
+        };
+        work.verify()?;
+        match engine {
+            Engine::PostgreSQL => postgresql::restore(&work),
+            Engine::MariaDB => mariadb::restore(&work),
+        }
+    });
+    let total = None;
+    let mut tick = interval(TELL_EVERY);
+    tokio::pin!(working);
+    loop {
+        tokio::select! {
+            done = &mut working => return done.map_err(|error| Failure::bug(format!("the restore broke: {error}")))?,
+            _ = tick.tick() => reports.say(&telling.report(total)),
+        }
+    }
+}
+
+impl Work {
+    /// The files of a format, those that are wanted.
+    pub(crate) fn wanted(&self, format: DumpFormat) -> Vec<&DumpFile> {
+        let named = |file: &&DumpFile| {
+            let database = file.database.as_ref();
+            self.databases.is_empty() || database.is_none_or(|database| self.databases.contains(database))
+        };
+        self.copy.files.iter().filter(|file| file.format == format).filter(named).collect()
+    }
+
+    /// Reads all that is to be restored, and changes nothing.
+    fn verify(&self) -> Result<(), Failure> {
+        self.told.step("verifying");
+        for file in &self.copy.files {
+            if file
+                .database
+                .as_ref()
+                .is_none_or(|database| self.databases.is_empty() || self.databases.contains(database))
+            {
+                self.copy(&file.path, &mut io::sink())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A file, to its end.
+    pub(crate) fn copy(&self, path: &str, to: &mut dyn Write) -> Result<u64, Failure> {
+        let mut counted = Counted { to, told: &self.told, stop: &self.stop };
+        Ok(self.source.copy(path, &mut counted)?)
+    }
+
+    pub(crate) fn text(&self, path: &str) -> Result<String, Failure> {
+        let mut bytes = Vec::new();
+        self.copy(path, &mut bytes)?;
+        String::from_utf8(bytes).map_err(|_| Failure::new(reasons::DAMAGED, format!("{path} is no text")))
+    }
+}
+
+impl Told {
+    pub(crate) fn step(&self, step: &str) {
+        self.bytes.store(0, Ordering::Relaxed);
+        step.clone_into(&mut self.step.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+    }
+
+    fn report(&self, total: Option<u64>) -> Report {
+        let step = self.step.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        Report::Progress { step, bytes: self.bytes.load(Ordering::Relaxed), total }
+    }
+}
+
+struct Counted<'w> {
+    to: &'w mut dyn Write,
+    told: &'w Told,
+    stop: &'w Stop,
+}
+
+impl Write for Counted<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.stop.is_set() {
+            return Err(io::Error::other("told to end"));
+        }
+        let length = self.to.write(bytes)?;
+        self.told.bytes.fetch_add(length as u64, Ordering::Relaxed);
+        Ok(length)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.to.flush()
+    }
+}
+
+/// Nothing is touched, and here is what is in the way.
+pub(crate) fn exists(names: &[String], what: &str) -> Failure {
+    let message = format!("{} {what}: name other databases, or set spec.existing: Replace", names.join(", "));
+    Failure::new(reasons::EXISTS, message).leaves("as it was: nothing was touched")
+}
