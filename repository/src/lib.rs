@@ -27,6 +27,8 @@ mod replicate;
 mod repository;
 mod restore;
 mod sweep;
+#[cfg(feature = "testing")]
+mod testing;
 
 pub use capture::{Capture, Captured, Describe, Open, Source, StoredFile};
 pub use catalogue::{Catalogue, Entry};

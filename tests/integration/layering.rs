@@ -19,7 +19,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runner", &["api", "freeze", "repository"]),
     ("topology", &["api"]),
     ("webhooks", &["api", "certs"]),
-    ("tests", &["api", "fixtures"]),
+    ("tests", &["api", "fixtures", "repository"]),
 ];
 
 #[test]
