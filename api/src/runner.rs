@@ -148,5 +148,7 @@ pub const TASK: &str = "STILLPOINT_TASK";
 pub const SECRETS: &str = "STILLPOINT_SECRETS";
 /// The variable that says that the runner ends when its standard input does.
 pub const WITH_PARENT: &str = "STILLPOINT_ENDS_WITH_INPUT";
+/// The step of a dump in which it writes: from then on something may be stored.
+pub const DUMPING: &str = "dumping";
 /// No line of output is longer.
 pub const LONGEST_LINE: usize = 1 << 20;

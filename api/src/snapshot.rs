@@ -83,6 +83,9 @@ pub struct SnapshotStatus {
     /// Runs that were begun, this one included.
     #[serde(skip_serializing_if = "is_zero")]
     pub attempts: u32,
+    /// Whether a run of it has come as far as to write: what it stored may be there, whatever was heard of it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub begun: bool,
     /// While it runs.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,

@@ -16,7 +16,7 @@ use std::{
 
 use api::{
     Consistency, CutBetween, DatabaseCopy, Engine, Level, Verdict,
-    runner::{DumpTask, Dumped, Report, TaskDatabase},
+    runner::{DUMPING, DumpTask, Dumped, Report, TaskDatabase},
 };
 use freeze::Member;
 use jiff::Timestamp;
@@ -161,7 +161,7 @@ async fn with_progress<T>(
             done = &mut work => return done,
             _ = tick.tick() => {
                 let bytes = read.load(Ordering::Relaxed);
-                reports.say(&Report::Progress { step: "dumping".into(), bytes, total });
+                reports.say(&Report::Progress { step: DUMPING.into(), bytes, total });
             }
         }
     }

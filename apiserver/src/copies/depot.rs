@@ -1,7 +1,7 @@
 //! Repositories that are open, by what they are declared to be and the Secrets that they name: when these change, another one is.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroUsize,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -169,21 +169,32 @@ impl Depot {
         Ok(open)
     }
 
-    /// Removes a copy from every location; one that cannot be reached has it still, and is told.
+    /// Removes the copy of this name, and all of the Snapshot of this uid, from every location. One that cannot be reached has them still,
+    /// and is told.
     pub(crate) async fn remove(
         &self,
         namespace: &str,
         name: &str,
         spec: &RepositorySpec,
-        id: &str,
+        id: Option<String>,
+        uid: String,
     ) -> Result<(), Closed> {
-        let (opened, _) = self.open(namespace, name, spec, false).await?;
+        let (opened, known) = self.open(namespace, name, spec, false).await?;
         if let Some(error) = opened.unusable.first() {
             return Err(Closed { reason: reasons::REPOSITORY_UNAVAILABLE, message: error.to_string() });
         }
-        let id = id.to_owned();
-        let removed = tokio::task::spawn_blocking(move || opened.repository.forget(&id)).await;
-        let removed = removed.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
+        let removing = tokio::task::spawn_blocking(move || {
+            let (entries, errors) = known.catalogue.read(&opened.repository)?;
+            if let Some(error) = errors.into_iter().next() {
+                return Err(repository::Error::Store(error));
+            }
+            let is_its =
+                |entry: &&Arc<Entry>| entry.manifest.as_ref().is_some_and(|manifest| manifest.snapshot.uid == uid);
+            let ids: BTreeSet<String> = entries.iter().filter(is_its).map(|entry| entry.id.clone()).chain(id).collect();
+            ids.iter().try_for_each(|id| opened.repository.forget(id))
+        });
+        let removed =
+            removing.await.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
         removed.map_err(closed)
     }
 

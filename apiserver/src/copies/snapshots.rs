@@ -5,12 +5,12 @@
 
 mod plan;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
     Database, Snapshot, SnapshotStatus,
     conditions::reasons,
-    runner::{DumpTask, FailedRun, ObjectName, ReplicateTask, Report, RunName, Task, TaskDatabase},
+    runner::{DUMPING, DumpTask, Dumped, FailedRun, ObjectName, ReplicateTask, Report, RunName, Task, TaskDatabase},
 };
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -33,6 +33,8 @@ const AT_ONCE: usize = 4;
 const LOOK: Duration = Duration::from_secs(2);
 /// How often it is looked whether a Snapshot whose run goes on was deleted.
 const STILL_WANTED: Duration = Duration::from_millis(500);
+/// How long is waited after a repository did not do what it should.
+const AGAIN: Duration = Duration::from_secs(5);
 const KIND: &Resource = &SNAPSHOTS;
 
 pub(super) async fn run(copies: Copies) {
@@ -41,24 +43,42 @@ pub(super) async fn run(copies: Copies) {
         move |(namespace, name): (String, String)| turn(copies.clone(), namespace, name)
     });
     let mut following = copies.snapshots.follow();
+    // Of ten thousand nearly all are finished: only the others are looked at again.
+    let mut unfinished: BTreeMap<(String, String), Arc<Snapshot>> = BTreeMap::new();
     let mut due = interval(LOOK);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
-            next = following.next() => match next {
+            seen = following.next() => match seen {
                 None => return,
-                Some(Seen::There(snapshot)) => take(&turns, &snapshot),
-                Some(Seen::Gone(_)) => {}
+                Some(Seen::There(snapshot)) => {
+                    let (namespace, name, _) = who(&*snapshot);
+                    if is_finished(&snapshot) {
+                        unfinished.remove(&(namespace, name));
+                    } else {
+                        unfinished.insert((namespace.clone(), name.clone()), Arc::clone(&snapshot));
+                        take(&turns, &snapshot, (namespace, name));
+                    }
+                }
+                Some(Seen::Gone(snapshot)) => {
+                    let (namespace, name, _) = who(&*snapshot);
+                    unfinished.remove(&(namespace, name));
+                }
             },
-            _ = due.tick() => copies.snapshots.all(None).iter().for_each(|snapshot| take(&turns, snapshot)),
+            _ = due.tick() => unfinished.iter().for_each(|(name, snapshot)| take(&turns, snapshot, name.clone())),
         }
     }
 }
 
-fn take(turns: &Turns<(String, String)>, snapshot: &Snapshot) {
+/// Nothing is to be done about it but when it is deleted.
+fn is_finished(snapshot: &Snapshot) -> bool {
+    let phase = snapshot.status.as_ref().map(|status| status.phase).unwrap_or_default();
+    phase.is_finished() && snapshot.metadata.deletion_timestamp.is_none()
+}
+
+fn take(turns: &Turns<(String, String)>, snapshot: &Snapshot, name: (String, String)) {
     if next(snapshot, Timestamp::now()) != Next::Nothing {
-        let (namespace, name, _) = who(snapshot);
-        turns.take((namespace, name));
+        turns.take(name);
     }
 }
 
@@ -85,6 +105,11 @@ impl Copies {
         let attempts = snapshot.status.as_ref().map_or(0, |status| status.attempts);
         let of = |attempt: u32| format!("{uid}-{attempt}");
         let run = RunName { name: of(attempts + 1), over: (1..=attempts).map(of).collect() };
+        if let Some(found) = self.stored_before(snapshot).await {
+            self.change(snapshot, |status| status::dumped(status, found.clone(), Timestamp::now())).await?;
+            self.tell(KIND, snapshot, true, "Stored", "an earlier run of it had stored it, and could not say so").await;
+            return Ok(());
+        }
         self.change(snapshot, |status| status::begun(status, Timestamp::now())).await?;
         let (task, secrets) = match self.dump_task(snapshot, run.clone()).await {
             Ok(ready) => ready,
@@ -144,16 +169,30 @@ impl Copies {
         Ok(())
     }
 
-    /// What was stored goes with its Snapshot.
+    /// What a run before has stored, of which nobody heard: it died, or we did.
+    async fn stored_before(&self, snapshot: &Snapshot) -> Option<Dumped> {
+        let status = snapshot.status.as_ref()?;
+        if !status.begun {
+            return None;
+        }
+        let (namespace, _, uid) = who(snapshot);
+        let name = snapshot.spec.repository.clone()?;
+        let repository = self.repositories.get(&namespace, &name).await.ok()?;
+        let (entries, _) = self.depot.list(&namespace, &name, &repository.spec).await;
+        let locations: Vec<String> = repository.spec.locations.iter().map(|location| location.name.clone()).collect();
+        entries.iter().rev().find_map(|entry| status::of_entry(entry, &uid, &locations))
+    }
+
+    /// What was stored goes with its Snapshot: also by a run that nobody heard of again.
     async fn forget(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let (namespace, name, _) = who(snapshot);
-        let id = snapshot.status.as_ref().and_then(|status| status.id.clone()).unwrap_or_default();
+        let (namespace, name, uid) = who(snapshot);
+        let id = snapshot.status.as_ref().and_then(|status| status.id.clone());
         let of = snapshot.spec.repository.clone().unwrap_or_default();
         let forgotten = match self.repositories.get(&namespace, &of).await {
             // Nobody could say any more where it is.
             Err(error) if error.code == 404 => Ok(()),
             Err(error) => return Err(error),
-            Ok(repository) => self.depot.remove(&namespace, &of, &repository.spec, &id).await,
+            Ok(repository) => self.depot.remove(&namespace, &of, &repository.spec, id, uid).await,
         };
         match forgotten {
             Ok(()) => self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
@@ -162,12 +201,9 @@ impl Copies {
                     "it cannot be removed from Repository {of}: {}; trying again. To leave it there, set spec.deletionPolicy: Retain",
                     closed.message
                 );
-                self.change(snapshot, |mut status| {
-                    status.message = Some(message.clone());
-                    status
-                })
-                .await?;
-                sleep(Duration::from_secs(5)).await;
+                let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
+                self.change(snapshot, said).await?;
+                sleep(AGAIN).await;
                 Ok(())
             }
         }
@@ -191,6 +227,8 @@ impl Copies {
         let mut pace = status::Pace::default();
         let mut wanted = interval(STILL_WANTED);
         let mut last = None;
+        let started = snapshot.status.as_ref().and_then(|status| status.started_at.as_ref()).map(|at| at.0);
+        let deadline = snapshot.spec.deadline(started.unwrap_or_else(Timestamp::now));
         loop {
             tokio::select! {
                 report = running.reports.recv() => match report {
@@ -198,7 +236,13 @@ impl Copies {
                     Some(Report::Log(line)) => self.logs.say(&uid, &line),
                     Some(Report::Progress { step, bytes, total }) => {
                         let progress = pace.progress(step, bytes, total, Timestamp::now());
-                        self.change(snapshot, |status| SnapshotStatus { progress: Some(progress.clone()), ..status }).await.ok();
+                        let writes = progress.step == DUMPING;
+                        let shown = |status: SnapshotStatus| SnapshotStatus {
+                            begun: status.begun || writes,
+                            progress: Some(progress.clone()),
+                            ..status
+                        };
+                        self.change(snapshot, shown).await.ok();
                     }
                     Some(report) => last = Some(report),
                 },
@@ -206,6 +250,15 @@ impl Copies {
                     if self.is_unwanted(&namespace, &name, &uid).await {
                         running.end().await;
                         return Ok(None);
+                    }
+                    if last.is_none() && Timestamp::now() > deadline {
+                        running.end().await;
+                        return Ok(Some(Report::Failed(FailedRun {
+                            reason: reasons::DEADLINE_EXCEEDED.to_owned(),
+                            message: "it was not done within spec.deadlineSeconds".to_owned(),
+                            again: false,
+                            target: None,
+                        })));
                     }
                 }
             }
@@ -232,7 +285,7 @@ impl Copies {
         let repository =
             self.repositories.get(&namespace, &of).await.map_err(|error| missing("Repository", &of, &error))?;
         let mut wanted = repository.spec.secrets();
-        let mut found: Vec<std::sync::Arc<Database>> = Vec::new();
+        let mut found: Vec<Arc<Database>> = Vec::new();
         for database in &snapshot.spec.databases {
             let one = self.records.database(&namespace, database).await;
             found.push(one.map_err(|error| missing("Database", database, &error))?);

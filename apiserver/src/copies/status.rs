@@ -7,6 +7,7 @@ use api::{
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use repository::Entry;
 
 /// How fast a run is, over its last reports.
 #[derive(Clone, Debug, Default)]
@@ -61,6 +62,24 @@ pub(super) fn dumped(mut status: SnapshotStatus, dumped: Dumped, now: Timestamp)
     status.progress = None;
     status.locations = whole.into_iter().map(at).chain(failed.into_iter().map(not)).collect();
     settle(status, now)
+}
+
+/// What is in a repository already of the Snapshot of this uid, as if its run had just told.
+pub(super) fn of_entry(entry: &Entry, uid: &str, locations: &[String]) -> Option<Dumped> {
+    let manifest = entry.manifest.as_ref().filter(|manifest| manifest.snapshot.uid == uid)?;
+    let (whole, missing): (Vec<String>, Vec<String>) =
+        locations.iter().cloned().partition(|name| entry.at.contains(name));
+    Some(Dumped {
+        id: entry.id.clone(),
+        consistency: manifest.consistency.clone()?,
+        cut_between: manifest.cut_between.clone()?,
+        contents: manifest.contents.clone(),
+        // What of it was new is not known any more.
+        stored: 0,
+        whole,
+        failed: missing.into_iter().map(|name| (name, "it was not stored there".to_owned())).collect(),
+        warnings: manifest.warnings.clone(),
+    })
 }
 
 /// Some locations were given it, or not.

@@ -25,9 +25,10 @@ pub(super) fn next(snapshot: &Snapshot, now: Timestamp) -> Next {
     let status = snapshot.status.clone().unwrap_or_default();
     if snapshot.metadata.deletion_timestamp.is_some() {
         let finalizers = snapshot.metadata.finalizers.iter().flatten();
-        return match (finalizers.filter(|name| *name == api::FINALIZER_SNAPSHOT).count(), status.id) {
-            (0, _) => Next::Nothing,
-            (_, Some(_)) if snapshot.spec.deletion_policy == DeletionPolicy::Delete => Next::Forget,
+        let may_be_stored = status.id.is_some() || status.begun;
+        return match finalizers.filter(|name| *name == api::FINALIZER_SNAPSHOT).count() {
+            0 => Next::Nothing,
+            _ if may_be_stored && snapshot.spec.deletion_policy == DeletionPolicy::Delete => Next::Forget,
             _ => Next::LetGo,
         };
     }
@@ -67,7 +68,9 @@ mod tests {
         let stored = json!({"phase": "Ready", "id": "ab"});
         assert_eq!(next(&snapshot(stored.clone(), deleted.clone(), "Delete"), now), Next::Forget);
         assert_eq!(next(&snapshot(stored.clone(), deleted.clone(), "Retain"), now), Next::LetGo);
-        assert_eq!(next(&snapshot(json!({"phase": "Running"}), deleted, "Delete"), now), Next::LetGo);
+        assert_eq!(next(&snapshot(json!({"phase": "Running"}), deleted.clone(), "Delete"), now), Next::LetGo);
+        let unheard = json!({"phase": "Running", "begun": true});
+        assert_eq!(next(&snapshot(unheard, deleted, "Delete"), now), Next::Forget);
         assert_eq!(next(&snapshot(stored, gone, "Delete"), now), Next::Nothing);
     }
 
