@@ -2,22 +2,40 @@
 //!
 //! A Repository that does not answer never fails the list: what was known of it is shown, and that it is not new is said.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    sync::Arc,
+};
 
 use api::{KnownBy, LiveSnapshot, LiveSnapshotSpec, LiveSnapshotStatus, Repository, Snapshot};
 use futures::future::join_all;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use repository::Entry;
 
-use super::{Copies, kept::who};
+use super::Copies;
 use crate::{error::ApiError, resources::live::SNAPSHOTS};
 
 /// A list, and what a person should know of it.
 #[derive(Debug, Default)]
 pub(crate) struct Catalogued {
     /// By namespace and name.
-    pub(crate) items: Vec<LiveSnapshot>,
+    pub(crate) items: Vec<Item>,
     pub(crate) warnings: Vec<String>,
+}
+
+/// One copy, not yet as it is shown: of ten thousand a page is.
+#[derive(Debug)]
+pub(crate) struct Item {
+    namespace: String,
+    name: String,
+    of: Known,
+}
+
+#[derive(Debug)]
+enum Known {
+    /// And the locations that have it.
+    Snapshot(Arc<Snapshot>, Vec<String>),
+    Entry(Arc<Repository>, Arc<Entry>),
 }
 
 /// Of the name of a copy that there is no Snapshot of: so much of its own.
@@ -26,38 +44,43 @@ const DIGITS: usize = 8;
 impl Copies {
     pub(crate) async fn catalogue(&self, namespace: Option<&str>) -> Catalogued {
         let (snapshots, repositories) = (self.snapshots.all(namespace), self.repositories.all(namespace));
-        let lists = join_all(repositories.iter().map(|repository| async {
-            let (namespace, name, _) = who(&**repository);
+        let lists = join_all(repositories.iter().map(|repository| async move {
+            let (namespace, name) = named(&repository.metadata);
             let (entries, warnings) = self.depot.list(&namespace, &name, &repository.spec).await;
-            (&**repository, entries, warnings)
+            (repository, entries, warnings)
         }));
-        let mut by_uid: HashMap<&str, &Snapshot> = HashMap::new();
-        by_uid.extend(snapshots.iter().filter_map(|snapshot| Some((snapshot.metadata.uid.as_deref()?, &**snapshot))));
+        let uids: HashSet<&str> = snapshots.iter().filter_map(|snapshot| snapshot.metadata.uid.as_deref()).collect();
         let mut found = Catalogued::default();
-        let mut locations: HashMap<String, Vec<String>> = HashMap::new();
+        let mut at: HashMap<String, Vec<String>> = HashMap::new();
         for (repository, entries, warnings) in lists.await {
             found.warnings.extend(warnings);
-            for entry in &entries {
+            for entry in entries {
                 let uid = entry.manifest.as_ref().map(|manifest| manifest.snapshot.uid.as_str());
-                match uid.and_then(|uid| by_uid.get(uid)) {
-                    Some(_) => drop(locations.insert(entry.id.clone(), entry.at.clone())),
-                    None => found.items.push(of_entry(repository, entry)),
+                if uid.is_some_and(|uid| uids.contains(uid)) {
+                    at.insert(entry.id.clone(), entry.at.clone());
+                } else {
+                    found.items.push(Item::of_entry(repository, entry));
                 }
             }
         }
-        found.items.extend(snapshots.iter().map(|snapshot| of_snapshot(snapshot, &locations)));
-        found.items.sort_by(|one, other| key(one).cmp(&key(other)));
+        let of_snapshot = |snapshot: &Arc<Snapshot>| {
+            let id = snapshot.status.as_ref().and_then(|status| status.id.as_ref());
+            let at = id.and_then(|id| at.get(id)).cloned().unwrap_or_default();
+            Item::of_snapshot(snapshot, at)
+        };
+        found.items.extend(snapshots.iter().map(of_snapshot));
+        found.items.sort_by(|one, other| one.key().cmp(&other.key()));
         found
     }
 
     pub(crate) async fn find(&self, namespace: &str, name: &str) -> Result<LiveSnapshot, ApiError> {
         if let Ok(snapshot) = self.snapshots.get(namespace, name).await {
-            let status = snapshot.status.clone().unwrap_or_default();
-            let at = status.locations.iter().filter(|at| at.stored).map(|at| at.name.clone()).collect();
-            return Ok(of_snapshot(&snapshot, &status.id.map(|id| (id, at)).into_iter().collect()));
+            let locations = snapshot.status.iter().flat_map(|status| &status.locations);
+            let at = locations.filter(|at| at.stored).map(|at| at.name.clone()).collect();
+            return Ok(Item::of_snapshot(&snapshot, at).live());
         }
         let Catalogued { items, warnings } = self.catalogue(Some(namespace)).await;
-        items.into_iter().find(|item| item.metadata.name.as_deref() == Some(name)).ok_or_else(|| {
+        items.iter().find(|item| item.name == name).map(Item::live).ok_or_else(|| {
             if warnings.is_empty() {
                 ApiError::not_found(SNAPSHOTS.about(name))
             } else {
@@ -67,8 +90,33 @@ impl Copies {
     }
 }
 
-fn key(item: &LiveSnapshot) -> (&str, &str) {
-    (item.metadata.namespace.as_deref().unwrap_or_default(), item.metadata.name.as_deref().unwrap_or_default())
+impl Item {
+    fn of_snapshot(snapshot: &Arc<Snapshot>, at: Vec<String>) -> Self {
+        let (namespace, name) = named(&snapshot.metadata);
+        Self { namespace, name, of: Known::Snapshot(Arc::clone(snapshot), at) }
+    }
+
+    fn of_entry(repository: &Arc<Repository>, entry: Arc<Entry>) -> Self {
+        let (namespace, name) = named(&repository.metadata);
+        let name = format!("{name}-{}", entry.id.get(..DIGITS).unwrap_or(&entry.id));
+        Self { namespace, name, of: Known::Entry(Arc::clone(repository), entry) }
+    }
+
+    pub(crate) fn key(&self) -> (&str, &str) {
+        (&self.namespace, &self.name)
+    }
+
+    /// As it is shown.
+    pub(crate) fn live(&self) -> LiveSnapshot {
+        match &self.of {
+            Known::Snapshot(snapshot, at) => of_snapshot(snapshot, at.clone()),
+            Known::Entry(repository, entry) => of_entry(&self.name, repository, entry),
+        }
+    }
+}
+
+fn named(metadata: &ObjectMeta) -> (String, String) {
+    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
 }
 
 fn live(metadata: ObjectMeta, spec: LiveSnapshotSpec, status: LiveSnapshotStatus) -> LiveSnapshot {
@@ -81,16 +129,15 @@ fn live(metadata: ObjectMeta, spec: LiveSnapshotSpec, status: LiveSnapshotStatus
     }
 }
 
-fn of_snapshot(snapshot: &Snapshot, locations: &HashMap<String, Vec<String>>) -> LiveSnapshot {
+fn of_snapshot(snapshot: &Snapshot, at: Vec<String>) -> LiveSnapshot {
     let status = snapshot.status.clone().unwrap_or_default();
     let spec =
         LiveSnapshotSpec { databases: snapshot.spec.databases.clone(), repository: snapshot.spec.repository.clone() };
-    let (namespace, name, _) = who(snapshot);
+    let (namespace, name) = named(&snapshot.metadata);
     let mut metadata = snapshot.metadata.clone();
     metadata.managed_fields = None;
-    let found = status.id.as_ref().and_then(|id| locations.get(id)).cloned();
     // What it stored is not there any more: deleted behind its back, or by somebody else's retention.
-    let is_lost = status.phase.is_restorable() && found.is_none();
+    let is_lost = status.phase.is_restorable() && at.is_empty();
     live(
         metadata,
         spec,
@@ -100,7 +147,7 @@ fn of_snapshot(snapshot: &Snapshot, locations: &HashMap<String, Vec<String>>) ->
             taken_as: Some(format!("{namespace}/{name}")),
             taken_at: status.cut_between.as_ref().map(|cut| Time(cut.frozen_at.0)),
             id: status.id,
-            locations: found.unwrap_or_default(),
+            locations: at,
             consistency: status.consistency,
             cut_between: status.cut_between,
             contents: status.contents,
@@ -111,18 +158,18 @@ fn of_snapshot(snapshot: &Snapshot, locations: &HashMap<String, Vec<String>>) ->
     )
 }
 
-fn of_entry(repository: &Repository, entry: &Entry) -> LiveSnapshot {
-    let (namespace, name, _) = who(repository);
+fn of_entry(name: &str, repository: &Repository, entry: &Entry) -> LiveSnapshot {
+    let (namespace, of) = named(&repository.metadata);
     let manifest = entry.manifest.as_ref();
     let metadata = ObjectMeta {
-        name: Some(format!("{name}-{}", entry.id.get(..DIGITS).unwrap_or(&entry.id))),
+        name: Some(name.to_owned()),
         namespace: Some(namespace),
         creation_timestamp: Some(Time(entry.time)),
         labels: labels(entry),
         ..ObjectMeta::default()
     };
     let databases = manifest.into_iter().flat_map(|manifest| &manifest.contents).map(|copy| copy.database.clone());
-    let spec = LiveSnapshotSpec { databases: databases.collect(), repository: Some(name) };
+    let spec = LiveSnapshotSpec { databases: databases.collect(), repository: Some(of) };
     let status = LiveSnapshotStatus {
         known: if manifest.is_some() { KnownBy::Repository } else { KnownBy::Foreign },
         phase: "Ready".to_owned(),

@@ -1,6 +1,10 @@
 //! Objects of one kind, as a controller of ours needs them: read, followed, their status changed, kept from going away.
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fmt,
+    sync::{Arc, Mutex, PoisonError},
+};
 
 use async_trait::async_trait;
 use serde::{Serialize, de::DeserializeOwned};
@@ -8,9 +12,11 @@ use serde_json::Value;
 
 use crate::{
     error::ApiError,
+    query::Selection,
     records::{Change, Following, changed, follow},
     registry::Registry,
     resources::Resource,
+    store::{Key, Stored},
 };
 
 /// A stored kind with a status.
@@ -45,12 +51,13 @@ pub(crate) trait Kept<K: Kind>: fmt::Debug + Send + Sync {
 pub(crate) struct Own<K> {
     registry: Registry,
     resource: &'static Resource,
-    kind: PhantomData<fn() -> K>,
+    /// What was read of an object, at which revision of it: a list of ten thousand is not read anew each time.
+    read: Mutex<HashMap<Key, (u64, Arc<K>)>>,
 }
 
 impl<K: Kind> Own<K> {
     pub(crate) fn shared(registry: &Registry, resource: &'static Resource) -> Arc<dyn Kept<K>> {
-        Arc::new(Self { registry: registry.clone(), resource, kind: PhantomData })
+        Arc::new(Self { registry: registry.clone(), resource, read: Mutex::default() })
     }
 }
 
@@ -61,7 +68,22 @@ impl<K: Kind> Kept<K> for Own<K> {
     }
 
     fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>> {
-        self.registry.all(self.resource, namespace).into_iter().map(Arc::new).collect()
+        let page = self.registry.list(self.resource, namespace, &Selection::default(), None, None);
+        let items = page.map(|page| page.items).unwrap_or_default();
+        let mut read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        if namespace.is_none() && read.len() > items.len() {
+            let there: HashSet<&Key> = items.iter().map(|(key, _)| key).collect();
+            read.retain(|key, _| there.contains(key));
+        }
+        let one = |(key, stored): (Key, Stored)| match read.get(&key) {
+            Some((revision, object)) if *revision == stored.revision => Some(Arc::clone(object)),
+            _ => {
+                let object: Arc<K> = Arc::new(serde_json::from_slice(&stored.bytes).ok()?);
+                read.insert(key, (stored.revision, Arc::clone(&object)));
+                Some(object)
+            }
+        };
+        items.into_iter().filter_map(one).collect()
     }
 
     fn follow(&self) -> Following<K> {

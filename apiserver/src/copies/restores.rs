@@ -13,7 +13,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::time::interval;
 use tracing::debug;
 
-use super::{Copies, depot::Values, kept::who, runs::Order, status::Pace};
+use super::{Copies, catalogue::Item, depot::Values, kept::who, runs::Order, status::Pace};
 use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES, targets};
 
 const AT_ONCE: usize = 4;
@@ -224,7 +224,8 @@ impl Copies {
         };
         let taken = |copy: &LiveSnapshot| copy.status.taken_at.as_ref().map_or(Timestamp::MAX, |taken| taken.0);
         let as_of = source.as_of.as_ref().map(|at| at.0);
-        let found = choose(all.items.iter().filter(is_one), taken, as_of).cloned();
+        let copies: Vec<LiveSnapshot> = all.items.iter().map(Item::live).collect();
+        let found = choose(copies.iter().filter(is_one), taken, as_of).cloned();
         found.ok_or_else(|| {
             let when = as_of.map(|at| format!(" of {at} or before")).unwrap_or_default();
             let repository = source.repository.as_deref().unwrap_or_default();

@@ -44,30 +44,32 @@ impl Objects {
         let after = query.get("continue").map(Continue::decode).transpose()?;
         let selection = asked.selection()?;
         let limit = query.number("limit")?.and_then(|limit| usize::try_from(limit).ok()).filter(|limit| *limit > 0);
-        let found = copies.catalogue(asked.target.namespace.as_deref()).await;
-        let values = found
-            .items
-            .iter()
-            .map(value)
-            .filter(|item| item.as_ref().is_ok_and(|item| crate::registry::selected(&selection, item)));
-        let mut items = values.collect::<Result<Vec<Value>, _>>()?;
-        let key = |item: &Value| {
-            let text = |field: &str| item["metadata"][field].as_str().unwrap_or_default().to_owned();
-            (text("namespace"), text("name"))
-        };
+        let mut found = copies.catalogue(asked.target.namespace.as_deref()).await;
         if let Some(after) = &after {
-            let after = (after.namespace.clone(), after.name.clone());
-            items.retain(|item| key(item) > after);
+            let after = (after.namespace.as_str(), after.name.as_str());
+            found.items.retain(|item| item.key() > after);
+        }
+        let is_whole = asked.parts.form == Form::Table && limit.is_some_and(|limit| limit >= KUBECTL_CHUNK);
+        let limit = limit.filter(|_| !is_whole || found.items.len() > MOST_ROWS).unwrap_or(usize::MAX);
+        let everything = selection.labels.is_empty() && selection.fields.is_empty();
+        let mut items = Vec::new();
+        let mut rest = found.items.iter();
+        let mut last = None;
+        while items.len() < limit
+            && let Some(item) = rest.next()
+        {
+            let shown = value(&item.live())?;
+            if everything || crate::registry::selected(&selection, &shown) {
+                items.push(shown);
+                last = Some(item.key());
+            }
         }
         let mut list = json!({"resourceVersion": self.verbs.records.revision()});
-        let whole = asked.parts.form == Form::Table
-            && limit.is_some_and(|limit| limit >= KUBECTL_CHUNK)
-            && items.len() <= MOST_ROWS;
-        if let Some(limit) = limit.filter(|limit| !whole && items.len() > *limit) {
-            list["remainingItemCount"] = (items.len() - limit).into();
-            items.truncate(limit);
-            if let Some((namespace, name)) = items.last().map(key) {
-                list["continue"] = Continue { revision: self.revision(), namespace, name }.encode().into();
+        if let (Some((namespace, name)), true) = (last, rest.len() > 0) {
+            let (namespace, name) = (namespace.to_owned(), name.to_owned());
+            list["continue"] = Continue { revision: self.revision(), namespace, name }.encode().into();
+            if everything {
+                list["remainingItemCount"] = rest.len().into();
             }
         }
         let answer = match asked.parts.form {
