@@ -1,4 +1,5 @@
 //! Dumps of real servers under load, into real repositories and back.
 
+mod loss;
 mod round_trip;
 mod world;
