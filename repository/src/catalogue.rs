@@ -10,13 +10,15 @@ use std::{
 use futures::{StreamExt, future::join_all};
 use jiff::Timestamp;
 use rustic_core::{FileType, repofile::SnapshotFile};
+use serde::Deserialize;
 
 use crate::{
     Repository,
-    copies::{is_what_it_is_called, lock},
+    copies::{damaged, is_what_it_is_called, lock},
     error::{Error, Fault, Result, StoreError},
+    format::Seal,
     location::Location,
-    manifest::Manifest,
+    manifest::{Manifest, PROGRAM},
 };
 
 /// One snapshot in a repository.
@@ -30,11 +32,23 @@ pub struct Entry {
     pub paths: Vec<String>,
     /// The program that wrote it; empty where it did not say.
     pub program: String,
-    /// `None`: another program wrote it. Only what we wrote can be restored into a server by us.
-    pub manifest: Option<Manifest>,
+    pub writer: Writer,
     /// The locations that have it.
     pub at: Vec<String>,
     pub(crate) tree: String,
+    /// Of its file, bytes: a location where that has another does not have it.
+    pub(crate) size: u64,
+}
+
+/// Who wrote a snapshot, and so what can be done with it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Writer {
+    /// We, or a Stillpoint before us: it can be restored into a server.
+    Ours(Box<Manifest>),
+    /// A newer Stillpoint, whose manifest has this version. Only such a one restores it.
+    Newer(u32),
+    /// Another program. It can be read file by file.
+    Foreign,
 }
 
 /// A catalogue that is remembered. Snapshots never change: what was read once is not read again.
@@ -53,22 +67,8 @@ impl Catalogue {
     }
 
     async fn look(&self, repository: &Repository) -> Result<(Vec<Arc<Entry>>, Vec<StoreError>)> {
-        let locations = &repository.inner.locations;
-        let folder = FileType::Snapshot.dirname();
-        let lists = join_all(locations.iter().map(|location| location.list(folder))).await;
-        let mut errors = Vec::new();
-        let mut at: BTreeMap<String, Vec<&Location>> = BTreeMap::new();
-        for (location, list) in locations.iter().zip(lists) {
-            match list {
-                Ok(objects) => objects.into_iter().for_each(|object| {
-                    if let Some(id) = object.name.rsplit('/').next().filter(|id| id.len() == 64) {
-                        at.entry(id.to_owned()).or_default().push(location);
-                    }
-                }),
-                Err(error) => errors.push(error),
-            }
-        }
-        if at.is_empty() && errors.len() == locations.len() {
+        let (at, mut errors) = listed(&repository.inner.locations).await;
+        if at.is_empty() && errors.len() == repository.inner.locations.len() {
             return Err(Error::NoLocation(errors));
         }
         let remembered = {
@@ -76,25 +76,17 @@ impl Catalogue {
             known.retain(|id, _| at.contains_key(id));
             known.clone()
         };
-        let entries = at.into_iter().map(|(id, at)| {
+        let entries = at.into_iter().map(|(id, copies)| {
             let known = remembered.get(&id).cloned();
-            async move {
-                let names: Vec<String> = at.iter().map(|location| location.name().to_owned()).collect();
-                match known {
-                    Some(entry) if entry.at == names => Ok(entry),
-                    Some(entry) => Ok(Arc::new(Entry { at: names, ..Entry::clone(&entry) })),
-                    None => read(repository, &id, &at, names).await.map(Arc::new),
-                }
-            }
+            let seal = &repository.inner.seal;
+            async move { entry(&id, &copies, known, seal).await }
         });
-        let read: Vec<Result<Arc<Entry>, StoreError>> =
+        let read: Vec<(Option<Arc<Entry>>, Vec<StoreError>)> =
             futures::stream::iter(entries).buffer_unordered(READS_AT_ONCE).collect().await;
         let mut all = Vec::with_capacity(read.len());
-        for entry in read {
-            match entry {
-                Ok(entry) => all.push(entry),
-                Err(error) => errors.push(error),
-            }
+        for (entry, untold) in read {
+            all.extend(entry);
+            errors.extend(untold);
         }
         all.sort_by(|one, other| (one.time, &one.id).cmp(&(other.time, &other.id)));
         *lock(&self.known) = all.iter().map(|entry| (entry.id.clone(), Arc::clone(entry))).collect();
@@ -102,52 +94,109 @@ impl Catalogue {
     }
 }
 
-impl Repository {
-    /// Removes a snapshot from every location. What it alone needed stays until the next `prune`.
-    pub fn forget(&self, id: &str) -> Result<()> {
-        let name = format!("{}/{id}", FileType::Snapshot.dirname());
-        let removals = self.inner.locations.iter().map(|location| location.remove(&name));
-        let errors: Vec<StoreError> =
-            self.inner.runtime.block_on(join_all(removals)).into_iter().filter_map(Result::err).collect();
-        if errors.is_empty() { Ok(()) } else { Err(Error::NoLocation(errors)) }
-    }
-}
-
-/// From the first location that has it whole.
-async fn read(repository: &Repository, id: &str, at: &[&Location], names: Vec<String>) -> Result<Entry, StoreError> {
-    let name = format!("{}/{id}", FileType::Snapshot.dirname());
-    let mut last = None;
-    for location in at {
-        let bytes = match location.read(&name).await {
-            Ok(bytes) if is_what_it_is_called(&name, &bytes) => bytes,
-            Ok(_) => {
-                last = Some(crate::copies::damaged(location, &name));
-                continue;
-            }
-            Err(error) => {
-                last = Some(error);
-                continue;
-            }
-        };
-        match repository.inner.seal.read::<SnapshotFile>(&bytes) {
-            Ok(file) => return Ok(entry(id, file, names)),
-            Err(why) => last = Some(StoreError::new(location.name(), Fault::Damaged, &name, why)),
+impl Entry {
+    /// What it says of itself, if we wrote it.
+    pub fn manifest(&self) -> Option<&Manifest> {
+        match &self.writer {
+            Writer::Ours(manifest) => Some(manifest),
+            Writer::Newer(_) | Writer::Foreign => None,
         }
     }
-    Err(last.unwrap_or_else(|| StoreError::new("", Fault::NotFound, &name, "no location has it")))
 }
 
-fn entry(id: &str, file: SnapshotFile, at: Vec<String>) -> Entry {
-    let manifest = file.description.as_deref().and_then(|text| serde_json::from_str::<Manifest>(text).ok());
-    Entry {
+/// One file of a snapshot, and its size there.
+type Copy<'l> = (&'l Location, u64);
+
+async fn listed(locations: &[Location]) -> (BTreeMap<String, Vec<Copy<'_>>>, Vec<StoreError>) {
+    let folder = FileType::Snapshot.dirname();
+    let lists = join_all(locations.iter().map(|location| location.list(folder))).await;
+    let mut at: BTreeMap<String, Vec<Copy<'_>>> = BTreeMap::new();
+    let mut errors = Vec::new();
+    for (location, list) in locations.iter().zip(lists) {
+        match list {
+            Ok(objects) => objects.into_iter().for_each(|object| {
+                if let Some(id) = object.name.rsplit('/').next().filter(|id| id.len() == 64) {
+                    at.entry(id.to_owned()).or_default().push((location, object.size));
+                }
+            }),
+            Err(error) => errors.push(error),
+        }
+    }
+    (at, errors)
+}
+
+/// A snapshot, if any location has it whole; and where it is damaged.
+async fn entry(
+    id: &str,
+    copies: &[Copy<'_>],
+    known: Option<Arc<Entry>>,
+    seal: &Seal,
+) -> (Option<Arc<Entry>>, Vec<StoreError>) {
+    let name = format!("{}/{id}", FileType::Snapshot.dirname());
+    let mut errors = Vec::new();
+    let mut whole: Vec<&Copy<'_>> = copies.iter().collect();
+    let mut entry = known;
+    while let (None, Some((location, _))) = (&entry, whole.first()) {
+        match read(location, id, &name, seal).await {
+            Ok(read) => entry = Some(read.into()),
+            Err(error) => {
+                errors.push(error);
+                whole.remove(0);
+            }
+        }
+    }
+    let Some(entry) = entry else { return (None, errors) };
+    for (location, _) in whole.extract_if(.., |(_, size)| *size != entry.size) {
+        errors.push(damaged(location, &name));
+    }
+    let at: Vec<String> = whole.iter().map(|(location, _)| location.name().to_owned()).collect();
+    match at {
+        at if at.is_empty() => (None, errors),
+        at if at == entry.at => (Some(entry), errors),
+        at => (Some(Entry { at, ..Entry::clone(&entry) }.into()), errors),
+    }
+}
+
+async fn read(location: &Location, id: &str, name: &str, seal: &Seal) -> Result<Entry, StoreError> {
+    let bytes = location.read(name).await?;
+    if !is_what_it_is_called(name, &bytes) {
+        return Err(damaged(location, name));
+    }
+    let file: SnapshotFile =
+        seal.read(&bytes).map_err(|why| StoreError::new(location.name(), Fault::Damaged, name, why))?;
+    Ok(Entry {
         id: id.to_owned(),
         time: file.time.timestamp(),
         host: file.hostname,
         tags: file.tags.iter().cloned().collect(),
         paths: file.paths.iter().cloned().collect(),
+        writer: writer(&file.program_version, file.description.as_deref().unwrap_or_default()),
         program: file.program_version,
-        manifest: manifest.filter(|manifest| manifest.version <= Manifest::VERSION),
-        at,
+        at: Vec::new(),
         tree: file.tree.to_hex().as_str().to_owned(),
+        size: bytes.len() as u64,
+    })
+}
+
+fn writer(program: &str, description: &str) -> Writer {
+    #[derive(Deserialize)]
+    struct Versioned {
+        version: u32,
+    }
+    match (serde_json::from_str::<Versioned>(description), serde_json::from_str::<Manifest>(description)) {
+        (Ok(_), Ok(manifest)) if manifest.version <= Manifest::VERSION => Writer::Ours(manifest.into()),
+        // One that says more than we understand is newer, too.
+        (Ok(Versioned { version }), _) if program.starts_with(PROGRAM) => Writer::Newer(version),
+        _ => Writer::Foreign,
+    }
+}
+
+impl Repository {
+    /// Removes a snapshot from every location. What it alone needed stays until the next `prune`. After an error it is still at one.
+    pub fn forget(&self, id: &str) -> Result<()> {
+        let name = format!("{}/{id}", FileType::Snapshot.dirname());
+        let removals = self.inner.locations.iter().map(|location| location.remove(&name));
+        let removed = self.inner.runtime.block_on(join_all(removals));
+        removed.into_iter().collect::<Result<(), StoreError>>().map_err(Error::from)
     }
 }

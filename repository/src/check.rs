@@ -29,7 +29,7 @@ pub enum ReadData {
 impl Repository {
     /// One location, for itself: what another has does not help it.
     pub fn check(&self, location: &Location, read: ReadData) -> Result<Vec<Finding>> {
-        let copies = Copies::new(std::slice::from_ref(location), self.inner.runtime.clone());
+        let copies = Copies::new(std::slice::from_ref(location), None, self.inner.runtime.clone());
         let open =
             unopened(&copies)?.open(&Credentials::Masterkey(self.inner.key.0.clone())).map_err(|error| told(&error))?;
         let options = CheckOptions::default().read_data(read == ReadData::All);

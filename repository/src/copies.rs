@@ -1,26 +1,29 @@
 //! Several locations as the one backend that the library sees. What is written goes to all that still do what is asked of them;
-//! what is read comes from the first, and from the next where that fails or has something else than its name says.
+//! what is read comes from the first, and from the next where that fails or has something else than what was written.
 //!
-//! A location that failed once is left alone for the rest of a run: it would have holes. The library may log an error and go on
+//! A location where a write failed is left alone for the rest of a run: it would have holes. The library may log an error and go on
 //! without a file, and calls a stream that broke off a whole one: so no snapshot is ever written by it, but by `capture`, when
 //! everything is known to be there.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     fmt,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
 use bytes::Bytes;
 use futures::future::join_all;
-use rustic_core::{BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend};
+use rustic_core::{
+    BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend, repofile::IndexFile,
+};
 use tokio::runtime::Handle;
 
 use crate::{
-    error::{Error, Fault, Result, StoreError},
-    format::id_of,
+    error::{Error, Fault, Result, StoreError, Unread},
+    format::{Seal, id_of},
     location::Location,
 };
 
@@ -29,14 +32,22 @@ use crate::{
 pub(crate) struct Copies {
     members: Arc<[Member]>,
     runtime: Handle,
+    /// With it what names do not say is authenticated: the configuration, and each blob. Without, ranges are of anything.
+    seal: Option<Seal>,
     /// If it is set, the index is what these files say.
     only: Option<Arc<[Id]>>,
+    /// Packs that the index does not name, whatever its files say.
+    lost: Arc<BTreeSet<String>>,
     written: Arc<Written>,
 }
 
 struct Member {
     location: Location,
+    /// A write did.
     failed: Mutex<Option<StoreError>>,
+    /// It did not answer: others are asked first.
+    silent: AtomicBool,
+    missed: Mutex<Vec<StoreError>>,
 }
 
 /// What a run has written.
@@ -44,12 +55,29 @@ struct Member {
 struct Written {
     bytes: AtomicU64,
     indexes: Mutex<Vec<Id>>,
+    /// Nothing more can be: every location has failed.
+    over: AtomicBool,
 }
 
+/// What is remembered of what one location did not give.
+const MISSED: usize = 64;
+
 impl Copies {
-    pub(crate) fn new(locations: &[Location], runtime: Handle) -> Self {
-        let member = |location: &Location| Member { location: location.clone(), failed: Mutex::default() };
-        Self { members: locations.iter().map(member).collect(), runtime, only: None, written: Arc::default() }
+    pub(crate) fn new(locations: &[Location], seal: Option<&Seal>, runtime: Handle) -> Self {
+        let member = |location: &Location| Member {
+            location: location.clone(),
+            failed: Mutex::default(),
+            silent: AtomicBool::default(),
+            missed: Mutex::default(),
+        };
+        Self {
+            members: locations.iter().map(member).collect(),
+            runtime,
+            seal: seal.cloned(),
+            only: None,
+            lost: Arc::default(),
+            written: Arc::default(),
+        }
     }
 
     /// The same, as if nothing else were indexed than what was written here.
@@ -58,80 +86,162 @@ impl Copies {
         Self { only: Some(indexes.into()), ..self.clone() }
     }
 
+    /// The same, as if nothing were known of these packs: what is in them is stored again, or read from elsewhere.
+    pub(crate) fn without(self, lost: BTreeSet<String>) -> Self {
+        Self { lost: lost.into(), ..self }
+    }
+
     /// What was written to each that has not failed, bytes.
     pub(crate) fn written(&self) -> u64 {
         self.written.bytes.load(Ordering::Relaxed)
     }
 
-    /// Those that have everything that was written here.
-    pub(crate) fn whole(&self) -> Vec<Location> {
-        self.members
-            .iter()
-            .filter(|member| lock(&member.failed).is_none())
-            .map(|member| member.location.clone())
-            .collect()
+    /// Whether no location is left to write to.
+    pub(crate) fn is_over(&self) -> bool {
+        self.written.over.load(Ordering::Relaxed)
     }
 
+    /// Those that have everything that was written here.
+    pub(crate) fn whole(&self) -> Vec<Location> {
+        self.members().map(|member| member.location.clone()).collect()
+    }
+
+    fn members(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| lock(&member.failed).is_none())
+    }
+
+    /// What was not written, one for each location.
     pub(crate) fn failures(&self) -> Vec<StoreError> {
         self.members.iter().filter_map(|member| lock(&member.failed).clone()).collect()
     }
 
+    /// What was not read, although another may have given it.
+    pub(crate) fn missed(&self) -> Vec<StoreError> {
+        self.members.iter().flat_map(|member| lock(&member.missed).clone()).collect()
+    }
+
+    /// A location that does not do what is asked of it is left out from now on.
+    pub(crate) fn leave(&self, error: StoreError) {
+        for member in self.members.iter().filter(|member| member.location.name() == error.location) {
+            lock(&member.failed).get_or_insert(error.clone());
+        }
+        self.written.over.store(self.members().next().is_none(), Ordering::Relaxed);
+    }
+
     /// To all that are whole; an error if none is left.
     pub(crate) async fn write(&self, name: &str, content: &[Bytes]) -> Result<()> {
-        let writes = self.members.iter().filter(|member| lock(&member.failed).is_none()).map(|member| async move {
-            if let Err(error) = member.location.write(name, content).await {
-                lock(&member.failed).get_or_insert(error);
-            }
-        });
-        join_all(writes).await;
-        if self.whole().is_empty() {
+        let writes = self.members().map(|member| member.location.write(name, content));
+        for error in join_all(writes).await.into_iter().filter_map(Result::err) {
+            self.leave(error);
+        }
+        if self.members().next().is_none() {
             return Err(Error::NoLocation(self.failures()));
         }
         self.written.bytes.fetch_add(content.iter().map(|part| part.len() as u64).sum(), Ordering::Relaxed);
         Ok(())
     }
 
-    /// From the first that has it.
-    pub(crate) async fn read(&self, name: &str) -> Result<Bytes, Vec<StoreError>> {
-        let mut errors = Vec::new();
-        for member in self.members.iter().filter(|member| lock(&member.failed).is_none()) {
-            match member.location.read(name).await {
-                Ok(bytes) if is_what_it_is_called(name, &bytes) => return Ok(bytes),
-                Ok(_) => errors.push(damaged(&member.location, name)),
-                Err(error) => errors.push(error),
+    /// The write that makes a snapshot of it all. One that may or may not have arrived is looked for, and taken back where nobody says
+    /// so: a location that failed has no snapshot, unless it is gone since it took it.
+    pub(crate) async fn publish(&self, name: &str, content: &Bytes) -> Result<()> {
+        let publish = async |location: &Location| {
+            let Err(error) = location.write(name, std::slice::from_ref(content)).await else { return Ok(()) };
+            match location.find(name).await {
+                Ok(Some(object)) if object.size == content.len() as u64 => Ok(()),
+                _ => Err((error, location.remove(name).await.is_ok())),
+            }
+        };
+        let mut unsettled = false;
+        for outcome in join_all(self.members().map(|member| publish(&member.location))).await {
+            if let Err((error, is_gone)) = outcome {
+                unsettled |= !is_gone;
+                self.leave(error);
             }
         }
-        Err(errors)
+        self.written.bytes.fetch_add(content.len() as u64, Ordering::Relaxed);
+        match (self.members().next(), unsettled) {
+            (Some(_), _) => Ok(()),
+            (None, true) => Err(Error::Unsettled(self.failures())),
+            (None, false) => Err(Error::NoLocation(self.failures())),
+        }
     }
 
-    async fn read_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, Vec<StoreError>> {
-        let mut errors = Vec::new();
-        for member in self.members.iter().filter(|member| lock(&member.failed).is_none()) {
-            match member.location.read_range(name, offset, length).await {
-                Ok(bytes) => return Ok(bytes),
-                Err(error) => errors.push(error),
-            }
-        }
-        Err(errors)
+    /// From the first that has it whole.
+    pub(crate) async fn read(&self, name: &str) -> Result<Bytes, Unread> {
+        self.first(async |location| {
+            let bytes = location.read(name).await?;
+            let opens = || self.seal.as_ref().is_none_or(|seal| seal.open(&bytes).is_ok());
+            let is_whole = is_what_it_is_called(name, &bytes) && (name != CONFIG || opens());
+            if is_whole { Ok(bytes) } else { Err(damaged(location, name)) }
+        })
+        .await
     }
 
-    async fn list(&self, folder: &str) -> Result<Vec<(String, u64)>, Vec<StoreError>> {
+    async fn read_range(&self, name: &str, offset: u64, length: u64) -> Result<Bytes, Unread> {
+        self.first(async |location| {
+            let bytes = location.read_range(name, offset, length).await?;
+            match self.seal.as_ref().map_or(Ok(()), |seal| seal.open(&bytes).map(drop)) {
+                Ok(()) => Ok(bytes),
+                Err(why) => Err(StoreError::new(location.name(), Fault::Damaged, name, why)),
+            }
+        })
+        .await
+    }
+
+    /// What one of them gives. One that did not answer before is asked last.
+    async fn first<T>(&self, ask: impl AsyncFn(&Location) -> Result<T, StoreError>) -> Result<T, Unread> {
+        let (silent, others): (Vec<_>, Vec<_>) =
+            self.members().partition(|member| member.silent.load(Ordering::Relaxed));
         let mut errors = Vec::new();
-        for member in self.members.iter().filter(|member| lock(&member.failed).is_none()) {
-            match member.location.list(folder).await {
-                Ok(objects) => return Ok(objects.into_iter().map(|object| (object.name, object.size)).collect()),
-                Err(error) => errors.push(error),
+        for member in others.into_iter().chain(silent) {
+            match ask(&member.location).await {
+                Ok(found) => return Ok(found),
+                Err(error) => {
+                    member.miss(&error);
+                    errors.push(error);
+                }
             }
         }
-        Err(errors)
+        Err(Unread(if errors.is_empty() { self.failures() } else { errors }))
+    }
+
+    /// What any of them has; an error if none answers.
+    async fn list(&self, folder: &str) -> Result<BTreeMap<String, u64>, Unread> {
+        let members: Vec<&Member> = self.members().collect();
+        let lists = join_all(members.iter().map(|member| member.location.list(folder))).await;
+        let (mut all, mut errors) = (BTreeMap::new(), Vec::new());
+        for (member, list) in members.iter().zip(lists) {
+            match list {
+                Ok(objects) => objects.into_iter().for_each(|object| {
+                    all.entry(object.name).or_insert(object.size);
+                }),
+                Err(error) => {
+                    member.miss(&error);
+                    errors.push(error);
+                }
+            }
+        }
+        if errors.len() == members.len() { Err(Unread(errors)) } else { Ok(all) }
     }
 }
+
+impl Member {
+    fn miss(&self, error: &StoreError) {
+        self.silent.fetch_or(error.fault == Fault::Unavailable, Ordering::Relaxed);
+        let mut missed = lock(&self.missed);
+        if missed.len() < MISSED {
+            missed.push(error.clone());
+        }
+    }
+}
+
+pub(crate) const CONFIG: &str = "config";
 
 /// The object of a file of the repository.
 pub(crate) fn name_of(kind: FileType, id: &Id) -> String {
     let hex = id.to_hex();
     match kind {
-        FileType::Config => "config".to_owned(),
+        FileType::Config => CONFIG.to_owned(),
         FileType::Pack => format!("data/{}/{}", &hex.as_str()[..2], hex.as_str()),
         other => format!("{}/{}", other.dirname(), hex.as_str()),
     }
@@ -146,7 +256,7 @@ pub(crate) fn is_what_it_is_called(name: &str, bytes: &[u8]) -> bool {
 }
 
 pub(crate) fn damaged(location: &Location, name: &str) -> StoreError {
-    StoreError::new(location.name(), Fault::Damaged, name, "its content does not have the hash that it is named by")
+    StoreError::new(location.name(), Fault::Damaged, name, "its content is not what was written there")
 }
 
 impl ReadBackend for Copies {
@@ -157,12 +267,8 @@ impl ReadBackend for Copies {
     fn list_with_size(&self, kind: FileType) -> RusticResult<Vec<(Id, u32)>> {
         let size = |size: u64| u32::try_from(size).unwrap_or(u32::MAX);
         if kind == FileType::Config {
-            let found = self.runtime.block_on(self.list("")).map_err(told)?;
-            return Ok(found
-                .iter()
-                .filter(|(name, _)| name == "config")
-                .map(|(_, bytes)| (Id::default(), size(*bytes)))
-                .collect());
+            let found = self.runtime.block_on(self.first(async |location| location.find(CONFIG).await));
+            return Ok(found.map_err(told)?.map(|object| (Id::default(), size(object.size))).into_iter().collect());
         }
         let found = self.runtime.block_on(self.list(kind.dirname())).map_err(told)?;
         let ids = found
@@ -175,7 +281,13 @@ impl ReadBackend for Copies {
     }
 
     fn read_full(&self, kind: FileType, id: &Id) -> RusticResult<Bytes> {
-        self.runtime.block_on(self.read(&name_of(kind, id))).map_err(told)
+        let bytes = self.runtime.block_on(self.read(&name_of(kind, id))).map_err(told)?;
+        match &self.seal {
+            Some(seal) if kind == FileType::Index && !self.lost.is_empty() => {
+                unnamed(&bytes, &self.lost, seal).map_err(|why| RusticError::new(ErrorKind::Repository, why))
+            }
+            _ => Ok(bytes),
+        }
     }
 
     fn read_partial(&self, kind: FileType, id: &Id, _: bool, offset: u32, length: u32) -> RusticResult<Bytes> {
@@ -186,6 +298,13 @@ impl ReadBackend for Copies {
     fn warmup_path(&self, kind: FileType, id: &Id) -> String {
         name_of(kind, id)
     }
+}
+
+/// An index file that names none of some packs.
+fn unnamed(sealed: &[u8], lost: &BTreeSet<String>, seal: &Seal) -> Result<Bytes, String> {
+    let mut index: IndexFile = seal.read(sealed)?;
+    index.packs.retain(|pack| !lost.contains(&name_of(FileType::Pack, &pack.id)));
+    seal.file(&index).map(Bytes::from)
 }
 
 impl WriteBackend for Copies {
@@ -204,15 +323,15 @@ impl WriteBackend for Copies {
     fn remove(&self, kind: FileType, id: &Id, _: bool) -> RusticResult<()> {
         let name = name_of(kind, id);
         for member in self.members.iter() {
-            self.runtime.block_on(member.location.remove(&name)).map_err(|error| told(vec![error]))?;
+            let removed = self.runtime.block_on(member.location.remove(&name));
+            removed.map_err(|error| told(Unread(vec![error])))?;
         }
         Ok(())
     }
 }
 
-fn told(errors: Vec<StoreError>) -> Box<RusticError> {
-    let error = Error::NoLocation(errors);
-    RusticError::new(ErrorKind::Backend, error.to_string())
+fn told(unread: Unread) -> Box<RusticError> {
+    RusticError::with_source(ErrorKind::Backend, "a read failed", unread)
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

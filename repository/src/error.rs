@@ -4,6 +4,8 @@ use std::{fmt, io};
 
 use thiserror::Error;
 
+use crate::manifest::Manifest;
+
 /// Why a repository could not be used as wanted.
 #[derive(Debug, Error)]
 pub enum Error {
@@ -34,12 +36,29 @@ pub enum Error {
     /// Somebody took this run for dead, and may have removed some of what it wrote.
     #[error("the lock of this run is gone from {location}: it was given up; begin another")]
     GivenUp { location: String },
+    /// The snapshot was written where nobody answered then. It is whole if it is there, and may be: the catalogue will tell.
+    #[error("whether the snapshot is there is not known, look into the catalogue when this is well again: {}", listed(.0))]
+    Unsettled(Vec<StoreError>),
+    /// Nothing was written.
+    #[error("{path:?} cannot be the path of a file in a snapshot: {why}")]
+    Path { path: String, why: String },
     /// What was to be stored broke off. Nothing of it can be found in the catalogue.
     #[error("{file} could not be read to its end: {source}")]
     Source { file: String, source: io::Error },
     /// What is stored is not what was stored.
-    #[error("{what} is damaged: {why}")]
+    #[error("{what} is damaged: {why}; take it from another location, or another snapshot")]
     Damaged { what: String, why: String },
+    /// What is opened cannot be.
+    #[error("the repository at {location} cannot be opened: {why}")]
+    Unopened { location: String, why: String },
+    #[error(
+        "snapshot {id} was written by a newer Stillpoint (version {version} of what it says of itself, and {} is known here):          restore it with that, or upgrade",
+        Manifest::VERSION
+    )]
+    Newer { id: String, version: u32 },
+    /// Nobody wrote down what its files should be.
+    #[error("snapshot {0} was not written by Stillpoint: `restic check --read-data` says whether it is whole")]
+    NotOurs(String),
     #[error("there is no snapshot {0} in the repository")]
     NoSnapshot(String),
     #[error("the snapshot has no file {0:?}")]
@@ -89,7 +108,7 @@ impl Fault {
             Self::Unavailable => "does not answer",
             Self::Denied => "does not let us in (are the credentials right, and not expired?)",
             Self::NotFound => "does not have",
-            Self::Full => "has no room left",
+            Self::Full => "has no room left (make some, or prune)",
             Self::Damaged => "has damaged",
             Self::Other => "failed",
         }
@@ -99,6 +118,22 @@ impl Fault {
 impl StoreError {
     pub(crate) fn new(location: &str, fault: Fault, object: &str, message: impl fmt::Display) -> Self {
         Self { location: location.to_owned(), fault, object: object.to_owned(), message: short(&message.to_string()) }
+    }
+}
+
+/// What no location gave: the library's errors have it as their source.
+#[derive(Clone, Debug, Error)]
+#[error("{}", listed(.0))]
+pub(crate) struct Unread(pub(crate) Vec<StoreError>);
+
+impl From<Unread> for Error {
+    /// Only what all of them answered, and none had whole, is damaged.
+    fn from(Unread(errors): Unread) -> Self {
+        let is_lost = |error: &StoreError| matches!(error.fault, Fault::Damaged | Fault::NotFound);
+        if !errors.is_empty() && errors.iter().all(is_lost) {
+            return Self::Damaged { what: "the repository".to_owned(), why: listed(&errors) };
+        }
+        Self::NoLocation(errors)
     }
 }
 

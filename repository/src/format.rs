@@ -105,9 +105,12 @@ impl<'s> Pack<'s> {
         Self { seal, kind, bytes: Vec::new(), header: Vec::new(), blobs: Vec::new() }
     }
 
-    /// Its name is the hash of what it is.
+    /// Its name is the hash of what it is; what is there already is not added again.
     pub(crate) fn add(&mut self, blob: &[u8]) -> Result<Id, String> {
         let id = id_of(blob);
+        if self.blobs.iter().any(|blob| *blob.id == id) {
+            return Ok(id);
+        }
         let sealed = self.seal.seal(&zstd::encode_all(blob, COMPRESSION).map_err(|error| error.to_string())?);
         let (offset, length) = (small(self.bytes.len())?, small(sealed.len())?);
         let plain = small(blob.len())?;

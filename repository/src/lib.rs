@@ -3,7 +3,7 @@
 //! ```text
 //! place        a declared location and its Secrets  ─► Place            (pure)
 //! location     Place                                ─► objects, one store, with deadlines
-//! repository   locations and a password             ─► Repository       (made, opened, compared)
+//! opening      locations and a password             ─► Repository       (made, opened, compared)
 //! capture      streams                              ─► a snapshot in every location that did as it was asked; or none
 //! replicate    a snapshot that a location lacks     ─► and then has
 //! catalogue    what is really there                 ─► Entry
@@ -13,33 +13,42 @@
 //! [`Location`] blocks: it is called from threads that may, never from a runtime's own, and drives its requests on the
 //! multi-threaded runtime that it is given.
 
+mod answers;
 mod capture;
 mod catalogue;
 mod check;
 mod copies;
 mod error;
 mod format;
+mod keys;
 mod location;
 mod locks;
 mod manifest;
+mod opening;
 mod place;
 mod replicate;
 mod repository;
 mod restore;
+mod standing;
+mod stores;
+mod streams;
 mod sweep;
 #[cfg(feature = "testing")]
 mod testing;
+mod trees;
 
 pub use capture::{Capture, Captured, Describe, Open, Source, StoredFile};
-pub use catalogue::{Catalogue, Entry};
+pub use catalogue::{Catalogue, Entry, Writer};
 pub use check::{Finding, ReadData};
 pub use error::{Error, Fault, Result, StoreError};
-pub use location::{Azure, Location, Object, Patience, Place, S3, S3Credentials};
+pub use location::{Location, Object};
 pub use manifest::{Manifest, Origin};
 pub use place::{Secrets, place};
 pub use repository::{Key, Opened, Repository, Run, Unlock};
 pub use restore::Restorable;
+pub use stores::{Azure, Patience, Place, S3, S3Credentials};
 
+use error::Unread;
 use rustic_core::{RepositoryBackends, RepositoryOptions, RusticError};
 
 /// The library's view of some locations, before anything is asked of them.
@@ -52,15 +61,21 @@ fn unopened(copies: &copies::Copies) -> Result<rustic_core::Repository<()>> {
 
 /// In one line: the library's own display is a page, and asks people to report to it.
 fn told(error: &RusticError) -> Error {
-    use std::error::Error as _;
     let mut text = error.display_log();
-    let mut next = error.source();
+    let mut next = std::error::Error::source(error);
     while let Some(source) = next {
+        if let Some(unread) = source.downcast_ref::<Unread>() {
+            return unread.clone().into();
+        }
         let more = source.to_string();
         if !text.contains(&more) {
             text = format!("{text}: {more}");
         }
         next = source.source();
     }
+    let text = match text.split_once(" (kind: ").map(|(what, rest)| (what, rest.split_once(')'))) {
+        Some((what, Some((_, why)))) => format!("{what}{why}"),
+        _ => text,
+    };
     Error::Format(error::short(text.trim_start_matches("Error: ")))
 }

@@ -13,26 +13,34 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::future::join_all;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::timeout};
 use tracing::warn;
 
 use crate::{
-    copies::{Copies, lock},
-    error::{Error, Result},
+    copies::lock,
+    error::{Error, Fault, Result, StoreError},
     format::{Seal, id_of},
-    location::Location,
+    location::{Location, Object},
     repository::Run,
 };
 
 /// Held until it is dropped.
 pub(crate) struct Lock {
-    /// Its object, by now.
-    name: Arc<Mutex<String>>,
-    locations: Vec<Location>,
+    held: Arc<[Held]>,
     runtime: Handle,
     end: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
+}
+
+/// At one location.
+struct Held {
+    location: Location,
+    /// Its object, by now.
+    name: Mutex<String>,
+    /// Why it is not held here: but it may be there.
+    failed: Option<StoreError>,
 }
 
 /// restic's fields, and one of ours, which it passes over.
@@ -40,8 +48,11 @@ pub(crate) struct Lock {
 pub(crate) struct LockFile {
     time: Timestamp,
     exclusive: bool,
+    #[serde(default)]
     hostname: String,
+    #[serde(default)]
     username: String,
+    #[serde(default)]
     pid: u32,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) run: Option<String>,
@@ -50,10 +61,12 @@ pub(crate) struct LockFile {
 pub(crate) const FOLDER: &str = "locks";
 const RENEW: Duration = Duration::from_secs(5 * 60);
 const STALE: Duration = Duration::from_secs(30 * 60);
+/// How long the removal of a lock is waited for.
+const GOODBYE: Duration = Duration::from_secs(15);
 
 impl Lock {
-    /// Beside others that write; refused where one has it for itself.
-    pub(crate) fn take(copies: &Copies, seal: &Seal, run: &Run, runtime: &Handle) -> Result<Self> {
+    /// Beside others that write; refused where one has it for itself. Locations where it cannot be taken are left out.
+    pub(crate) fn take(locations: &[Location], seal: &Seal, run: &Run, runtime: &Handle) -> Result<Self> {
         let file = LockFile {
             time: Timestamp::now(),
             exclusive: false,
@@ -63,43 +76,52 @@ impl Lock {
             run: Some(run.name.clone()),
         };
         let (name, bytes) = sealed(seal, &file)?;
-        runtime.block_on(copies.write(&name, &[bytes]))?;
-        let locations = copies.whole();
-        let name = Arc::new(Mutex::new(name));
-        let (end, ended) = mpsc::channel();
-        let mut taken =
-            Self { name: Arc::clone(&name), locations: locations.clone(), runtime: runtime.clone(), end: None };
-        for location in &locations {
-            for (_, other) in read_all(location, seal, runtime)? {
-                if other.exclusive && !other.is_stale() {
-                    return Err(Error::Locked {
-                        location: location.name().to_owned(),
-                        holder: format!("{} on {} (pid {})", other.username, other.hostname, other.pid),
-                        since: other.time.to_string(),
-                    });
+        let taken = runtime.block_on(join_all(locations.iter().map(async |location| {
+            location.write(&name, std::slice::from_ref(&bytes)).await?;
+            read_all(location, seal).await
+        })));
+        let (mut held, mut exclusive) = (Vec::new(), None);
+        for (location, others) in locations.iter().zip(taken) {
+            let failed = match others {
+                Ok(others) => {
+                    exclusive = exclusive.or_else(|| refused(location, &others, &name));
+                    None
                 }
-            }
+                Err(error) => Some(error),
+            };
+            held.push(Held { location: location.clone(), name: Mutex::new(name.clone()), failed });
         }
-        let (seal, runtime) = (seal.clone(), runtime.clone());
-        let renewing = std::thread::Builder::new().name("lock".to_owned()).spawn(move || {
-            while ended.recv_timeout(RENEW) == Err(RecvTimeoutError::Timeout) {
-                renew(&name, &locations, &seal, &file, &runtime);
-            }
-        });
-        let renewing = renewing.map_err(|error| Error::Format(format!("no thread for the lock: {error}")))?;
-        taken.end = Some((end, renewing));
+        // From here on it is removed, whatever happens.
+        let mut taken = Self { held: held.into(), runtime: runtime.clone(), end: None };
+        if let Some(error) = exclusive {
+            return Err(error);
+        }
+        if taken.locations().is_empty() {
+            return Err(Error::NoLocation(taken.failures()));
+        }
+        taken.end = Some(renewing(Arc::clone(&taken.held), seal.clone(), file, runtime.clone())?);
         Ok(taken)
     }
 
-    /// Whether it is still there, at a location.
-    pub(crate) fn is_held_at(&self, location: &Location) -> Result<bool> {
-        let name = lock(&self.name).clone();
-        Ok(self.runtime.block_on(location.find(&name))?.is_some())
+    /// Where it is held.
+    pub(crate) fn locations(&self) -> Vec<Location> {
+        self.held.iter().filter(|held| held.failed.is_none()).map(|held| held.location.clone()).collect()
+    }
+
+    /// Why it is not held elsewhere.
+    pub(crate) fn failures(&self) -> Vec<StoreError> {
+        self.held.iter().filter_map(|held| held.failed.clone()).collect()
+    }
+
+    /// Whether it is still there.
+    pub(crate) async fn is_held_at(&self, location: &Location) -> Result<bool, StoreError> {
+        Ok(location.find(&self.name_at(location)).await?.is_some())
     }
 
     /// Its object.
-    pub(crate) fn name(&self) -> String {
-        lock(&self.name).clone()
+    pub(crate) fn name_at(&self, location: &Location) -> String {
+        let at = self.held.iter().find(|held| held.location.name == location.name);
+        at.map(|held| lock(&held.name).clone()).unwrap_or_default()
     }
 }
 
@@ -109,15 +131,30 @@ impl LockFile {
     }
 }
 
-/// Every lock at a location that can be read.
-pub(crate) fn read_all(location: &Location, seal: &Seal, runtime: &Handle) -> Result<Vec<(String, LockFile)>> {
+/// Who has a location for himself, going by its locks, of which one is our own.
+fn refused(location: &Location, locks: &[(Object, Option<LockFile>)], own: &str) -> Option<Error> {
+    let now = locks.iter().find(|(object, _)| object.name == own).map(|(object, _)| object.modified);
+    locks.iter().find_map(|(object, file)| {
+        let (holder, since) = match file {
+            Some(file) if !file.exclusive || file.is_stale() => return None,
+            Some(file) => (format!("{} on {} (pid {})", file.username, file.hostname, file.pid), file.time),
+            // Whose it is cannot be told, and how old it is by the store's clock alone.
+            None if now?.duration_since(object.modified).unsigned_abs() > STALE => return None,
+            None => (format!("somebody whose lock is damaged ({})", object.name), object.modified),
+        };
+        Some(Error::Locked { location: location.name().to_owned(), holder, since: since.to_string() })
+    })
+}
+
+/// Every lock at a location; nothing is known of one that is damaged.
+pub(crate) async fn read_all(location: &Location, seal: &Seal) -> Result<Vec<(Object, Option<LockFile>)>, StoreError> {
     let mut locks = Vec::new();
-    for object in runtime.block_on(location.list(FOLDER))? {
-        // One that is gone by now is none.
-        if let Ok(bytes) = runtime.block_on(location.read(&object.name))
-            && let Ok(file) = seal.read(&bytes)
-        {
-            locks.push((object.name, file));
+    for object in location.list(FOLDER).await? {
+        match location.read(&object.name).await {
+            Ok(bytes) => locks.push((object, seal.read(&bytes).ok())),
+            // One that is gone by now is none.
+            Err(error) if error.fault == Fault::NotFound => {}
+            Err(error) => return Err(error),
         }
     }
     Ok(locks)
@@ -128,22 +165,40 @@ fn sealed(seal: &Seal, file: &LockFile) -> Result<(String, Bytes)> {
     Ok((format!("{FOLDER}/{}", id_of(&bytes).to_hex().as_str()), bytes.into()))
 }
 
-/// The new one is there before the old one goes. One that somebody removed is not made again.
-fn renew(name: &Mutex<String>, locations: &[Location], seal: &Seal, file: &LockFile, runtime: &Handle) {
-    let Ok((next, bytes)) = sealed(seal, &LockFile { time: Timestamp::now(), ..file.clone() }) else { return };
-    let old = lock(name).clone();
-    for location in locations {
-        let renewed = runtime.block_on(async {
-            if location.find(&old).await?.is_some() {
-                location.write(&next, std::slice::from_ref(&bytes)).await?;
+fn renewing(
+    held: Arc<[Held]>,
+    seal: Seal,
+    file: LockFile,
+    runtime: Handle,
+) -> Result<(mpsc::Sender<()>, JoinHandle<()>)> {
+    let (end, ended) = mpsc::channel();
+    let thread = std::thread::Builder::new().name("lock".to_owned()).spawn(move || {
+        while ended.recv_timeout(RENEW) == Err(RecvTimeoutError::Timeout) {
+            let file = LockFile { time: Timestamp::now(), ..file.clone() };
+            let Ok((name, bytes)) = sealed(&seal, &file) else { continue };
+            let held = held.iter().filter(|held| held.failed.is_none());
+            runtime.block_on(join_all(held.map(|held| held.renew(&name, &bytes))));
+        }
+    });
+    Ok((end, thread.map_err(|error| Error::Format(format!("no thread for the lock: {error}")))?))
+}
+
+impl Held {
+    /// The new one is there before the old one goes. One that somebody removed is not made again.
+    async fn renew(&self, name: &str, bytes: &Bytes) {
+        let old = lock(&self.name).clone();
+        let renewed = async {
+            if self.location.find(&old).await?.is_none() {
+                return Ok(());
             }
-            location.remove(&old).await
-        });
-        if let Err(error) = renewed {
+            self.location.write(name, std::slice::from_ref(bytes)).await?;
+            name.clone_into(&mut lock(&self.name));
+            self.location.remove(&old).await
+        };
+        if let Err(error) = renewed.await {
             warn!(%error, "a lock was not renewed");
         }
     }
-    *lock(name) = next;
 }
 
 impl Drop for Lock {
@@ -152,11 +207,14 @@ impl Drop for Lock {
             drop(end);
             renewing.join().ok();
         }
-        let name = self.name();
-        for location in &self.locations {
-            if let Err(error) = self.runtime.block_on(location.remove(&name)) {
-                warn!(%error, "a lock was not removed; restic takes it for stale in 30 minutes");
+        let removals = self.held.iter().map(async |held| {
+            let name = lock(&held.name).clone();
+            match timeout(GOODBYE, held.location.remove(&name)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => warn!(%error, "a lock may be left; restic takes it for stale in 30 minutes"),
+                Err(_) => warn!(location = held.location.name(), "a lock may be left, for nobody answers"),
             }
-        }
+        });
+        self.runtime.block_on(join_all(removals));
     }
 }

@@ -41,3 +41,6 @@ impl Manifest {
 
 /// Its file in the tree.
 pub(crate) const FILE: &str = "manifest.json";
+
+/// How the programs begin that wrote what has a manifest.
+pub(crate) const PROGRAM: &str = "stillpoint ";

@@ -4,7 +4,7 @@ use api::{LocationKind, RepositoryLocation};
 
 use crate::{
     error::{Error, Result},
-    location::{Azure, Place, S3, S3Credentials},
+    stores::{Azure, Place, S3, S3Credentials},
 };
 
 /// A value of a Secret, by the Secret's name and the key. `None`: it is not there.

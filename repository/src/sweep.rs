@@ -10,21 +10,18 @@ use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use crate::{
-    copies::Copies,
-    error::Result,
+    error::StoreError,
     format::Seal,
     location::{Location, Object, for_each},
-    locks::{Lock, read_all},
+    locks::{FOLDER, Lock, read_all},
     repository::Run,
+    standing::whole,
 };
 
-/// What cannot be removed now is left to the next run.
-pub(crate) fn sweep(lock: &Lock, copies: &Copies, seal: &Seal, run: &Run, runtime: &Handle) {
-    if run.over.is_empty() {
-        return;
-    }
-    for location in copies.whole() {
-        match sweep_one(&location, lock, seal, run, runtime) {
+/// What cannot be removed now is left to the next run that is told of it.
+pub(crate) fn sweep(lock: &Lock, seal: &Seal, run: &Run, runtime: &Handle) {
+    for location in lock.locations().iter().filter(|_| !run.over.is_empty()) {
+        match runtime.block_on(sweep_one(location, lock, seal, run)) {
             Ok(0) => {}
             Ok(removed) => info!(location = location.name(), removed, "what dead runs left was removed"),
             Err(error) => warn!(location = location.name(), %error, "what dead runs left stays for now"),
@@ -32,27 +29,31 @@ pub(crate) fn sweep(lock: &Lock, copies: &Copies, seal: &Seal, run: &Run, runtim
     }
 }
 
-fn sweep_one(location: &Location, lock: &Lock, seal: &Seal, run: &Run, runtime: &Handle) -> Result<usize> {
-    let own = lock.name();
-    let Some(since) = runtime.block_on(location.find(&own))?.map(|object| object.modified) else { return Ok(0) };
-    let mut dead = 0;
-    let mut alone = true;
-    for (name, file) in read_all(location, seal, runtime)? {
-        if file.run.is_some_and(|of| of != run.name && run.over.contains(&of)) {
-            runtime.block_on(location.remove(&name))?;
-            dead += 1;
+/// Removes the locks of runs that are over. Whether nobody else has one here.
+pub(crate) async fn bury(location: &Location, lock: &Lock, seal: &Seal, run: &Run) -> Result<bool, StoreError> {
+    let own = lock.name_at(location);
+    let mut is_alone = true;
+    for (object, file) in read_all(location, seal).await? {
+        let of = file.and_then(|file| file.run);
+        if of.is_some_and(|of| of != run.name && run.over.contains(&of)) {
+            location.remove(&object.name).await?;
         } else {
-            alone &= name == own;
+            is_alone &= object.name == own;
         }
     }
-    if dead == 0 || !alone {
-        return Ok(dead);
+    Ok(is_alone)
+}
+
+async fn sweep_one(location: &Location, lock: &Lock, seal: &Seal, run: &Run) -> Result<usize, StoreError> {
+    let Some(Object { modified: since, .. }) = location.find(&lock.name_at(location)).await? else { return Ok(0) };
+    if !bury(location, lock, seal, run).await? {
+        info!(location = location.name(), "others may be writing: no pack is removed");
+        return Ok(0);
     }
-    let packs: Vec<Object> = runtime.block_on(location.list(FileType::Pack.dirname()))?;
+    let packs: Vec<Object> = location.list(FileType::Pack.dirname()).await?;
     let mut known = HashSet::new();
-    for object in runtime.block_on(location.list(FileType::Index.dirname()))? {
-        let bytes = runtime.block_on(location.read(&object.name))?;
-        let index: IndexFile = seal.read(&bytes).map_err(crate::Error::Format)?;
+    for object in location.list(FileType::Index.dirname()).await? {
+        let (_, index): (u64, IndexFile) = whole(location, &object.name, seal).await?;
         known.extend(index.packs.iter().chain(&index.packs_to_delete).map(|pack| pack.id.to_hex().as_str().to_owned()));
     }
     let unknown = |pack: &Object| {
@@ -60,8 +61,8 @@ fn sweep_one(location: &Location, lock: &Lock, seal: &Seal, run: &Run, runtime: 
         id.len() == 64 && pack.modified < since && !known.contains(id)
     };
     let waste: Vec<Object> = packs.into_iter().filter(unknown).collect();
-    let removed = dead + waste.len();
-    runtime.block_on(for_each(waste, |pack| async move { location.remove(&pack.name).await }))?;
+    let removed = waste.len();
+    for_each(waste, |pack| async move { location.remove(&pack.name).await }).await?;
     if let Some(directory) = &location.directory {
         half_written(directory, since);
     }
@@ -70,8 +71,9 @@ fn sweep_one(location: &Location, lock: &Lock, seal: &Seal, run: &Run, runtime: 
 
 /// Files that were being written when their writer died: `NAME#1`, which no list shows.
 fn half_written(directory: &Path, since: jiff::Timestamp) {
-    let folders = [FileType::Pack, FileType::Index, FileType::Snapshot].map(|kind| directory.join(kind.dirname()));
-    let mut left: Vec<_> = folders.into();
+    let kinds = [FileType::Pack, FileType::Index, FileType::Snapshot, FileType::Key];
+    let folders = kinds.map(FileType::dirname).into_iter().chain([FOLDER]);
+    let mut left: Vec<_> = folders.map(|folder| directory.join(folder)).collect();
     while let Some(folder) = left.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             let is_old = || {

@@ -1,8 +1,11 @@
 //! What is written can be read, by us and by restic 0.14; what restic writes can be read by us.
 
-use repository::Catalogue;
+use repository::{Catalogue, Writer};
 
-use crate::world::{World, capture, noise, run};
+use crate::{
+    what::{capture, noise},
+    world::{World, run},
+};
 
 #[test]
 fn streams_come_back_byte_by_byte_by_us_and_by_restic() {
@@ -22,7 +25,7 @@ fn streams_come_back_byte_by_byte_by_us_and_by_restic() {
     assert!(errors.is_empty(), "{errors:?}");
     let [entry] = entries.as_slice() else { panic!("{entries:?}") };
     assert_eq!((entry.id.as_str(), entry.at.len()), (captured.id.as_str(), 2));
-    assert_eq!(entry.manifest.as_ref(), Some(&captured.manifest));
+    assert_eq!(entry.manifest(), Some(&captured.manifest));
     let restorable = repository.restorable(entry).unwrap();
     let size: u64 = files.iter().map(|(_, content)| content.len() as u64).sum();
     assert_eq!(restorable.verify().unwrap(), size);
@@ -56,7 +59,7 @@ fn what_restic_wrote_is_shown_as_foreign_and_both_write_into_one_repository() {
     let repository = world.open(&[world.directory("main")]);
     repository.capture(&run("a"), capture(&[("orders/shop.dump", noise(2, 3 << 20))])).unwrap();
     let (entries, _) = Catalogue::default().read(&repository).unwrap();
-    let foreign: Vec<bool> = entries.iter().map(|entry| entry.manifest.is_none()).collect();
+    let foreign: Vec<bool> = entries.iter().map(|entry| entry.writer == Writer::Foreign).collect();
     assert_eq!(foreign, [true, false]);
     world.restic("main", &["check", "--read-data"]).unwrap();
     world.restic("main", &["prune"]).unwrap();

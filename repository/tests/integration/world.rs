@@ -1,15 +1,14 @@
-//! What the tests share: a repository in temporary directories, streams of noise, and restic.
+//! What the tests share: a repository in temporary directories, and restic.
 
 use std::{
-    io::{self, Read},
+    fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::{Arc, atomic::AtomicU64},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, Result, bail};
-use api::{CutBetween, DatabaseCopy, DumpFile, DumpFormat, Engine};
-use repository::{Capture, Location, Manifest, Origin, Patience, Place, Repository, Run, Source, StoredFile, Unlock};
+use repository::{Catalogue, Entry, Error, Key, Location, Patience, Place, Repository, Run, Unlock};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
@@ -21,8 +20,15 @@ pub(crate) struct World {
     pub(crate) home: TempDir,
 }
 
+/// The files of a repository that is empty, and its key. To make one takes its time.
+struct Empty {
+    files: Vec<(String, Vec<u8>)>,
+    key: Key,
+}
+
 impl World {
     pub(crate) fn new() -> Self {
+        certs::use_ring();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         Self { runtime, home: tempfile::tempdir().unwrap() }
     }
@@ -35,6 +41,7 @@ impl World {
         self.home.path().join(name)
     }
 
+    /// Makes it if it is not there, the slow way.
     pub(crate) fn open(&self, locations: &[Location]) -> Repository {
         let opened =
             Repository::open_or_create(locations, &Unlock::Password(PASSWORD.to_owned()), self.runtime.handle());
@@ -43,9 +50,62 @@ impl World {
         opened.repository
     }
 
+    /// An empty repository in directories of these names, and in other places.
+    pub(crate) fn empty(&self, names: &[&str], others: &[Location]) -> Repository {
+        put_below(&self.path(names[0]), &empty().files);
+        let directories = names.iter().map(|name| self.directory(name));
+        self.by_key(&directories.chain(others.iter().cloned()).collect::<Vec<_>>())
+    }
+
+    /// Opens one that was made of an empty one.
+    pub(crate) fn by_key(&self, locations: &[Location]) -> Repository {
+        let opened = Repository::open(locations, &key(), self.runtime.handle()).unwrap();
+        assert!(opened.unusable.is_empty(), "{:?}", opened.unusable);
+        opened.repository
+    }
+
     /// restic, the program, on a directory.
     pub(crate) fn restic(&self, location: &str, arguments: &[&str]) -> Result<Vec<u8>> {
         restic(&self.path(location), arguments)
+    }
+}
+
+pub(crate) fn key() -> Unlock {
+    Unlock::Key(empty().key.clone())
+}
+
+fn empty() -> &'static Empty {
+    static EMPTY: OnceLock<Empty> = OnceLock::new();
+    EMPTY.get_or_init(|| {
+        let world = World::new();
+        let key = world.open(&[world.directory("main")]).key();
+        Empty { files: files_below(&world.path("main")), key }
+    })
+}
+
+/// Every file, by its path from there.
+pub(crate) fn files_below(directory: &Path) -> Vec<(String, Vec<u8>)> {
+    let (mut files, mut left) = (Vec::new(), vec![directory.to_owned()]);
+    while let Some(folder) = left.pop() {
+        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                left.push(path);
+            } else if let Ok(content) = fs::read(&path) {
+                files.push((path.strip_prefix(directory).unwrap().display().to_string(), content));
+            }
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Writes such files to a directory.
+pub(crate) fn put_below(directory: &Path, files: &[(String, Vec<u8>)]) {
+    for (name, content) in files {
+        let path = directory.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
     }
 }
 
@@ -63,65 +123,35 @@ pub(crate) fn restic(repository: &Path, arguments: &[&str]) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Files of which everything is known before.
-pub(crate) fn capture(files: &[(&str, Vec<u8>)]) -> Capture {
-    let source = |(path, content): &(&str, Vec<u8>)| {
-        let content = io::Cursor::new(content.clone());
-        Source { path: (*path).to_owned(), open: Box::new(move || Ok(Box::new(content) as Box<dyn Read + Send>)) }
-    };
-    capture_of(files.iter().map(source).collect())
+/// What is in a repository, of which nothing is damaged.
+pub(crate) fn entries(repository: &Repository) -> Vec<Entry> {
+    let (entries, errors) = Catalogue::default().read(repository).unwrap();
+    assert!(errors.is_empty(), "{errors:?}");
+    entries.iter().map(|entry| Entry::clone(entry)).collect()
 }
 
-pub(crate) fn capture_of(sources: Vec<Source>) -> Capture {
-    Capture {
-        sources,
-        host: "shop".to_owned(),
-        tags: vec!["stillpoint".to_owned()],
-        manifest: Box::new(manifest),
-        read: Arc::new(AtomicU64::new(0)),
-        cancel: Arc::default(),
-    }
+pub(crate) fn ids(repository: &Repository) -> Vec<String> {
+    entries(repository).into_iter().map(|entry| entry.id).collect()
 }
 
-pub(crate) fn manifest(files: &[StoredFile]) -> Manifest {
-    let file = |file: &StoredFile| DumpFile {
-        path: file.path.clone(),
-        format: DumpFormat::PostgreSQLCustom,
-        database: None,
-        size: file.size,
-        sha256: file.sha256.clone(),
-    };
-    let now = jiff::Timestamp::from_microsecond(jiff::Timestamp::now().as_microsecond()).unwrap();
-    let now = api::micro_time(now);
-    Manifest {
-        version: Manifest::VERSION,
-        snapshot: Origin { namespace: "shop".into(), name: "nightly".into(), uid: "u-1".into() },
-        consistency: None,
-        cut_between: Some(CutBetween { frozen_at: now.clone(), thawed_at: now }),
-        contents: vec![DatabaseCopy {
-            database: "orders".into(),
-            engine: Engine::PostgreSQL,
-            version: "15.14".into(),
-            tool: "pg_dump (PostgreSQL) 15.14".into(),
-            position: None,
-            files: files.iter().map(file).collect(),
-        }],
-        warnings: Vec::new(),
+/// A snapshot is there, and has these files and no others.
+pub(crate) fn assert_restores(repository: &Repository, id: &str, files: &[(&str, Vec<u8>)]) {
+    let entries = entries(repository);
+    let entry = entries.iter().find(|entry| entry.id == id).unwrap_or_else(|| panic!("no {id} in {entries:?}"));
+    let restorable = repository.restorable(entry).unwrap();
+    for (path, content) in files {
+        let mut back = Vec::new();
+        restorable.copy(path, &mut back).unwrap();
+        assert!(back == *content, "{path}");
     }
+    assert_eq!(restorable.verify().unwrap(), files.iter().map(|(_, content)| content.len() as u64).sum::<u64>());
 }
 
-/// Bytes that do not compress and do not repeat, the same for the same seed.
-pub(crate) fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend(state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
+/// What a person reads of an error: one line, that ends.
+pub(crate) fn line(error: &Error) -> String {
+    let text = error.to_string();
+    assert!(!text.contains('\n') && text.len() < 900, "{text}");
+    text
 }
 
 pub(crate) fn run(name: &str) -> Run {
