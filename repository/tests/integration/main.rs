@@ -3,6 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod damage;
+mod outages;
 mod round_trip;
+mod store;
+mod stores;
 mod what;
 mod world;

@@ -157,3 +157,7 @@ pub(crate) fn line(error: &Error) -> String {
 pub(crate) fn run(name: &str) -> Run {
     Run { name: name.to_owned(), over: Vec::new() }
 }
+
+pub(crate) fn run_after(name: &str, dead: &str) -> Run {
+    Run { name: name.to_owned(), over: vec![dead.to_owned()] }
+}
