@@ -67,6 +67,8 @@ pub enum KnownBy {
     Snapshot,
     /// It is in a repository, and this server has no object for it: another one took it, or the object is gone.
     Repository,
+    /// A newer Stillpoint wrote it: restore it with that.
+    Newer,
     /// Another program wrote it; it can be downloaded, and not restored into a server.
     Foreign,
 }

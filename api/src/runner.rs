@@ -31,6 +31,7 @@ pub struct DumpTask {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReplicateTask {
+    pub run: RunName,
     pub repository: RepositorySpec,
     /// The repository's name for the snapshot.
     pub id: String,

@@ -56,7 +56,11 @@ impl From<Stored> for Failure {
                 (reasons::REPOSITORY_LOCKED, false)
             }
             Stored::Source { .. } => (reasons::TOOL_FAILED, true),
-            Stored::Damaged { .. } => (reasons::DAMAGED, false),
+            // The next run looks whether it is there.
+            Stored::Unsettled(_) => (reasons::REPOSITORY_UNAVAILABLE, true),
+            Stored::Damaged { .. } | Stored::Unopened { .. } => (reasons::DAMAGED, false),
+            Stored::Newer { .. } | Stored::NotOurs(_) => (reasons::UNSUPPORTED, false),
+            Stored::Path { .. } => (reasons::SERVER_ERROR, false),
             Stored::NoSnapshot(_) | Stored::NoFile(_) => (reasons::NOT_FOUND, false),
             Stored::Cancelled => (reasons::SHUTDOWN, true),
             Stored::Misdescribed { .. } | Stored::Foreign { .. } => (reasons::REPOSITORY_UNAVAILABLE, false),

@@ -69,7 +69,7 @@ pub(crate) async fn restore(
         let (entries, _) = Catalogue::default().read(&opened.repository)?;
         let entry =
             entries.iter().find(|entry| entry.id == task.id).ok_or(repository::Error::NoSnapshot(task.id.clone()))?;
-        let copies = entry.manifest.iter().flat_map(|manifest| &manifest.contents);
+        let copies = entry.manifest().into_iter().flat_map(|manifest| &manifest.contents);
         let copy = copies.into_iter().find(|copy| copy.database == task.from).cloned();
         let copy = copy.ok_or_else(|| {
             Failure::new(reasons::NOT_FOUND, format!("the copy has nothing of Database {}", task.from))

@@ -10,7 +10,7 @@ use std::{
 use api::{KnownBy, LiveSnapshot, LiveSnapshotSpec, LiveSnapshotStatus, Repository, Snapshot};
 use futures::future::join_all;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use repository::Entry;
+use repository::{Entry, Writer};
 
 use super::Copies;
 use crate::{error::ApiError, resources::live::SNAPSHOTS};
@@ -55,7 +55,7 @@ impl Copies {
         for (repository, entries, warnings) in lists.await {
             found.warnings.extend(warnings);
             for entry in entries {
-                let uid = entry.manifest.as_ref().map(|manifest| manifest.snapshot.uid.as_str());
+                let uid = entry.manifest().map(|manifest| manifest.snapshot.uid.as_str());
                 if uid.is_some_and(|uid| uids.contains(uid)) {
                     at.insert(entry.id.clone(), entry.at.clone());
                 } else {
@@ -160,7 +160,7 @@ fn of_snapshot(snapshot: &Snapshot, at: Vec<String>) -> LiveSnapshot {
 
 fn of_entry(name: &str, repository: &Repository, entry: &Entry) -> LiveSnapshot {
     let (namespace, of) = named(&repository.metadata);
-    let manifest = entry.manifest.as_ref();
+    let manifest = entry.manifest();
     let metadata = ObjectMeta {
         name: Some(name.to_owned()),
         namespace: Some(namespace),
@@ -171,7 +171,11 @@ fn of_entry(name: &str, repository: &Repository, entry: &Entry) -> LiveSnapshot 
     let databases = manifest.into_iter().flat_map(|manifest| &manifest.contents).map(|copy| copy.database.clone());
     let spec = LiveSnapshotSpec { databases: databases.collect(), repository: Some(of) };
     let status = LiveSnapshotStatus {
-        known: if manifest.is_some() { KnownBy::Repository } else { KnownBy::Foreign },
+        known: match &entry.writer {
+            Writer::Ours(_) => KnownBy::Repository,
+            Writer::Newer(_) => KnownBy::Newer,
+            Writer::Foreign => KnownBy::Foreign,
+        },
         phase: "Ready".to_owned(),
         taken_as: manifest.map(|manifest| format!("{}/{}", manifest.snapshot.namespace, manifest.snapshot.name)),
         taken_at: Some(Time(entry.time)),

@@ -188,8 +188,7 @@ impl Depot {
             if let Some(error) = errors.into_iter().next() {
                 return Err(repository::Error::Store(error));
             }
-            let is_its =
-                |entry: &&Arc<Entry>| entry.manifest.as_ref().is_some_and(|manifest| manifest.snapshot.uid == uid);
+            let is_its = |entry: &&Arc<Entry>| entry.manifest().is_some_and(|manifest| manifest.snapshot.uid == uid);
             let ids: BTreeSet<String> = entries.iter().filter(is_its).map(|entry| entry.id.clone()).chain(id).collect();
             ids.iter().try_for_each(|id| opened.repository.forget(id))
         });

@@ -210,6 +210,9 @@ impl Copies {
                 (KnownBy::Foreign, ..) => {
                     Err(format!("{name} was written by another program: download its files instead"))
                 }
+                (KnownBy::Newer, ..) => {
+                    Err(format!("{name} was written by a newer Stillpoint: restore it with that, or upgrade"))
+                }
                 (_, Some(_), "Ready" | "Replicating") => Ok(copy),
                 (_, _, phase) => Err(format!("{name} cannot be restored: it is {phase}")),
             };
@@ -218,7 +221,7 @@ impl Copies {
         let is_one = |copy: &&LiveSnapshot| {
             copy.spec.repository == source.repository
                 && copy.spec.databases.iter().any(|database| database == from)
-                && copy.status.known != KnownBy::Foreign
+                && !matches!(copy.status.known, KnownBy::Foreign | KnownBy::Newer)
                 && copy.status.taken_at.is_some()
                 && !copy.status.locations.is_empty()
         };

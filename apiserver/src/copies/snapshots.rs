@@ -150,7 +150,8 @@ impl Copies {
         let repository = self.repositories.get(&namespace, &name).await?;
         let secrets = self.depot.values(&namespace, repository.spec.secrets()).await?;
         let id = status.id.unwrap_or_default();
-        let task = ReplicateTask { repository: repository.spec.clone(), id, to: to.clone() };
+        let run = RunName { name: format!("{uid}-replicate"), over: Vec::new() };
+        let task = ReplicateTask { run, repository: repository.spec.clone(), id, to: to.clone() };
         let order = Order { name: format!("{uid}-replicate"), task: Task::Replicate(task), secrets };
         let results = match self.hear(snapshot, order).await? {
             Some(Report::Replicated(results)) => results,

@@ -66,7 +66,7 @@ pub(super) fn dumped(mut status: SnapshotStatus, dumped: Dumped, now: Timestamp)
 
 /// What is in a repository already of the Snapshot of this uid, as if its run had just told.
 pub(super) fn of_entry(entry: &Entry, uid: &str, locations: &[String]) -> Option<Dumped> {
-    let manifest = entry.manifest.as_ref().filter(|manifest| manifest.snapshot.uid == uid)?;
+    let manifest = entry.manifest().filter(|manifest| manifest.snapshot.uid == uid)?;
     let (whole, missing): (Vec<String>, Vec<String>) =
         locations.iter().cloned().partition(|name| entry.at.contains(name));
     Some(Dumped {

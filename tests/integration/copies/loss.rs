@@ -48,7 +48,11 @@ async fn one_location_fails_in_the_middle_and_the_other_is_lost_with_everything_
     let status = world.until("snapshots", "first", |status| status["phase"] == "Replicating").await;
     assert!(before.met() > 0, "the fault was never met");
     let at = |name: &str| status["locations"].as_array().unwrap().iter().find(|at| at["name"] == name).unwrap().clone();
-    assert_eq!((at("disk")["stored"].clone(), at("bucket")["stored"].clone()), (json!(true), json!(false)), "{status:#}");
+    assert_eq!(
+        (at("disk")["stored"].clone(), at("bucket")["stored"].clone()),
+        (json!(true), json!(false)),
+        "{status:#}"
+    );
     assert_eq!(condition(&status, "Ready"), "True", "it can be restored");
     before.well();
     let status = world.until("snapshots", "first", |status| status["phase"] == "Ready").await;
@@ -64,7 +68,10 @@ async fn one_location_fails_in_the_middle_and_the_other_is_lost_with_everything_
     let path = "/apis/live.stillpoint.dev/v1alpha1/namespaces/default/snapshots";
     let list = world.stillpoint.get(path).await.unwrap();
     let [copy] = list["items"].as_array().unwrap().as_slice() else { panic!("{list:#}") };
-    assert_eq!((copy["status"]["known"].clone(), copy["status"]["takenAs"].clone()), (json!("Repository"), json!("default/first")));
+    assert_eq!(
+        (copy["status"]["known"].clone(), copy["status"]["takenAs"].clone()),
+        (json!("Repository"), json!("default/first"))
+    );
     let name = copy["metadata"]["name"].as_str().unwrap();
     let body = json!({"spec": {"database": "fresh"}});
     let restore = world.stillpoint.post(&format!("{path}/{name}/restore"), &body).await.unwrap();
