@@ -68,6 +68,7 @@ soak-node: setup agent ## Of these, the series on a node: snapshots with Stillpo
 bench: setup ## The numbers, each beside its yardstick in one run
 	$(CARGO) build --release --locked -p apiserver -p cli -p tests --bins
 	$(RELEASE)/bench
+	$(RELEASE)/bench-copies
 
 .PHONY: manifests
 manifests: ## Write what is applied to a cluster (deploy/) from the code that it belongs to
