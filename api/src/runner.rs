@@ -119,6 +119,13 @@ pub struct Dumped {
     pub warnings: Vec<String>,
 }
 
+impl Dumped {
+    /// What was dumped, bytes.
+    pub fn size(&self) -> u64 {
+        self.contents.iter().flat_map(|copy| &copy.files).map(|file| file.size).sum()
+    }
+}
+
 /// What was restored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -19,7 +19,7 @@ pub enum Error {
     Misdescribed { location: String, why: String },
     #[error("the password does not open the repository at {location}; it was made with another one")]
     WrongPassword { location: String },
-    #[error("there is no repository at {location}: make one with `kubectl still repository create`")]
+    #[error("there is no repository at {location}: a Repository has one made where all of its locations are empty")]
     NoRepository { location: String },
     /// Something is there that is none, or that is another one.
     #[error("{location} is not ours to use: {why}")]

@@ -21,7 +21,7 @@ use api::{
 use freeze::Member;
 use jiff::Timestamp;
 use repository::{Capture, Location, Manifest, Opened, Origin, Patience, Repository, Run, Source, StoredFile, Unlock};
-use tokio::{runtime::Handle, time::interval};
+use tokio::runtime::Handle;
 
 use crate::{failure::Failure, mariadb, options::Files, postgresql, report::Reports, secrets::Secrets, stop::Stop};
 
@@ -47,7 +47,6 @@ pub(crate) struct Described {
 
 /// How long connecting and looking may take, of one Database.
 pub(crate) const LOOK: Duration = Duration::from_secs(60);
-const TELL_EVERY: Duration = Duration::from_secs(1);
 
 /// Ends soon after `stop` is set; then nothing is stored.
 pub(crate) async fn dump(task: DumpTask, secrets: &Secrets, reports: &Reports, stop: &Stop) -> Result<Dumped, Failure> {
@@ -87,24 +86,22 @@ pub(crate) async fn dump(task: DumpTask, secrets: &Secrets, reports: &Reports, s
         cancel: Arc::clone(&stop.0),
     };
     let run = Run { name: task.run.name, over: task.run.over };
-    let capturing = tokio::task::spawn_blocking(move || repository.capture(&run, capture));
-    let captured = with_progress(capturing, reports, &read, task.expected_bytes).await;
-    let captured = captured.map_err(|error| Failure::bug(format!("the capture broke: {error}")))??;
+    let capturing = tokio::task::spawn_blocking(move || Ok(repository.capture(&run, capture)?));
+    let total = task.expected_bytes;
+    let how = || Report::Progress { step: DUMPING.into(), bytes: read.load(Ordering::Relaxed), total };
+    let captured = reports.during(capturing, how).await?;
     if stop.is_set() {
         reports.log("told to end, when it was done already");
     }
     let Manifest { consistency, cut_between, contents, warnings, .. } = captured.manifest;
-    let now =
-        || CutBetween { frozen_at: api::micro_time(Timestamp::now()), thawed_at: api::micro_time(Timestamp::now()) };
+    let (Some(consistency), Some(cut_between)) = (consistency, cut_between) else {
+        return Err(Failure::bug("what was captured does not say what it is worth"));
+    };
     let failed = captured.failed.iter().chain(&unusable).map(|error| (error.location.clone(), error.to_string()));
     Ok(Dumped {
         id: captured.id,
-        consistency: consistency.unwrap_or_else(|| Consistency {
-            verdict: Verdict::Partial,
-            level: None,
-            reason: String::new(),
-        }),
-        cut_between: cut_between.unwrap_or_else(now),
+        consistency,
+        cut_between,
         contents,
         stored: captured.stored,
         whole: captured.whole,
@@ -146,25 +143,6 @@ pub(crate) async fn open(spec: &api::RepositorySpec, secrets: &Secrets) -> Resul
     let opening = move || Repository::open(&locations, &Unlock::Password(password), &runtime);
     let opened = tokio::task::spawn_blocking(opening).await;
     Ok(opened.map_err(|error| Failure::bug(format!("opening the repository broke: {error}")))??)
-}
-
-async fn with_progress<T>(
-    work: tokio::task::JoinHandle<T>,
-    reports: &Reports,
-    read: &AtomicU64,
-    total: Option<u64>,
-) -> Result<T, tokio::task::JoinError> {
-    let mut tick = interval(TELL_EVERY);
-    tokio::pin!(work);
-    loop {
-        tokio::select! {
-            done = &mut work => return done,
-            _ = tick.tick() => {
-                let bytes = read.load(Ordering::Relaxed);
-                reports.say(&Report::Progress { step: DUMPING.into(), bytes, total });
-            }
-        }
-    }
 }
 
 /// Of all of them together.

@@ -54,6 +54,7 @@ pub(crate) async fn ready(
     let major = server.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
     let program = programs::find(&["mariadb-dump", "mysqldump"], major)?;
     reports.log(format!("{database}: {} of MariaDB {}, {} databases", program.says, server.version, databases.len()));
+    let looked = Timestamp::now();
     let watched = Watched::default();
     let mut sources = vec![users(database, &program, &member, files, &watched)];
     if !databases.is_empty() {
@@ -84,7 +85,8 @@ pub(crate) async fn ready(
                 position: position(&seen.ends),
                 files,
             },
-            frozen_at: seen.begun.unwrap_or(now),
+            // Of a server without databases only its users are read, some time between these.
+            frozen_at: seen.begun.unwrap_or(looked),
             thawed_at: seen.in_transaction.unwrap_or(now),
             verdict: if not_transactional.is_empty() { Verdict::Application } else { Verdict::Partial },
             level: if replica { Level::Recoverable } else { Level::Durable },

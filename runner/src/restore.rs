@@ -15,7 +15,6 @@ use std::{
         Arc,
         atomic::{AtomicU64, Ordering},
     },
-    time::Duration,
 };
 
 use api::{
@@ -25,7 +24,6 @@ use api::{
 };
 use freeze::Member;
 use repository::{Catalogue, Restorable};
-use tokio::time::interval;
 
 use crate::{dump::open, failure::Failure, options::Files, report::Reports, secrets::Secrets, stop::Stop};
 
@@ -49,8 +47,6 @@ pub(crate) struct Told {
     bytes: Arc<AtomicU64>,
     step: Arc<std::sync::Mutex<String>>,
 }
-
-const TELL_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) async fn restore(
     task: RestoreTask,
@@ -98,38 +94,25 @@ pub(crate) async fn restore(
             Engine::MariaDB => mariadb::restore(&work),
         }
     });
-    let total = None;
-    let mut tick = interval(TELL_EVERY);
-    tokio::pin!(working);
-    loop {
-        tokio::select! {
-            done = &mut working => return done.map_err(|error| Failure::bug(format!("the restore broke: {error}")))?,
-            _ = tick.tick() => reports.say(&telling.report(total)),
-        }
-    }
+    reports.during(working, || telling.report()).await
 }
 
 impl Work {
+    /// Whether it is to be restored: what is of the whole server is, whichever databases are.
+    fn is_wanted(&self, file: &DumpFile) -> bool {
+        self.databases.is_empty() || file.database.as_ref().is_none_or(|database| self.databases.contains(database))
+    }
+
     /// The files of a format, those that are wanted.
     pub(crate) fn wanted(&self, format: DumpFormat) -> Vec<&DumpFile> {
-        let named = |file: &&DumpFile| {
-            let database = file.database.as_ref();
-            self.databases.is_empty() || database.is_none_or(|database| self.databases.contains(database))
-        };
-        self.copy.files.iter().filter(|file| file.format == format).filter(named).collect()
+        self.copy.files.iter().filter(|file| file.format == format && self.is_wanted(file)).collect()
     }
 
     /// Reads all that is to be restored, and changes nothing.
     fn verify(&self) -> Result<(), Failure> {
         self.told.step("verifying");
-        for file in &self.copy.files {
-            if file
-                .database
-                .as_ref()
-                .is_none_or(|database| self.databases.is_empty() || self.databases.contains(database))
-            {
-                self.copy(&file.path, &mut io::sink())?;
-            }
+        for file in self.copy.files.iter().filter(|file| self.is_wanted(file)) {
+            self.copy(&file.path, &mut io::sink())?;
         }
         Ok(())
     }
@@ -153,9 +136,9 @@ impl Told {
         step.clone_into(&mut self.step.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
     }
 
-    fn report(&self, total: Option<u64>) -> Report {
+    fn report(&self) -> Report {
         let step = self.step.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-        Report::Progress { step, bytes: self.bytes.load(Ordering::Relaxed), total }
+        Report::Progress { step, bytes: self.bytes.load(Ordering::Relaxed), total: None }
     }
 }
 

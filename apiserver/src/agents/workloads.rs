@@ -19,8 +19,8 @@ use freeze::remote;
 use futures::future::join_all;
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::{Event, EventSource, ObjectReference},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time},
+    api::core::v1::{Event, ObjectReference},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{Api, Client, api::PostParams};
 use sha2::{Digest, Sha256};
@@ -30,7 +30,7 @@ use tracing::{info, warn};
 
 use self::owners::{Owned, Workload};
 use super::{Agents, Pod};
-use crate::verbs::Verbs;
+use crate::{controllers::events::event_about, verbs::Verbs};
 
 /// Looks after them.
 pub(crate) struct Workloads {
@@ -249,29 +249,14 @@ fn event(namespace: &str, about: ObjectReference, reason: &str, why: &str) -> Ev
     let hash = Sha256::digest(format!("{} {reason} {why}", about.uid.as_deref().unwrap_or_default()));
     let hash = hash.iter().take(8).fold(String::new(), |text, byte| format!("{text}{byte:02x}"));
     let of: String = about.name.iter().flat_map(|name| name.chars()).take(LONGEST_OF).collect();
-    let at = Time(Timestamp::now());
-    Event {
-        metadata: ObjectMeta {
-            name: Some(format!("{}.{hash}", of.trim_end_matches(['-', '.']))),
-            namespace: Some(namespace.to_owned()),
-            ..ObjectMeta::default()
-        },
-        involved_object: about,
-        type_: Some("Warning".to_owned()),
-        reason: Some(reason.to_owned()),
-        message: Some(why.chars().take(LONGEST).collect()),
-        source: Some(EventSource { component: Some(api::install::ACCOUNT.to_owned()), host: None }),
-        first_timestamp: Some(at.clone()),
-        last_timestamp: Some(at),
-        count: Some(1),
-        ..Event::default()
-    }
+    let mut event = event_about(about, false, reason, why, Timestamp::now());
+    event.metadata.name = Some(format!("{}.{hash}", of.trim_end_matches(['-', '.'])));
+    event.metadata.namespace = Some(namespace.to_owned());
+    event
 }
 
 /// Of whom it is about, in an Event's name: with what follows it is no longer than a name may be.
 const LONGEST_OF: usize = 200;
-/// An Event's message (Kubernetes `pkg/apis/core/validation/events.go`).
-const LONGEST: usize = 1024;
 
 #[cfg(test)]
 mod tests {

@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{DatabaseStatus, LastFreeze, Phase, TargetStatus};
 use futures::future::join_all;
+use jiff::Timestamp;
 use k8s_openapi::{
     api::core::v1::{Event, EventSource, ObjectReference},
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
@@ -30,6 +31,8 @@ use crate::{
 const GATHER: Duration = Duration::from_millis(100);
 /// Phases that are told together at most.
 const TOGETHER: usize = 64;
+/// An Event's message (Kubernetes `pkg/apis/core/validation/events.go`).
+const LONGEST: usize = 1024;
 
 /// Tells each phase that is worth telling, until `over`; then what is left. That it cannot be written is no reason to stop.
 pub async fn run(records: Arc<dyn Records>, mut told: mpsc::Receiver<Told>, over: CancellationToken) {
@@ -110,28 +113,25 @@ async fn events(records: &dyn Records, told: &Told) -> Vec<Event> {
 }
 
 fn event(kind: &Resource, about: &ObjectMeta, told: &Told, message: &str) -> Event {
-    let namespace = &told.freeze.namespace;
-    let name = about.name.as_deref().unwrap_or_default();
     let good = matches!(told.status.phase, Phase::Frozen | Phase::Thawed);
-    let at = Time(told.at);
+    let reason = told.status.phase.to_string();
+    event_about(kind.reference(about), good, &reason, message, told.at)
+}
+
+/// An Event about an object of a namespace, under a name of its own.
+pub(crate) fn event_about(about: ObjectReference, good: bool, reason: &str, message: &str, at: Timestamp) -> Event {
+    let at = Time(at);
     Event {
         metadata: ObjectMeta {
-            name: Some(meta::generated(&format!("{name}."))),
-            namespace: Some(namespace.clone()),
+            name: Some(meta::generated(&format!("{}.", about.name.as_deref().unwrap_or_default()))),
+            namespace: about.namespace.clone(),
             ..ObjectMeta::default()
         },
-        involved_object: ObjectReference {
-            api_version: Some(kind.api_version()),
-            kind: Some(kind.kind.to_owned()),
-            name: Some(name.to_owned()),
-            namespace: Some(namespace.clone()),
-            uid: about.uid.clone(),
-            ..ObjectReference::default()
-        },
+        involved_object: about,
         type_: Some(if good { "Normal" } else { "Warning" }.to_owned()),
-        reason: Some(told.status.phase.to_string()),
-        message: Some(message.chars().take(1024).collect()),
-        source: Some(EventSource { component: Some("stillpoint-apiserver".to_owned()), host: None }),
+        reason: Some(reason.to_owned()),
+        message: Some(message.chars().take(LONGEST).collect()),
+        source: Some(EventSource { component: Some(api::install::ACCOUNT.to_owned()), host: None }),
         first_timestamp: Some(at.clone()),
         last_timestamp: Some(at),
         count: Some(1),
@@ -143,7 +143,6 @@ fn event(kind: &Resource, about: &ObjectMeta, told: &Told, message: &str) -> Eve
 mod tests {
     use api::FreezeStatus;
     use freeze::FreezeName;
-    use jiff::Timestamp;
     use serde_json::{Value, json};
     use tokio::{
         task::yield_now,

@@ -12,7 +12,7 @@ use futures::future::join_all;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use repository::{Entry, Writer};
 
-use super::Copies;
+use super::{Copies, kept::who};
 use crate::{error::ApiError, resources::live::SNAPSHOTS};
 
 /// A list, and what a person should know of it.
@@ -45,7 +45,7 @@ impl Copies {
     pub(crate) async fn catalogue(&self, namespace: Option<&str>) -> Catalogued {
         let (snapshots, repositories) = (self.snapshots.all(namespace), self.repositories.all(namespace));
         let lists = join_all(repositories.iter().map(|repository| async move {
-            let (namespace, name) = named(&repository.metadata);
+            let (namespace, name) = named(&**repository);
             let (entries, warnings) = self.depot.list(&namespace, &name, &repository.spec).await;
             (repository, entries, warnings)
         }));
@@ -92,12 +92,12 @@ impl Copies {
 
 impl Item {
     fn of_snapshot(snapshot: &Arc<Snapshot>, at: Vec<String>) -> Self {
-        let (namespace, name) = named(&snapshot.metadata);
+        let (namespace, name) = named(&**snapshot);
         Self { namespace, name, of: Known::Snapshot(Arc::clone(snapshot), at) }
     }
 
     fn of_entry(repository: &Arc<Repository>, entry: Arc<Entry>) -> Self {
-        let (namespace, name) = named(&repository.metadata);
+        let (namespace, name) = named(&**repository);
         let name = format!("{name}-{}", entry.id.get(..DIGITS).unwrap_or(&entry.id));
         Self { namespace, name, of: Known::Entry(Arc::clone(repository), entry) }
     }
@@ -115,8 +115,9 @@ impl Item {
     }
 }
 
-fn named(metadata: &ObjectMeta) -> (String, String) {
-    (metadata.namespace.clone().unwrap_or_default(), metadata.name.clone().unwrap_or_default())
+fn named<K: kube::Resource>(object: &K) -> (String, String) {
+    let (namespace, name, _) = who(object);
+    (namespace, name)
 }
 
 fn live(metadata: ObjectMeta, spec: LiveSnapshotSpec, status: LiveSnapshotStatus) -> LiveSnapshot {
@@ -133,7 +134,7 @@ fn of_snapshot(snapshot: &Snapshot, at: Vec<String>) -> LiveSnapshot {
     let status = snapshot.status.clone().unwrap_or_default();
     let spec =
         LiveSnapshotSpec { databases: snapshot.spec.databases.clone(), repository: snapshot.spec.repository.clone() };
-    let (namespace, name) = named(&snapshot.metadata);
+    let (namespace, name) = named(snapshot);
     let mut metadata = snapshot.metadata.clone();
     metadata.managed_fields = None;
     // What it stored is not there any more: deleted behind its back, or by somebody else's retention.
@@ -159,7 +160,7 @@ fn of_snapshot(snapshot: &Snapshot, at: Vec<String>) -> LiveSnapshot {
 }
 
 fn of_entry(name: &str, repository: &Repository, entry: &Entry) -> LiveSnapshot {
-    let (namespace, of) = named(&repository.metadata);
+    let (namespace, of) = named(repository);
     let manifest = entry.manifest();
     let metadata = ObjectMeta {
         name: Some(name.to_owned()),

@@ -50,9 +50,8 @@ impl Children {
         Ok(Self { home })
     }
 
-    fn spawn(&self, order: &Order) -> anyhow::Result<(Child, PathBuf)> {
-        let directory = self.home.join(&order.name);
-        private_directory(&directory)?;
+    fn spawn(directory: &Path, order: &Order) -> anyhow::Result<Child> {
+        private_directory(directory)?;
         for (secret, values) in &order.secrets {
             let below = directory.join(secret);
             private_directory(&below)?;
@@ -65,17 +64,22 @@ impl Children {
         command
             .arg(RUNNER)
             .env(TASK, serde_json::to_string(&order.task)?)
-            .env(SECRETS, &directory)
+            .env(SECRETS, directory)
             .env(WITH_PARENT, "1");
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        Ok((command.spawn()?, directory))
+        Ok(command.spawn()?)
     }
 }
 
 #[async_trait]
 impl Runs for Children {
     async fn begin(&self, order: Order) -> Result<Running, ApiError> {
-        let (child, directory) = self.spawn(&order).map_err(|error| ApiError::internal(format!("{error:#}")))?;
+        let directory = self.home.join(&order.name);
+        let child = Self::spawn(&directory, &order).map_err(|error| {
+            // Secrets are in it.
+            fs::remove_dir_all(&directory).ok();
+            ApiError::internal(format!("{error:#}"))
+        })?;
         let (tell, reports) = mpsc::channel(REPORTS);
         let (hold, let_go) = oneshot::channel::<()>();
         tokio::spawn(watch(order.name, child, directory, tell, let_go));

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroUsize,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -93,13 +93,13 @@ impl Depot {
             .iter()
             .map(|location| Location::new(&location.name, &repository::place(location, &text)?, LOOKING));
         let locations = locations.collect::<Result<Vec<_>, _>>().map_err(closed)?;
-        let key = known.key.lock().unwrap_or_else(PoisonError::into_inner).as_ref().map(|unlocked| unlocked.0.clone());
+        let key = locked(&known.key).as_ref().map(|unlocked| unlocked.0.clone());
         let permit = match &key {
             Some(_) => None,
             None => Some(Arc::clone(&self.deriving).acquire_owned().await),
         };
         let runtime = Handle::current();
-        let opened = tokio::task::spawn_blocking(move || {
+        let opened = blocking(move || {
             let _permit = permit;
             let unlock = key.map_or(Unlock::Password(password), Unlock::Key);
             if create {
@@ -108,10 +108,8 @@ impl Depot {
                 Repository::open(&locations, &unlock, &runtime)
             }
         });
-        let opened =
-            opened.await.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
-        let opened = opened.map_err(closed)?;
-        *known.key.lock().unwrap_or_else(PoisonError::into_inner) = Some(Unlocked(opened.repository.key()));
+        let opened = opened.await?;
+        *locked(&known.key) = Some(Unlocked(opened.repository.key()));
         Ok((opened, known))
     }
 
@@ -125,10 +123,8 @@ impl Depot {
         let look = async {
             let (opened, known) = self.open(namespace, name, spec, false).await?;
             let (repository, of) = (opened.repository.clone(), Arc::clone(&known));
-            let read = tokio::task::spawn_blocking(move || of.catalogue.read(&repository)).await;
-            let read = read.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
-            let (entries, errors) = read.map_err(closed)?;
-            known.listed.lock().unwrap_or_else(PoisonError::into_inner).clone_from(&entries);
+            let (entries, errors) = blocking(move || of.catalogue.read(&repository)).await?;
+            locked(&known.listed).clone_from(&entries);
             let warnings = errors.iter().chain(&opened.unusable).map(StoreError::to_string).collect();
             Ok::<_, Closed>((entries, warnings))
         };
@@ -137,10 +133,8 @@ impl Depot {
             Ok(Err(closed)) => closed.message,
             Err(_) => format!("no answer within {} s", LISTING.as_secs()),
         };
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.get(&(namespace.to_owned(), name.to_owned()));
-        let listed =
-            known.map(|known| known.listed.lock().unwrap_or_else(PoisonError::into_inner).clone()).unwrap_or_default();
+        let known = locked(&self.known).get(&(namespace.to_owned(), name.to_owned())).cloned();
+        let listed = known.map(|known| locked(&known.listed).clone()).unwrap_or_default();
         (listed, vec![format!("Repository {name}: {why}; what is shown of it was known before")])
     }
 
@@ -153,19 +147,17 @@ impl Depot {
         id: &str,
     ) -> Result<Arc<Restorable>, Closed> {
         let (opened, known) = self.open(namespace, name, spec, false).await?;
-        if let Some(open) = known.read.lock().unwrap_or_else(PoisonError::into_inner).get(id) {
+        if let Some(open) = locked(&known.read).get(id) {
             return Ok(Arc::clone(open));
         }
         let (id, of) = (id.to_owned(), Arc::clone(&known));
-        let opening = tokio::task::spawn_blocking(move || {
+        let opening = blocking(move || {
             let (entries, _) = of.catalogue.read(&opened.repository)?;
             let entry = entries.iter().find(|entry| entry.id == id).ok_or(repository::Error::NoSnapshot(id))?;
             Ok::<_, repository::Error>((entry.id.clone(), Arc::new(opened.repository.restorable(entry)?)))
         });
-        let opened =
-            opening.await.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
-        let (id, open) = opened.map_err(closed)?;
-        known.read.lock().unwrap_or_else(PoisonError::into_inner).put(id, Arc::clone(&open));
+        let (id, open) = opening.await?;
+        locked(&known.read).put(id, Arc::clone(&open));
         Ok(open)
     }
 
@@ -183,7 +175,7 @@ impl Depot {
         if let Some(error) = opened.unusable.first() {
             return Err(Closed { reason: reasons::REPOSITORY_UNAVAILABLE, message: error.to_string() });
         }
-        let removing = tokio::task::spawn_blocking(move || {
+        let removing = blocking(move || {
             let (entries, errors) = known.catalogue.read(&opened.repository)?;
             if let Some(error) = errors.into_iter().next() {
                 return Err(repository::Error::Store(error));
@@ -192,9 +184,7 @@ impl Depot {
             let ids: BTreeSet<String> = entries.iter().filter(is_its).map(|entry| entry.id.clone()).chain(id).collect();
             ids.iter().try_for_each(|id| opened.repository.forget(id))
         });
-        let removed =
-            removing.await.map_err(|error| Closed { reason: reasons::SERVER_ERROR, message: error.to_string() })?;
-        removed.map_err(closed)
+        removing.await
     }
 
     /// Those of the Secrets that are there, and of these the keys that are named.
@@ -215,7 +205,7 @@ impl Depot {
 
     fn known(&self, namespace: &str, name: &str, spec: &RepositorySpec, values: &Values) -> Arc<Known> {
         let digest: [u8; 32] = Sha256::digest(serde_json::to_vec(&(spec, values)).unwrap_or_default()).into();
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = locked(&self.known);
         let slot = known.entry((namespace.to_owned(), name.to_owned()));
         let new = || {
             Arc::new(Known {
@@ -234,8 +224,22 @@ impl Depot {
     }
 
     pub(crate) fn forget(&self, namespace: &str, name: &str) {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(&(namespace.to_owned(), name.to_owned()));
+        locked(&self.known).remove(&(namespace.to_owned(), name.to_owned()));
     }
+}
+
+/// On a thread that may wait for a store.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> repository::Result<T> + Send + 'static,
+) -> Result<T, Closed> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done.map_err(closed),
+        Err(error) => Err(Closed { reason: reasons::SERVER_ERROR, message: error.to_string() }),
+    }
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn text(values: &Values, secret: &str, key: &str) -> Option<String> {

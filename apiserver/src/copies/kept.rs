@@ -7,8 +7,8 @@ use std::{
 };
 
 use async_trait::async_trait;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, de::DeserializeOwned};
-use serde_json::Value;
 
 use crate::{
     error::ApiError,
@@ -106,8 +106,8 @@ impl<K> fmt::Debug for Own<K> {
 }
 
 /// Who an object is: its namespace, name and uid.
-pub(crate) fn who<K: Serialize>(object: &K) -> (String, String, String) {
-    let value = serde_json::to_value(object).unwrap_or(Value::Null);
-    let text = |key: &str| value["metadata"][key].as_str().unwrap_or_default().to_owned();
-    (text("namespace"), text("name"), text("uid"))
+pub(crate) fn who<K: kube::Resource>(object: &K) -> (String, String, String) {
+    let ObjectMeta { namespace, name, uid, .. } = object.meta();
+    let text = |part: &Option<String>| part.clone().unwrap_or_default();
+    (text(namespace), text(name), text(uid))
 }

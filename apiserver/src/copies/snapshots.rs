@@ -119,10 +119,10 @@ impl Copies {
         self.tell(KIND, snapshot, true, "Started", &format!("run {} of the dump", attempts + 1)).await;
         match self.hear(snapshot, order).await? {
             Some(Report::Dumped(dumped)) => {
-                let size = dumped.contents.iter().flat_map(|copy| &copy.files).map(|file| file.size).sum::<u64>();
                 let message = format!(
-                    "{}: {size} bytes, {} of them new, in {}",
+                    "{}: {} bytes, {} of them new, in {}",
                     dumped.consistency.verdict,
+                    dumped.size(),
                     dumped.stored,
                     dumped.whole.join(", ")
                 );
@@ -152,7 +152,7 @@ impl Copies {
         let id = status.id.unwrap_or_default();
         let run = RunName { name: format!("{uid}-replicate"), over: Vec::new() };
         let task = ReplicateTask { run, repository: repository.spec.clone(), id, to: to.clone() };
-        let order = Order { name: format!("{uid}-replicate"), task: Task::Replicate(task), secrets };
+        let order = Order { name: task.run.name.clone(), task: Task::Replicate(task), secrets };
         let results = match self.hear(snapshot, order).await? {
             Some(Report::Replicated(results)) => results,
             Some(Report::Failed(failed)) => {

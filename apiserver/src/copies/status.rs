@@ -49,10 +49,10 @@ pub(super) fn begun(mut status: SnapshotStatus, now: Timestamp) -> SnapshotStatu
 
 /// It can be restored.
 pub(super) fn dumped(mut status: SnapshotStatus, dumped: Dumped, now: Timestamp) -> SnapshotStatus {
+    status.size = Some(dumped.size());
     let Dumped { id, consistency, cut_between, contents, stored, whole, failed, warnings } = dumped;
     let at = |name: String| CopyAt { name, stored: true, message: None, at: Some(Time(now)) };
     let not = |(name, why): (String, String)| CopyAt { name, stored: false, message: Some(why), at: None };
-    status.size = Some(contents.iter().flat_map(|copy| &copy.files).map(|file| file.size).sum());
     status.stored = Some(stored);
     status.id = Some(id);
     status.consistency = Some(consistency);

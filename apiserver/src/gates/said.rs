@@ -6,10 +6,7 @@ use api::{
     gate::{self, CONSISTENCY, Group},
 };
 use jiff::Timestamp;
-use k8s_openapi::{
-    api::core::v1::{Event, EventSource, ObjectReference},
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time},
-};
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use kube::{
     Api,
     api::{DynamicObject, Patch, PatchParams},
@@ -24,7 +21,7 @@ use super::{
     kinds::Kind,
     verdict::{Consistency, Verdict},
 };
-use crate::meta;
+use crate::controllers::events::event_about;
 
 /// On what a judgement is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,29 +186,14 @@ pub(super) async fn event(
 ) {
     let Some(uid) = uid else { return };
     let kind = gates.0.kinds.resource(Kind::Snapshot, group);
-    let at = Time(Timestamp::now());
-    let event = Event {
-        metadata: ObjectMeta {
-            name: Some(meta::generated(&format!("{name}."))),
-            namespace: Some(namespace.clone()),
-            ..ObjectMeta::default()
-        },
-        involved_object: ObjectReference {
-            api_version: Some(kind.api_version),
-            kind: Some(kind.kind),
-            name: Some(name.clone()),
-            namespace: Some(namespace.clone()),
-            uid: Some(uid),
-            ..ObjectReference::default()
-        },
-        type_: Some(if good { "Normal" } else { "Warning" }.to_owned()),
-        reason: Some(reason.to_owned()),
-        message: Some(message.chars().take(1024).collect()),
-        source: Some(EventSource { component: Some("stillpoint-apiserver".to_owned()), host: None }),
-        first_timestamp: Some(at.clone()),
-        last_timestamp: Some(at),
-        count: Some(1),
-        ..Event::default()
+    let about = ObjectReference {
+        api_version: Some(kind.api_version),
+        kind: Some(kind.kind),
+        name: Some(name.clone()),
+        namespace: Some(namespace.clone()),
+        uid: Some(uid),
+        ..ObjectReference::default()
     };
+    let event = event_about(about, good, reason, message, Timestamp::now());
     gates.0.verbs.records.tell(vec![event]).await;
 }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     admission::Author,
-    answer::{Answer, Parts, json_answer},
+    answer::{Answer, json_answer},
     asked::Asked,
     body,
     copies::{Copies, Download},
@@ -115,8 +115,6 @@ impl Objects {
         let kept = self.registry.as_ref().ok_or_else(ApiError::no_such_path)?;
         body["apiVersion"] = resource.api_version().into();
         body["kind"] = resource.kind.into();
-        let query = asked.parts.query.clone();
-        let parts = Parts { headers: asked.parts.headers, query, form: asked.parts.form };
         let target = crate::target::ResourceTarget {
             verb: Verb::Create,
             group: resource.group.to_owned(),
@@ -126,7 +124,7 @@ impl Objects {
             name: None,
             subresource: None,
         };
-        let asked = Asked { user: asked.user, resource, target: &target, parts: &parts, now: asked.now };
+        let asked = Asked { user: asked.user, resource, target: &target, parts: asked.parts, now: asked.now };
         let mut body = body::Body { value: body, duplicates: Vec::new() };
         super::declare(resource, &mut body, asked.user);
         let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked: &asked };

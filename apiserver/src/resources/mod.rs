@@ -10,6 +10,7 @@ mod stillpoint;
 
 use api::validate::Cause;
 use jiff::Timestamp;
+use k8s_openapi::{api::core::v1::ObjectReference, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use schemars::{Schema, SchemaGenerator};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::Value;
@@ -162,6 +163,18 @@ impl Resource {
 
     pub fn about<'a>(&self, name: &'a str) -> About<'a> {
         About { group: self.group, plural: self.plural, name }
+    }
+
+    /// An object of it, for an Event.
+    pub(crate) fn reference(&self, about: &ObjectMeta) -> ObjectReference {
+        ObjectReference {
+            api_version: Some(self.api_version()),
+            kind: Some(self.kind.to_owned()),
+            name: about.name.clone(),
+            namespace: about.namespace.clone(),
+            uid: about.uid.clone(),
+            ..ObjectReference::default()
+        }
     }
 
     pub fn invalid(&self, name: &str, causes: &[Cause]) -> ApiError {

@@ -140,7 +140,9 @@ async fn lists(server: &Server, home: &Path) -> Result<u32> {
     let name = stillpoint.get(&format!("{stored}/repositories")).await.map_err(anyhow::Error::msg)?["items"][0]["metadata"]["name"].clone();
     let snapshot = json!({"metadata": {"name": "first"}, "spec": {"databases": ["orders"], "repository": name}});
     stillpoint.post(&format!("{stored}/snapshots"), &snapshot).await.map_err(anyhow::Error::msg)?;
+    let end = Instant::now() + Duration::from_secs(120);
     let id = loop {
+        ensure!(Instant::now() < end, "the first Snapshot was not taken: {}", stillpoint.log()?);
         let found = stillpoint.get(&format!("{stored}/snapshots/first")).await.map_err(anyhow::Error::msg)?;
         ensure!(found["status"]["phase"] != "Failed", "{found:#}");
         if let Some(id) = found["status"]["id"].as_str() {
