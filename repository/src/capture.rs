@@ -24,7 +24,6 @@ use crate::{
     copies::{Copies, name_of},
     error::{Error, Result, StoreError},
     format::{Seal, id_of},
-    locks::Lock,
     manifest::{Manifest, PROGRAM},
     streams::Streams,
     told,
@@ -84,7 +83,6 @@ pub(crate) fn capture<S: rustic_core::IndexedIds>(
     copies: &Copies,
     seal: &Seal,
     capture: Capture,
-    lock: &Lock,
     runtime: &Handle,
 ) -> Result<Captured> {
     let Capture { sources, host, tags, manifest, read, cancel } = capture;
@@ -116,7 +114,7 @@ pub(crate) fn capture<S: rustic_core::IndexedIds>(
     let snapshot = snapshot(&manifest, summary, trees.root.into(), &trees.top, (host, tags), now)?;
     let bytes = seal.file(&snapshot).map_err(Error::Format)?;
     let id = id_of(&bytes);
-    still_ours(lock, copies, runtime)?;
+    runtime.block_on(copies.still_ours(None))?;
     ended(&cancel, copies)?;
     runtime.block_on(copies.publish(&name_of(FileType::Snapshot, &id), &bytes.into()))?;
     Ok(Captured {
@@ -133,19 +131,7 @@ fn ended(cancel: &AtomicBool, copies: &Copies) -> Result<()> {
     if cancel.load(Ordering::Relaxed) {
         return Err(Error::Cancelled);
     }
-    if copies.is_over() { Err(Error::NoLocation(copies.failures())) } else { Ok(()) }
-}
-
-/// Whoever removes what a run wrote removes its lock first, at each location.
-fn still_ours(lock: &Lock, copies: &Copies, runtime: &Handle) -> Result<()> {
-    for location in copies.whole() {
-        match runtime.block_on(lock.is_held_at(&location)) {
-            Ok(true) => {}
-            Ok(false) => return Err(Error::GivenUp { location: location.name().to_owned() }),
-            Err(error) => copies.leave(error),
-        }
-    }
-    Ok(())
+    copies.outcome()
 }
 
 /// What the library made of the streams: a flat tree, in which files are named by their number.

@@ -20,11 +20,13 @@ use rustic_core::{
     BytesList, ErrorKind, FileType, Id, ReadBackend, RusticError, RusticResult, WriteBackend, repofile::IndexFile,
 };
 use tokio::runtime::Handle;
+use tracing::warn;
 
 use crate::{
     error::{Error, Fault, Result, StoreError, Unread},
     format::{Seal, id_of},
     location::Location,
+    locks::Fence,
 };
 
 /// Locations that hold the same. Cheap to clone.
@@ -38,6 +40,8 @@ pub(crate) struct Copies {
     only: Option<Arc<[Id]>>,
     /// Packs that the index does not name, whatever its files say.
     lost: Arc<BTreeSet<String>>,
+    /// Of the run that writes.
+    fence: Option<Fence>,
     written: Arc<Written>,
 }
 
@@ -55,8 +59,10 @@ struct Member {
 struct Written {
     bytes: AtomicU64,
     indexes: Mutex<Vec<Id>>,
-    /// Nothing more can be: every location has failed.
+    /// Nothing more can be: every location has failed, or the run was given up.
     over: AtomicBool,
+    /// Where its lock was gone.
+    given_up: Mutex<Option<String>>,
 }
 
 /// What is remembered of what one location did not give.
@@ -76,6 +82,7 @@ impl Copies {
             seal: seal.cloned(),
             only: None,
             lost: Arc::default(),
+            fence: None,
             written: Arc::default(),
         }
     }
@@ -91,14 +98,50 @@ impl Copies {
         Self { lost: lost.into(), ..self }
     }
 
+    /// The same, for a run that has a lock: it writes no index when that is gone.
+    pub(crate) fn fenced(self, fence: Fence) -> Self {
+        Self { fence: Some(fence), ..self }
+    }
+
     /// What was written to each that has not failed, bytes.
     pub(crate) fn written(&self) -> u64 {
         self.written.bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether no location is left to write to.
+    /// Whether nothing can come any more of what is written.
     pub(crate) fn is_over(&self) -> bool {
         self.written.over.load(Ordering::Relaxed)
+    }
+
+    /// Why not, if so.
+    pub(crate) fn outcome(&self) -> Result<()> {
+        match (&*lock(&self.written.given_up), self.members().next()) {
+            (Some(location), _) => Err(Error::GivenUp { location: location.clone() }),
+            (None, None) => Err(Error::NoLocation(self.failures())),
+            (None, Some(_)) => Ok(()),
+        }
+    }
+
+    /// Whether our lock is still everywhere. Whoever removes what a run wrote that was taken for dead removes its lock first, and reads
+    /// the indexes then: so one that is there before the lock goes keeps its packs, and one that comes later is taken back.
+    pub(crate) async fn still_ours(&self, index: Option<&str>) -> Result<()> {
+        let Some(fence) = &self.fence else { return Ok(()) };
+        for location in self.whole() {
+            match fence.is_held_at(&location).await {
+                Ok(true) => continue,
+                Ok(false) => {
+                    lock(&self.written.given_up).get_or_insert(location.name().to_owned());
+                    self.written.over.store(true, Ordering::Relaxed);
+                }
+                Err(error) => self.leave(error),
+            }
+            if let Some(name) = index
+                && let Err(error) = location.remove(name).await
+            {
+                warn!(%error, "an index stays that came too late: what it names may be gone");
+            }
+        }
+        self.outcome()
     }
 
     /// Those that have everything that was written here.
@@ -125,20 +168,18 @@ impl Copies {
         for member in self.members.iter().filter(|member| member.location.name() == error.location) {
             lock(&member.failed).get_or_insert(error.clone());
         }
-        self.written.over.store(self.members().next().is_none(), Ordering::Relaxed);
+        self.written.over.fetch_or(self.members().next().is_none(), Ordering::Relaxed);
     }
 
-    /// To all that are whole; an error if none is left.
+    /// To all that are whole; an error if none is left, or it is an index and the run was given up.
     pub(crate) async fn write(&self, name: &str, content: &[Bytes]) -> Result<()> {
         let writes = self.members().map(|member| member.location.write(name, content));
         for error in join_all(writes).await.into_iter().filter_map(Result::err) {
             self.leave(error);
         }
-        if self.members().next().is_none() {
-            return Err(Error::NoLocation(self.failures()));
-        }
+        self.outcome()?;
         self.written.bytes.fetch_add(content.iter().map(|part| part.len() as u64).sum(), Ordering::Relaxed);
-        Ok(())
+        if name.starts_with(FileType::Index.dirname()) { self.still_ours(Some(name)).await } else { Ok(()) }
     }
 
     /// The write that makes a snapshot of it all. One that may or may not have arrived is looked for, and taken back where nobody says

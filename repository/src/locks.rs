@@ -1,9 +1,10 @@
 //! A lock in restic's manner (doc/design.rst, "Locks"), so that `restic prune` waits while we write, and we while it removes.
 //!
 //! It is also how a run knows that it was given up: whoever removes what a dead run left removes its lock first, and a run that finds
-//! its lock gone stores no snapshot. A lock that nobody renews for 30 minutes is stale, as restic sees it.
+//! its lock gone stores no index and no snapshot. A lock that nobody renews for 30 minutes is stale, as restic sees it.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc, Mutex,
         mpsc::{self, RecvTimeoutError},
@@ -34,6 +35,10 @@ pub(crate) struct Lock {
     end: Option<(mpsc::Sender<()>, JoinHandle<()>)>,
 }
 
+/// What a run still asks about its lock while others hold it. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Fence(Arc<[Held]>);
+
 /// At one location.
 struct Held {
     location: Location,
@@ -61,6 +66,8 @@ pub(crate) struct LockFile {
 pub(crate) const FOLDER: &str = "locks";
 const RENEW: Duration = Duration::from_secs(5 * 60);
 const STALE: Duration = Duration::from_secs(30 * 60);
+/// At locks that come and go, until two looks show the same.
+const LOOKS: usize = 20;
 /// How long the removal of a lock is waited for.
 const GOODBYE: Duration = Duration::from_secs(15);
 
@@ -115,12 +122,36 @@ impl Lock {
 
     /// Whether it is still there.
     pub(crate) async fn is_held_at(&self, location: &Location) -> Result<bool, StoreError> {
-        Ok(location.find(&self.name_at(location)).await?.is_some())
+        self.fence().is_held_at(location).await
+    }
+
+    pub(crate) fn fence(&self) -> Fence {
+        Fence(Arc::clone(&self.held))
     }
 
     /// Its object.
     pub(crate) fn name_at(&self, location: &Location) -> String {
-        let at = self.held.iter().find(|held| held.location.name == location.name);
+        self.fence().name_at(location)
+    }
+}
+
+impl Fence {
+    /// Whether the lock is still there.
+    pub(crate) async fn is_held_at(&self, location: &Location) -> Result<bool, StoreError> {
+        loop {
+            let name = self.name_at(location);
+            if location.find(&name).await?.is_some() {
+                return Ok(true);
+            }
+            // Renewed meanwhile, it has another name.
+            if name == self.name_at(location) {
+                return Ok(false);
+            }
+        }
+    }
+
+    fn name_at(&self, location: &Location) -> String {
+        let at = self.0.iter().find(|held| held.location.name == location.name);
         at.map(|held| lock(&held.name).clone()).unwrap_or_default()
     }
 }
@@ -148,16 +179,41 @@ fn refused(location: &Location, locks: &[(Object, Option<LockFile>)], own: &str)
 
 /// Every lock at a location; nothing is known of one that is damaged.
 pub(crate) async fn read_all(location: &Location, seal: &Seal) -> Result<Vec<(Object, Option<LockFile>)>, StoreError> {
-    let mut locks = Vec::new();
-    for object in location.list(FOLDER).await? {
-        match location.read(&object.name).await {
-            Ok(bytes) => locks.push((object, seal.read(&bytes).ok())),
-            // One that is gone by now is none.
-            Err(error) if error.fault == Fault::NotFound => {}
-            Err(error) => return Err(error),
+    let list = async || location.list(FOLDER).await;
+    let locks = settled(location.name(), list, async |name| location.read(name).await).await?;
+    Ok(locks.into_iter().map(|(object, bytes)| (object, seal.read(&bytes).ok())).collect())
+}
+
+/// All locks that were there at one moment. One that is renewed has another name from then on, and a list that is made meanwhile may
+/// show neither: so a look counts when the next list shows the same.
+async fn settled(
+    location: &str,
+    list: impl AsyncFn() -> Result<Vec<Object>, StoreError>,
+    read: impl AsyncFn(&str) -> Result<Bytes, StoreError>,
+) -> Result<Vec<(Object, Bytes)>, StoreError> {
+    let by_name = |objects: Vec<Object>| -> BTreeMap<String, Object> {
+        objects.into_iter().map(|object| (object.name.clone(), object)).collect()
+    };
+    let mut known: BTreeMap<String, Bytes> = BTreeMap::new();
+    let mut listed = by_name(list().await?);
+    for _ in 0..LOOKS {
+        for name in listed.keys() {
+            if !known.contains_key(name) {
+                match read(name).await {
+                    Ok(bytes) => drop(known.insert(name.clone(), bytes)),
+                    Err(error) if error.fault == Fault::NotFound => {}
+                    Err(error) => return Err(error),
+                }
+            }
         }
+        let again = by_name(list().await?);
+        if again.keys().eq(listed.keys()) && again.keys().all(|name| known.contains_key(name)) {
+            let lock = |(name, object)| known.remove(&name).map(|bytes| (object, bytes));
+            return Ok(again.into_iter().filter_map(lock).collect());
+        }
+        listed = again;
     }
-    Ok(locks)
+    Err(StoreError::new(location, Fault::Unavailable, FOLDER, "locks come and go faster than they can be read"))
 }
 
 fn sealed(seal: &Seal, file: &LockFile) -> Result<(String, Bytes)> {
@@ -184,7 +240,8 @@ fn renewing(
 }
 
 impl Held {
-    /// The new one is there before the old one goes. One that somebody removed is not made again.
+    /// The new one is there before the old one goes. One that somebody removed is not made again: who does so looks again when it is
+    /// gone, and sees the new one, or was seen.
     async fn renew(&self, name: &str, bytes: &Bytes) {
         let old = lock(&self.name).clone();
         let renewed = async {
@@ -192,6 +249,9 @@ impl Held {
                 return Ok(());
             }
             self.location.write(name, std::slice::from_ref(bytes)).await?;
+            if self.location.find(&old).await?.is_none() {
+                return self.location.remove(name).await;
+            }
             name.clone_into(&mut lock(&self.name));
             self.location.remove(&old).await
         };
@@ -216,5 +276,51 @@ impl Drop for Lock {
             }
         });
         self.runtime.block_on(join_all(removals));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    /// A folder of locks in which something happens after each list.
+    async fn seen(mut happens: Vec<fn(&mut Vec<&'static str>)>, at_first: Vec<&'static str>) -> Result<Vec<String>, StoreError> {
+        happens.reverse();
+        let (there, happens) = (RefCell::new(at_first), RefCell::new(happens));
+        let list = async || {
+            let object = |name: &&str| Object { name: (*name).to_owned(), size: 1, modified: Timestamp::UNIX_EPOCH };
+            let listed = there.borrow().iter().map(object).collect();
+            if let Some(next) = happens.borrow_mut().pop() {
+                next(&mut there.borrow_mut());
+            }
+            Ok(listed)
+        };
+        let read = async |name: &str| match there.borrow().contains(&name) {
+            true => Ok(Bytes::from_static(b"lock")),
+            false => Err(StoreError::new("main", Fault::NotFound, name, "gone")),
+        };
+        Ok(settled("main", list, read).await?.into_iter().map(|(object, _)| object.name).collect())
+    }
+
+    #[tokio::test]
+    async fn a_lock_that_is_renewed_while_it_is_looked_for_is_seen() {
+        assert_eq!(seen(vec![], vec!["a", "b"]).await.unwrap(), ["a", "b"]);
+        assert_eq!(seen(vec![|there| *there = vec!["new"]], vec!["old"]).await.unwrap(), ["new"]);
+        assert_eq!(seen(vec![|there| *there = vec!["old", "new"], |there| *there = vec!["new"]], vec!["old"]).await.unwrap(), ["new"]);
+        // The list itself was made while it happened.
+        assert_eq!(seen(vec![|there| there.push("new")], vec![]).await.unwrap(), ["new"]);
+        assert_eq!(seen(vec![|there| there.clear()], vec!["over"]).await.unwrap(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn a_look_at_locks_that_never_come_to_rest_ends() {
+        let restless: fn(&mut Vec<&'static str>) = |there| match there.is_empty() {
+            true => there.push("a"),
+            false => there.clear(),
+        };
+        let error = seen(vec![restless; 100], vec![]).await.unwrap_err();
+        assert_eq!(error.fault, Fault::Unavailable);
     }
 }

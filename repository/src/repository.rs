@@ -84,11 +84,11 @@ impl Repository {
         let lock = Lock::take(&inner.locations, seal, run, runtime)?;
         sweep(&lock, seal, run, runtime);
         let Standing { current, behind, lost, .. } = runtime.block_on(standing(&lock.locations(), seal))?;
-        let copies = Copies::new(&current, Some(seal), runtime.clone()).without(lost);
+        let copies = Copies::new(&current, Some(seal), runtime.clone()).without(lost).fenced(lock.fence());
         let open =
             unopened(&copies)?.open(&Credentials::Masterkey(inner.key.0.clone())).map_err(|error| told(&error))?;
         let indexed = open.to_indexed_ids().map_err(|error| told(&error))?;
-        let mut captured = capture(&indexed, &copies, seal, what, &lock, runtime)?;
+        let mut captured = capture(&indexed, &copies, seal, what, runtime)?;
         captured.failed.extend(behind);
         captured.failed.extend(lock.failures());
         Ok(captured)

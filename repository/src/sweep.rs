@@ -1,16 +1,22 @@
 //! What runs that died have left: their locks, and packs that no index knows. Packs that one knows are no waste: the next run that
 //! stores the same finds them there, and `prune` removes them once nothing needs them.
 //!
-//! Nothing is removed while somebody else writes, nor what is younger than our own lock, by the store's clock.
+//! No clock is asked. Packs are listed first, then the locks, then the indexes: whoever wrote one of the packs that were listed has its
+//! lock there still, or has written its index before that went, or is dead. A pack that another location's index knows stays, too: a
+//! location that is brought up needs it.
 
-use std::{collections::HashSet, path::Path};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
 
+use futures::future::{join_all, try_join_all};
 use rustic_core::{FileType, repofile::IndexFile};
 use tokio::runtime::Handle;
 use tracing::{info, warn};
 
 use crate::{
-    error::StoreError,
+    error::{Fault, StoreError},
     format::Seal,
     location::{Location, Object, for_each},
     locks::{FOLDER, Lock, read_all},
@@ -18,73 +24,113 @@ use crate::{
     standing::whole,
 };
 
+/// What was at a location before anything else was asked.
+struct Seen<'l> {
+    location: &'l Location,
+    packs: Vec<Object>,
+    /// Files that were being written when their writer died, or that are being written.
+    half_written: Vec<PathBuf>,
+}
+
+/// Looks at the locks, until those of runs that are over are gone.
+const LOOKS: usize = 10;
+
 /// What cannot be removed now is left to the next run that is told of it.
 pub(crate) fn sweep(lock: &Lock, seal: &Seal, run: &Run, runtime: &Handle) {
-    for location in lock.locations().iter().filter(|_| !run.over.is_empty()) {
-        match runtime.block_on(sweep_one(location, lock, seal, run)) {
-            Ok(0) => {}
-            Ok(removed) => info!(location = location.name(), removed, "what dead runs left was removed"),
-            Err(error) => warn!(location = location.name(), %error, "what dead runs left stays for now"),
-        }
+    if run.over.is_empty() {
+        return;
+    }
+    match runtime.block_on(swept(lock, seal, run)) {
+        Ok(0) => {}
+        Ok(removed) => info!(removed, "what dead runs left was removed"),
+        Err(error) => warn!(%error, "what dead runs left stays for now"),
     }
 }
 
 /// Removes the locks of runs that are over. Whether nobody else has one here.
 pub(crate) async fn bury(location: &Location, lock: &Lock, seal: &Seal, run: &Run) -> Result<bool, StoreError> {
-    let own = lock.name_at(location);
-    let mut is_alone = true;
-    for (object, file) in read_all(location, seal).await? {
-        let of = file.and_then(|file| file.run);
-        if of.is_some_and(|of| of != run.name && run.over.contains(&of)) {
+    for _ in 0..LOOKS {
+        let own = lock.name_at(location);
+        let is_over = |of: &Option<String>| of.as_ref().is_some_and(|of| *of != run.name && run.over.contains(of));
+        let locks = read_all(location, seal).await?;
+        let (over, others): (Vec<_>, Vec<_>) =
+            locks.into_iter().partition(|(_, file)| file.as_ref().is_some_and(|file| is_over(&file.run)));
+        if over.is_empty() {
+            return Ok(others.iter().all(|(object, _)| object.name == own));
+        }
+        for (object, _) in over {
             location.remove(&object.name).await?;
-        } else {
-            is_alone &= object.name == own;
         }
     }
-    Ok(is_alone)
+    let why = "the lock of a run that was given up is made anew each time that it is removed";
+    Err(StoreError::new(location.name(), Fault::Other, FOLDER, why))
 }
 
-async fn sweep_one(location: &Location, lock: &Lock, seal: &Seal, run: &Run) -> Result<usize, StoreError> {
-    let Some(Object { modified: since, .. }) = location.find(&lock.name_at(location)).await? else { return Ok(0) };
-    if !bury(location, lock, seal, run).await? {
-        info!(location = location.name(), "others may be writing: no pack is removed");
-        return Ok(0);
+/// How many packs were removed, of all locations.
+async fn swept(lock: &Lock, seal: &Seal, run: &Run) -> Result<usize, StoreError> {
+    let locations = lock.locations();
+    let seen = try_join_all(locations.iter().map(look)).await?;
+    let mut alone = Vec::new();
+    for (seen, is_alone) in seen.into_iter().zip(join_all(locations.iter().map(|at| bury(at, lock, seal, run))).await) {
+        if is_alone? {
+            alone.push(seen);
+        } else {
+            info!(location = seen.location.name(), "others may be writing: nothing of theirs is removed");
+        }
     }
-    let packs: Vec<Object> = location.list(FileType::Pack.dirname()).await?;
-    let mut known = HashSet::new();
-    for object in location.list(FileType::Index.dirname()).await? {
-        let (_, index): (u64, IndexFile) = whole(location, &object.name, seal).await?;
-        known.extend(index.packs.iter().chain(&index.packs_to_delete).map(|pack| pack.id.to_hex().as_str().to_owned()));
+    // Of a location that is not here now, nobody knows what it needs.
+    if let Some(error) = lock.failures().into_iter().next() {
+        return Err(error);
     }
-    let unknown = |pack: &Object| {
-        let id = pack.name.rsplit('/').next().unwrap_or_default();
-        id.len() == 64 && pack.modified < since && !known.contains(id)
-    };
-    let waste: Vec<Object> = packs.into_iter().filter(unknown).collect();
-    let removed = waste.len();
-    for_each(waste, |pack| async move { location.remove(&pack.name).await }).await?;
-    if let Some(directory) = &location.directory {
-        half_written(directory, since);
+    let known: HashSet<String> =
+        try_join_all(locations.iter().map(|at| indexed(at, seal))).await?.into_iter().flatten().collect();
+    let mut removed = 0;
+    for Seen { location, packs, half_written } in alone {
+        let waste = waste(packs, &known);
+        removed += waste.len();
+        for_each(waste, |pack| async move { location.remove(&pack.name).await }).await?;
+        half_written.iter().for_each(|file| drop(std::fs::remove_file(file)));
     }
     Ok(removed)
 }
 
-/// Files that were being written when their writer died: `NAME#1`, which no list shows.
-fn half_written(directory: &Path, since: jiff::Timestamp) {
+async fn look(location: &Location) -> Result<Seen<'_>, StoreError> {
+    let half_written = location.directory.as_deref().map(|directory| half_written(directory)).unwrap_or_default();
+    Ok(Seen { location, packs: location.list(FileType::Pack.dirname()).await?, half_written })
+}
+
+/// The packs that an index at a location names.
+async fn indexed(location: &Location, seal: &Seal) -> Result<Vec<String>, StoreError> {
+    let mut known = Vec::new();
+    for object in location.list(FileType::Index.dirname()).await? {
+        let (_, index): (u64, IndexFile) = whole(location, &object.name, seal).await?;
+        known.extend(index.packs.iter().chain(&index.packs_to_delete).map(|pack| pack.id.to_hex().as_str().to_owned()));
+    }
+    Ok(known)
+}
+
+fn waste(packs: Vec<Object>, known: &HashSet<String>) -> Vec<Object> {
+    let is_waste = |pack: &Object| {
+        let id = pack.name.rsplit('/').next().unwrap_or_default();
+        id.len() == 64 && !known.contains(id)
+    };
+    packs.into_iter().filter(is_waste).collect()
+}
+
+/// Files of a directory that no list shows: `NAME#1`.
+fn half_written(directory: &Path) -> Vec<PathBuf> {
     let kinds = [FileType::Pack, FileType::Index, FileType::Snapshot, FileType::Key];
     let folders = kinds.map(FileType::dirname).into_iter().chain([FOLDER]);
     let mut left: Vec<_> = folders.map(|folder| directory.join(folder)).collect();
+    let mut found = Vec::new();
     while let Some(folder) = left.pop() {
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            let is_old = || {
-                let modified = entry.metadata().ok()?.modified().ok()?;
-                Some(jiff::Timestamp::try_from(modified).ok()? < since)
-            };
             if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
                 left.push(entry.path());
-            } else if entry.file_name().to_string_lossy().contains('#') && is_old() == Some(true) {
-                std::fs::remove_file(entry.path()).ok();
+            } else if entry.file_name().to_string_lossy().contains('#') {
+                found.push(entry.path());
             }
         }
     }
+    found
 }

@@ -3,8 +3,8 @@
 
 use std::{
     fs::{self, FileTimes},
-    path::{Path, PathBuf},
-    sync::{Arc, Mutex, OnceLock},
+    path::Path,
+    sync::OnceLock,
     time::{Duration, SystemTime},
 };
 
@@ -12,8 +12,8 @@ use repository::{Catalogue, Error, Fault, Location, ReadData, Repository, Unlock
 use serde_json::Value;
 
 use crate::{
-    what::{Eventful, capture, capture_of, noise, source},
-    world::{PASSWORD, World, assert_restores, entries, files_below, ids, key, line, put_below, run},
+    what::{capture, noise},
+    world::{PASSWORD, World, assert_restores, entries, files_below, ids, key, line, lock_left_at, put_below, run},
 };
 
 /// What is done to an object.
@@ -248,21 +248,6 @@ fn a_damaged_lock_hinders_nobody_who_reads_and_who_writes_for_half_an_hour() {
         fs::File::open(&lock).unwrap().set_times(FileTimes::new().set_modified(old)).unwrap();
         repository.capture(&run("d"), capture(&files())).unwrap();
     }
-}
-
-/// A whole one, of a run that is over.
-fn lock_left_at(world: &World, repository: &Repository) -> PathBuf {
-    let locks = world.path("main/locks");
-    let (seen, saved) = (locks.clone(), Arc::new(Mutex::new(Vec::new())));
-    let save = Arc::clone(&saved);
-    let stream = Eventful::new(Vec::new()).at(0, move || {
-        *save.lock().unwrap() = files_below(&seen);
-        Ok(())
-    });
-    repository.capture(&run("a"), capture_of(vec![source("a", stream)])).unwrap();
-    let saved = saved.lock().unwrap();
-    put_below(&locks, &saved);
-    locks.join(&saved[0].0)
 }
 
 #[test]

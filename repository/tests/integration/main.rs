@@ -9,3 +9,4 @@ mod store;
 mod stores;
 mod what;
 mod world;
+mod writers;

@@ -4,13 +4,15 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::Command,
-    sync::OnceLock,
+    sync::{Arc, Mutex, OnceLock},
 };
 
 use anyhow::{Context, Result, bail};
 use repository::{Catalogue, Entry, Error, Key, Location, Patience, Place, Repository, Run, Unlock};
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+
+use crate::what::{Eventful, capture_of, source};
 
 pub(crate) const PASSWORD: &str = "correct horse";
 
@@ -145,6 +147,21 @@ pub(crate) fn assert_restores(repository: &Repository, id: &str, files: &[(&str,
         assert!(back == *content, "{path}");
     }
     assert_eq!(restorable.verify().unwrap(), files.iter().map(|(_, content)| content.len() as u64).sum::<u64>());
+}
+
+/// The lock of a run `a`, which has stored a snapshot and is over, is at `main` again.
+pub(crate) fn lock_left_at(world: &World, repository: &Repository) -> PathBuf {
+    let locks = world.path("main/locks");
+    let (seen, saved) = (locks.clone(), Arc::new(Mutex::new(Vec::new())));
+    let save = Arc::clone(&saved);
+    let stream = Eventful::new(Vec::new()).at(0, move || {
+        *save.lock().unwrap() = files_below(&seen);
+        Ok(())
+    });
+    repository.capture(&run("a"), capture_of(vec![source("a", stream)])).unwrap();
+    let saved = saved.lock().unwrap();
+    put_below(&locks, &saved);
+    locks.join(&saved[0].0)
 }
 
 /// What a person reads of an error: one line, that ends.
