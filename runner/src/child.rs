@@ -1,13 +1,23 @@
 //! A program whose output is a stream. The stream ends well only if the program did: that its output ended says nothing.
 //!
-//! Dropped, the program is killed, and its sessions end with it.
+//! Dropped, the program is killed, and its sessions end with it. Programs that run can be told to end together: `pg_dump` then cancels
+//! what it waits for at the server, where one that is killed leaves a session that waits on.
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     io::{self, BufRead, BufReader, Read, Write},
-    process::{Child, ChildStdin, ChildStdout, Command, Stdio},
-    sync::{Arc, Mutex, PoisonError},
-    thread::JoinHandle,
+    process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::Duration,
+};
+
+use nix::{
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::Pid,
 };
 
 /// A running program.
@@ -25,14 +35,26 @@ pub(crate) type OnLine = Box<dyn FnMut(&str) + Send>;
 /// The last lines that it wrote there.
 type LastLines = Arc<Mutex<VecDeque<String>>>;
 
+/// The programs that run. A runner does one task: they are all of it.
+static RUNNING: Mutex<Running> = Mutex::new(Running { pids: BTreeSet::new(), is_over: false });
+
+struct Running {
+    pids: BTreeSet<i32>,
+    /// They were told to end.
+    is_over: bool,
+}
+
 /// Of standard error, for the message.
 const LINES: usize = 12;
 const LONGEST_LINE: usize = 400;
 
 impl Stream {
+    /// None is begun once all were told to end: of a dump nothing has to be cleaned up.
     pub(crate) fn spawn(mut command: Command, on_line: OnLine) -> io::Result<Self> {
         command.stdin(Stdio::null());
-        Self::begin(command, on_line)
+        let stream = Self::begin(command, on_line)?;
+        // Whoever told the others until now may not have known of it.
+        if running().is_over { Err(io::Error::other("told to end")) } else { Ok(stream) }
     }
 
     fn begin(mut command: Command, mut on_line: OnLine) -> io::Result<Self> {
@@ -40,12 +62,14 @@ impl Stream {
         let name = name.rsplit('/').next().unwrap_or_default().to_owned();
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
+        running().pids.insert(pid_of(&child).as_raw());
         let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
+            gone(&mut child)?;
             return Err(io::Error::other(format!("{name} has no output")));
         };
         let last = LastLines::default();
         let heard = Arc::clone(&last);
-        let errors = std::thread::spawn(move || {
+        let errors = thread::spawn(move || {
             for line in BufReader::new(errors).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line);
                 on_line(&line);
@@ -82,7 +106,7 @@ impl Stream {
     /// How it ended, when its output has.
     fn end(&mut self) -> io::Result<()> {
         self.ended = true;
-        let status = self.child.wait()?;
+        let status = gone(&mut self.child)?;
         if let Some(errors) = self.errors.take() {
             errors.join().ok();
         }
@@ -157,9 +181,42 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if !self.ended {
             self.child.kill().ok();
-            self.child.wait().ok();
+            gone(&mut self.child).ok();
         }
     }
+}
+
+/// Tells the programs that run now to end, and those that do not to be gone a while later.
+pub(crate) fn end_all(grace: Duration) {
+    let told = {
+        let mut running = running();
+        running.is_over = true;
+        running.pids.clone()
+    };
+    let tell = |signal: Signal| {
+        for pid in running().pids.intersection(&told) {
+            kill(Pid::from_raw(*pid), signal).ok();
+        }
+    };
+    tell(Signal::SIGTERM);
+    thread::sleep(grace);
+    tell(Signal::SIGKILL);
+}
+
+/// Waits for its end. While it has not been waited for, its process id is nobody else's: until then it is among those that are told.
+fn gone(child: &mut Child) -> io::Result<ExitStatus> {
+    let pid = pid_of(child);
+    waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).ok();
+    running().pids.remove(&pid.as_raw());
+    child.wait()
+}
+
+fn pid_of(child: &Child) -> Pid {
+    Pid::from_raw(child.id().cast_signed())
+}
+
+fn running() -> MutexGuard<'static, Running> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

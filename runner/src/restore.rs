@@ -117,6 +117,11 @@ impl Work {
         Ok(())
     }
 
+    /// Before what cannot be given up in the middle.
+    pub(crate) fn go_on(&self) -> Result<(), Failure> {
+        if self.stop.is_set() { Err(Failure::new(reasons::SHUTDOWN, "told to end")) } else { Ok(()) }
+    }
+
     /// A file, to its end.
     pub(crate) fn copy(&self, path: &str, to: &mut dyn Write) -> Result<u64, Failure> {
         let mut counted = Counted { to, told: &self.told, stop: &self.stop };

@@ -1,4 +1,5 @@
-//! Whether a run is to end before its time: by a signal, or because whoever started it is gone.
+//! Whether a run is to end before its time: by a signal, or because whoever started it is gone. The programs that run then are told to
+//! end, too; those that clean up after them begin later, and are not.
 
 use std::{
     io::Read,
@@ -6,14 +7,21 @@ use std::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
+    time::Duration,
 };
 
 use api::runner::WITH_PARENT;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::child::end_all;
+
 /// Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Stop(pub(crate) Arc<AtomicBool>);
+
+/// How long a program may take to end: less than the run itself is given.
+const GRACE: Duration = Duration::from_secs(5);
 
 impl Stop {
     /// Listens from now on.
@@ -24,20 +32,28 @@ impl Stop {
             tokio::spawn(async move {
                 if let Ok(mut signals) = signal(kind) {
                     signals.recv().await;
-                    stop.0.store(true, Ordering::Relaxed);
+                    stop.set();
                 }
             });
         }
         if std::env::var_os(WITH_PARENT).is_some() {
             let stop = stop.clone();
             // A thread that nobody waits for: a read of standard input cannot be given up.
-            std::thread::spawn(move || {
+            thread::spawn(move || {
                 let mut byte = [0; 1];
                 while std::io::stdin().read(&mut byte).is_ok_and(|length| length > 0) {}
-                stop.0.store(true, Ordering::Relaxed);
+                stop.set();
             });
         }
         stop
+    }
+
+    fn set(&self) {
+        if self.0.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        // Nobody waits for it: it is gone with the run.
+        thread::spawn(|| end_all(GRACE));
     }
 
     pub(crate) fn is_set(&self) -> bool {

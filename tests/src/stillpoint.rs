@@ -148,6 +148,11 @@ impl Stillpoint {
         self.send(request.map_err(|error| Refused { code: 0, message: error.to_string() })?).await
     }
 
+    pub async fn delete(&self, path: &str) -> Result<Value, Refused> {
+        let request = http::Request::delete(path).body(Vec::new());
+        self.send(request.map_err(|error| Refused { code: 0, message: error.to_string() })?).await
+    }
+
     async fn send(&self, request: http::Request<Vec<u8>>) -> Result<Value, Refused> {
         self.client.request::<Value>(request).await.map_err(|error| match error {
             kube::Error::Api(status) => Refused { code: status.code, message: status.message.clone() },

@@ -35,6 +35,7 @@ pub(super) fn restore(work: &Work) -> Result<Restored, Failure> {
     let wanted = server.wanted(&file.path)?;
     let (replaced, made) = server.may_be(&wanted)?;
     let mut restored = Restored::default();
+    work.go_on().map_err(|failure| failure.leaves("as it was: nothing was touched"))?;
     for name in &replaced {
         server.ask(&format!("DROP DATABASE {};", quoted(name)))?;
     }

@@ -62,7 +62,8 @@ pub(super) fn restore(work: &Work) -> Result<Restored, Failure> {
     if work.globals {
         restored.warnings = server.globals()?;
     }
-    let done = server.fill(&coming, &mut restored).and_then(|()| server.swap(&mut coming));
+    let filled = server.fill(&coming, &mut restored).and_then(|()| work.go_on());
+    let done = filled.and_then(|()| server.swap(&mut coming));
     if let Err(failure) = done {
         for one in &coming {
             server.drop(&one.until_then).ok();
@@ -156,6 +157,7 @@ impl Server<'_> {
     /// Makes and fills them all, under names of ours.
     fn fill(&self, coming: &[Coming<'_>], restored: &mut Restored) -> Result<(), Failure> {
         for one in coming {
+            self.work.go_on()?;
             self.work.told.step(&format!("restoring {}", one.name));
             let made = self.described(one.file)?;
             let create = made.create.ok_or_else(|| {
@@ -169,6 +171,7 @@ impl Server<'_> {
             // Why it would read no more is what it says at its end.
             fed.finish(MOST_OUTPUT).map_err(|error| failed(&one.name, &error))?;
             restored.bytes += copied?;
+            self.work.go_on()?;
             self.run(&one.until_then, "ANALYZE;")?;
         }
         Ok(())
