@@ -52,7 +52,11 @@ impl Copies {
         let uids: HashSet<&str> = snapshots.iter().filter_map(|snapshot| snapshot.metadata.uid.as_deref()).collect();
         let mut found = Catalogued::default();
         let mut at: HashMap<String, Vec<String>> = HashMap::new();
+        let mut unread: HashSet<(String, String)> = HashSet::new();
         for (repository, entries, warnings) in lists.await {
+            if !warnings.is_empty() {
+                unread.insert(named(&**repository));
+            }
             found.warnings.extend(warnings);
             for entry in entries {
                 let uid = entry.manifest().map(|manifest| manifest.snapshot.uid.as_str());
@@ -65,7 +69,14 @@ impl Copies {
         }
         let of_snapshot = |snapshot: &Arc<Snapshot>| {
             let id = snapshot.status.as_ref().and_then(|status| status.id.as_ref());
-            let at = id.and_then(|id| at.get(id)).cloned().unwrap_or_default();
+            let (namespace, _) = named(&**snapshot);
+            let is_unread = unread.contains(&(namespace, snapshot.spec.repository.clone().unwrap_or_default()));
+            let at = match id.and_then(|id| at.get(id)) {
+                Some(at) => at.clone(),
+                // That it was not seen says nothing.
+                None if is_unread => stored_at(snapshot),
+                None => Vec::new(),
+            };
             Item::of_snapshot(snapshot, at)
         };
         found.items.extend(snapshots.iter().map(of_snapshot));
@@ -75,9 +86,7 @@ impl Copies {
 
     pub(crate) async fn find(&self, namespace: &str, name: &str) -> Result<LiveSnapshot, ApiError> {
         if let Ok(snapshot) = self.snapshots.get(namespace, name).await {
-            let locations = snapshot.status.iter().flat_map(|status| &status.locations);
-            let at = locations.filter(|at| at.stored).map(|at| at.name.clone()).collect();
-            return Ok(Item::of_snapshot(&snapshot, at).live());
+            return Ok(Item::of_snapshot(&snapshot, stored_at(&snapshot)).live());
         }
         let Catalogued { items, warnings } = self.catalogue(Some(namespace)).await;
         items.iter().find(|item| item.name == name).map(Item::live).ok_or_else(|| {
@@ -118,6 +127,12 @@ impl Item {
 fn named<K: kube::Resource>(object: &K) -> (String, String) {
     let (namespace, name, _) = who(object);
     (namespace, name)
+}
+
+/// The locations that had it, as its Snapshot says.
+fn stored_at(snapshot: &Snapshot) -> Vec<String> {
+    let locations = snapshot.status.iter().flat_map(|status| &status.locations);
+    locations.filter(|at| at.stored).map(|at| at.name.clone()).collect()
 }
 
 fn live(metadata: ObjectMeta, spec: LiveSnapshotSpec, status: LiveSnapshotStatus) -> LiveSnapshot {
