@@ -156,6 +156,9 @@ pub const TASK: &str = "STILLPOINT_TASK";
 pub const SECRETS: &str = "STILLPOINT_SECRETS";
 /// The variable that says that the runner ends when its standard input does.
 pub const WITH_PARENT: &str = "STILLPOINT_ENDS_WITH_INPUT";
+/// Variables for whoever starts one. glibc's allocator keeps what each thread has freed, in an arena of its own: of a run, whose threads hand packs on to each other, that
+/// is tens of MiB (manual of glibc, "Memory Allocation Tunables").
+pub const ALLOCATION: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
 /// The step of a dump in which it writes: from then on something may be stored.
 pub const DUMPING: &str = "dumping";
 /// No line of output is longer.

@@ -60,7 +60,7 @@ pub struct Azure {
 /// How long a store is waited for.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// One request, its body included: a pack has at most some 64 MiB.
+    /// One request, its body included: a pack has at most some 32 MiB.
     pub request: Duration,
     /// One call with all its tries.
     pub call: Duration,

@@ -12,7 +12,7 @@ use std::{
     time::Duration,
 };
 
-use api::runner::{LONGEST_LINE, Report, SECRETS, TASK, WITH_PARENT};
+use api::runner::{ALLOCATION, LONGEST_LINE, Report, SECRETS, TASK, WITH_PARENT};
 use async_trait::async_trait;
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::{
@@ -65,7 +65,8 @@ impl Children {
             .arg(RUNNER)
             .env(TASK, serde_json::to_string(&order.task)?)
             .env(SECRETS, directory)
-            .env(WITH_PARENT, "1");
+            .env(WITH_PARENT, "1")
+            .envs(ALLOCATION);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
         Ok(command.spawn()?)
     }

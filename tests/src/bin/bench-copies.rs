@@ -227,6 +227,7 @@ async fn by_us(stillpoint: &Stillpoint, server: &Server, directory: &Path) -> Re
         .arg("runner")
         .env("STILLPOINT_TASK", task.to_string())
         .env("STILLPOINT_SECRETS", home.path())
+        .envs(api::runner::ALLOCATION)
         .stdout(Stdio::piped());
     let began = Instant::now();
     let mut child = command.spawn()?;
