@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::CustomResource;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::Progress;
 
@@ -54,7 +54,7 @@ pub struct RestoreSource {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latest: Option<bool>,
     /// The newest that was taken at this time or before; RFC 3339, with its zone.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "zoned")]
     pub as_of: Option<Time>,
     /// The Database whose copy it is; the target's name when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,6 +152,17 @@ pub fn choose<'c, C>(
     as_of: Option<Timestamp>,
 ) -> Option<&'c C> {
     copies.into_iter().filter(|copy| as_of.is_none_or(|as_of| taken(copy) <= as_of)).max_by_key(|copy| taken(copy))
+}
+
+/// A time that is not understood is told with one that is.
+fn zoned<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Time>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
+    match text.parse::<Timestamp>() {
+        Ok(at) => Ok(Some(Time(at))),
+        Err(_) => Err(D::Error::custom(format!(
+            "asOf: {text:?} is no time with a zone; write it as 2026-11-29T03:00:00+01:00 or 2026-11-29T02:00:00Z"
+        ))),
+    }
 }
 
 fn yes() -> bool {

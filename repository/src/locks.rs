@@ -286,7 +286,10 @@ mod tests {
     use super::*;
 
     /// A folder of locks in which something happens after each list.
-    async fn seen(mut happens: Vec<fn(&mut Vec<&'static str>)>, at_first: Vec<&'static str>) -> Result<Vec<String>, StoreError> {
+    async fn seen(
+        mut happens: Vec<fn(&mut Vec<&'static str>)>,
+        at_first: Vec<&'static str>,
+    ) -> Result<Vec<String>, StoreError> {
         happens.reverse();
         let (there, happens) = (RefCell::new(at_first), RefCell::new(happens));
         let list = async || {
@@ -308,7 +311,10 @@ mod tests {
     async fn a_lock_that_is_renewed_while_it_is_looked_for_is_seen() {
         assert_eq!(seen(vec![], vec!["a", "b"]).await.unwrap(), ["a", "b"]);
         assert_eq!(seen(vec![|there| *there = vec!["new"]], vec!["old"]).await.unwrap(), ["new"]);
-        assert_eq!(seen(vec![|there| *there = vec!["old", "new"], |there| *there = vec!["new"]], vec!["old"]).await.unwrap(), ["new"]);
+        assert_eq!(
+            seen(vec![|there| *there = vec!["old", "new"], |there| *there = vec!["new"]], vec!["old"]).await.unwrap(),
+            ["new"]
+        );
         // The list itself was made while it happened.
         assert_eq!(seen(vec![|there| there.push("new")], vec![]).await.unwrap(), ["new"]);
         assert_eq!(seen(vec![|there| there.clear()], vec!["over"]).await.unwrap(), [""; 0]);

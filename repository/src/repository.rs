@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc};
 
+use futures::future::join_all;
 use rustic_core::{Credentials, repofile::MasterKey};
 use tokio::runtime::Handle;
 
@@ -13,7 +14,7 @@ use crate::{
     location::Location,
     locks::Lock,
     standing::{Standing, standing},
-    sweep::sweep,
+    sweep::{buried, sweep},
     told,
     trees::placeable,
     unopened,
@@ -73,6 +74,17 @@ impl Repository {
     /// The locations that are used.
     pub fn locations(&self) -> &[Location] {
         &self.inner.locations
+    }
+
+    /// Removes the locks of runs that are over, and that no other run will be told of. After an error some may be left: of restic they are
+    /// stale half an hour after their run died.
+    pub fn unlock(&self, over: &[String]) -> Result<()> {
+        let Inner { locations, seal, runtime, .. } = &*self.inner;
+        let burials = locations.iter().map(|location| buried(location, seal, |_, of| over.contains(of)));
+        for outcome in runtime.block_on(join_all(burials)) {
+            outcome?;
+        }
+        Ok(())
     }
 
     /// Stores streams as one snapshot, in every location that has all that any has, and stays well. What dead runs left is removed

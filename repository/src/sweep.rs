@@ -19,7 +19,7 @@ use crate::{
     error::{Fault, StoreError},
     format::Seal,
     location::{Location, Object, for_each},
-    locks::{FOLDER, Lock, read_all},
+    locks::{FOLDER, Lock, LockFile, read_all},
     repository::Run,
     standing::whole,
 };
@@ -47,16 +47,29 @@ pub(crate) fn sweep(lock: &Lock, seal: &Seal, run: &Run, runtime: &Handle) {
     }
 }
 
-/// Removes the locks of runs that are over. Whether nobody else has one here.
+/// Removes the locks of runs that are over, an earlier one of this name among them. Whether nobody else has one here.
 pub(crate) async fn bury(location: &Location, lock: &Lock, seal: &Seal, run: &Run) -> Result<bool, StoreError> {
+    let is_over = |object: &Object, of: &String| {
+        if *of == run.name { object.name != lock.name_at(location) } else { run.over.contains(of) }
+    };
+    let others = buried(location, seal, is_over).await?;
+    Ok(others.iter().all(|other| other.name == lock.name_at(location)))
+}
+
+/// Removes locks; those that are left.
+pub(crate) async fn buried(
+    location: &Location,
+    seal: &Seal,
+    is_over: impl Fn(&Object, &String) -> bool,
+) -> Result<Vec<Object>, StoreError> {
     for _ in 0..LOOKS {
-        let own = lock.name_at(location);
-        let is_over = |of: &Option<String>| of.as_ref().is_some_and(|of| *of != run.name && run.over.contains(of));
         let locks = read_all(location, seal).await?;
-        let (over, others): (Vec<_>, Vec<_>) =
-            locks.into_iter().partition(|(_, file)| file.as_ref().is_some_and(|file| is_over(&file.run)));
+        let is_dead = |(object, file): &(Object, Option<LockFile>)| {
+            file.as_ref().and_then(|file| file.run.as_ref()).is_some_and(|of| is_over(object, of))
+        };
+        let (over, others): (Vec<_>, Vec<_>) = locks.into_iter().partition(is_dead);
         if over.is_empty() {
-            return Ok(others.iter().all(|(object, _)| object.name == own));
+            return Ok(others.into_iter().map(|(object, _)| object).collect());
         }
         for (object, _) in over {
             location.remove(&object.name).await?;

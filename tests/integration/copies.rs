@@ -1,5 +1,8 @@
 //! Dumps of real servers under load, into real repositories and back.
 
+mod by_kubectl;
+mod ends;
+mod killed;
 mod loss;
 mod round_trip;
 mod world;

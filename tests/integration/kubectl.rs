@@ -8,13 +8,13 @@ use std::{
 
 use tests::Stillpoint;
 
-struct Kubectl {
+pub(crate) struct Kubectl {
     binary: PathBuf,
     kubeconfig: PathBuf,
 }
 
 impl Kubectl {
-    fn of(version: &str, stillpoint: &Stillpoint) -> Self {
+    pub(crate) fn of(version: &str, stillpoint: &Stillpoint) -> Self {
         let tool = concat!(env!("CARGO_MANIFEST_DIR"), "/tools/kubectl");
         let output = Command::new(tool).arg(version).output().unwrap();
         assert!(output.status.success(), "kubectl {version}: {}", String::from_utf8_lossy(&output.stderr));
@@ -23,7 +23,7 @@ impl Kubectl {
     }
 
     /// Runs it; its exit code and what it printed.
-    fn run(&self, arguments: &str, input: &str) -> (i32, String) {
+    pub(crate) fn run(&self, arguments: &str, input: &str) -> (i32, String) {
         let mut command = Command::new(&self.binary);
         command
             .args(arguments.split_whitespace())
@@ -38,13 +38,22 @@ impl Kubectl {
         (output.status.code().unwrap_or(-1), text)
     }
 
-    fn ok(&self, arguments: &str, input: &str) -> String {
+    /// Runs it; all that it printed, as it is.
+    pub(crate) fn bytes(&self, arguments: &str) -> Vec<u8> {
+        let mut command = Command::new(&self.binary);
+        command.args(arguments.split_whitespace()).env("KUBECONFIG", &self.kubeconfig);
+        let output = command.env("HOME", self.kubeconfig.parent().unwrap()).output().unwrap();
+        assert!(output.status.success(), "kubectl {arguments}: {}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    }
+
+    pub(crate) fn ok(&self, arguments: &str, input: &str) -> String {
         let (code, text) = self.run(arguments, input);
         assert_eq!(code, 0, "kubectl {arguments}: {text}");
         text
     }
 
-    fn fails(&self, arguments: &str, input: &str, with: &str) {
+    pub(crate) fn fails(&self, arguments: &str, input: &str, with: &str) {
         let (code, text) = self.run(arguments, input);
         assert!(code != 0 && text.contains(with), "kubectl {arguments} ({code}): {text}");
     }

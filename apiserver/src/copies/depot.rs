@@ -125,7 +125,8 @@ impl Depot {
             let (repository, of) = (opened.repository.clone(), Arc::clone(&known));
             let (entries, errors) = blocking(move || of.catalogue.read(&repository)).await?;
             locked(&known.listed).clone_from(&entries);
-            let warnings = errors.iter().chain(&opened.unusable).map(StoreError::to_string).collect();
+            let warning = |error: &StoreError| format!("Repository {name}: {error}");
+            let warnings = errors.iter().chain(&opened.unusable).map(warning).collect();
             Ok::<_, Closed>((entries, warnings))
         };
         let why = match timeout(LISTING, look).await {
@@ -159,6 +160,18 @@ impl Depot {
         let (id, open) = opening.await?;
         locked(&known.read).put(id, Arc::clone(&open));
         Ok(open)
+    }
+
+    /// Removes the locks of runs that are over, wherever it can be.
+    pub(crate) async fn unlock(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: &RepositorySpec,
+        over: Vec<String>,
+    ) -> Result<(), Closed> {
+        let (opened, _) = self.open(namespace, name, spec, false).await?;
+        blocking(move || opened.repository.unlock(&over)).await
     }
 
     /// Removes the copy of this name, and all of the Snapshot of this uid, from every location. One that cannot be reached has them still,

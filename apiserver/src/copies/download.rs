@@ -48,7 +48,8 @@ impl Copies {
         };
         let length = length.unwrap_or(LARGEST).min(LARGEST);
         let restorable = self.restorable(namespace, copy).await?;
-        let file = file.to_owned();
+        // As restic shows it, too.
+        let file = file.strip_prefix('/').unwrap_or(file).to_owned();
         let read = tokio::task::spawn_blocking(move || {
             let size = restorable.size(&file)?;
             let bytes = restorable.range(&file, offset, usize::try_from(length).unwrap_or(usize::MAX))?;

@@ -1,4 +1,5 @@
-//! What a Repository says of itself: `Ready`, its locations, how many copies are in it. One that is not there yet is made.
+//! What a Repository says of itself: `Ready`, its locations, how many copies are in it. One that is not there yet is made; one that was
+//! and is not is never made anew: a disk that is not mounted looks like an empty directory.
 
 use std::time::Duration;
 
@@ -71,8 +72,9 @@ fn take(looks: &Turns<(String, String)>, repository: &api::Repository) {
 async fn look_at(copies: Copies, namespace: String, name: String) {
     let Ok(repository) = copies.repositories.get(&namespace, &name).await else { return };
     let spec = &repository.spec;
-    let found = match copies.depot.open(&namespace, &name, spec, true).await {
-        Err(closed) => Err(closed),
+    let before = repository.status.as_ref().and_then(|status| status.id.clone());
+    let found = match copies.depot.open(&namespace, &name, spec, before.is_none()).await {
+        Err(closed) => Err(gone(closed, before.as_deref())),
         Ok((Opened { repository, unusable }, _)) => {
             let (entries, _) = copies.depot.list(&namespace, &name, spec).await;
             let unusable = unusable.iter().map(|error| (error.location.clone(), error.to_string())).collect();
@@ -92,6 +94,21 @@ async fn look_at(copies: Copies, namespace: String, name: String) {
     };
     if let Err(error) = copies.repositories.change(&namespace, &name, &change).await {
         tracing::debug!(namespace, name, message = %error.message, "a Repository's status was not written");
+    }
+}
+
+/// What is missing was there.
+fn gone(closed: Closed, before: Option<&str>) -> Closed {
+    match before {
+        Some(id) if closed.reason == reasons::NOT_FOUND => Closed {
+            reason: reasons::REPOSITORY_UNAVAILABLE,
+            message: format!(
+                "repository {} was here, and is not: is the disk mounted, and the bucket the right one? To begin another one, delete \
+                 this Repository and make it again",
+                id.get(..8).unwrap_or(id)
+            ),
+        },
+        _ => closed,
     }
 }
 

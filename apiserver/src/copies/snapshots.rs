@@ -76,6 +76,17 @@ fn is_finished(snapshot: &Snapshot) -> bool {
     phase.is_finished() && snapshot.metadata.deletion_timestamp.is_none()
 }
 
+/// Its runs until now, by their names.
+fn runs_of(snapshot: &Snapshot) -> Vec<String> {
+    let (_, _, uid) = who(snapshot);
+    let attempts = snapshot.status.as_ref().map_or(0, |status| status.attempts);
+    (1..=attempts as usize).map(|number| run_of(&uid, number)).collect()
+}
+
+fn run_of(uid: &str, number: usize) -> String {
+    format!("{uid}-{number}")
+}
+
 fn take(turns: &Turns<(String, String)>, snapshot: &Snapshot, name: (String, String)) {
     if next(snapshot, Timestamp::now()) != Next::Nothing {
         turns.take(name);
@@ -90,7 +101,10 @@ async fn turn(copies: Copies, namespace: String, name: String) {
         Next::Died => copies.died(&snapshot).await,
         Next::Replicate => copies.replicate(&snapshot).await,
         Next::Forget => copies.forget(&snapshot).await,
-        Next::LetGo => copies.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
+        Next::LetGo => {
+            copies.unlock(&snapshot).await;
+            copies.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await
+        }
     };
     if let Err(error) = done {
         debug!(namespace, name, message = %error.message, "not now; trying again");
@@ -102,10 +116,10 @@ impl Copies {
     /// One run, to its end.
     async fn dump(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
         let (namespace, name, uid) = who(snapshot);
-        let attempts = snapshot.status.as_ref().map_or(0, |status| status.attempts);
-        let of = |attempt: u32| format!("{uid}-{attempt}");
-        let run = RunName { name: of(attempts + 1), over: (1..=attempts).map(of).collect() };
+        let over = runs_of(snapshot);
+        let run = RunName { name: run_of(&uid, over.len() + 1), over };
         if let Some(found) = self.stored_before(snapshot).await {
+            self.unlock(snapshot).await;
             self.change(snapshot, |status| status::dumped(status, found.clone(), Timestamp::now())).await?;
             self.tell(KIND, snapshot, true, "Stored", "an earlier run of it had stored it, and could not say so").await;
             return Ok(());
@@ -115,8 +129,9 @@ impl Copies {
             Ok(ready) => ready,
             Err(failed) => return self.failed(snapshot, &failed).await,
         };
+        let number = run.over.len() + 1;
         let order = Order { name: run.name, task: Task::Dump(Box::new(task)), secrets };
-        self.tell(KIND, snapshot, true, "Started", &format!("run {} of the dump", attempts + 1)).await;
+        self.tell(KIND, snapshot, true, "Started", &format!("run {number} of the dump")).await;
         match self.hear(snapshot, order).await? {
             Some(Report::Dumped(dumped)) => {
                 let message = format!(
@@ -184,6 +199,19 @@ impl Copies {
         entries.iter().rev().find_map(|entry| status::of_entry(entry, &uid, &locations))
     }
 
+    /// No run of it will follow: what locks the last ones may have left is removed now, or is stale in half an hour.
+    async fn unlock(&self, snapshot: &Snapshot) {
+        if snapshot.status.as_ref().is_none_or(|status| !status.begun) {
+            return;
+        }
+        let (namespace, name, _) = who(snapshot);
+        let of = snapshot.spec.repository.clone().unwrap_or_default();
+        let Ok(repository) = self.repositories.get(&namespace, &of).await else { return };
+        if let Err(closed) = self.depot.unlock(&namespace, &of, &repository.spec, runs_of(snapshot)).await {
+            debug!(namespace, name, message = closed.message, "a lock of a dead run may be left");
+        }
+    }
+
     /// What was stored goes with its Snapshot: also by a run that nobody heard of again.
     async fn forget(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
         let (namespace, name, uid) = who(snapshot);
@@ -193,7 +221,10 @@ impl Copies {
             // Nobody could say any more where it is.
             Err(error) if error.code == 404 => Ok(()),
             Err(error) => return Err(error),
-            Ok(repository) => self.depot.remove(&namespace, &of, &repository.spec, id, uid).await,
+            Ok(repository) => {
+                self.unlock(snapshot).await;
+                self.depot.remove(&namespace, &of, &repository.spec, id, uid).await
+            }
         };
         match forgotten {
             Ok(()) => self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
@@ -215,6 +246,9 @@ impl Copies {
         let now = Timestamp::now();
         let snapshot = self.snapshots.get(&namespace, &name).await?;
         let last = status::is_last(&snapshot, failed, now);
+        if last {
+            self.unlock(&snapshot).await;
+        }
         self.logs.say(&who(&*snapshot).2, &format!("failed: {}: {}", failed.reason, failed.message));
         self.change(&snapshot, |status| status::failed(status, failed, last, now)).await?;
         self.tell(KIND, &*snapshot, false, &failed.reason, &failed.message).await;

@@ -80,3 +80,33 @@ async fn one_location_fails_in_the_middle_and_the_other_is_lost_with_everything_
     let verdict = compare(&Login::of(&target), &acknowledged, noted).await.unwrap();
     assert!(verdict.is_sound() && verdict.acknowledged > 0, "{verdict:?}");
 }
+
+/// As a disk is that nobody has mounted after a restart: an empty directory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_is_not_there_is_not_begun_anew_and_its_copies_are_not_called_missing() {
+    let kind = ServerKind::POSTGRESQL_15;
+    let mut world = World::with_programs_of(&[kind]).await;
+    let server = Server::start(kind, Options::default()).await.unwrap();
+    world.register("orders", &server).await;
+    let directory = world.repository(&["disk"]).await.remove(0);
+    world.snapshot("first", &["orders"]).await;
+    let elsewhere = directory.with_extension("unmounted");
+    std::fs::rename(&directory, &elsewhere).unwrap();
+    std::fs::create_dir(&directory).unwrap();
+    world.stillpoint.restart().await.unwrap();
+
+    let status = world.until("repositories", REPOSITORY, |status| condition(status, "Ready") == "False").await;
+    assert!(status.to_string().contains("is the disk mounted"), "{status:#}");
+    let live = "/apis/live.stillpoint.dev/v1alpha1/namespaces/default/snapshots";
+    let phase = async || world.stillpoint.get(live).await.unwrap()["items"][0]["status"]["phase"].clone();
+    assert_eq!(phase().await, "Ready", "nobody could look");
+    assert!(!directory.join("config").exists());
+
+    std::fs::remove_dir(&directory).unwrap();
+    std::fs::rename(&elsewhere, &directory).unwrap();
+    world.until("repositories", REPOSITORY, |status| condition(status, "Ready") == "True").await;
+    assert_eq!(phase().await, "Ready");
+    // The control: what was looked for and is not there is missing.
+    std::fs::remove_dir_all(directory.join("snapshots")).unwrap();
+    assert_eq!(phase().await, "Missing");
+}
