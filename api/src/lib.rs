@@ -7,6 +7,7 @@
 //! stillpoint.dev/v1alpha1        Database, Freeze               stored; custom resources in a cluster
 //! live.stillpoint.dev/v1alpha1   databases (LiveDatabase)       never stored; state as the freezer knows it now
 //!                                databases/{quiesce,unquiesce,renew}   verbs: POST a typed body, get it back answered
+//!                                repositories/check                    the same
 //! ```
 
 pub mod agent;
@@ -22,6 +23,7 @@ mod live;
 mod live_snapshot;
 mod position;
 pub mod repository;
+mod repository_check;
 mod restore;
 pub mod runner;
 mod snapshot;
@@ -46,6 +48,7 @@ pub use repository::{
     AzureLocation, DirectoryLocation, Encryption, GcsLocation, LocationKind, LocationStatus, Repository,
     RepositoryLocation, RepositorySpec, RepositoryStatus, S3CredentialsReference, S3Location,
 };
+pub use repository_check::{RepositoryCheck, RepositoryCheckSpec, RepositoryCheckStatus, RepositoryFinding};
 pub use restore::{
     ChosenCopy, ExistingPolicy, Restore, RestorePhase, RestoreSource, RestoreSpec, RestoreStatus, choose,
 };

@@ -24,7 +24,7 @@ use tracing::{Instrument, debug, error, info_span};
 use crate::{
     answer::{AUDIT_ID, Answer, AnswerBody, Parts, json_answer},
     auth::{Authenticator, Authorizer, authorize},
-    documents,
+    copies, documents,
     error::ApiError,
     health::{self, Check, Condition},
     metrics::{self, Metrics},
@@ -53,8 +53,12 @@ pub struct App {
 const BODY: usize = 3 * 1024 * 1024;
 /// Upstream's deadline of what does not watch.
 const DEADLINE: Duration = Duration::from_secs(60);
-/// Of `quiesce`: the longest that a Database may give preparing and taking hold (600 s and 15 s), and something for ourselves.
-const QUIESCE_DEADLINE: Duration = Duration::from_secs(630);
+/// Of verbs that take longer.
+const LONGER: [(&str, Duration); 2] = [
+    // The longest that a Database may give preparing and taking hold (600 s and 15 s), and something for ourselves.
+    ("quiesce", Duration::from_secs(630)),
+    ("check", copies::LONGEST_CHECK),
+];
 /// Above this, gzip pays (apiserver `responsewriters/writers.go`).
 const GZIP_ABOVE: usize = 128 * 1024;
 
@@ -72,7 +76,8 @@ impl App {
         let query = Query::parse(parts.uri.query());
         let asked = target(&parts.method, parts.uri.path(), query.is_true("watch"));
         let label = label(self.served, asked.as_ref().ok());
-        let deadline = if label.subresource == "quiesce" { QUIESCE_DEADLINE } else { DEADLINE };
+        let deadline =
+            LONGER.iter().find(|(verb, _)| *verb == label.subresource).map_or(DEADLINE, |(_, longer)| *longer);
         let span = info_span!("request", method = %parts.method, path = parts.uri.path(), audit_id = %id);
         // On loopback it would cost both ends more than it saves.
         let accepts = parts

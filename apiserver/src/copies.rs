@@ -6,9 +6,11 @@
 //! Restore    ─► restores       the same
 //! live       ─► catalogue      Snapshots and what is in repositories, as one list
 //!               download       files of a copy, in ranges
+//!               check          whether a repository is whole
 //! ```
 
 pub(crate) mod catalogue;
+mod check;
 mod children;
 mod depot;
 mod download;
@@ -32,6 +34,8 @@ use crate::{
     registry::Registry,
     resources::{REPOSITORIES, RESTORES, SNAPSHOTS},
 };
+use check::Checking;
+pub(crate) use check::LONGEST as LONGEST_CHECK;
 use children::Children;
 pub use children::RUNNER;
 use depot::Depot;
@@ -51,6 +55,7 @@ pub(crate) struct Copies {
     runs: Arc<dyn Runs>,
     tasks: TaskTracker,
     logs: Log,
+    checking: Checking,
 }
 
 impl Copies {
@@ -66,6 +71,7 @@ impl Copies {
             runs: Arc::new(Children::new(home)?),
             tasks: tasks.clone(),
             logs: Log::default(),
+            checking: Checking::default(),
         })
     }
 

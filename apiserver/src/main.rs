@@ -1,8 +1,11 @@
 //! `stillpoint-apiserver`: crypto provider, arguments, run.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
+
+/// What only reads, on threads that may wait for a store, is not waited for longer: a check of a repository may take hours.
+const LAST_WORK: Duration = Duration::from_secs(10);
 
 fn main() -> anyhow::Result<ExitCode> {
     certs::use_ring();
@@ -13,5 +16,7 @@ fn main() -> anyhow::Result<ExitCode> {
     let args = apiserver::Args::parse();
     // Two threads: freezes wait for databases, they do not compute.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(args.run()).map(|()| ExitCode::SUCCESS)
+    let done = runtime.block_on(args.run());
+    runtime.shutdown_timeout(LAST_WORK);
+    done.map(|()| ExitCode::SUCCESS)
 }

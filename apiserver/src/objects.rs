@@ -1,6 +1,7 @@
 //! Requests for resources: from a permitted target to the registry or the verbs, and back to bytes.
 
 mod lists;
+mod repositories;
 mod snapshots;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -68,6 +69,9 @@ impl Objects {
         let asked = Asked { user, resource, target: &target, parts, now };
         if resource.kind == live::SNAPSHOTS.kind {
             return self.live_snapshots(&asked, &bytes).await;
+        }
+        if resource.kind == live::REPOSITORIES.kind || resource.kind == live::RESTORES.kind {
+            return self.of_copies(&asked, &bytes).await;
         }
         if let Some(verb) = target.subresource.as_deref().filter(|name| *name != "status") {
             return self.verb(&asked, verb, &bytes).await;

@@ -1,6 +1,6 @@
 //! The verbs: from a request for a Database to the freezer, and from what the freezer says to an answer.
 
-mod bodies;
+pub(crate) mod bodies;
 mod call;
 mod refusals;
 

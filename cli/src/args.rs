@@ -14,6 +14,10 @@ use crate::{client::Connection, commands, failure::Failure, print::Output, super
 ///
 ///   kubectl still quiesce orders --with billing -- zfs snapshot -r tank/db@now
 ///
+///   kubectl still snapshot create orders --repository nightly
+///
+///   kubectl still restore fresh --latest --from orders
+///
 ///   kubectl still quiesce orders --copy files --then 'rsync -a "$PGDATA"/pg_wal/ /copy/pg_wal/' -- rsync -a … /copy/
 #[derive(Debug, Parser)]
 #[command(name = "kubectl still", version, verbatim_doc_comment)]
@@ -58,6 +62,14 @@ enum Command {
     /// Print Pods with the agent that the webhooks would put beside their databases; no cluster is asked. Exits with 1 when a
     /// database cannot have one.
     Inject(commands::inject::Command),
+    /// Where copies are kept: make a Repository, check it, read what is in it.
+    #[command(subcommand)]
+    Repository(commands::repository::Command),
+    /// Take copies, list them, download their files, delete them.
+    #[command(subcommand)]
+    Snapshot(commands::snapshot::Command),
+    Restore(commands::restore::Command),
+    RestorePlan(commands::restore_plan::Command),
     /// Break-glass: end every claim, whoever holds it.
     Thaw(commands::thaw::Command),
     #[command(name = supervise::SUPERVISE, hide = true)]
@@ -85,6 +97,10 @@ impl Args {
             Command::Enable(command) => command.run(connection, output).await,
             Command::Disable(command) => command.run(connection, output).await,
             Command::Inject(command) => command.run(connection, output),
+            Command::Repository(command) => command.run(connection, output).await,
+            Command::Snapshot(command) => command.run(connection, output).await,
+            Command::Restore(command) => command.run(connection, output).await,
+            Command::RestorePlan(command) => command.run(connection, output).await,
             Command::Thaw(command) => command.run(connection, output).await,
             Command::Supervise { parent, command } => Ok(supervise::supervise(parent, &command).await),
         }
@@ -100,6 +116,19 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
+    }
+
+    #[test]
+    fn a_restore_names_one_copy_and_its_log_is_no_database() {
+        let parses = |line: &str| Args::try_parse_from(format!("still restore {line}").split(' ')).is_ok();
+        for right in ["orders --latest", "log back", "orders --snapshot first --database shop", "--latest -- log"] {
+            assert!(parses(right), "{right}");
+        }
+        for wrong in
+            ["orders", "--latest", "orders --latest --snapshot first", "orders --as-of 2026-11-29T03:00:00", "log"]
+        {
+            assert!(!parses(wrong), "{wrong}");
+        }
     }
 
     #[test]

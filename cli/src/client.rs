@@ -1,6 +1,6 @@
 //! The API, as the commands use it: verbs as typed calls, everything else by kube.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, time::Duration};
 
 use api::{LIVE_API_VERSION, LiveDatabase, Quiesce, QuiesceSpec, Renew, RenewSpec, Unquiesce, UnquiesceSpec};
 use freeze::chain;
@@ -27,6 +27,9 @@ pub struct Connection {
     namespace: Option<String>,
 }
 
+/// How long an answer is waited for: taking hold may wait for the database; the server bounds it.
+const USUAL: Duration = Duration::from_secs(120);
+
 /// A connected API, and the namespace in force.
 #[derive(Clone)]
 pub struct Api {
@@ -36,12 +39,17 @@ pub struct Api {
 
 impl Connection {
     pub async fn connect(self) -> Result<Api, Failure> {
-        self.connect_with(true).await
+        self.connect_with(true, USUAL).await
+    }
+
+    /// For what is answered when it is over.
+    pub async fn connect_for(self, longest: Duration) -> Result<Api, Failure> {
+        self.connect_with(true, longest).await
     }
 
     /// A refusal for the moment (429, 503, 504) is an answer, and not tried again.
     pub async fn connect_for_one_try(self) -> Result<Api, Failure> {
-        self.connect_with(false).await
+        self.connect_with(false, USUAL).await
     }
 
     /// The namespace, if one was named.
@@ -49,7 +57,7 @@ impl Connection {
         self.namespace.as_deref()
     }
 
-    async fn connect_with(self, tries_again: bool) -> Result<Api, Failure> {
+    async fn connect_with(self, tries_again: bool, longest: Duration) -> Result<Api, Failure> {
         let options = KubeConfigOptions { context: self.context, ..KubeConfigOptions::default() };
         let config = match &self.kubeconfig {
             Some(path) => {
@@ -72,8 +80,7 @@ impl Connection {
             },
         };
         config.default_retry = tries_again;
-        // Taking hold may wait for the database; the server bounds it.
-        config.read_timeout = Some(std::time::Duration::from_secs(120));
+        config.read_timeout = Some(longest);
         let namespace = self.namespace.unwrap_or_else(|| config.default_namespace.clone());
         let client = Client::try_from(config)?;
         Ok(Api { client, namespace })

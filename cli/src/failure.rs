@@ -33,6 +33,13 @@ impl Failure {
         self
     }
 
+    /// One more thing to know of it.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.details.push(detail.into());
+        self
+    }
+
     /// Prints it and gives the exit code.
     pub fn report(&self) -> ExitCode {
         eprintln!("error: {}", self.message);

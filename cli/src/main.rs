@@ -1,13 +1,17 @@
 //! `kubectl-still`, on PATH `kubectl still`: crypto provider, arguments, run, exit code.
 
 mod args;
+mod catalogue;
 mod client;
 mod commands;
 mod failure;
+mod follow;
 mod password;
 mod print;
+mod progress;
 mod seen;
 mod supervise;
+mod times;
 mod verdict;
 
 use std::process::ExitCode;

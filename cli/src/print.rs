@@ -34,6 +34,19 @@ pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     std::iter::once(line(&head)).chain(rows.iter().map(|row| line(row))).map(|line| line + "\n").collect()
 }
 
+/// A number of bytes, as people read it.
+pub fn bytes(bytes: u64) -> String {
+    let units = [("GiB", 30), ("MiB", 20), ("KiB", 10)];
+    let Some((name, shift)) = units.iter().find(|(_, shift)| bytes >> shift > 0) else { return format!("{bytes} B") };
+    let tenths = (u128::from(bytes) * 10) >> shift;
+    format!("{}.{} {name}", tenths / 10, tenths % 10)
+}
+
+/// A line each.
+pub fn warnings(warnings: &[String]) -> String {
+    warnings.iter().flat_map(|warning| ["warning: ", warning, "\n"]).collect()
+}
+
 pub fn checks(checks: &[Check]) -> String {
     let rows: Vec<Vec<String>> = checks
         .iter()
@@ -73,6 +86,11 @@ fn proof_line(proof: &Proof) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn bytes_are_told_in_the_unit_that_fits() {
+        assert_eq!([bytes(5), bytes(1536), bytes(3 << 20)], ["5 B", "1.5 KiB", "3.0 MiB"]);
+    }
 
     #[test]
     fn tables_are_as_wide_as_their_widest_cell() {

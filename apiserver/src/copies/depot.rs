@@ -9,7 +9,9 @@ use std::{
 
 use api::{RepositorySpec, conditions::reasons};
 use lru::LruCache;
-use repository::{Catalogue, Entry, Key, Location, Opened, Patience, Repository, Restorable, StoreError, Unlock};
+use repository::{
+    Catalogue, Entry, Finding, Key, Location, Opened, Patience, ReadData, Repository, Restorable, StoreError, Unlock,
+};
 use sha2::{Digest, Sha256};
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
@@ -51,6 +53,9 @@ pub(crate) struct Closed {
     pub(crate) reason: &'static str,
     pub(crate) message: String,
 }
+
+/// By location: what was found there, or why it could not be looked at.
+pub(crate) type Checked = Vec<(String, repository::Result<Vec<Finding>>)>;
 
 /// Values of Secrets, by Secret and key.
 pub(crate) type Values = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
@@ -198,6 +203,27 @@ impl Depot {
             ids.iter().try_for_each(|id| opened.repository.forget(id))
         });
         removing.await
+    }
+
+    /// Looks at every location for itself; `held` is kept for as long as that takes, whoever waits for it no longer.
+    pub(crate) async fn check(
+        &self,
+        namespace: &str,
+        name: &str,
+        spec: &RepositorySpec,
+        read: ReadData,
+        held: impl Send + 'static,
+    ) -> Result<Checked, Closed> {
+        let (Opened { repository, unusable }, _) = self.open(namespace, name, spec, false).await?;
+        blocking(move || {
+            let _held = held;
+            let look = |location: &Location| (location.name().to_owned(), repository.check(location, read));
+            let looked: Vec<_> = repository.locations().iter().map(look).collect();
+            let missed =
+                unusable.into_iter().map(|error| (error.location.clone(), Err(repository::Error::Store(error))));
+            Ok(looked.into_iter().chain(missed).collect())
+        })
+        .await
     }
 
     /// Those of the Secrets that are there, and of these the keys that are named.

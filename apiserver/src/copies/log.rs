@@ -11,6 +11,7 @@ use jiff::Timestamp;
 use lru::LruCache;
 
 use super::Copies;
+use crate::error::ApiError;
 
 /// By the uid of what a run is of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -43,7 +44,15 @@ impl Log {
 
 impl Copies {
     pub(crate) fn log(&self, copy: &LiveSnapshot) -> String {
-        let uid = copy.metadata.uid.as_deref().unwrap_or_default();
+        self.log_of(copy.metadata.uid.as_deref().unwrap_or_default())
+    }
+
+    pub(crate) async fn restore_log(&self, namespace: &str, name: &str) -> Result<String, ApiError> {
+        let restore = self.restores.get(namespace, name).await?;
+        Ok(self.log_of(restore.metadata.uid.as_deref().unwrap_or_default()))
+    }
+
+    fn log_of(&self, uid: &str) -> String {
         self.logs.text(uid).unwrap_or_else(|| "no run of it is remembered by this server\n".to_owned())
     }
 }

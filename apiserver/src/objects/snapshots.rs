@@ -182,7 +182,7 @@ fn value(copy: &LiveSnapshot) -> Result<Value, ApiError> {
     serde_json::to_value(copy).map_err(ApiError::internal)
 }
 
-fn text(text: String) -> Answer {
+pub(super) fn text(text: String) -> Answer {
     let content_type = "text/plain; charset=utf-8";
     Answer::Other { code: StatusCode::OK, content_type, bytes: text.into(), headers: Vec::new() }
 }

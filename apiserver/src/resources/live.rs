@@ -1,15 +1,15 @@
-//! `databases` of `live.stillpoint.dev/v1alpha1`: the same names as the stored Databases, and what is true of them now.
-//! Never stored; read from the freezer's memory, without dialling any server.
+//! `live.stillpoint.dev/v1alpha1`: the same names as stored objects, what is true of them now, and what can be done with them.
+//! Never stored; Databases are read from the freezer's memory, without dialling any server.
 
 use std::sync::Arc;
 
 use api::{
     Database, Freeze, LiveDatabase, LiveDatabaseStatus, LiveSnapshotSpec, LiveSnapshotStatus, Quiesce, Renew,
-    RestoreSpec, Unquiesce,
+    RepositoryCheck, RestoreSpec, Unquiesce,
 };
 use freeze::{FreezeName, FreezeView};
 use jiff::Timestamp;
-use schemars::{JsonSchema, json_schema};
+use schemars::{JsonSchema, Schema, json_schema};
 
 use super::{
     Column, Resource, Storage, Subresource,
@@ -220,6 +220,59 @@ pub static SNAPSHOTS: Resource = Resource {
         })
     },
 };
+
+/// Nothing of its own: what can be done with the stored ones.
+pub static REPOSITORIES: Resource = Resource {
+    group: api::LIVE_GROUP,
+    version: api::VERSION,
+    plural: "repositories",
+    singular: "repository",
+    kind: "LiveRepository",
+    short_names: &[],
+    categories: &[],
+    namespaced: true,
+    storage: Storage::Live,
+    verbs: &[],
+    subresources: &[Subresource {
+        name: "check",
+        kind: "RepositoryCheck",
+        verbs: &[Verb::Create],
+        schema: Some(RepositoryCheck::json_schema),
+    }],
+    columns: &[NAME],
+    fields: &[],
+    schema: |_| bare("What can be done with a Repository."),
+};
+
+/// Nothing of its own: what can be asked of the stored ones.
+pub static RESTORES: Resource = Resource {
+    group: api::LIVE_GROUP,
+    version: api::VERSION,
+    plural: "restores",
+    singular: "restore",
+    kind: "LiveRestore",
+    short_names: &[],
+    categories: &[],
+    namespaced: true,
+    storage: Storage::Live,
+    verbs: &[],
+    subresources: &[Subresource { name: "log", kind: "LiveRestore", verbs: &[Verb::Get], schema: None }],
+    columns: &[NAME],
+    fields: &[],
+    schema: |_| bare("What can be asked of a Restore."),
+};
+
+/// Of what is never answered as an object.
+fn bare(description: &str) -> Schema {
+    json_schema!({
+        "type": "object",
+        "description": description,
+        "properties": {
+            "apiVersion": {"type": "string", "description": "The version of this form of the object."},
+            "kind": {"type": "string", "description": "What the object is."},
+        },
+    })
+}
 
 /// What is true of a Database now.
 pub fn show(database: &Database, view: Option<FreezeView>) -> LiveDatabase {

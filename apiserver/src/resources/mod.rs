@@ -107,6 +107,8 @@ static ALL: &[&Resource] = &[
     &RESTORES,
     &live::DATABASES,
     &live::SNAPSHOTS,
+    &live::REPOSITORIES,
+    &live::RESTORES,
 ];
 
 pub use self::copies::{REPOSITORIES, RESTORES, SNAPSHOTS};

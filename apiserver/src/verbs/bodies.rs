@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Decodes a verb's body; what it does not know refuses, or is warned of.
-pub(super) fn read<T: DeserializeOwned + Default>(
+pub(crate) fn read<T: DeserializeOwned + Default>(
     call: &Call<'_>,
     body: Body,
     kind: &str,
@@ -39,8 +39,8 @@ pub(super) fn read<T: DeserializeOwned + Default>(
     }
 }
 
-/// A body may name the Database again, and no other.
-pub(super) fn named(call: &Call<'_>, metadata: &ObjectMeta) -> Result<(), ApiError> {
+/// A body may name the object again, and no other.
+pub(crate) fn named(call: &Call<'_>, metadata: &ObjectMeta) -> Result<(), ApiError> {
     for (what, said, wanted) in
         [("name", &metadata.name, call.name), ("namespace", &metadata.namespace, call.namespace)]
     {
@@ -53,7 +53,7 @@ pub(super) fn named(call: &Call<'_>, metadata: &ObjectMeta) -> Result<(), ApiErr
 }
 
 /// The body that came, with its status, under the names that it goes by.
-pub(super) fn answer<T: Serialize>(
+pub(crate) fn answer<T: Serialize>(
     code: StatusCode,
     call: &Call<'_>,
     mut typed: T,

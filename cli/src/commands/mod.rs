@@ -8,9 +8,15 @@ pub mod grants;
 pub mod inject;
 pub mod preflight;
 pub mod quiesce;
+pub mod repository;
+pub mod restore;
+pub mod restore_plan;
+pub mod snapshot;
 pub mod status;
 pub mod thaw;
 pub mod unquiesce;
+
+use std::io::{self, IsTerminal, Write};
 
 use api::{ConnectionAddress, Copy, Engine, Level, TlsMode};
 use freeze::{Account, Drivers, Member, Tls, TlsRoots};
@@ -92,6 +98,25 @@ impl ServerArgs {
         let account = Account { user: self.user.clone(), password: self.password.read(&self.user)? };
         Ok(Member { address, account: Some(account), tls: Tls { mode, roots }, databases: Vec::new() })
     }
+}
+
+/// Whether somebody is there to be asked.
+pub fn is_asked() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+/// Asks on a terminal; elsewhere whoever wrote the command has thought of it.
+pub fn agreed(question: &str) -> io::Result<bool> {
+    Ok(!is_asked() || matches!(answer(&format!("{question} [y/N] "))?.as_str(), "y" | "Y" | "yes"))
+}
+
+/// What a person writes.
+pub fn answer(question: &str) -> io::Result<String> {
+    eprint!("{question}");
+    io::stderr().flush()?;
+    let mut line = String::new();
+    io::stdin().read_line(&mut line)?;
+    Ok(line.trim().to_owned())
 }
 
 /// The driver of an engine.

@@ -1,0 +1,255 @@
+//! A plan as a script. Every value is quoted, so that no name of a database, a path or a Secret is read as anything else; nothing of
+//! the target is touched before every file was read and is what was dumped. Pure.
+
+use api::{
+    ConnectionAddress, Database, DatabaseCopy, DumpFile, DumpFormat, Engine, LiveSnapshot, RepositorySpec, TlsMode,
+};
+
+use super::places::{Needed, Place, place};
+use crate::failure::Failure;
+
+/// What a plan is made of.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan<'a> {
+    pub copy: &'a LiveSnapshot,
+    /// The Database of the copy.
+    pub of: &'a DatabaseCopy,
+    pub repository: &'a RepositorySpec,
+    pub namespace: &'a str,
+    /// Where it goes, as far as that is known.
+    pub target: Option<&'a Database>,
+}
+
+/// What a format is restored by, in the order in which that has to be done: roles before what they own, but users after what they may.
+struct Means {
+    format: DumpFormat,
+    /// What it is, for a person.
+    what: &'static str,
+    /// The command that reads it.
+    by: &'static str,
+}
+
+/// One file that is restored.
+struct Step<'a> {
+    file: &'a DumpFile,
+    what: &'static str,
+    by: &'static str,
+}
+
+const ORDER: [Means; 4] = [
+    Means {
+        format: DumpFormat::PostgreSQLGlobals,
+        what: "roles and tablespaces: that some are there already is said, and is no failure; they get the passwords of the copy",
+        by: "psql --no-psqlrc --quiet --output /dev/null --dbname postgres",
+    },
+    Means {
+        format: DumpFormat::PostgreSQLCustom,
+        what: "a database, which must not be there",
+        by: "pg_restore --exit-on-error --create --dbname postgres",
+    },
+    Means {
+        format: DumpFormat::MariaDBSql,
+        what: "all databases: tables of the same names are replaced",
+        by: "server --binary-mode --max-allowed-packet=1G --default-character-set=utf8mb4",
+    },
+    Means {
+        format: DumpFormat::MariaDBUsers,
+        what: "users and grants: that some are there already is said, and is no failure",
+        by: "server --force --binary-mode --default-character-set=utf8mb4 || true",
+    },
+];
+/// Every new server has one, and what was copied of it is restored into that.
+const IS_ALWAYS_THERE: &str = "postgres";
+const INTO_IT: &str = "pg_restore --exit-on-error --dbname postgres";
+
+/// What the steps are written in. A pipe ends as its last program does, so how the first ended is written down.
+const WORDS: &str = r#"
+need() { # VARIABLE WHAT [VARIABLE THAT DOES AS WELL]...
+  variable=$1 what=$2
+  shift 2
+  for one in "$variable" "$@"; do
+    if eval "test -n \"\${$one:-}\""; then export "$one"; return; fi
+  done
+  printf 'set %s: %s\n' "$variable" "$what" >&2
+  exit 1
+}
+checked() { # FILE SHA256
+  if test "$(repository dump "$snapshot" "$1" | sha256sum | cut -d ' ' -f 1)" = "$2"; then return; fi
+  printf '%s cannot be read as it was dumped. Nothing was touched. Try another location.\n' "$1" >&2
+  exit 1
+}
+broken=$(mktemp)
+trap 'rm -f "$broken"' EXIT
+dump() { repository dump "$snapshot" "$1" || echo "$1" >"$broken"; } # FILE
+whole() { if test -s "$broken"; then echo 'it broke off: what was restored last is not whole' >&2; exit 1; fi; }
+"#;
+
+impl Plan<'_> {
+    pub fn script(&self) -> Result<String, Failure> {
+        let (files, locations) = (self.files()?, self.locations()?);
+        let id = quoted(self.copy.status.id.as_deref().unwrap_or_default());
+        let mut script = format!("{}{WORDS}{locations}", self.head());
+        script += &format!("\n# 2. Every file is read, and has to be what was dumped.\nsnapshot={id}\n");
+        for Step { file, .. } in &files {
+            script += &format!("checked {} {}\n", quoted(&rooted(&file.path)), quoted(&file.sha256));
+        }
+        script += &self.server();
+        script += "\n# 4. In this order.\n";
+        for Step { file, what, by } in &files {
+            let name = file.database.as_deref().map(|name| format!(" ({})", said(name))).unwrap_or_default();
+            script += &format!("# {what}{name}\ndump {} | {by}\nwhole\n", quoted(&rooted(&file.path)));
+        }
+        Ok(script)
+    }
+
+    /// In the order in which they have to be restored, each with what it is and by what.
+    fn files(&self) -> Result<Vec<Step<'_>>, Failure> {
+        let mut files = Vec::new();
+        for file in &self.of.files {
+            let at = ORDER.iter().position(|means| means.format == file.format).ok_or_else(|| {
+                Failure::new(format!("{} is of a format that this version cannot restore: upgrade", file.path))
+            })?;
+            let by = match file.database.as_deref() {
+                Some(IS_ALWAYS_THERE) if file.format == DumpFormat::PostgreSQLCustom => INTO_IT,
+                _ => ORDER[at].by,
+            };
+            files.push((at, Step { file, what: ORDER[at].what, by }));
+        }
+        files.sort_by_key(|(at, _)| *at);
+        Ok(files.into_iter().map(|(_, step)| step).collect())
+    }
+
+    fn head(&self) -> String {
+        let name = self.copy.metadata.name.as_deref().unwrap_or_default();
+        let taken = self.copy.status.taken_at.as_ref().map(|at| format!(", taken at {}", at.0)).unwrap_or_default();
+        let (database, engine, version) = (said(&self.of.database), self.of.engine, said(&self.of.version));
+        format!(
+            "#!/bin/sh\n# Restores Database {database} of copy {}{taken}.\n\
+             # By restic (0.14 or later) and the programs of {engine} ({version}, or later) alone. Read it, then run it with sh: it asks\n\
+             # for what it needs by environment variables.\nset -eu\n",
+            said(name)
+        )
+    }
+
+    fn locations(&self) -> Result<String, Failure> {
+        let has = |name: &String| self.copy.status.locations.contains(name);
+        let places: Vec<(&str, Place)> = self
+            .repository
+            .locations
+            .iter()
+            .filter(|location| has(&location.name))
+            .filter_map(|location| Some((location.name.as_str(), place(location)?)))
+            .collect();
+        let Some((first, _)) = places.first() else {
+            return Err(Failure::new("no location of the Repository has it: see kubectl still repository scan"));
+        };
+        let names = places.iter().map(|(name, _)| *name).collect::<Vec<_>>().join("|");
+        let mut text = format!(
+            "\n# 1. Where it is; FROM says another location: {}.\nfrom={}\nif test -n \"${{FROM:-}}\"; then from=$FROM; fi\ncase $from in\n",
+            said(&names),
+            quoted(first)
+        );
+        for (name, place) in &places {
+            text += &format!("{})\n{}  ;;\n", quoted(name), self.place(place));
+        }
+        text += &format!("*) printf 'FROM is one of %s\\n' {} >&2; exit 1 ;;\nesac\n", quoted(&names));
+        let encryption = &self.repository.encryption;
+        let password = Needed {
+            or: &["RESTIC_PASSWORD_FILE", "RESTIC_PASSWORD_COMMAND"],
+            ..Needed::new("RESTIC_PASSWORD", "", &encryption.password_secret_ref.name, &encryption.password_key)
+        };
+        Ok(text + &self.need(&password))
+    }
+
+    fn place(&self, place: &Place) -> String {
+        let mut text = format!("  export RESTIC_REPOSITORY={}\n", quoted(&place.url));
+        for (name, value) in &place.set {
+            text += &format!("  export {name}={}\n", quoted(value));
+        }
+        for needed in &place.needed {
+            text += &format!("  {}", self.need(needed));
+        }
+        let option = |option: &String| match option.strip_prefix('$') {
+            Some(variable) => format!("\"${variable}\" "),
+            None => format!("{} ", quoted(option)),
+        };
+        let options: String = place.options.iter().map(option).collect();
+        text + &format!("  repository() {{ restic {options}\"$@\"; }}\n")
+    }
+
+    fn need(&self, needed: &Needed) -> String {
+        let Needed { variable, what, secret, key, or } = needed;
+        let what = [what, "key", key.as_str(), "of Secret", secret, "in namespace", self.namespace];
+        let what = what.into_iter().filter(|part| !part.is_empty()).map(said).collect::<Vec<_>>().join(" ");
+        [&["need", *variable, &quoted(&what)], *or].concat().join(" ") + "\n"
+    }
+
+    /// Where it goes, in the words of the engine's own programs.
+    fn server(&self) -> String {
+        let engine = self.of.engine;
+        let address = self.target.and_then(|target| target.spec.endpoint.address(engine));
+        let mode = self.target.and_then(|target| target.spec.tls.as_ref()?.mode);
+        let account = self.target.and_then(|target| target.spec.credentials.as_ref());
+        let account = account.map_or_else(String::new, |account| {
+            let (secret, key) = (said(&account.secret_ref.name), said(&account.username_key));
+            format!("; Stillpoint's own is key {key} of Secret {secret}")
+        });
+        let (user, password) = match engine {
+            Engine::PostgreSQL => ("PGUSER", "PGPASSWORD, or ~/.pgpass"),
+            Engine::MariaDB => ("MYSQL_USER", "MYSQL_PWD, or ~/.my.cnf"),
+        };
+        let may = format!("an account that may make databases and accounts{account} (its password: {password})");
+        let address = match (engine, &address) {
+            (Engine::PostgreSQL, address) => postgresql(address.as_ref(), mode),
+            (Engine::MariaDB, address) => mariadb(address.as_ref(), mode),
+        };
+        format!("\n# 3. Where it goes.\nneed {user} {}\n{address}", quoted(&may))
+    }
+}
+
+/// libpq reads its environment, and a socket's directory as a host.
+fn postgresql(address: Option<&ConnectionAddress>, mode: Option<TlsMode>) -> String {
+    let (host, port) = match address {
+        Some(ConnectionAddress::Tcp { host, port }) => (host, port),
+        Some(ConnectionAddress::Socket { path, port }) => (path, port),
+        None => return "need PGHOST 'the server that it goes to, and PGPORT its port'\n".to_owned(),
+    };
+    let modes = [
+        (TlsMode::Disable, "disable"),
+        (TlsMode::Require, "require"),
+        (TlsMode::VerifyCA, "verify-ca"),
+        (TlsMode::VerifyFull, "verify-full"),
+    ];
+    let mode = modes.iter().find(|(of, _)| Some(*of) == mode);
+    let mode = mode.map(|(_, word)| format!("export PGSSLMODE={word}\n")).unwrap_or_default();
+    format!("export PGHOST={} PGPORT={port}\n{mode}", quoted(host))
+}
+
+/// The client asks for TLS where nobody says otherwise (MariaDB 11.4), which a server of this machine need not have.
+fn mariadb(address: Option<&ConnectionAddress>, mode: Option<TlsMode>) -> String {
+    let (need, place) = match address {
+        Some(ConnectionAddress::Tcp { host, port }) => {
+            ("", format!("--protocol=tcp --host={} --port={port}", quoted(host)))
+        }
+        Some(ConnectionAddress::Socket { path, .. }) => ("", format!("--socket={}", quoted(path))),
+        None => ("need MYSQL_HOST 'the server that it goes to'\n", "--host=\"$MYSQL_HOST\"".to_owned()),
+    };
+    let is_plain = mode == Some(TlsMode::Disable) || mode.is_none() && address.is_some_and(ConnectionAddress::is_local);
+    let plain = if is_plain { " --skip-ssl" } else { "" };
+    format!("{need}server() {{ mariadb {place}{plain} --user=\"$MYSQL_USER\" \"$@\"; }}\n")
+}
+
+/// One word of a shell, whatever is in it.
+pub fn quoted(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "'\\''"))
+}
+
+/// In a comment: one line.
+pub fn said(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+/// As restic names files of a snapshot.
+fn rooted(path: &str) -> String {
+    format!("/{}", path.trim_start_matches('/'))
+}
