@@ -56,7 +56,7 @@ pub struct RestoreTask {
     pub globals: bool,
 }
 
-/// Which attempt this is, and which are over.
+/// Which attempt this is, and which are over; with a hyphen at its end, all whose names begin so.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RunName {
@@ -156,9 +156,9 @@ pub const TASK: &str = "STILLPOINT_TASK";
 pub const SECRETS: &str = "STILLPOINT_SECRETS";
 /// The variable that says that the runner ends when its standard input does.
 pub const WITH_PARENT: &str = "STILLPOINT_ENDS_WITH_INPUT";
-/// Variables for whoever starts one. glibc's allocator keeps what each thread has freed, in an arena of its own: of a run, whose threads hand packs on to each other, that
-/// is tens of MiB (manual of glibc, "Memory Allocation Tunables").
-pub const ALLOCATION: [(&str, &str); 2] = [("MALLOC_ARENA_MAX", "2"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
+/// Variables for whoever starts one. glibc's allocator keeps what each thread has freed in an arena of its own: of a run, whose threads
+/// hand packs on to each other, that is tens of MiB (manual of glibc, "Memory Allocation Tunables").
+pub const ALLOCATION: [(&str, &str); 1] = [("MALLOC_ARENA_MAX", "2")];
 /// The step of a dump in which it writes: from then on something may be stored.
 pub const DUMPING: &str = "dumping";
 /// No line of output is longer.

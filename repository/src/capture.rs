@@ -115,6 +115,7 @@ pub(crate) fn capture<S: rustic_core::IndexedIds>(
     let bytes = seal.file(&snapshot).map_err(Error::Format)?;
     let id = id_of(&bytes);
     runtime.block_on(copies.still_ours(None))?;
+    runtime.block_on(copies.still_there())?;
     ended(&cancel, copies)?;
     runtime.block_on(copies.publish(&name_of(FileType::Snapshot, &id), &bytes.into()))?;
     Ok(Captured {

@@ -5,8 +5,8 @@ use rustic_core::{CheckOptions, Credentials};
 use crate::{
     Location, Repository,
     copies::Copies,
-    error::{Result, short},
-    told, unopened,
+    error::{Error, Result, short},
+    told, unbroken, unopened,
 };
 
 /// Something that is wrong, or odd.
@@ -26,9 +26,23 @@ pub enum ReadData {
     All,
 }
 
+/// Whoever asks is told of damage, and not that a thread was slow.
+const TRIES: u32 = 3;
+
 impl Repository {
     /// One location, for itself: what another has does not help it.
     pub fn check(&self, location: &Location, read: ReadData) -> Result<Vec<Finding>> {
+        let mut tries = 0;
+        loop {
+            tries += 1;
+            match unbroken(|| self.looked_at(location, read)) {
+                Err(Error::Broke(_)) if tries < TRIES => {}
+                found => return found,
+            }
+        }
+    }
+
+    fn looked_at(&self, location: &Location, read: ReadData) -> Result<Vec<Finding>> {
         let copies = Copies::new(std::slice::from_ref(location), None, self.inner.runtime.clone());
         let open =
             unopened(&copies)?.open(&Credentials::Masterkey(self.inner.key.0.clone())).map_err(|error| told(&error))?;

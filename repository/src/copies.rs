@@ -40,8 +40,8 @@ pub(crate) struct Copies {
     only: Option<Arc<[Id]>>,
     /// Packs that the index does not name, whatever its files say.
     lost: Arc<BTreeSet<String>>,
-    /// Of the run that writes.
-    fence: Option<Fence>,
+    /// Of the run that writes: its lock, and the indexes that it goes by.
+    fence: Option<(Fence, Arc<BTreeSet<String>>)>,
     written: Arc<Written>,
 }
 
@@ -99,8 +99,8 @@ impl Copies {
     }
 
     /// The same, for a run that has a lock: it writes no index when that is gone.
-    pub(crate) fn fenced(self, fence: Fence) -> Self {
-        Self { fence: Some(fence), ..self }
+    pub(crate) fn fenced(self, fence: Fence, indexes: BTreeSet<String>) -> Self {
+        Self { fence: Some((fence, indexes.into())), ..self }
     }
 
     /// What was written to each that has not failed, bytes.
@@ -125,7 +125,7 @@ impl Copies {
     /// Whether our lock is still everywhere. Whoever removes what a run wrote that was taken for dead removes its lock first, and reads
     /// the indexes then: so one that is there before the lock goes keeps its packs, and one that comes later is taken back.
     pub(crate) async fn still_ours(&self, index: Option<&str>) -> Result<()> {
-        let Some(fence) = &self.fence else { return Ok(()) };
+        let Some((fence, _)) = &self.fence else { return Ok(()) };
         for location in self.whole() {
             match fence.is_held_at(&location).await {
                 Ok(true) => continue,
@@ -169,6 +169,24 @@ impl Copies {
             lock(&member.failed).get_or_insert(error.clone());
         }
         self.written.over.fetch_or(self.members().next().is_none(), Ordering::Relaxed);
+    }
+
+    /// Whether all indexes are there by which what is written refers to what was there: one of a run that was given up may have been read
+    /// before it was taken back.
+    pub(crate) async fn still_there(&self) -> Result<()> {
+        let Some((_, indexes)) = &self.fence else { return Ok(()) };
+        for location in self.whole() {
+            match location.list(FileType::Index.dirname()).await {
+                Ok(there) => {
+                    let there: BTreeSet<String> = there.into_iter().map(|object| object.name).collect();
+                    if !indexes.is_subset(&there) {
+                        return Err(Error::Shifted { location: location.name().to_owned() });
+                    }
+                }
+                Err(error) => self.leave(error),
+            }
+        }
+        self.outcome()
     }
 
     /// To all that are whole; an error if none is left, or it is an index and the run was given up.

@@ -36,6 +36,11 @@ pub enum Error {
     /// Somebody took this run for dead, and may have removed some of what it wrote.
     #[error("the lock of this run is gone from {location}: it was given up; begin another")]
     GivenUp { location: String },
+    /// Somebody removed an index that this run went by, and may have removed what that named.
+    #[error(
+        "something that this copy refers to is gone from {location}: another run was given up meanwhile; begin another"
+    )]
+    Shifted { location: String },
     /// The snapshot was written where nobody answered then. It is whole if it is there, and may be: the catalogue will tell.
     #[error("whether the snapshot is there is not known, look into the catalogue when this is well again: {}", listed(.0))]
     Unsettled(Vec<StoreError>),
@@ -68,6 +73,9 @@ pub enum Error {
     Sink(io::Error),
     #[error("cancelled")]
     Cancelled,
+    /// The format's library did; it may well go better in a while.
+    #[error("the library of the repository's format broke: {0}; try again")]
+    Broke(String),
     /// Anything that the format's library says and we have no name for.
     #[error("{0}")]
     Format(String),

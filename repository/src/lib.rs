@@ -59,6 +59,16 @@ fn unopened(copies: &copies::Copies) -> Result<rustic_core::Repository<()>> {
     rustic_core::Repository::new(&options, &backends).map_err(|error| told(&error))
 }
 
+/// The library breaks where it should give an error, of a machine that is busy (`index.rs`, "index still in use"): that is an error of
+/// what was asked, and of nothing else.
+fn unbroken<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|broken| {
+        let text = broken.downcast_ref::<&str>().map(|text| (*text).to_owned());
+        let text = text.or_else(|| broken.downcast_ref::<String>().cloned()).unwrap_or_default();
+        Err(Error::Broke(error::short(&text)))
+    })
+}
+
 /// In one line: the library's own display is a page, and asks people to report to it.
 fn told(error: &RusticError) -> Error {
     let mut text = error.display_log();
@@ -78,4 +88,16 @@ fn told(error: &RusticError) -> Error {
         _ => text,
     };
     Error::Format(error::short(text.trim_start_matches("Error: ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_breaks_is_an_error() {
+        let broke = unbroken::<()>(|| panic!("index {} in use", "still"));
+        assert!(matches!(broke, Err(Error::Broke(text)) if text == "index still in use"));
+        assert_eq!(unbroken(|| Ok(7)).unwrap(), 7);
+    }
 }

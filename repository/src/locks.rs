@@ -128,11 +128,6 @@ impl Lock {
     pub(crate) fn fence(&self) -> Fence {
         Fence(Arc::clone(&self.held))
     }
-
-    /// Its object.
-    pub(crate) fn name_at(&self, location: &Location) -> String {
-        self.fence().name_at(location)
-    }
 }
 
 impl Fence {

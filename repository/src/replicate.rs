@@ -45,7 +45,8 @@ impl Repository {
             }
             let copied = inner.runtime.block_on(async {
                 // What a dead run has copied already stays: it is what is missing.
-                bury(to, &lock, &inner.seal, run).await?;
+                bury(to, &inner.seal, run).await?;
+                bury(from, &inner.seal, run).await?;
                 copy(from, to).await?;
                 if lock.is_held_at(to).await? && lock.is_held_at(from).await? {
                     copy_one(from, to, &snapshot).await.map(|()| true)

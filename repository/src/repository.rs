@@ -17,7 +17,7 @@ use crate::{
     sweep::{buried, sweep},
     told,
     trees::placeable,
-    unopened,
+    unbroken, unopened,
 };
 
 /// An open repository. Cheap to clone.
@@ -57,8 +57,15 @@ pub struct Opened {
 pub struct Run {
     /// Its own name, nobody else's: that of an attempt.
     pub name: String,
-    /// Runs that are over, whatever they left behind: one that is not, and finds out, stores nothing.
+    /// Runs that are over, whatever they left behind: one that is not, and finds out, stores nothing. With a hyphen at its end, all whose
+    /// names begin so.
     pub over: Vec<String>,
+}
+
+impl Run {
+    pub(crate) fn is_over(&self, of: &str) -> bool {
+        of != self.name && self.over.iter().any(|over| of == over || (over.ends_with('-') && of.starts_with(over)))
+    }
 }
 
 impl Repository {
@@ -78,9 +85,10 @@ impl Repository {
 
     /// Removes the locks of runs that are over, and that no other run will be told of. After an error some may be left: of restic they are
     /// stale half an hour after their run died.
-    pub fn unlock(&self, over: &[String]) -> Result<()> {
+    pub fn unlock(&self, over: Vec<String>) -> Result<()> {
         let Inner { locations, seal, runtime, .. } = &*self.inner;
-        let burials = locations.iter().map(|location| buried(location, seal, |_, of| over.contains(of)));
+        let dead = Run { name: String::new(), over };
+        let burials = locations.iter().map(|location| buried(location, seal, &dead));
         for outcome in runtime.block_on(join_all(burials)) {
             outcome?;
         }
@@ -95,12 +103,14 @@ impl Repository {
         let (seal, runtime) = (&inner.seal, &inner.runtime);
         let lock = Lock::take(&inner.locations, seal, run, runtime)?;
         sweep(&lock, seal, run, runtime);
-        let Standing { current, behind, lost, .. } = runtime.block_on(standing(&lock.locations(), seal))?;
-        let copies = Copies::new(&current, Some(seal), runtime.clone()).without(lost).fenced(lock.fence());
+        let Standing { current, behind, lost, indexes, .. } = runtime.block_on(standing(&lock.locations(), seal))?;
+        let copies = Copies::new(&current, Some(seal), runtime.clone()).without(lost).fenced(lock.fence(), indexes);
         let open =
             unopened(&copies)?.open(&Credentials::Masterkey(inner.key.0.clone())).map_err(|error| told(&error))?;
-        let indexed = open.to_indexed_ids().map_err(|error| told(&error))?;
-        let mut captured = capture(&indexed, &copies, seal, what, runtime)?;
+        let mut captured = unbroken(|| {
+            let indexed = open.to_indexed_ids().map_err(|error| told(&error))?;
+            capture(&indexed, &copies, seal, what, runtime)
+        })?;
         captured.failed.extend(behind);
         captured.failed.extend(lock.failures());
         Ok(captured)

@@ -27,6 +27,8 @@ pub(crate) struct Standing {
     pub(crate) lost: BTreeSet<String>,
     /// Those of them that no location has at all.
     pub(crate) gone: BTreeSet<String>,
+    /// All indexes, by which a run knows what is there.
+    pub(crate) indexes: BTreeSet<String>,
 }
 
 /// What is at a location: names and sizes.
@@ -80,8 +82,9 @@ pub(crate) async fn standing(locations: &[Location], seal: &Seal) -> Result<Stan
     }
     let is_pack = |name: &&String| name.starts_with(FileType::Pack.dirname());
     let lost: BTreeSet<String> = least.iter().filter(is_pack).cloned().collect();
+    let indexes = needed.keys().filter(|name| !is_pack(name)).cloned().collect();
     let gone = lost.iter().filter(|name| lacks.iter().all(|lacking| lacking.contains(*name))).cloned().collect();
-    Ok(Standing { current, behind, lost, gone })
+    Ok(Standing { current, behind, lost, gone, indexes })
 }
 
 /// Indexes first: what one names was there before it.

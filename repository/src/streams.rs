@@ -26,6 +26,8 @@ use crate::{
 
 /// The library asks for 4 KiB at a time.
 const BUFFER: usize = 256 * 1024;
+/// So much is expected of each, so that chunks are given room at once; what it really has is known only in the end.
+const EXPECTED: u64 = 1 << 50;
 
 /// What a file is called until its tree is written.
 pub(crate) fn numbered(number: usize) -> String {
@@ -103,7 +105,7 @@ impl ReadSource for Streams {
     fn entries(&self) -> Self::Iter {
         let sources = std::mem::take(&mut *lock(&self.sources));
         let entry = |(number, source): (usize, Source)| {
-            let meta = Metadata { mtime: Some(self.now), ..Metadata::default() };
+            let meta = Metadata { mtime: Some(self.now), size: EXPECTED, ..Metadata::default() };
             let name = numbered(number);
             let (hash, state) = (Sha256::new(), Arc::clone(&self.state));
             let open = Stream { number, open: Some(source.open), inner: None, hash, size: 0, state };
@@ -135,14 +137,23 @@ impl State {
 }
 
 impl Stream {
+    /// All of the buffer, but at the end: after a read that was shorter the library never again asks for more than that
+    /// (`chunker/rabin.rs` truncates its buffer), which comes to single bytes with a pipe.
     fn next(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         if let Some(open) = self.open.take() {
             self.inner = Some(Box::new(BufReader::with_capacity(BUFFER, open()?)));
         }
-        match &mut self.inner {
-            Some(inner) => inner.read(buffer),
-            None => Ok(0),
+        let Some(inner) = &mut self.inner else { return Ok(0) };
+        let mut filled = 0;
+        while filled < buffer.len() {
+            match inner.read(&mut buffer[filled..]) {
+                Ok(0) => break,
+                Ok(length) => filled += length,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
         }
+        Ok(filled)
     }
 
     fn end(&mut self, fate: Fate) {
@@ -172,8 +183,6 @@ impl Read for Stream {
                 self.state.read.fetch_add(length as u64, Ordering::Relaxed);
                 Ok(length)
             }
-            // std retries it, as everybody does.
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => Err(error),
             Err(error) => {
                 let again = io::Error::new(error.kind(), error.to_string());
                 self.state.broken.store(true, Ordering::Relaxed);
@@ -181,5 +190,35 @@ impl Read for Stream {
                 Err(again)
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As a pipe does it: a little at first, and then some more.
+    struct Dribble(u64);
+
+    impl Read for Dribble {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            let length = buffer.len().min(17).min(usize::try_from(self.0).unwrap());
+            buffer[..length].fill(7);
+            self.0 -= length as u64;
+            Ok(length)
+        }
+    }
+
+    #[test]
+    fn whoever_reads_gets_all_that_it_asks_for_but_at_the_end() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let copies = Copies::new(&[], None, runtime.handle().clone());
+        let source = Source { path: "a".into(), open: Box::new(|| Ok(Box::new(Dribble(10_000)))) };
+        let streams = Streams::new(vec![source], &copies, Arc::default(), Arc::default(), Timestamp::now());
+        let mut stream = streams.entries().next().unwrap().unwrap().open.unwrap();
+        let mut buffer = [0; 4096];
+        let lengths: Vec<usize> = std::iter::from_fn(|| Some(stream.read(&mut buffer).unwrap())).take(5).collect();
+        assert_eq!(lengths, [4096, 4096, 1808, 0, 0]);
+        assert_eq!(streams.files().unwrap()[0].size, 10_000);
     }
 }

@@ -47,29 +47,26 @@ pub(crate) fn sweep(lock: &Lock, seal: &Seal, run: &Run, runtime: &Handle) {
     }
 }
 
-/// Removes the locks of runs that are over, an earlier one of this name among them. Whether nobody else has one here.
-pub(crate) async fn bury(location: &Location, lock: &Lock, seal: &Seal, run: &Run) -> Result<bool, StoreError> {
-    let is_over = |object: &Object, of: &String| {
-        if *of == run.name { object.name != lock.name_at(location) } else { run.over.contains(of) }
-    };
-    let others = buried(location, seal, is_over).await?;
-    Ok(others.iter().all(|other| other.name == lock.name_at(location)))
+/// Removes the locks of runs that are over. Whether nobody else has one here.
+pub(crate) async fn bury(location: &Location, seal: &Seal, run: &Run) -> Result<bool, StoreError> {
+    let others = buried(location, seal, run).await?;
+    Ok(others.iter().all(|(_, of)| of.as_ref() == Some(&run.name)))
 }
 
-/// Removes locks; those that are left.
+/// Removes the locks of runs that are over; those that are left, and of which runs they are.
 pub(crate) async fn buried(
     location: &Location,
     seal: &Seal,
-    is_over: impl Fn(&Object, &String) -> bool,
-) -> Result<Vec<Object>, StoreError> {
+    run: &Run,
+) -> Result<Vec<(Object, Option<String>)>, StoreError> {
     for _ in 0..LOOKS {
         let locks = read_all(location, seal).await?;
-        let is_dead = |(object, file): &(Object, Option<LockFile>)| {
-            file.as_ref().and_then(|file| file.run.as_ref()).is_some_and(|of| is_over(object, of))
+        let is_dead = |(_, file): &(Object, Option<LockFile>)| {
+            file.as_ref().and_then(|file| file.run.as_ref()).is_some_and(|of| run.is_over(of))
         };
         let (over, others): (Vec<_>, Vec<_>) = locks.into_iter().partition(is_dead);
         if over.is_empty() {
-            return Ok(others.into_iter().map(|(object, _)| object).collect());
+            return Ok(others.into_iter().map(|(object, file)| (object, file.and_then(|file| file.run))).collect());
         }
         for (object, _) in over {
             location.remove(&object.name).await?;
@@ -84,7 +81,7 @@ async fn swept(lock: &Lock, seal: &Seal, run: &Run) -> Result<usize, StoreError>
     let locations = lock.locations();
     let seen = try_join_all(locations.iter().map(look)).await?;
     let mut alone = Vec::new();
-    for (seen, is_alone) in seen.into_iter().zip(join_all(locations.iter().map(|at| bury(at, lock, seal, run))).await) {
+    for (seen, is_alone) in seen.into_iter().zip(join_all(locations.iter().map(|at| bury(at, seal, run))).await) {
         if is_alone? {
             alone.push(seen);
         } else {
@@ -102,7 +99,9 @@ async fn swept(lock: &Lock, seal: &Seal, run: &Run) -> Result<usize, StoreError>
         let waste = waste(packs, &known);
         removed += waste.len();
         for_each(waste, |pack| async move { location.remove(&pack.name).await }).await?;
-        half_written.iter().for_each(|file| drop(std::fs::remove_file(file)));
+        for file in half_written {
+            std::fs::remove_file(file).ok();
+        }
     }
     Ok(removed)
 }

@@ -36,12 +36,14 @@ pub(crate) type OnLine = Box<dyn FnMut(&str) + Send>;
 type LastLines = Arc<Mutex<VecDeque<String>>>;
 
 /// The programs that run. A runner does one task: they are all of it.
-static RUNNING: Mutex<Running> = Mutex::new(Running { pids: BTreeSet::new(), is_over: false });
+static RUNNING: Mutex<Running> = Mutex::new(Running { pids: BTreeSet::new(), is_over: false, is_settling: false });
 
 struct Running {
     pids: BTreeSet<i32>,
     /// They were told to end.
     is_over: bool,
+    /// What is done now is not given up in the middle.
+    is_settling: bool,
 }
 
 /// Of standard error, for the message.
@@ -186,12 +188,19 @@ impl Drop for Stream {
     }
 }
 
+/// From now on nobody is told to end, unless all were already: whether what cannot be given up in the middle may begin.
+pub(crate) fn settle() -> bool {
+    let mut running = running();
+    running.is_settling = !running.is_over;
+    running.is_settling
+}
+
 /// Tells the programs that run now to end, and those that do not to be gone a while later.
 pub(crate) fn end_all(grace: Duration) {
     let told = {
         let mut running = running();
         running.is_over = true;
-        running.pids.clone()
+        if running.is_settling { BTreeSet::new() } else { running.pids.clone() }
     };
     let tell = |signal: Signal| {
         for pid in running().pids.intersection(&told) {

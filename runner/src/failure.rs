@@ -30,6 +30,11 @@ impl Failure {
         Self { target: Some(target.into()), ..self }
     }
 
+    /// Of a restore that was still looking.
+    pub(crate) fn untouched(self) -> Self {
+        Self { target: self.target.or_else(|| Some("as it was: nothing was touched".to_owned())), ..self }
+    }
+
     pub(crate) fn told(self) -> FailedRun {
         FailedRun { reason: self.reason.to_owned(), message: self.message, again: self.again, target: self.target }
     }
@@ -49,7 +54,7 @@ impl From<Stored> for Failure {
     fn from(error: Stored) -> Self {
         let (reason, again) = match &error {
             Stored::Store(StoreError { fault, .. }) => (reasons::REPOSITORY_UNAVAILABLE, *fault != Fault::Denied),
-            Stored::NoLocation(_) | Stored::GivenUp { .. } | Stored::Locked { .. } => {
+            Stored::NoLocation(_) | Stored::GivenUp { .. } | Stored::Shifted { .. } | Stored::Locked { .. } => {
                 (reasons::REPOSITORY_UNAVAILABLE, true)
             }
             Stored::WrongPassword { .. } | Stored::OldFormat { .. } | Stored::NoRepository { .. } => {
@@ -64,7 +69,7 @@ impl From<Stored> for Failure {
             Stored::NoSnapshot(_) | Stored::NoFile(_) => (reasons::NOT_FOUND, false),
             Stored::Cancelled => (reasons::SHUTDOWN, true),
             Stored::Misdescribed { .. } | Stored::Foreign { .. } => (reasons::REPOSITORY_UNAVAILABLE, false),
-            Stored::Sink(_) | Stored::Format(_) => (reasons::SERVER_ERROR, true),
+            Stored::Sink(_) | Stored::Format(_) | Stored::Broke(_) => (reasons::SERVER_ERROR, true),
         };
         Self { reason, message: error.to_string(), again, target: None }
     }

@@ -23,9 +23,11 @@ use api::{
     runner::{Report, RestoreTask, Restored},
 };
 use freeze::Member;
-use repository::{Catalogue, Restorable};
+use repository::{Catalogue, Repository, Restorable};
 
-use crate::{dump::open, failure::Failure, options::Files, report::Reports, secrets::Secrets, stop::Stop};
+use crate::{
+    child::settle, dump::open, failure::Failure, options::Files, report::Reports, secrets::Secrets, stop::Stop,
+};
 
 /// Everything that a restore of one engine works with. On a thread that may block.
 pub(crate) struct Work {
@@ -56,45 +58,57 @@ pub(crate) async fn restore(
 ) -> Result<Restored, Failure> {
     let told = Told::default();
     told.step("opening the repository");
-    let opened = open(&task.repository, secrets).await?;
+    let opened = open(&task.repository, secrets).await.map_err(Failure::untouched)?;
     let member = Member::of(&task.to.spec, &|secret, key| secrets.value(secret, key));
-    let member = member.map_err(|error| Failure::no_member(&task.to.name, &error))?;
-    let files = Files::new().map_err(|error| Failure::bug(format!("no directory for the run's files: {error}")))?;
-    let (engine, stop, telling) = (task.to.spec.engine, stop.clone(), told.clone());
+    let member = member.map_err(|error| Failure::no_member(&task.to.name, &error).untouched())?;
+    let files = Files::new();
+    let files =
+        files.map_err(|error| Failure::bug(format!("no directory for the run's files: {error}")).untouched())?;
+    let (stop, telling) = (stop.clone(), told.clone());
     let working = tokio::task::spawn_blocking(move || {
-        let (entries, _) = Catalogue::default().read(&opened.repository)?;
-        let entry =
-            entries.iter().find(|entry| entry.id == task.id).ok_or(repository::Error::NoSnapshot(task.id.clone()))?;
-        let copies = entry.manifest().into_iter().flat_map(|manifest| &manifest.contents);
-        let copy = copies.into_iter().find(|copy| copy.database == task.from).cloned();
-        let copy = copy.ok_or_else(|| {
-            Failure::new(reasons::NOT_FOUND, format!("the copy has nothing of Database {}", task.from))
-        })?;
-        if copy.engine != engine {
-            return Err(Failure::new(
-                reasons::UNSUPPORTED,
-                format!("a copy of {} cannot be restored into {engine}", copy.engine),
-            ));
-        }
-        let source = opened.repository.restorable(entry)?;
-        let work = Work {
-            member,
-            copy,
-            source,
-            databases: task.databases,
-            existing: task.existing,
-            globals: task.globals,
-            files,
-            told,
-            stop,
-        };
-        work.verify()?;
-        match engine {
+        let work = ready(task, &opened.repository, member, files, telling, stop).map_err(Failure::untouched)?;
+        match work.copy.engine {
             Engine::PostgreSQL => postgresql::restore(&work),
             Engine::MariaDB => mariadb::restore(&work),
         }
     });
-    reports.during(working, || telling.report()).await
+    reports.during(working, || told.report()).await
+}
+
+/// Everything of the copy is there, and as it was written; nothing was asked of the target yet.
+fn ready(
+    task: RestoreTask,
+    repository: &Repository,
+    member: Member,
+    files: Files,
+    told: Told,
+    stop: Stop,
+) -> Result<Work, Failure> {
+    let (entries, _) = Catalogue::default().read(repository)?;
+    let entry =
+        entries.iter().find(|entry| entry.id == task.id).ok_or(repository::Error::NoSnapshot(task.id.clone()))?;
+    let copies = entry.manifest().into_iter().flat_map(|manifest| &manifest.contents);
+    let copy = copies.into_iter().find(|copy| copy.database == task.from).cloned();
+    let copy = copy
+        .ok_or_else(|| Failure::new(reasons::NOT_FOUND, format!("the copy has nothing of Database {}", task.from)))?;
+    let engine = task.to.spec.engine;
+    if copy.engine != engine {
+        let message = format!("a copy of {} cannot be restored into {engine}", copy.engine);
+        return Err(Failure::new(reasons::UNSUPPORTED, message));
+    }
+    let work = Work {
+        member,
+        copy,
+        source: repository.restorable(entry)?,
+        databases: task.databases,
+        existing: task.existing,
+        globals: task.globals,
+        files,
+        told,
+        stop,
+    };
+    work.verify()?;
+    Ok(work)
 }
 
 impl Work {
@@ -117,9 +131,14 @@ impl Work {
         Ok(())
     }
 
-    /// Before what cannot be given up in the middle.
+    /// Before what takes long.
     pub(crate) fn go_on(&self) -> Result<(), Failure> {
         if self.stop.is_set() { Err(Failure::new(reasons::SHUTDOWN, "told to end")) } else { Ok(()) }
+    }
+
+    /// Before what is not given up in the middle: until the run ends nobody is told to.
+    pub(crate) fn settle(&self) -> Result<(), Failure> {
+        if settle() { Ok(()) } else { Err(Failure::new(reasons::SHUTDOWN, "told to end")) }
     }
 
     /// A file, to its end.

@@ -46,37 +46,33 @@ impl Copies {
         let (snapshots, repositories) = (self.snapshots.all(namespace), self.repositories.all(namespace));
         let lists = join_all(repositories.iter().map(|repository| async move {
             let (namespace, name) = named(&**repository);
-            let (entries, warnings) = self.depot.list(&namespace, &name, &repository.spec).await;
-            (repository, entries, warnings)
+            (repository, self.depot.list(&namespace, &name, &repository.spec).await)
         }));
         let uids: HashSet<&str> = snapshots.iter().filter_map(|snapshot| snapshot.metadata.uid.as_deref()).collect();
         let mut found = Catalogued::default();
         let mut at: HashMap<String, Vec<String>> = HashMap::new();
-        let mut unread: HashSet<(String, String)> = HashSet::new();
-        for (repository, entries, warnings) in lists.await {
-            if !warnings.is_empty() {
-                unread.insert(named(&**repository));
-            }
-            found.warnings.extend(warnings);
-            for entry in entries {
+        let mut unread: HashMap<(String, String), Vec<String>> = HashMap::new();
+        for (repository, listed) in lists.await {
+            unread.insert(named(&**repository), listed.unread);
+            found.warnings.extend(listed.warnings);
+            for entry in listed.entries.iter() {
                 let uid = entry.manifest().map(|manifest| manifest.snapshot.uid.as_str());
                 if uid.is_some_and(|uid| uids.contains(uid)) {
                     at.insert(entry.id.clone(), entry.at.clone());
                 } else {
-                    found.items.push(Item::of_entry(repository, entry));
+                    found.items.push(Item::of_entry(repository, Arc::clone(entry)));
                 }
             }
         }
         let of_snapshot = |snapshot: &Arc<Snapshot>| {
             let id = snapshot.status.as_ref().and_then(|status| status.id.as_ref());
             let (namespace, _) = named(&**snapshot);
-            let is_unread = unread.contains(&(namespace, snapshot.spec.repository.clone().unwrap_or_default()));
-            let at = match id.and_then(|id| at.get(id)) {
-                Some(at) => at.clone(),
-                // That it was not seen says nothing.
-                None if is_unread => stored_at(snapshot),
-                None => Vec::new(),
-            };
+            let unread = unread.get(&(namespace, snapshot.spec.repository.clone().unwrap_or_default()));
+            let mut at = id.and_then(|id| at.get(id)).cloned().unwrap_or_default();
+            // That it was not seen there says nothing.
+            at.extend(
+                stored_at(snapshot).into_iter().filter(|name| unread.is_some_and(|unread| unread.contains(name))),
+            );
             Item::of_snapshot(snapshot, at)
         };
         found.items.extend(snapshots.iter().map(of_snapshot));

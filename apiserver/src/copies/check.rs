@@ -1,8 +1,7 @@
-//! Whether a repository is whole, when somebody asks. One check of one repository at a time: each reads all of its indexes and trees,
-//! and may read every byte. Whoever asked may go; the check ends by itself, and until then no other begins.
+//! Whether a repository is whole, when somebody asks. One check at a time: each reads all of a repository's indexes and trees, and may
+//! read every byte, beside whatever else this server does. Whoever asked may go; the check ends by itself, and until then no other begins.
 
 use std::{
-    collections::HashMap,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,18 +19,12 @@ pub(crate) const LONGEST: Duration = Duration::from_secs(3600);
 /// A repository that has lost a disk finds something wrong with every file.
 const MOST_FINDINGS: usize = 200;
 
-/// Which repositories are being checked, and since when. Cheap to clone.
+/// What is being checked, and since when. Cheap to clone.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Checking(Arc<Mutex<HashMap<Name, Timestamp>>>);
+pub(super) struct Checking(Arc<Mutex<Option<(String, Timestamp)>>>);
 
-/// Of a Repository, in its namespace.
-type Name = (String, String);
-
-/// As long as it lives, no other check of this repository begins.
-struct Turn {
-    checking: Checking,
-    name: Name,
-}
+/// As long as it lives, no other check begins.
+struct Turn(Checking);
 
 impl Copies {
     pub(crate) async fn check(
@@ -42,9 +35,9 @@ impl Copies {
     ) -> Result<RepositoryCheckStatus, ApiError> {
         let repository = self.repositories.get(namespace, name).await?;
         let began = Timestamp::now();
-        let turn = self.checking.begin(namespace, name, began).map_err(|since| {
+        let turn = self.checking.begin(namespace, name, began).map_err(|(other, since)| {
             ApiError::conflict_message(format!(
-                "Repository {name} is being checked since {since:.0}; ask again when that is over"
+                "Repository {other} is being checked since {since:.0}; ask again when that is over"
             ))
         })?;
         let read = if read_data { ReadData::All } else { ReadData::No };
@@ -54,15 +47,14 @@ impl Copies {
 }
 
 impl Checking {
-    /// Else: since when it is being checked.
-    fn begin(&self, namespace: &str, name: &str, now: Timestamp) -> Result<Turn, Timestamp> {
-        let name = (namespace.to_owned(), name.to_owned());
+    /// Else: what is being checked, and since when.
+    fn begin(&self, namespace: &str, name: &str, now: Timestamp) -> Result<Turn, (String, Timestamp)> {
         let mut checking = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match checking.get(&name) {
-            Some(since) => Err(*since),
+        match &*checking {
+            Some(other) => Err(other.clone()),
             None => {
-                checking.insert(name.clone(), now);
-                Ok(Turn { checking: self.clone(), name })
+                *checking = Some((format!("{namespace}/{name}"), now));
+                Ok(Turn(self.clone()))
             }
         }
     }
@@ -70,7 +62,7 @@ impl Checking {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.checking.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.name);
+        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 }
 
@@ -108,11 +100,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_check_of_a_repository_at_a_time_until_it_is_over() {
+    fn one_check_at_a_time_until_it_is_over() {
         let (checking, now) = (Checking::default(), Timestamp::now());
         let turn = checking.begin("shop", "nightly", now).ok().unwrap();
-        assert_eq!(checking.begin("shop", "nightly", Timestamp::now()).err(), Some(now));
-        assert!(checking.begin("shop", "weekly", now).is_ok() && checking.begin("elsewhere", "nightly", now).is_ok());
+        let other = Some(("shop/nightly".to_owned(), now));
+        assert_eq!(checking.begin("shop", "nightly", Timestamp::now()).err(), other);
+        assert_eq!(checking.begin("shop", "weekly", Timestamp::now()).err(), other);
         drop(turn);
         assert!(checking.begin("shop", "nightly", now).is_ok());
     }

@@ -4,13 +4,14 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     num::NonZeroUsize,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use api::{RepositorySpec, conditions::reasons};
 use lru::LruCache;
 use repository::{
-    Catalogue, Entry, Finding, Key, Location, Opened, Patience, ReadData, Repository, Restorable, StoreError, Unlock,
+    Catalogue, Entry, Fault, Finding, Key, Location, Opened, Patience, ReadData, Repository, Restorable, StoreError,
+    Unlock,
 };
 use sha2::{Digest, Sha256};
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
@@ -39,13 +40,23 @@ pub(crate) struct Known {
     digest: [u8; 32],
     key: Mutex<Option<Unlocked>>,
     pub(crate) catalogue: Catalogue,
-    listed: Mutex<Vec<Arc<Entry>>>,
+    listed: Mutex<Option<(Instant, Listed)>>,
     /// Copies that are read in parts; each has its repository's index in memory.
     read: Mutex<LruCache<String, Arc<Restorable>>>,
 }
 
 /// Not for the log.
 struct Unlocked(Key);
+
+/// What a look at a repository found. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listed {
+    pub(crate) entries: Arc<[Arc<Entry>]>,
+    /// What a person should know of it.
+    pub(crate) warnings: Vec<String>,
+    /// Locations that could not be looked at: what is not seen there may be there.
+    pub(crate) unread: Vec<String>,
+}
 
 /// Why a repository cannot be used now.
 #[derive(Clone, Debug)]
@@ -64,6 +75,8 @@ pub(crate) type Values = BTreeMap<String, BTreeMap<String, Vec<u8>>>;
 const LOOKING: Patience = Patience { request: Duration::from_secs(10), call: Duration::from_secs(15) };
 /// How long a list waits for one repository, before it shows what it knew of it.
 pub(crate) const LISTING: Duration = Duration::from_secs(8);
+/// A list of ten thousand comes in twenty pages: they are of one look.
+const YOUNG: Duration = Duration::from_secs(2);
 
 impl Depot {
     pub(crate) fn new(records: Arc<dyn Records>) -> Self {
@@ -73,6 +86,17 @@ impl Depot {
     /// Opens it, or makes it where `create` says so.
     pub(crate) async fn open(
         &self,
+        namespace: &str,
+        name: &str,
+        spec: &RepositorySpec,
+        create: bool,
+    ) -> Result<(Opened, Arc<Known>), Closed> {
+        self.open_with(LOOKING, namespace, name, spec, create).await
+    }
+
+    async fn open_with(
+        &self,
+        patience: Patience,
         namespace: &str,
         name: &str,
         spec: &RepositorySpec,
@@ -96,7 +120,7 @@ impl Depot {
         let locations = spec
             .locations
             .iter()
-            .map(|location| Location::new(&location.name, &repository::place(location, &text)?, LOOKING));
+            .map(|location| Location::new(&location.name, &repository::place(location, &text)?, patience));
         let locations = locations.collect::<Result<Vec<_>, _>>().map_err(closed)?;
         let key = locked(&known.key).as_ref().map(|unlocked| unlocked.0.clone());
         let permit = match &key {
@@ -118,30 +142,51 @@ impl Depot {
         Ok((opened, known))
     }
 
-    /// What is in it, as far as that can be read within [`LISTING`], or was known before; and what a person should know of that.
-    pub(crate) async fn list(
-        &self,
-        namespace: &str,
-        name: &str,
-        spec: &RepositorySpec,
-    ) -> (Vec<Arc<Entry>>, Vec<String>) {
+    /// What is in it, as far as that can be read within [`LISTING`], or was known before.
+    pub(crate) async fn look(&self, namespace: &str, name: &str, spec: &RepositorySpec) -> Listed {
         let look = async {
             let (opened, known) = self.open(namespace, name, spec, false).await?;
             let (repository, of) = (opened.repository.clone(), Arc::clone(&known));
             let (entries, errors) = blocking(move || of.catalogue.read(&repository)).await?;
-            locked(&known.listed).clone_from(&entries);
-            let warning = |error: &StoreError| format!("Repository {name}: {error}");
-            let warnings = errors.iter().chain(&opened.unusable).map(warning).collect();
-            Ok::<_, Closed>((entries, warnings))
+            let listed = listed(name, entries, errors.iter().chain(&opened.unusable));
+            *locked(&known.listed) = Some((Instant::now(), listed.clone()));
+            Ok::<_, Closed>(listed)
         };
         let why = match timeout(LISTING, look).await {
-            Ok(Ok(list)) => return list,
+            Ok(Ok(listed)) => return listed,
             Ok(Err(closed)) => closed.message,
             Err(_) => format!("no answer within {} s", LISTING.as_secs()),
         };
+        let known = self.remembered(namespace, name).map(|(_, listed)| listed).unwrap_or_default();
+        Listed {
+            warnings: vec![format!("Repository {name}: {why}; what is shown of it was known before")],
+            unread: spec.locations.iter().map(|location| location.name.clone()).collect(),
+            ..known
+        }
+    }
+
+    /// The same, of a moment ago.
+    pub(crate) async fn list(&self, namespace: &str, name: &str, spec: &RepositorySpec) -> Listed {
+        match self.remembered(namespace, name).filter(|(at, _)| at.elapsed() < YOUNG) {
+            Some((_, listed)) => listed,
+            None => self.look(namespace, name, spec).await,
+        }
+    }
+
+    /// What is in it is another by now; whoever lists it looks.
+    pub(crate) fn has_changed(&self, namespace: &str, name: &str) {
         let known = locked(&self.known).get(&(namespace.to_owned(), name.to_owned())).cloned();
-        let listed = known.map(|known| locked(&known.listed).clone()).unwrap_or_default();
-        (listed, vec![format!("Repository {name}: {why}; what is shown of it was known before")])
+        if let Some(known) = known
+            && let Some((at, _)) = locked(&known.listed).as_mut()
+        {
+            *at = at.checked_sub(YOUNG).unwrap_or(*at);
+        }
+    }
+
+    fn remembered(&self, namespace: &str, name: &str) -> Option<(Instant, Listed)> {
+        let known = locked(&self.known).get(&(namespace.to_owned(), name.to_owned())).cloned()?;
+        let listed = locked(&known.listed).clone();
+        listed
     }
 
     /// A copy that is open for reading, for whoever reads it in parts.
@@ -176,7 +221,7 @@ impl Depot {
         over: Vec<String>,
     ) -> Result<(), Closed> {
         let (opened, _) = self.open(namespace, name, spec, false).await?;
-        blocking(move || opened.repository.unlock(&over)).await
+        blocking(move || opened.repository.unlock(over)).await
     }
 
     /// Removes the copy of this name, and all of the Snapshot of this uid, from every location. One that cannot be reached has them still,
@@ -202,7 +247,9 @@ impl Depot {
             let ids: BTreeSet<String> = entries.iter().filter(is_its).map(|entry| entry.id.clone()).chain(id).collect();
             ids.iter().try_for_each(|id| opened.repository.forget(id))
         });
-        removing.await
+        let removed = removing.await;
+        self.has_changed(namespace, name);
+        removed
     }
 
     /// Looks at every location for itself; `held` is kept for as long as that takes, whoever waits for it no longer.
@@ -214,10 +261,17 @@ impl Depot {
         read: ReadData,
         held: impl Send + 'static,
     ) -> Result<Checked, Closed> {
-        let (Opened { repository, unusable }, _) = self.open(namespace, name, spec, false).await?;
+        // Whole packs are read, also from far away.
+        let (opened, known) = self.open_with(Patience::default(), namespace, name, spec, false).await?;
+        let Opened { repository, unusable } = opened;
         blocking(move || {
             let _held = held;
-            let look = |location: &Location| (location.name().to_owned(), repository.check(location, read));
+            let (entries, _) = known.catalogue.read(&repository)?;
+            let look = |location: &Location| {
+                let found = repository.check(location, read);
+                let found = found.map(|found| lacking(location.name(), &entries).chain(found).collect());
+                (location.name().to_owned(), found)
+            };
             let looked: Vec<_> = repository.locations().iter().map(look).collect();
             let missed =
                 unusable.into_iter().map(|error| (error.location.clone(), Err(repository::Error::Store(error))));
@@ -265,6 +319,31 @@ impl Depot {
     pub(crate) fn forget(&self, namespace: &str, name: &str) {
         locked(&self.known).remove(&(namespace.to_owned(), name.to_owned()));
     }
+}
+
+fn listed<'e>(name: &str, entries: Vec<Arc<Entry>>, errors: impl Iterator<Item = &'e StoreError>) -> Listed {
+    let (mut warnings, mut unread) = (Vec::new(), BTreeSet::new());
+    for error in errors {
+        warnings.push(format!("Repository {name}: {error}"));
+        // Of what is damaged or gone it is known that it is.
+        if !matches!(error.fault, Fault::Damaged | Fault::NotFound) {
+            unread.insert(error.location.clone());
+        }
+    }
+    Listed { entries: entries.into(), warnings, unread: unread.into_iter().collect() }
+}
+
+/// Copies that others have: each location for itself, one that has none would be whole.
+fn lacking<'e>(location: &'e str, entries: &'e [Arc<Entry>]) -> impl Iterator<Item = Finding> + 'e {
+    let lacks = move |entry: &&Arc<Entry>| !entry.at.iter().any(|at| at == location);
+    entries.iter().filter(lacks).map(|entry| Finding {
+        is_error: true,
+        message: format!(
+            "it does not have snapshot {}, which is in {}",
+            entry.id.get(..8).unwrap_or(&entry.id),
+            entry.at.join(", ")
+        ),
+    })
 }
 
 /// On a thread that may wait for a store.

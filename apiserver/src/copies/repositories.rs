@@ -76,7 +76,7 @@ async fn look_at(copies: Copies, namespace: String, name: String) {
     let found = match copies.depot.open(&namespace, &name, spec, before.is_none()).await {
         Err(closed) => Err(gone(closed, before.as_deref())),
         Ok((Opened { repository, unusable }, _)) => {
-            let (entries, _) = copies.depot.list(&namespace, &name, spec).await;
+            let entries = copies.depot.look(&namespace, &name, spec).await.entries;
             let unusable = unusable.iter().map(|error| (error.location.clone(), error.to_string())).collect();
             Ok(Look { id: repository.id().to_owned(), unusable, snapshots: entries.len() as u64 })
         }

@@ -17,6 +17,8 @@ use super::{Copies, catalogue::Item, depot::Values, kept::who, runs::Order, stat
 use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES, targets};
 
 const AT_ONCE: usize = 4;
+/// Of a target, where the run did not say what it left.
+const UNKNOWN: &str = "unknown: see what is in it before you restore again";
 /// How often it is looked whether one whose run goes on was deleted.
 const STILL_WANTED: Duration = Duration::from_millis(500);
 
@@ -117,7 +119,7 @@ impl Copies {
                     reason: reasons::RUNNER_DIED.to_owned(),
                     message: "the run ended without a word".to_owned(),
                     again: false,
-                    target: Some("unknown: see what is in it before you restore again".to_owned()),
+                    target: None,
                 };
                 self.restore_failed(restore, failed).await
             }
@@ -244,7 +246,7 @@ impl Copies {
             status.finished_at = Some(Time(now));
             status.progress = None;
             status.message = Some(failed.message.clone());
-            status.target = failed.target.clone().or_else(|| Some("as it was: nothing was touched".to_owned()));
+            status.target = failed.target.clone().or_else(|| Some(UNKNOWN.to_owned()));
             conditions::set_condition(
                 &mut status.conditions,
                 types::COMPLETE,
@@ -267,7 +269,11 @@ impl Copies {
         restore: &Restore,
         change: impl Fn(RestoreStatus) -> RestoreStatus + Send + Sync,
     ) -> Result<(), ApiError> {
-        let (namespace, name, _) = who(restore);
+        let (namespace, name, uid) = who(restore);
+        // Made anew under its name, it is somebody else's.
+        if self.restores.get(&namespace, &name).await.is_ok_and(|now| now.metadata.uid.as_deref() != Some(&uid)) {
+            return Err(ApiError::not_found(RESTORES.about(&name)));
+        }
         let generation = restore.metadata.generation;
         let change = |status: RestoreStatus| {
             let next = RestoreStatus { observed_generation: generation, ..change(status.clone()) };

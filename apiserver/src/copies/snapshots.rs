@@ -83,6 +83,11 @@ fn runs_of(snapshot: &Snapshot) -> Vec<String> {
     (1..=attempts as usize).map(|number| run_of(&uid, number)).collect()
 }
 
+/// How the names of all runs begin that give its locations what they lack.
+fn replications_of(uid: &str) -> String {
+    format!("{uid}-replicate-")
+}
+
 fn run_of(uid: &str, number: usize) -> String {
     format!("{uid}-{number}")
 }
@@ -141,6 +146,7 @@ impl Copies {
                     dumped.stored,
                     dumped.whole.join(", ")
                 );
+                self.has_changed(snapshot);
                 self.change(snapshot, |status| status::dumped(status, (*dumped).clone(), Timestamp::now())).await?;
                 self.tell(KIND, snapshot, true, "Stored", &message).await;
                 Ok(())
@@ -165,7 +171,9 @@ impl Copies {
         let repository = self.repositories.get(&namespace, &name).await?;
         let secrets = self.depot.values(&namespace, repository.spec.secrets()).await?;
         let id = status.id.unwrap_or_default();
-        let run = RunName { name: format!("{uid}-replicate"), over: Vec::new() };
+        // One at a time: any other is over.
+        let all = replications_of(&uid);
+        let run = RunName { name: format!("{all}{}", Timestamp::now().as_millisecond()), over: vec![all] };
         let task = ReplicateTask { run, repository: repository.spec.clone(), id, to: to.clone() };
         let order = Order { name: task.run.name.clone(), task: Task::Replicate(task), secrets };
         let results = match self.hear(snapshot, order).await? {
@@ -176,6 +184,7 @@ impl Copies {
             _ => return Ok(()),
         };
         let is_done = results.iter().all(|(_, why)| why.is_none());
+        self.has_changed(snapshot);
         self.change(snapshot, |status| status::replicated(status, &results, Timestamp::now())).await?;
         if is_done {
             self.tell(KIND, snapshot, true, "Replicated", &format!("{} has it now", to.join(", "))).await;
@@ -194,7 +203,7 @@ impl Copies {
         let (namespace, _, uid) = who(snapshot);
         let name = snapshot.spec.repository.clone()?;
         let repository = self.repositories.get(&namespace, &name).await.ok()?;
-        let (entries, _) = self.depot.list(&namespace, &name, &repository.spec).await;
+        let entries = self.depot.look(&namespace, &name, &repository.spec).await.entries;
         let locations: Vec<String> = repository.spec.locations.iter().map(|location| location.name.clone()).collect();
         entries.iter().rev().find_map(|entry| status::of_entry(entry, &uid, &locations))
     }
@@ -204,10 +213,11 @@ impl Copies {
         if snapshot.status.as_ref().is_none_or(|status| !status.begun) {
             return;
         }
-        let (namespace, name, _) = who(snapshot);
+        let (namespace, name, uid) = who(snapshot);
         let of = snapshot.spec.repository.clone().unwrap_or_default();
         let Ok(repository) = self.repositories.get(&namespace, &of).await else { return };
-        if let Err(closed) = self.depot.unlock(&namespace, &of, &repository.spec, runs_of(snapshot)).await {
+        let over = runs_of(snapshot).into_iter().chain([replications_of(&uid)]).collect();
+        if let Err(closed) = self.depot.unlock(&namespace, &of, &repository.spec, over).await {
             debug!(namespace, name, message = closed.message, "a lock of a dead run may be left");
         }
     }
@@ -354,6 +364,18 @@ impl Copies {
         sized.max_by_key(|(taken, _)| *taken).map(|(_, size)| size)
     }
 
+    /// Made anew under its name, it is somebody else's.
+    async fn is_another(&self, snapshot: &Snapshot) -> bool {
+        let (namespace, name, uid) = who(snapshot);
+        self.snapshots.get(&namespace, &name).await.is_ok_and(|now| now.metadata.uid.as_deref() != Some(&uid))
+    }
+
+    /// There is more or less in its Repository than somebody has seen.
+    fn has_changed(&self, snapshot: &Snapshot) {
+        let (namespace, _, _) = who(snapshot);
+        self.depot.has_changed(&namespace, snapshot.spec.repository.as_deref().unwrap_or_default());
+    }
+
     /// Only as long as it is the same object.
     async fn change(
         &self,
@@ -362,6 +384,9 @@ impl Copies {
     ) -> Result<(), ApiError> {
         let (namespace, name, _) = who(snapshot);
         let generation = snapshot.metadata.generation;
+        if self.is_another(snapshot).await {
+            return Err(ApiError::not_found(KIND.about(&name)));
+        }
         let change = |status: SnapshotStatus| {
             let next = SnapshotStatus { observed_generation: generation, ..change(status.clone()) };
             (next != status).then_some(next)

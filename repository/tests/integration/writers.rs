@@ -36,6 +36,26 @@ fn a_run_that_was_given_up_and_goes_on_writes_no_index_of_what_was_swept() {
     }
 }
 
+#[test]
+fn a_run_does_not_store_what_refers_to_an_index_that_was_taken_back() {
+    let world = Arc::new(World::new());
+    let files = [("orders/shop.dump", noise(5, 3 * MIB))];
+    let repository = world.empty(&["main"], &[]);
+    repository.capture(&run("a"), capture(&files)).unwrap();
+    let indexes = world.path("main/index");
+    // As one that was given up does with its own.
+    let stream = Eventful::new(files[0].1.clone()).at(2 * MIB, move || {
+        let before: Vec<_> = fs::read_dir(&indexes)?.flatten().map(|entry| entry.path()).collect();
+        before.iter().try_for_each(fs::remove_file)
+    });
+    let outcome = repository.capture(&run("b"), capture_of(vec![source("orders/shop.dump", stream)]));
+    assert!(matches!(outcome, Err(Error::Shifted { .. })), "{outcome:?}");
+    assert_eq!(ids(&repository).len(), 1, "nothing new is there");
+    // The next one stores all that it needs.
+    let again = repository.capture(&run("c"), capture(&files)).unwrap();
+    assert_restores(&repository, &again.id, &files);
+}
+
 /// A location where a run `a` died before it could write its indexes; what it had.
 fn died_before_its_index(world: &World, name: &str, whole: &[(String, Vec<u8>)]) -> BTreeSet<String> {
     let told = |name: &str| !name.starts_with("index/") && !name.starts_with("snapshots/");

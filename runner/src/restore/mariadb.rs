@@ -24,23 +24,17 @@ struct Server<'w> {
 const MOST_OUTPUT: u64 = 16 << 20;
 
 pub(super) fn restore(work: &Work) -> Result<Restored, Failure> {
-    let major = work.copy.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
-    let server = Server { work, client: programs::find(&["mariadb", "mysql"], major)? };
-    let Some(file) = work.copy.files.iter().find(|file| file.format == DumpFormat::MariaDBSql) else {
-        return Err(
-            Failure::new(reasons::NOT_FOUND, "the copy has no databases").leaves("as it was: nothing was touched")
-        );
-    };
-    work.told.step("looking at the target");
-    let wanted = server.wanted(&file.path)?;
-    let (replaced, made) = server.may_be(&wanted)?;
+    let (server, file, wanted) = ready(work).map_err(Failure::untouched)?;
+    let (replaced, made) =
+        server.may_be(&wanted).and_then(|found| work.go_on().map(|()| found)).map_err(Failure::untouched)?;
     let mut restored = Restored::default();
-    work.go_on().map_err(|failure| failure.leaves("as it was: nothing was touched"))?;
+    let in_part =
+        || format!("{} were to be replaced, and are gone or restored in part: restore them again", replaced.join(", "));
     for name in &replaced {
-        server.ask(&format!("DROP DATABASE {};", quoted(name)))?;
+        server.ask(&format!("DROP DATABASE {};", quoted(name))).map_err(|failure| failure.leaves(in_part()))?;
     }
     work.told.step("restoring");
-    match server.fill(&file.path, &wanted) {
+    match server.fill(file, &wanted) {
         Ok(bytes) => restored.bytes = bytes,
         Err(failure) => {
             let left: Vec<&String> = made
@@ -50,20 +44,28 @@ pub(super) fn restore(work: &Work) -> Result<Restored, Failure> {
             let target = match (replaced.is_empty(), left.is_empty()) {
                 (true, true) => "as it was".to_owned(),
                 (true, false) => format!("half restored: {left:?} could not be removed again"),
-                (false, _) => format!(
-                    "{} were replaced, and are restored in part or not at all: restore them again",
-                    replaced.join(", ")
-                ),
+                (false, _) => in_part(),
             };
             return Err(failure.leaves(target));
         }
     }
     // Last: what is granted on a table that is not there is refused.
     if work.globals {
-        restored.warnings = server.users()?;
+        restored.warnings = server.users().map_err(|failure| failure.leaves("restored, but for users and grants"))?;
     }
     restored.databases = wanted.into_iter().collect();
     Ok(restored)
+}
+
+/// The target's programs, the dump, and what of it is wanted.
+fn ready(work: &Work) -> Result<(Server<'_>, &str, BTreeSet<String>), Failure> {
+    let major = work.copy.version.split('.').next().and_then(|major| major.parse().ok()).unwrap_or(0);
+    let server = Server { work, client: programs::find(&["mariadb", "mysql"], major)? };
+    let file = work.copy.files.iter().find(|file| file.format == DumpFormat::MariaDBSql);
+    let file = file.ok_or_else(|| Failure::new(reasons::NOT_FOUND, "the copy has no databases"))?;
+    work.told.step("looking at the target");
+    let wanted = server.wanted(&file.path)?;
+    Ok((server, &file.path, wanted))
 }
 
 impl Server<'_> {
@@ -150,6 +152,8 @@ impl Server<'_> {
             "--binary-mode",
             "--max-allowed-packet=1G",
             "--default-character-set=utf8mb4",
+            // Nothing waits longer for somebody else's lock.
+            "--init-command=SET SESSION lock_wait_timeout=60, SESSION innodb_lock_wait_timeout=60",
         ]);
         Ok(command)
     }

@@ -28,6 +28,8 @@ struct Coming<'w> {
     until_then: String,
     /// What is called so now gives way, under this name.
     old: Option<String>,
+    /// Its owner, grants and settings, when it is whole.
+    more: String,
 }
 
 /// Databases of ours that are not whole, or not needed any more.
@@ -38,6 +40,10 @@ const MOST_OUTPUT: u64 = 16 << 20;
 /// Sessions that come again and again are ended so often before a database is renamed.
 const RENAMES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(250);
+/// Nothing waits longer for somebody else's lock.
+const LOCK_WAIT: &str = "-c lock_timeout=60s";
+/// What a restore leaves that failed before databases took their names.
+const BUT_FOR_ROLES: &str = "as it was, but for roles that were not there before";
 /// What a database is empty of: everything but what the server put there. Objects of extensions are the extension's.
 const IS_EMPTY: &str = "SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
     WHERE n.nspname <> 'information_schema' AND n.nspname !~ '^pg_') \
@@ -45,31 +51,19 @@ const IS_EMPTY: &str = "SELECT (SELECT count(*) FROM pg_class c JOIN pg_namespac
     WHERE n.nspname <> 'information_schema' AND n.nspname !~ '^pg_') + (SELECT count(*) FROM pg_largeobject_metadata);";
 
 pub(super) fn restore(work: &Work) -> Result<Restored, Failure> {
-    let major = |text: &str| text.split(|c: char| !c.is_ascii_digit()).find_map(|part| part.parse().ok()).unwrap_or(0);
-    let needed = major(&work.copy.version);
-    let server =
-        Server { work, psql: programs::find(&["psql"], needed)?, restore: programs::find(&["pg_restore"], needed)? };
-    work.told.step("looking at the target");
-    let here = major(&server.one(MAINTENANCE, "SHOW server_version;")?);
-    if here < needed {
-        let message =
-            format!("the copy is of PostgreSQL {needed}, and the target is {here}: restore it into {needed} or later");
-        return Err(Failure::new(reasons::UNSUPPORTED_VERSION, message).leaves("as it was: nothing was touched"));
-    }
-    server.tidy_up()?;
-    let mut coming = server.coming()?;
+    let server = Server::of(work).map_err(Failure::untouched)?;
+    let mut coming = server.coming().map_err(Failure::untouched)?;
     let mut restored = Restored::default();
     if work.globals {
-        restored.warnings = server.globals()?;
+        restored.warnings = server.globals().map_err(|failure| failure.leaves(BUT_FOR_ROLES))?;
     }
-    let filled = server.fill(&coming, &mut restored).and_then(|()| work.go_on());
-    let done = filled.and_then(|()| server.swap(&mut coming));
+    let filled = server.fill(&mut coming, &mut restored).and_then(|()| work.settle());
+    let done = filled.and_then(|()| server.swap(&coming));
     if let Err(failure) = done {
         for one in &coming {
             server.drop(&one.until_then).ok();
         }
-        let target =
-            failure.target.clone().unwrap_or_else(|| "as it was, but for roles that were not there before".to_owned());
+        let target = failure.target.clone().unwrap_or_else(|| BUT_FOR_ROLES.to_owned());
         return Err(failure.leaves(target));
     }
     for old in coming.iter().filter_map(|one| one.old.as_ref()) {
@@ -83,9 +77,28 @@ pub(super) fn restore(work: &Work) -> Result<Restored, Failure> {
     Ok(restored)
 }
 
-impl Server<'_> {
+impl<'w> Server<'w> {
+    /// The target, if it is not older than the copy.
+    fn of(work: &'w Work) -> Result<Self, Failure> {
+        let major =
+            |text: &str| text.split(|c: char| !c.is_ascii_digit()).find_map(|part| part.parse().ok()).unwrap_or(0);
+        let needed = major(&work.copy.version);
+        let (psql, restore) = (programs::find(&["psql"], needed)?, programs::find(&["pg_restore"], needed)?);
+        let server = Self { work, psql, restore };
+        work.told.step("looking at the target");
+        let here = major(&server.one(MAINTENANCE, "SHOW server_version;")?);
+        if here < needed {
+            let message = format!(
+                "the copy is of PostgreSQL {needed}, and the target is {here}: restore it into {needed} or later"
+            );
+            return Err(Failure::new(reasons::UNSUPPORTED_VERSION, message));
+        }
+        server.tidy_up()?;
+        Ok(server)
+    }
+
     /// What is to be restored, if it may be.
-    fn coming(&self) -> Result<Vec<Coming<'_>>, Failure> {
+    fn coming(&self) -> Result<Vec<Coming<'w>>, Failure> {
         let work = self.work;
         let there: HashSet<String> = self.rows(MAINTENANCE, "SELECT datname FROM pg_database;")?.into_iter().collect();
         let files = work.wanted(DumpFormat::PostgreSQLCustom);
@@ -112,14 +125,16 @@ impl Server<'_> {
                 }
                 old = Some(self.ours("old", number));
             }
-            coming.push(Coming { until_then: self.ours("new", number), name, file, old });
+            coming.push(Coming { until_then: self.ours("new", number), name, file, old, more: String::new() });
         }
         if in_the_way.is_empty() { Ok(coming) } else { Err(exists(&in_the_way, "is there already")) }
     }
 
+    /// No other restore's.
     fn ours(&self, what: &str, number: usize) -> String {
         let id = &self.work.source.entry().id;
-        format!("{OURS}{}-{what}-{number}", id.get(..8).unwrap_or(id))
+        let now = jiff::Timestamp::now().as_millisecond();
+        format!("{OURS}{}-{now:x}-{what}-{number}", id.get(..8).unwrap_or(id))
     }
 
     /// Databases of restores that were killed; not of one that goes on.
@@ -155,12 +170,13 @@ impl Server<'_> {
     }
 
     /// Makes and fills them all, under names of ours.
-    fn fill(&self, coming: &[Coming<'_>], restored: &mut Restored) -> Result<(), Failure> {
+    fn fill(&self, coming: &mut [Coming<'_>], restored: &mut Restored) -> Result<(), Failure> {
         for one in coming {
             self.work.go_on()?;
             self.work.told.step(&format!("restoring {}", one.name));
-            let made = self.described(one.file)?;
-            let create = made.create.ok_or_else(|| {
+            let Described { create, more } = self.described(one.file)?;
+            one.more = more;
+            let create = create.ok_or_else(|| {
                 Failure::new(reasons::DAMAGED, format!("{} does not say how its database is made", one.file.path))
             })?;
             self.run(MAINTENANCE, &format!("CREATE DATABASE {} {create}", quoted(&one.until_then)))?;
@@ -178,10 +194,10 @@ impl Server<'_> {
     }
 
     /// Each takes its name. If one cannot, all have again what they had.
-    fn swap(&self, coming: &mut [Coming<'_>]) -> Result<(), Failure> {
+    fn swap(&self, coming: &[Coming<'_>]) -> Result<(), Failure> {
         self.work.told.step("taking their names");
         let mut done: Vec<(String, String)> = Vec::new();
-        for one in coming.iter() {
+        for one in coming {
             let steps = one
                 .old
                 .iter()
@@ -203,10 +219,9 @@ impl Server<'_> {
                 done.push((from, to));
             }
         }
-        for one in coming.iter() {
+        for one in coming {
             // By its name now: who owns it, who may connect, what is set for it.
-            let sql = self.described(one.file)?.more;
-            if let Err(failure) = self.run(MAINTENANCE, &sql) {
+            if let Err(failure) = self.run(MAINTENANCE, &one.more) {
                 return Err(
                     failure.leaves(format!("restored; {} does not have its owner, grants and settings yet", one.name))
                 );
@@ -231,9 +246,16 @@ impl Server<'_> {
                     tries += 1;
                     std::thread::park_timeout(PAUSE);
                 }
+                // A session that broke off may have done it all the same.
+                Err(_) if self.is_renamed(from, to) => return Ok(()),
                 other => return other,
             }
         }
+    }
+
+    fn is_renamed(&self, from: &str, to: &str) -> bool {
+        let there = self.rows(MAINTENANCE, "SELECT datname FROM pg_database;").unwrap_or_default();
+        there.iter().any(|name| name == to) && !there.iter().any(|name| name == from)
     }
 
     fn drop(&self, database: &str) -> Result<(), Failure> {
@@ -262,7 +284,7 @@ impl Server<'_> {
 
     fn program(&self, program: &Program, database: &str) -> Result<Command, Failure> {
         let mut command = options::postgresql(&program.path, &self.work.member, &self.work.files).map_err(broken)?;
-        command.env("PGDATABASE", database).env("PGAPPNAME", "stillpoint/restore");
+        command.env("PGDATABASE", database).env("PGAPPNAME", "stillpoint/restore").env("PGOPTIONS", LOCK_WAIT);
         Ok(command)
     }
 

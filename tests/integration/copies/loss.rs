@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use fixtures::{FaultyS3, Load, Login, Options, S3, Server, ServerKind, StoreFault, compare};
 use serde_json::{Value, json};
 
-use super::world::{REPOSITORY, REPOSITORY_PASSWORD, World, condition};
+use super::world::{LIMIT, REPOSITORY, REPOSITORY_PASSWORD, World, condition};
 
 fn bucket(store: &S3, endpoint: &str) -> Value {
     json!({"name": "bucket", "s3": {
@@ -108,5 +108,9 @@ async fn a_repository_that_is_not_there_is_not_begun_anew_and_its_copies_are_not
     assert_eq!(phase().await, "Ready");
     // The control: what was looked for and is not there is missing.
     std::fs::remove_dir_all(directory.join("snapshots")).unwrap();
-    assert_eq!(phase().await, "Missing");
+    let end = Instant::now() + LIMIT;
+    while phase().await != "Missing" {
+        assert!(Instant::now() < end, "{:#}", world.stillpoint.get(live).await.unwrap());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
