@@ -27,7 +27,7 @@ use Verdict::{Right, Wrong, WrongForUs};
 
 /// All of them.
 pub fn all() -> Vec<Case> {
-    databases().into_iter().chain(freezes()).collect()
+    databases().into_iter().chain(freezes()).chain(snapshots()).chain(restores()).collect()
 }
 
 fn databases() -> Vec<Case> {
@@ -105,6 +105,66 @@ fn freezes() -> Vec<Case> {
     ]
 }
 
+fn snapshots() -> Vec<Case> {
+    let case = |name, old: Option<Value>, spec, verdict| Case { name, kind: "Snapshot", old, spec, verdict };
+    let dump = |more: Value| merged(json!({"databases": ["orders"], "repository": "nightly"}), more);
+    let cut = |more: Value| merged(json!({"databases": ["orders"], "method": "VolumeSnapshot"}), more);
+    let many: Vec<String> = (0..17).map(|n| format!("d{n}")).collect();
+    vec![
+        case("a dump", None, dump(json!({})), Right),
+        case("a dump to nowhere", None, json!({"databases": ["orders"]}), Wrong),
+        case("a dump of a class", None, dump(json!({"volumeSnapshotClassName": "fast"})), Wrong),
+        case("a dump that may be missed", None, dump(json!({"onMissed": "Fail"})), Wrong),
+        case("volumes", None, cut(json!({})), Right),
+        case(
+            "volumes as they are wanted",
+            None,
+            cut(json!({"volumeSnapshotClassName": "fast", "onMissed": "Fail"})),
+            Right,
+        ),
+        case("volumes to a Repository", None, cut(json!({"repository": "nightly"})), Wrong),
+        case("of nothing", None, cut(json!({"databases": []})), Wrong),
+        case("of too many", None, cut(json!({"databases": many})), Wrong),
+        case("a Database without a name", None, cut(json!({"databases": [""]})), Wrong),
+        case("a Database twice", None, cut(json!({"databases": ["a", "a"]})), Wrong),
+        case("a method that is none", None, cut(json!({"method": "Photograph"})), Wrong),
+        case("no time at all", None, cut(json!({"deadlineSeconds": 0})), Wrong),
+        case("kept after all", Some(cut(json!({}))), cut(json!({"deletionPolicy": "Retain"})), Right),
+        case("another Database", Some(cut(json!({}))), cut(json!({"databases": ["billing"]})), Wrong),
+        case("another class", Some(cut(json!({}))), cut(json!({"volumeSnapshotClassName": "fast"})), Wrong),
+        case("more time", Some(cut(json!({}))), cut(json!({"deadlineSeconds": 60})), Wrong),
+        case("a dump after all", Some(cut(json!({}))), dump(json!({})), Wrong),
+    ]
+}
+
+fn restores() -> Vec<Case> {
+    let case = |name, old: Option<Value>, spec, verdict| Case { name, kind: "Restore", old, spec, verdict };
+    let of = |source: Value, more: Value| merged(json!({"source": source}), more);
+    let noon = |more: Value| of(json!({"snapshot": "noon"}), more);
+    let into = || json!({"database": "orders"});
+    let claims = |names: &[&str]| {
+        let volumes: Vec<_> = names.iter().map(|name| json!({"name": name})).collect();
+        json!({"volumes": volumes})
+    };
+    vec![
+        case("into a Database", None, noon(into()), Right),
+        case("the newest", None, of(json!({"latest": true, "repository": "r"}), into()), Right),
+        case("the newest of nowhere", None, of(json!({"latest": true}), into()), Wrong),
+        case("none", None, of(json!({"repository": "r"}), into()), Wrong),
+        case("two", None, of(json!({"snapshot": "noon", "latest": true}), into()), Wrong),
+        case("to new claims", None, noon(json!({})), Right),
+        case("to claims by their names", None, noon(claims(&["copy", "copy-wal"])), Right),
+        case("one claim twice", None, noon(claims(&["copy", "copy"])), Wrong),
+        case("a claim without a name", None, noon(claims(&[""])), Wrong),
+        case("a size that is none", None, noon(json!({"volumes": [{"name": "copy", "size": "large"}]})), WrongForUs),
+        case("claims into a Database", None, noon(merged(into(), claims(&["copy"]))), Wrong),
+        case("over claims that are there", None, noon(json!({"existing": "Replace"})), Wrong),
+        case("the newest to new claims", None, of(json!({"latest": true, "repository": "r"}), json!({})), Wrong),
+        case("another name", Some(noon(json!({}))), noon(claims(&["copy"])), Wrong),
+        case("the same", Some(noon(json!({}))), noon(json!({})), Right),
+    ]
+}
+
 fn merged(mut object: Value, more: Value) -> Value {
     if let (Some(object), Value::Object(more)) = (object.as_object_mut(), more) {
         object.extend(more);
@@ -122,6 +182,8 @@ mod tests {
         for case in all() {
             let right = match case.kind {
                 "Database" => judge(&case, validate::database, validate::database_update),
+                "Snapshot" => judge(&case, validate::snapshot, validate::snapshot_update),
+                "Restore" => judge(&case, validate::restore, validate::restore_update),
                 _ => judge(&case, validate::freeze, validate::freeze_update),
             };
             assert_eq!(right, case.verdict == Right, "{}: {}", case.kind, case.name);

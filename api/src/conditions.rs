@@ -95,6 +95,8 @@ pub mod reasons {
     pub const DEADLINE_EXCEEDED: &str = "DeadlineExceeded";
     /// The process that did it is gone without a word.
     pub const RUNNER_DIED: &str = "RunnerDied";
+    /// It was to be held, and was not.
+    pub const NOT_HELD: &str = "NotHeld";
     pub const IN_PROGRESS: &str = "InProgress";
 }
 

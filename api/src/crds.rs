@@ -9,7 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::{Database, Freeze};
+use crate::{Database, Freeze, Restore, Snapshot, validate::copies as said};
 
 /// A CEL rule at a place in the schema.
 struct Rule {
@@ -38,6 +38,8 @@ pub fn all() -> Vec<CustomResourceDefinition> {
     vec![
         complete(Database::crd(), DATABASE_COLUMNS, &[".spec.engine"], DATABASE_RULES),
         complete(Freeze::crd(), FREEZE_COLUMNS, &[".status.phase"], FREEZE_RULES),
+        complete(Restore::crd(), RESTORE_COLUMNS, &[".status.phase"], RESTORE_RULES),
+        complete(Snapshot::crd(), SNAPSHOT_COLUMNS, &[".status.phase"], SNAPSHOT_RULES),
     ]
 }
 
@@ -98,6 +100,60 @@ const FREEZE_RULES: &[Rule] = &[
     },
 ];
 
+const SNAPSHOT_RULES: &[Rule] = &[
+    Rule {
+        at: &["spec"],
+        cel: "self.databases == oldSelf.databases && self.method == oldSelf.method \
+               && has(self.repository) == has(oldSelf.repository) \
+               && (!has(self.repository) || self.repository == oldSelf.repository) \
+               && has(self.volumeSnapshotClassName) == has(oldSelf.volumeSnapshotClassName) \
+               && (!has(self.volumeSnapshotClassName) \
+                   || self.volumeSnapshotClassName == oldSelf.volumeSnapshotClassName) \
+               && has(self.onMissed) == has(oldSelf.onMissed) \
+               && (!has(self.onMissed) || self.onMissed == oldSelf.onMissed) \
+               && has(self.deadlineSeconds) == has(oldSelf.deadlineSeconds) \
+               && (!has(self.deadlineSeconds) || self.deadlineSeconds == oldSelf.deadlineSeconds)",
+        message: "only deletionPolicy may change; make another Snapshot for anything else",
+    },
+    Rule {
+        at: &["spec"],
+        cel: "self.databases.all(one, self.databases.exists_one(other, other == one))",
+        message: "a Database is named twice",
+    },
+    Rule { at: &["spec"], cel: "self.method != 'Dump' || has(self.repository)", message: said::DUMP_WHERE },
+    Rule { at: &["spec"], cel: "self.method == 'Dump' || !has(self.repository)", message: said::VOLUMES_WHERE },
+    Rule {
+        at: &["spec"],
+        cel: "self.method != 'Dump' || !(has(self.volumeSnapshotClassName) || has(self.onMissed))",
+        message: "volumeSnapshotClassName and onMissed are for method: VolumeSnapshot",
+    },
+];
+
+const RESTORE_RULES: &[Rule] = &[
+    Rule { at: &["spec"], cel: "self == oldSelf", message: "a Restore is for good; make another" },
+    Rule {
+        at: &["spec", "source"],
+        cel: "[has(self.snapshot), has(self.latest) && self.latest, has(self.asOf)].filter(said, said).size() == 1",
+        message: "say exactly one of snapshot, latest: true, asOf",
+    },
+    Rule {
+        at: &["spec", "source"],
+        cel: "has(self.snapshot) || has(self.repository)",
+        message: "say in which Repository to look",
+    },
+    Rule { at: &["spec"], cel: "!(has(self.database) && has(self.volumes))", message: said::INTO_A_SERVER },
+    Rule {
+        at: &["spec"],
+        cel: "has(self.database) || (has(self.source.snapshot) && self.existing == 'Never' && !has(self.databases))",
+        message: said::OF_NO_DUMP,
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.volumes) || self.volumes.all(one, self.volumes.exists_one(other, other.name == one.name))",
+        message: "a claim is named twice",
+    },
+];
+
 const DATABASE_COLUMNS: &[Column] = &[
     shown("Engine", ".spec.engine", "The kind of server."),
     shown("Ready", ".status.conditions[?(@.type==\"Ready\")].status", "Whether a freeze at its level would be tried."),
@@ -115,6 +171,24 @@ const FREEZE_COLUMNS: &[Column] = &[
     shown("Level", ".status.level", "What it promises."),
     Column { kind: "boolean", ..shown("Proved", ".status.proved", "Whether it is proved that the hold lasted.") },
     Column { kind: "integer", ..shown("Held-ms", ".status.frozenMilliseconds", "How long it held, in milliseconds.") },
+    AGE,
+    wide("Message", ".status.message", "How it ended, and what to do."),
+];
+
+const SNAPSHOT_COLUMNS: &[Column] = &[
+    shown("Databases", ".spec.databases", "What is copied."),
+    shown("Method", ".spec.method", "How the copy is made."),
+    shown("Phase", ".status.phase", "Where it stands."),
+    shown("Consistency", ".status.consistency.verdict", "What it is worth."),
+    AGE,
+    wide("Repository", ".spec.repository", "Where a dump is kept."),
+    wide("Message", ".status.message", "Why it is where it is."),
+];
+
+const RESTORE_COLUMNS: &[Column] = &[
+    shown("Database", ".spec.database", "What it is restored into; none: to new claims."),
+    shown("Snapshot", ".status.chosen.snapshot", "The copy that was chosen."),
+    shown("Phase", ".status.phase", "Where it stands."),
     AGE,
     wide("Message", ".status.message", "How it ended, and what to do."),
 ];
@@ -187,9 +261,12 @@ mod tests {
 
     #[test]
     fn every_rule_is_in_its_place_and_every_column_leads_to_a_property() {
-        for (crd, rules, columns) in
-            [(&all()[0], DATABASE_RULES, DATABASE_COLUMNS), (&all()[1], FREEZE_RULES, FREEZE_COLUMNS)]
-        {
+        for (crd, rules, columns) in [
+            (&all()[0], DATABASE_RULES, DATABASE_COLUMNS),
+            (&all()[1], FREEZE_RULES, FREEZE_COLUMNS),
+            (&all()[2], RESTORE_RULES, RESTORE_COLUMNS),
+            (&all()[3], SNAPSHOT_RULES, SNAPSHOT_COLUMNS),
+        ] {
             let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap()["openAPIV3Schema"].take();
             let text = schema.to_string();
             let property =

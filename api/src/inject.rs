@@ -28,6 +28,7 @@ mod velero;
 pub use decide::{Decided, Verdict, decide, hash, patch};
 pub use engine::{OPERATORS, pattern};
 pub use looks::{Looks, System, looks, operator};
+pub use quantity::bytes;
 pub use settings::{Policy, SETTINGS, Setting, table};
 
 /// Label of a Pod: `"true"`, it is to have an agent; `"false"`, it is not, whatever its namespace says. Label of a Namespace:

@@ -10,7 +10,8 @@ pub const NAMESPACE: &str = "stillpoint";
 pub const ACCOUNT: &str = "stillpoint-apiserver";
 /// Both webhook configurations, and the Service, the Deployment and the ServiceAccount of the webhooks.
 pub const WEBHOOKS: &str = "stillpoint-webhooks";
-/// The ClusterRole that lets the account read Secrets, and the RoleBinding that grants it in one namespace.
+/// The ClusterRole that lets the account read Secrets, and make VolumeSnapshots and claims, and the RoleBinding that grants it in one
+/// namespace.
 pub const CREDENTIALS: &str = "stillpoint:credentials";
 /// On everything that is ours, but what is the webhooks'; the server's pods are selected by them.
 pub const LABELS: [(&str, &str); 2] =
@@ -52,7 +53,11 @@ pub mod policies {
     pub const JOURNAL: &str = "journal.stillpoint.dev";
     /// A Database is given only Secrets that its author may read.
     pub const SECRETS: &str = "secrets.stillpoint.dev";
-    pub const ALL: [&str; 5] = [QUIESCE, THAW, THAW_MORE, JOURNAL, SECRETS];
+    /// A Snapshot is declared only by who may quiesce each of its Databases.
+    pub const COPY: &str = "copy.stillpoint.dev";
+    /// A Restore is declared only by who may restore that copy, and quiesce the Database that it goes to.
+    pub const RESTORE: &str = "restore.stillpoint.dev";
+    pub const ALL: [&str; 7] = [QUIESCE, THAW, THAW_MORE, JOURNAL, SECRETS, COPY, RESTORE];
 }
 
 /// One rule of RBAC; `resources`, `names` and `verbs` are lists with commas. Without names it is about all.
@@ -65,12 +70,16 @@ pub struct Rule {
 }
 
 /// What the account needs everywhere: what it calls, and nothing beside.
-pub const EVERYWHERE: [Rule; 20] = [
+pub const EVERYWHERE: [Rule; 24] = [
     // One is made for a workload that has agents and no Database.
     rule(crate::GROUP, "databases", "create,get,list,watch"),
     rule(crate::GROUP, "databases/status", "update"),
     rule(crate::GROUP, "freezes", "create,delete,get,list,patch,watch"),
     rule(crate::GROUP, "freezes/status", "patch,update"),
+    // Copies: declared by people, or made for a caller of ours; kept until what was cut is removed.
+    rule(crate::GROUP, "restores,snapshots", "create,get,list,watch"),
+    rule(crate::GROUP, "snapshots", "patch"),
+    rule(crate::GROUP, "restores/status,snapshots/status", "update"),
     rule("", "events", "create"),
     // Whose data a volume holds, and who stands still for its cut.
     rule("", "namespaces,persistentvolumes,pods,services", "list,watch"),
@@ -81,11 +90,14 @@ pub const EVERYWHERE: [Rule; 20] = [
     rule("apps", "deployments,replicasets,statefulsets", "get"),
     // How far a cut is, and what it is worth.
     rule(crate::gate::SNAPSHOTS, "volumesnapshotcontents", "get,list,patch,watch"),
-    rule(crate::gate::SNAPSHOTS, "volumesnapshots", "get,patch"),
+    // Those that were made for a Snapshot are followed.
+    rule(crate::gate::SNAPSHOTS, "volumesnapshots", "get,list,patch,watch"),
     rule(crate::gate::SNAPSHOTS, "volumesnapshotclasses", "get"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotcontents", "get,list,patch,watch"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshots", "get,patch"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotclasses", "get"),
+    // Whether a claim waits for the first Pod.
+    rule("storage.k8s.io", "storageclasses", "get"),
     // Who is asked before a snapshot is made.
     named("admissionregistration.k8s.io", "validatingwebhookconfigurations", webhooks::NAME, "get,patch"),
     // Who is asked before a cut begins, and before a Pod is made.
@@ -94,9 +106,15 @@ pub const EVERYWHERE: [Rule; 20] = [
     named(
         "apiextensions.k8s.io",
         "customresourcedefinitions",
-        "databases.stillpoint.dev,freezes.stillpoint.dev",
+        "databases.stillpoint.dev,freezes.stillpoint.dev,restores.stillpoint.dev,snapshots.stillpoint.dev",
         "get",
     ),
+];
+/// What it needs in a namespace that it was let into, [`CREDENTIALS`]: what its Databases name, and what copies of them are made of.
+pub const ENABLED: [Rule; 3] = [
+    rule("", "secrets", "get"),
+    rule(crate::gate::SNAPSHOTS, "volumesnapshots", "create,delete"),
+    rule("", "persistentvolumeclaims", "create"),
 ];
 /// What it needs in the namespace that it is installed in. What is created has no name yet that RBAC could ask for.
 pub const AT_HOME: [Rule; 3] = [

@@ -4,7 +4,7 @@
 //! registry, the webhooks and the controllers.
 //!
 //! ```text
-//! stillpoint.dev/v1alpha1        Database, Freeze               stored; custom resources in a cluster
+//! stillpoint.dev/v1alpha1        Database, Freeze, Snapshot, …  stored; custom resources in a cluster
 //! live.stillpoint.dev/v1alpha1   databases (LiveDatabase)       never stored; state as the freezer knows it now
 //!                                databases/{quiesce,unquiesce,renew}   verbs: POST a typed body, get it back answered
 //!                                repositories/check                    the same
@@ -50,11 +50,12 @@ pub use repository::{
 };
 pub use repository_check::{RepositoryCheck, RepositoryCheckSpec, RepositoryCheckStatus, RepositoryFinding};
 pub use restore::{
-    ChosenCopy, ExistingPolicy, Restore, RestorePhase, RestoreSource, RestoreSpec, RestoreStatus, choose,
+    ChosenCopy, ExistingPolicy, Restore, RestorePhase, RestoreSource, RestoreSpec, RestoreStatus, RestoredVolume,
+    WantedClaim, choose,
 };
 pub use snapshot::{
-    Consistency, CopyAt, CutBetween, DatabaseCopy, DeletionPolicy, DumpFile, DumpFormat, FINALIZER_SNAPSHOT, Progress,
-    Snapshot, SnapshotMethod, SnapshotPhase, SnapshotSpec, SnapshotStatus, Verdict,
+    Consistency, CopyAt, CutBetween, DatabaseCopy, DeletionPolicy, DumpFile, DumpFormat, FINALIZER_SNAPSHOT, OnMissed,
+    Progress, Snapshot, SnapshotMethod, SnapshotPhase, SnapshotSpec, SnapshotStatus, SnapshotVolume, Verdict,
 };
 pub use words::{Copy, Desired, Engine, Level, Phase, Role};
 
@@ -73,6 +74,10 @@ pub const LIVE_API_VERSION: &str = "live.stillpoint.dev/v1alpha1";
 pub const FINALIZER_THAW: &str = "stillpoint.dev/thaw";
 /// Label on a [`Freeze`] made by a verb: the Database it was asked of.
 pub const LABEL_DATABASE: &str = "stillpoint.dev/database";
+/// Label on a VolumeSnapshot that was made for a [`Snapshot`]: that one's uid.
+pub const LABEL_SNAPSHOT: &str = "stillpoint.dev/snapshot-uid";
+/// Label on a claim that was made for a [`Restore`]: that one's uid.
+pub const LABEL_RESTORE: &str = "stillpoint.dev/restore-uid";
 
 /// Now, in whole microseconds: what `MicroTime` can carry.
 pub fn micro_time(at: jiff::Timestamp) -> k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime {

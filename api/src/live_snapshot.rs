@@ -1,10 +1,10 @@
-//! `snapshots` of `live.stillpoint.dev/v1alpha1`: what really is in repositories, also what this server has no object for.
+//! `snapshots` of `live.stillpoint.dev/v1alpha1`: what really is in repositories and storage, also what this server has no object for.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Consistency, CutBetween, DatabaseCopy};
+use crate::{Consistency, CutBetween, DatabaseCopy, SnapshotMethod, SnapshotVolume};
 
 /// One copy that is there, or that is being made.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -22,6 +22,8 @@ pub struct LiveSnapshot {
 #[serde(rename_all = "camelCase")]
 pub struct LiveSnapshotSpec {
     pub databases: Vec<String>,
+    #[serde(default)]
+    pub method: SnapshotMethod,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
 }
@@ -53,6 +55,9 @@ pub struct LiveSnapshotStatus {
     /// Bytes, before deduplication.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
+    /// By claim: what was cut.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<SnapshotVolume>,
     /// Of a foreign one: what is in it, and the program that wrote it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub paths: Vec<String>,

@@ -1,4 +1,4 @@
-//! `Restore`: a copy brought back into a server.
+//! `Restore`: a copy brought back, into a server or to new claims.
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -8,13 +8,13 @@ use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
 use crate::Progress;
 
-/// A copy brought back into a server.
+/// A copy brought back: a dump into a server, volumes to new claims.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "stillpoint.dev",
     version = "v1alpha1",
     kind = "Restore",
-    doc = "A copy brought back into a server.",
+    doc = "A copy brought back: a dump into a server, volumes to new claims.",
     plural = "restores",
     singular = "restore",
     shortname = "sprest",
@@ -27,7 +27,9 @@ use crate::Progress;
 pub struct RestoreSpec {
     /// Which copy.
     pub source: RestoreSource,
-    /// The Database that it is restored into, of the same namespace.
+    /// The Database that a dump is restored into, of the same namespace. Absent: to new claims, of VolumeSnapshots.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    #[schemars(length(min = 1, max = 253))]
     pub database: String,
     /// Which databases inside the server; empty: all of the copy.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -38,6 +40,31 @@ pub struct RestoreSpec {
     /// Whether roles, users and their grants are restored, too: those that are there already stay as they are.
     #[serde(default = "yes")]
     pub globals: bool,
+    /// The claims that are made of VolumeSnapshots. Absent: one of each, under `RESTORE-CLAIM`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub volumes: Vec<WantedClaim>,
+}
+
+/// One claim to be made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct WantedClaim {
+    /// Which claim's copy; may be left out where the Snapshot has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub claim: Option<String>,
+    /// The new claim's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Default: that of the claim that was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub storage_class_name: Option<String>,
+    /// As Kubernetes writes quantities. Default: as large as what was copied.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    pub size: Option<String>,
 }
 
 /// Which copy is restored: exactly one of `snapshot`, `latest` and `asOf`.
@@ -97,11 +124,30 @@ pub struct RestoreStatus {
     /// What was restored.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
+    /// The claims that are made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<RestoredVolume>,
     /// What state the target is in, where it failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub target: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
+}
+
+/// A claim that is made of a VolumeSnapshot.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct RestoredVolume {
+    /// The claim that was copied.
+    pub claim: String,
+    /// The new one.
+    pub name: String,
+    pub volume_snapshot: String,
+    /// Of the new one: another of its name is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// It has a volume.
+    pub bound: bool,
 }
 
 /// The copy that was chosen.
@@ -110,8 +156,11 @@ pub struct RestoreStatus {
 pub struct ChosenCopy {
     /// Its name in the catalogue.
     pub snapshot: String,
+    /// None of VolumeSnapshots.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub repository: String,
     /// The repository's name for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub id: String,
     pub taken_at: Option<Time>,
 }

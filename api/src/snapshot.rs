@@ -28,14 +28,22 @@ use crate::{Engine, Level, Position};
 #[serde(rename_all = "camelCase")]
 pub struct SnapshotSpec {
     /// The Databases that are copied, of the same namespace.
-    #[schemars(length(min = 1, max = 16))]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 253)))]
     pub databases: Vec<String>,
     /// How the copy is made.
     #[serde(default)]
     pub method: SnapshotMethod,
     /// The Repository that a dump goes to, of the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
     pub repository: Option<String>,
+    /// Of a VolumeSnapshot: its class. Default: the one that its driver's snapshots have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub volume_snapshot_class_name: Option<String>,
+    /// Of a VolumeSnapshot: what becomes of a copy that was not held. Default: as its namespace wants it, else `Keep`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_missed: Option<OnMissed>,
     /// For this long it may be tried. Default: a day.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 604_800))]
@@ -51,6 +59,17 @@ pub enum SnapshotMethod {
     /// By the server's own dump program, into a Repository.
     #[default]
     Dump,
+    /// By CSI snapshots of the volumes that it has its data on, held for at their cut.
+    VolumeSnapshot,
+}
+
+/// What becomes of a copy whose Databases were not held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnMissed {
+    /// There is none: what was cut is removed.
+    Fail,
+    /// It is kept, and says what it is worth.
+    Keep,
 }
 
 /// What becomes of what was stored when its Snapshot is deleted.
@@ -109,6 +128,9 @@ pub struct SnapshotStatus {
     pub id: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub locations: Vec<CopyAt>,
+    /// By claim: what was cut.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub volumes: Vec<SnapshotVolume>,
     /// What a person should know of it.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub warnings: Vec<String>,
@@ -158,15 +180,63 @@ pub struct Consistency {
     pub reason: String,
 }
 
-/// What a copy is worth, in a word.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+/// What a copy is worth, in a word; the best first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Verdict {
     /// All of it is of one still point that was proved.
     #[serde(rename = "application")]
     Application,
-    /// Some of it is.
+    /// Some of it is, or not all of it is of the same one.
     #[serde(rename = "partial")]
     Partial,
+    /// It was not held, or not all the time: as after a power cut.
+    #[serde(rename = "crash")]
+    Crash,
+    /// Nobody can tell.
+    #[serde(rename = "unknown")]
+    Unknown,
+}
+
+/// What was cut of one claim.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotVolume {
+    /// The PersistentVolumeClaim.
+    pub claim: String,
+    /// The Databases that have data on it.
+    pub databases: Vec<String>,
+    /// The Pod that wrote to it.
+    pub pod: String,
+    /// The VolumeSnapshot, of the same namespace.
+    pub volume_snapshot: String,
+    /// Of the VolumeSnapshot: another one of its name is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+    /// The CSI driver's name for it: it was cut.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handle: Option<String>,
+    pub ready_to_use: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ready_at: Option<Time>,
+    /// What it is worth by itself, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consistency: Option<Consistency>,
+    /// The Freeze that held for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freeze: Option<String>,
+    /// What the driver, or whoever makes VolumeSnapshots, said last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// What a claim that is made of it has to be like.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub storage_class_name: Option<String>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub access_modes: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_mode: Option<String>,
+    /// As Kubernetes writes quantities.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<String>,
 }
 
 /// When it was cut, by the clock of whoever held the Databases still.
@@ -185,10 +255,12 @@ pub struct DatabaseCopy {
     pub engine: Engine,
     /// The server's version.
     pub version: String,
-    /// The program that dumped it, as it names itself.
+    /// The program that dumped it, as it names itself; none of volumes.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub tool: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub files: Vec<DumpFile>,
 }
 
@@ -268,7 +340,23 @@ impl std::fmt::Display for Verdict {
         f.pad(match self {
             Self::Application => "application",
             Self::Partial => "partial",
+            Self::Crash => "crash",
+            Self::Unknown => "unknown",
         })
+    }
+}
+
+impl Verdict {
+    /// Of the word on a VolumeSnapshot.
+    pub fn of(word: &str) -> Option<Self> {
+        [Self::Application, Self::Partial, Self::Crash, Self::Unknown]
+            .into_iter()
+            .find(|verdict| verdict.to_string() == word)
+    }
+
+    /// Whether somebody held for it, and proved it.
+    pub fn was_held(self) -> bool {
+        matches!(self, Self::Application | Self::Partial)
     }
 }
 

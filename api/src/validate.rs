@@ -1,6 +1,6 @@
 //! What makes an object valid, as pure functions. The registry, the webhooks and the controllers call the same ones.
 
-mod copies;
+pub(crate) mod copies;
 
 use kube::core::Selector;
 

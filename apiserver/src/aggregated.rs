@@ -26,6 +26,7 @@ use tracing::info;
 use crate::{
     agents::{self, Agents, Door, Workloads},
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
+    copies::{self, Copies, Storage},
     gates::{self, Gates, Keeper},
     health::Condition,
     indexed::Watched,
@@ -97,16 +98,20 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     let identity = format!("{}-{:x}", place.identity, Timestamp::now().as_millisecond());
     let (tasks, stopping, over) = (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
     let cluster = Cluster::begin(client.clone(), watching.clone(), &tasks, &over);
+    let records = Arc::new(cluster.clone()) as Arc<dyn Records>;
+    let storage = Storage::new(client.clone(), watched.clone(), asked.is_some());
+    let of_copies = copies::Place { client: client.clone(), watching: watching.clone(), storage };
+    let copies = Copies::in_cluster(Arc::clone(&records), &of_copies, &tasks, &over);
     let (trust, schema) = (Arc::new(Trust::default()), Arc::new(Condition::new("crds")));
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);
     let core = Core::new(Parts {
         served: Served::Aggregated,
         identity: identity.clone(),
-        records: Arc::new(cluster.clone()) as Arc<dyn Records>,
+        records,
         registry: None,
         drivers,
         agents: agents.clone(),
-        copies: None,
+        copies: Some(copies.clone()),
         authenticator: Arc::new(WithPeers::new(
             Delegated::new(Arc::clone(&trust), Arc::clone(&reviews) as _, Vec::new(), true),
             Arc::clone(&keyring),
@@ -128,10 +133,9 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         }
     });
     let namespace = place.service.namespace;
-    let mut loops = Vec::new();
-    if asked.is_some() || dialled.is_some() {
-        loops.extend(watched.loops(&watching));
-    }
+    let mut loops = watched.loops(&watching);
+    let verbs = core.verbs.clone();
+    loops.extend(copies.loops_in_cluster(of_copies, &(Arc::new(move || verbs.leads()) as _)));
     let own = OwnAccount::new(Arc::clone(&core.app), &namespace, core.stopping.clone());
     if let (Some((bound, tls)), Some(agents)) = (dialled, agents) {
         let workloads = Workloads {

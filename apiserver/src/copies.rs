@@ -4,6 +4,7 @@
 //! Repository ─► repositories   made, opened, looked at
 //! Snapshot   ─► snapshots      observe ─► plan (pure) ─► a run (another process) ─► reports ─► status (pure)
 //! Restore    ─► restores       the same
+//! in a cluster: VolumeSnapshots and claims of them ─► volumes
 //! live       ─► catalogue      Snapshots and what is in repositories, as one list
 //!               download       files of a copy, in ranges
 //!               check          whether a repository is whole
@@ -22,12 +23,14 @@ mod runs;
 mod snapshots;
 mod status;
 mod tell;
+mod volumes;
 
 use std::{path::PathBuf, sync::Arc};
 
 use api::{Repository, Restore, Snapshot};
 use futures::{FutureExt, future::BoxFuture};
-use tokio_util::task::TaskTracker;
+use kube::Client;
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     records::Records,
@@ -40,9 +43,10 @@ use children::Children;
 pub use children::RUNNER;
 use depot::Depot;
 pub(crate) use download::Download;
-use kept::{Kept, Own};
+use kept::{InCluster, Kept, Nothing, Own};
 use log::Log;
-use runs::Runs;
+use runs::{NoRuns, Runs};
+pub(crate) use volumes::{Leads, Storage};
 
 /// Everything that copies are made with. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -53,9 +57,19 @@ pub(crate) struct Copies {
     restores: Arc<dyn Kept<Restore>>,
     depot: Depot,
     runs: Arc<dyn Runs>,
+    /// In a cluster.
+    storage: Option<Storage>,
     tasks: TaskTracker,
     logs: Log,
     checking: Checking,
+}
+
+/// What copies of a cluster are made with.
+pub(crate) struct Place {
+    pub(crate) client: Client,
+    /// Its requests may be silent for long.
+    pub(crate) watching: Client,
+    pub(crate) storage: Storage,
 }
 
 impl Copies {
@@ -69,10 +83,37 @@ impl Copies {
             snapshots: Own::shared(registry, &SNAPSHOTS),
             restores: Own::shared(registry, &RESTORES),
             runs: Arc::new(Children::new(home)?),
+            storage: None,
             tasks: tasks.clone(),
             logs: Log::default(),
             checking: Checking::default(),
         })
+    }
+
+    /// Of a cluster: begins to mirror what is declared. Dumps are not taken there yet, so there are no Repositories.
+    pub(crate) fn in_cluster(
+        records: Arc<dyn Records>,
+        place: &Place,
+        tasks: &TaskTracker,
+        over: &CancellationToken,
+    ) -> Self {
+        let Place { client, watching, storage } = place;
+        Self {
+            depot: Depot::new(Arc::clone(&records)),
+            records,
+            repositories: Nothing::of(&REPOSITORIES),
+            snapshots: InCluster::begin(client.clone(), watching.clone(), &SNAPSHOTS, tasks, over),
+            restores: InCluster::begin(client.clone(), watching.clone(), &RESTORES, tasks, over),
+            runs: Arc::new(NoRuns),
+            storage: Some(storage.clone()),
+            tasks: tasks.clone(),
+            logs: Log::default(),
+        }
+    }
+
+    /// Of a cluster: what is done where `leads` says so.
+    pub(crate) fn loops_in_cluster(&self, place: Place, leads: &Leads) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
+        volumes::loops(self, &place.storage, leads, place.watching)
     }
 
     pub(crate) fn loops(&self) -> Vec<(&'static str, BoxFuture<'static, ()>)> {

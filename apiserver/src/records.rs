@@ -6,7 +6,7 @@
 //! Writes are stored when they return. `write_status` replaces what the one writer of a Freeze's status wrote before;
 //! `change_*` never loses what somebody else wrote meanwhile. What is not there is 404.
 
-mod cluster;
+pub(crate) mod cluster;
 mod mirror;
 mod own;
 

@@ -481,7 +481,7 @@ pub fn value(stored: &Stored) -> Option<Value> {
 }
 
 /// Decodes, finds what does not belong, validates.
-fn checked(
+pub(crate) fn checked(
     resource: &Resource,
     strategy: &Strategy,
     object: Value,

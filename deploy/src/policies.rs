@@ -16,7 +16,8 @@ const AT_A_TIME: usize = 8;
 
 /// Policies with their bindings, in the order in which they are applied.
 pub(crate) fn policies() -> Vec<Value> {
-    let all = [quiesce(), thaw(name::THAW, 0), thaw(name::THAW_MORE, AT_A_TIME), journal(), secrets()];
+    let all =
+        [quiesce(), thaw(name::THAW, 0), thaw(name::THAW_MORE, AT_A_TIME), journal(), secrets(), copy(), restore()];
     all.into_iter().flat_map(|policy| [policy.policy(), policy.binding()]).collect()
 }
 
@@ -69,7 +70,53 @@ fn quiesce() -> Policy {
         resources: &["freezes"],
         when: vec![by_others()],
         variables: of_targets("object.spec.targets", advice, &["quiesce"]),
-        validations: (0..TARGETS).map(|at| of_target(at, &["quiesce"])).collect(),
+        validations: (0..TARGETS).map(|at| of_target(at, "database", &["quiesce"])).collect(),
+    }
+}
+
+/// Declaring a Snapshot has each Database that it names held.
+fn copy() -> Policy {
+    let advice = " may not be quiesced by you, so you may not declare a Snapshot of it; whoever administers the namespace can let \
+                  you: bind the ClusterRole stillpoint:freezer, or grant create on databases/quiesce (live.stillpoint.dev)";
+    Policy {
+        name: name::COPY,
+        operations: &["CREATE"],
+        resources: &["snapshots"],
+        when: vec![by_others()],
+        variables: of_targets("object.spec.databases", advice, &["quiesce"]),
+        validations: (0..TARGETS).map(|at| of_target(at, "", &["quiesce"])).collect(),
+    }
+}
+
+/// Whoever has a copy restored may look into it: that is a right by the copy's name, as for the verb.
+fn restore() -> Policy {
+    let live = format!("authorizer.group('{}')", api::LIVE_GROUP);
+    let of_copy = format!("{live}.resource('snapshots').subresource('restore').namespace(request.namespace)");
+    let of_database = format!("{live}.resource('databases').subresource('quiesce').namespace(request.namespace)");
+    let advice = "may not be restored by you; whoever administers the namespace can let you: grant create on snapshots/restore \
+                  (live.stillpoint.dev)";
+    let into = "may not be quiesced by you, so you may restore nothing into it; whoever administers the namespace can let you: \
+                grant create on databases/quiesce (live.stillpoint.dev)";
+    let (source, database) = ("object.spec.source.?snapshot", "object.spec.?database");
+    Policy {
+        name: name::RESTORE,
+        operations: &["CREATE"],
+        resources: &["restores"],
+        when: vec![by_others()],
+        variables: vec![("copy", of_copy), ("database", of_database)],
+        validations: vec![
+            json!({
+                // What is chosen by time may be any: that needs the right to all.
+                "expression": format!("({source}.hasValue() ? variables.copy.name({source}.value()) : variables.copy).check('create').allowed()"),
+                "messageExpression": format!("'Snapshot ' + {source}.orValue('(any)') + ' {advice}'"),
+                "reason": "Forbidden",
+            }),
+            json!({
+                "expression": format!("!{database}.hasValue() || variables.database.name({database}.value()).check('create').allowed()"),
+                "messageExpression": format!("'Database ' + {database}.orValue('') + ' {into}'"),
+                "reason": "Forbidden",
+            }),
+        ],
     }
 }
 
@@ -91,7 +138,7 @@ fn thaw(name: &'static str, first: usize) -> Policy {
         resources: &["freezes"],
         when: vec![("is-ended", format!("object == null ? {deleted} : object.spec.desired != oldObject.spec.desired"))],
         variables: of_targets("(object == null ? oldObject : object).spec.targets", advice, &verbs),
-        validations: (first..first + AT_A_TIME).map(|at| of_target(at, &verbs)).collect(),
+        validations: (first..first + AT_A_TIME).map(|at| of_target(at, "database", &verbs)).collect(),
     }
 }
 
@@ -106,14 +153,14 @@ fn journal() -> Policy {
         kept("oldObject")
     );
     let message = format!(
-        "the status of Databases and Freezes and the finalizer {finalizer} are Stillpoint's own to write, or they would prove \
+        "the status of what is Stillpoint's and the finalizer {finalizer} are Stillpoint's own to write, or they would prove \
          nothing; to end a freeze: kubectl still thaw, or spec.desired: Thawed. If Stillpoint is gone for good, a cluster \
          administrator may write them"
     );
     Policy {
         name: name::JOURNAL,
         operations: &["CREATE", "UPDATE"],
-        resources: &["freezes", "freezes/status", "databases/status"],
+        resources: &["freezes", "freezes/status", "databases/status", "restores/status", "snapshots/status"],
         when: vec![by_others(), ("status-or-our-finalizer", touched)],
         validations: vec![json!({
             "expression": "authorizer.group('*').resource('*').check('*').allowed()",
@@ -166,9 +213,10 @@ fn of_targets(targets: &str, advice: &str, verbs: &[&'static str]) -> Vec<(&'sta
     targets.into_iter().chain(verbs.iter().map(question)).collect()
 }
 
-/// A target, if there are so many, is one that who asks may do one of `verbs` with.
-fn of_target(at: usize, verbs: &[&str]) -> Value {
-    let database = format!("variables.targets[{at}].database");
+/// A target, if there are so many, is one that who asks may do one of `verbs` with. `field`: where in it the name is.
+fn of_target(at: usize, field: &str, verbs: &[&str]) -> Value {
+    let dot = if field.is_empty() { "" } else { "." };
+    let database = format!("variables.targets[{at}]{dot}{field}");
     let may = |verb: &&str| format!("variables.{verb}.name({database}).check('create').allowed()");
     let any: Vec<_> = [format!("variables.targets.size() <= {at}")].into_iter().chain(verbs.iter().map(may)).collect();
     json!({

@@ -1,9 +1,9 @@
-//! What Stillpoint may do in a cluster, and what people may do with it. Reading Secrets is granted namespace by namespace
-//! (`stillpoint:credentials` by a RoleBinding), never to all.
+//! What Stillpoint may do in a cluster, and what people may do with it. Reading Secrets, and making VolumeSnapshots and claims, is
+//! granted namespace by namespace (`stillpoint:credentials` by a RoleBinding), never to all.
 
 use api::{
     GROUP as STORED, LIVE_GROUP as LIVE,
-    install::{ACCOUNT, AT_HOME, CREDENTIALS, EVERYWHERE, ROLE, Rule, rule},
+    install::{ACCOUNT, AT_HOME, CREDENTIALS, ENABLED, EVERYWHERE, ROLE, Rule, rule},
 };
 use serde_json::{Value, json};
 
@@ -19,7 +19,7 @@ pub(crate) fn rights() -> Vec<Value> {
         binding("stillpoint:apiserver:authentication", "kube-system", "extension-apiserver-authentication-reader"),
         role("stillpoint:apiserver:own", NAMESPACE, &AT_HOME),
         binding("stillpoint:apiserver:own", NAMESPACE, "stillpoint:apiserver:own"),
-        cluster_role(CREDENTIALS, &json!({}), &[rule("", "secrets", "get")]),
+        cluster_role(CREDENTIALS, &json!({}), &ENABLED),
         cluster_role("stillpoint:view", &aggregated("view"), &VIEW),
         cluster_role("stillpoint:edit", &aggregated("edit"), &EDIT),
         cluster_role("stillpoint:admin", &aggregated("admin"), &ADMIN),
@@ -27,19 +27,29 @@ pub(crate) fn rights() -> Vec<Value> {
     ]
 }
 
-/// Lets our account read the Secrets of a namespace; `kubectl still enable` makes the same.
+/// Lets our account read the Secrets of a namespace, and make there what copies are made of; `kubectl still enable` makes the same.
 pub(crate) fn credentials(namespace: &str) -> Value {
     let mut binding = binding(CREDENTIALS, namespace, CREDENTIALS);
     binding["roleRef"]["kind"] = "ClusterRole".into();
     binding
 }
 
-const VIEW: [Rule; 2] = [rule(STORED, "databases,freezes", "get,list,watch"), rule(LIVE, "databases", "get,list")];
-/// No Freeze: whoever may make one may stop the writers of every Database of the namespace.
-const EDIT: [Rule; 1] = [rule(STORED, "databases", "create,delete,deletecollection,patch,update")];
-const ADMIN: [Rule; 2] = [
+const VIEW: [Rule; 3] = [
+    rule(STORED, "databases,freezes,restores,snapshots", "get,list,watch"),
+    rule(LIVE, "databases,snapshots", "get,list"),
+    rule(LIVE, "snapshots/log", "get"),
+];
+/// No Freeze: whoever may make one may stop the writers of every Database of the namespace. Of which Databases somebody may make a
+/// Snapshot is asked for each: he needs `databases/quiesce`, too.
+const EDIT: [Rule; 2] = [
+    rule(STORED, "databases,restores,snapshots", "create,delete,deletecollection,patch,update"),
+    rule(LIVE, "snapshots,snapshots/restore", "create"),
+];
+/// What is in a copy is all that is in its Databases: no role but this one reads it.
+const ADMIN: [Rule; 3] = [
     rule(STORED, "freezes", "create,delete,deletecollection,patch,update"),
     rule(LIVE, "databases/quiesce,databases/renew,databases/thaw,databases/unquiesce", "create"),
+    rule(LIVE, "snapshots/download", "get"),
 ];
 const FREEZER: [Rule; 3] = [
     rule(STORED, "databases,freezes", "get,list,watch"),

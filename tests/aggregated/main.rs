@@ -8,6 +8,7 @@ mod chaos;
 mod chart;
 mod configuration;
 mod conformance;
+mod copies;
 mod coverage;
 mod crds;
 mod doctor;

@@ -97,7 +97,11 @@ async fn nobody_else_writes_the_journal_whatever_rbac_grants() {
     let released = patch(&space, &admin, "held", r#"{"metadata":{"finalizers":null}}"#);
     held["metadata"]["name"] = "another".into();
     let claimed = create(&space, &admin, &held);
-    let attempts = [forged, ready, released, claimed];
+    space.apply(snapshot("noon", &["orders"])).await.unwrap();
+    let worth = r#"{"status":{"consistency":{"verdict":"application","reason":"so"}}}"#;
+    let noon = ["patch", "--dry-run=server", "snapshots.stillpoint.dev", "noon", "--type=merge", "-p", worth];
+    let worthy = attempt(&space, &admin, &noon).and("--subresource=status");
+    let attempts = [forged, ready, released, claimed, worthy];
     for attempt in &attempts {
         attempt.is_refused(policies::JOURNAL, "to end a freeze: kubectl still thaw").await;
     }
@@ -136,6 +140,56 @@ async fn a_database_is_given_only_secrets_that_its_author_may_read() {
     patch_database(&space, &dev, "orders", r#"{"spec":{"paused":true}}"#).is_done().await;
     for (attempt, _) in &attempts {
         attempt.is_done_without(policies::SECRETS).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_declared_only_by_who_may_quiesce_each_of_its_databases() {
+    let space = World::get().await.space("copy").await.unwrap();
+    let dev = user(&space, "dev", &[&writes("snapshots"), &verbs("quiesce", &["orders"])]).await;
+    create(&space, &dev, &snapshot("one", &["orders"])).is_done().await;
+    let both = create(&space, &dev, &snapshot("two", &["orders", "billing"]));
+    both.is_refused(policies::COPY, "Database billing may not be quiesced by you").await;
+    both.is_done_without(policies::COPY).await;
+    let (many, all) = (numbered(), user(&space, "all", &[&writes("snapshots"), &verbs("quiesce", &numbered())]).await);
+    create(&space, &all, &snapshot("many", &many)).is_done().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restore_is_declared_only_by_who_may_restore_that_copy_and_quiesce_what_it_goes_to() {
+    let space = World::get().await.space("restore").await.unwrap();
+    let restores = |names: &[&str]| {
+        let rule = json!({"apiGroups": [api::LIVE_GROUP], "resources": ["snapshots/restore"], "verbs": ["create"]});
+        let named = |mut rule: Value| {
+            rule["resourceNames"] = json!(names);
+            rule
+        };
+        if names.is_empty() { rule } else { named(rule) }
+    };
+    let of = |name: &str, spec: Value| json!({"apiVersion": api::API_VERSION, "kind": "Restore", "metadata": {"name": name}, "spec": spec});
+    let noon = |more: Value| {
+        let mut spec = json!({"source": {"snapshot": "noon"}});
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        of("noon", spec)
+    };
+    let writes = writes("restores");
+    let dev = user(&space, "dev", &[&writes, &restores(&["noon"]), &verbs("quiesce", &["orders"])]).await;
+    let any = user(&space, "any", &[&writes, &restores(&[]), &verbs("quiesce", &["orders"])]).await;
+    let newest = of("newest", json!({"source": {"latest": true, "repository": "r"}, "database": "orders"}));
+    create(&space, &dev, &noon(json!({}))).is_done().await;
+    create(&space, &dev, &noon(json!({"database": "orders"}))).is_done().await;
+    create(&space, &any, &newest).is_done().await;
+    let attempts = [
+        (create(&space, &dev, &of("other", json!({"source": {"snapshot": "midnight"}}))), "Snapshot midnight may not"),
+        // Whatever is the newest then.
+        (create(&space, &dev, &newest), "Snapshot (any) may not be restored by you"),
+        (create(&space, &dev, &noon(json!({"database": "billing"}))), "Database billing may not be quiesced by you"),
+    ];
+    for (attempt, says) in &attempts {
+        attempt.is_refused(policies::RESTORE, says).await;
+    }
+    for (attempt, _) in &attempts {
+        attempt.is_done_without(policies::RESTORE).await;
     }
 }
 
@@ -237,6 +291,13 @@ fn verbs(verb: &str, databases: &[&str]) -> Value {
 fn freeze(name: &str, databases: &[&str]) -> Value {
     let targets: Vec<Value> = databases.iter().map(|database| json!({"database": database})).collect();
     json!({"apiVersion": api::API_VERSION, "kind": "Freeze", "metadata": {"name": name}, "spec": {"targets": targets}})
+}
+
+fn snapshot(name: &str, databases: &[&str]) -> Value {
+    json!({
+        "apiVersion": api::API_VERSION, "kind": "Snapshot", "metadata": {"name": name},
+        "spec": {"databases": databases, "method": "VolumeSnapshot"},
+    })
 }
 
 fn database(name: &str, more: &Value) -> Value {

@@ -25,9 +25,11 @@ pub(crate) const SERVICE: &str = api::install::ACCOUNT;
 pub(crate) const NAMESPACE: &str = api::install::NAMESPACE;
 
 /// What is applied of deploy/: all but the server itself, which is a process of this host.
-const INSTALLED: [&str; 6] = [
+const INSTALLED: [&str; 8] = [
     "crds/databases.yaml",
     "crds/freezes.yaml",
+    "crds/restores.yaml",
+    "crds/snapshots.yaml",
     "apiserver/namespace.yaml",
     "apiserver/rights.yaml",
     "apiserver/policies.yaml",

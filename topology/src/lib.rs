@@ -3,6 +3,7 @@
 //!
 //! Only what the answer needs is kept of a PersistentVolume, a Pod, a Service and an EndpointSlice: a cluster has many of them.
 
+mod data;
 mod places;
 mod reach;
 #[cfg(test)]
@@ -25,7 +26,10 @@ use k8s_openapi::{
 };
 use kube::core::{Selector, SelectorExt};
 
-pub use self::places::{Asks, claim_of};
+pub use self::{
+    data::{Data, NoData},
+    places::{Asks, claim_of},
+};
 use self::{
     places::Place,
     reach::{Behind, Reach, take},
@@ -267,7 +271,7 @@ impl Index {
         Behind { ready: all.clone(), all }
     }
 
-    fn pod(&self, namespace: &str, name: &str) -> Option<&Place> {
+    pub(crate) fn pod(&self, namespace: &str, name: &str) -> Option<&Place> {
         self.pods.get(&(namespace.to_owned(), name.to_owned()))
     }
 }

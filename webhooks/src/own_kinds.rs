@@ -1,8 +1,8 @@
-//! Databases and Freezes are told what is wrong with them when they are written, not when they are frozen: by the same functions
+//! What is stored is told what is wrong with it when it is written, not when it is frozen or copied: by the same functions
 //! as the standalone registry and the controllers.
 
 use api::{
-    DatabaseSpec, FreezeSpec,
+    DatabaseSpec, FreezeSpec, RestoreSpec, SnapshotSpec,
     validate::{self, Cause},
 };
 use serde::de::DeserializeOwned;
@@ -35,6 +35,8 @@ pub(crate) fn decide(request: &Request, ours: &Ours) -> Decision {
     match request.resource.as_str() {
         "databases" => judge::<DatabaseSpec>("Database", request, validate::database, validate::database_update),
         "freezes" => judge::<FreezeSpec>("Freeze", request, validate::freeze, validate::freeze_update),
+        "restores" => judge::<RestoreSpec>("Restore", request, validate::restore, validate::restore_update),
+        "snapshots" => judge::<SnapshotSpec>("Snapshot", request, validate::snapshot, validate::snapshot_update),
         _ => Decision::Allow("another resource"),
     }
 }

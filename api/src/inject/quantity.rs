@@ -22,6 +22,12 @@ pub(super) fn parse(text: &str) -> Option<i128> {
     Some(if is_negative { -amount } else { amount })
 }
 
+/// As whole bytes, rounded up. `None`: it is none, or below zero.
+pub fn bytes(text: &str) -> Option<u64> {
+    const NANO: i128 = 1_000_000_000;
+    u64::try_from(parse(text)?.checked_add(NANO - 1)?.div_euclid(NANO)).ok()
+}
+
 /// What a suffix multiplies billionths with, and divides them by.
 fn scale(suffix: &str) -> Option<(i128, i128)> {
     const NANO: i128 = 1_000_000_000;

@@ -2,14 +2,25 @@
 
 use super::{Cause, CauseKind, MOST_TARGETS, cause, invalid, required, within};
 use crate::{
-    DeletionPolicy, LocationKind, RepositoryLocation, RepositorySpec, RestoreSource, RestoreSpec, SnapshotMethod,
-    SnapshotSpec,
+    DeletionPolicy, ExistingPolicy, LocationKind, RepositoryLocation, RepositorySpec, RestoreSource, RestoreSpec,
+    SnapshotMethod, SnapshotSpec, inject::bytes,
 };
 
 /// The most locations of a Repository.
 const MOST_LOCATIONS: usize = 8;
 /// The longest that a Snapshot may be tried: a week.
 const LONGEST_DEADLINE: u32 = 7 * 24 * 3600;
+
+/// What is said of a Snapshot that says too much, or too little: by a CRD, too.
+pub(crate) const DUMP_WHERE: &str =
+    "a dump goes to a Repository: name one; or say method: VolumeSnapshot, in a cluster";
+pub(crate) const VOLUMES_WHERE: &str = "VolumeSnapshots are kept by their storage: leave the repository out";
+pub(crate) const NOT_OF_A_DUMP: &str = "is for method: VolumeSnapshot";
+pub(crate) const INTO_A_SERVER: &str = "are restored into no Database: give volumes, or a database";
+pub(crate) const OF_NO_DUMP: &str =
+    "to new claims (without a database) only a Snapshot is restored that is named, with existing: Never";
+/// The most claims of a Restore.
+const MOST_CLAIMS: usize = 64;
 
 /// `Repository.spec`.
 pub fn repository(spec: &RepositorySpec) -> Vec<Cause> {
@@ -89,9 +100,23 @@ pub fn snapshot(spec: &SnapshotSpec) -> Vec<Cause> {
     }
     match (spec.method, &spec.repository) {
         (SnapshotMethod::Dump, None) => {
-            causes.push(cause("spec.repository", CauseKind::Required, "a dump goes to a Repository: name one".into()));
+            causes.push(cause("spec.repository", CauseKind::Required, DUMP_WHERE.into()));
         }
         (SnapshotMethod::Dump, Some(name)) => required("spec.repository", name, &mut causes),
+        (SnapshotMethod::VolumeSnapshot, None) => {}
+        (SnapshotMethod::VolumeSnapshot, Some(_)) => {
+            causes.push(cause("spec.repository", CauseKind::Forbidden, VOLUMES_WHERE.into()));
+        }
+    }
+    let of_volumes = [
+        ("spec.volumeSnapshotClassName", spec.volume_snapshot_class_name.is_some()),
+        ("spec.onMissed", spec.on_missed.is_some()),
+    ];
+    for (field, _) in of_volumes.into_iter().filter(|(_, said)| *said && spec.method == SnapshotMethod::Dump) {
+        causes.push(cause(field, CauseKind::Forbidden, NOT_OF_A_DUMP.into()));
+    }
+    if let Some(class) = &spec.volume_snapshot_class_name {
+        required("spec.volumeSnapshotClassName", class, &mut causes);
     }
     within("spec.deadlineSeconds", spec.deadline_seconds, 1, LONGEST_DEADLINE, &mut causes);
     causes
@@ -115,7 +140,7 @@ pub fn snapshot_update(new: &SnapshotSpec, old: &SnapshotSpec) -> Vec<Cause> {
 /// `Restore.spec`.
 pub fn restore(spec: &RestoreSpec) -> Vec<Cause> {
     let mut causes = Vec::new();
-    required("spec.database", &spec.database, &mut causes);
+    claims(spec, &mut causes);
     let RestoreSource { repository, snapshot, latest, as_of, database: _ } = &spec.source;
     let said = [snapshot.is_some(), *latest == Some(true), as_of.is_some()];
     if said.into_iter().filter(|said| *said).count() != 1 {
@@ -131,6 +156,32 @@ pub fn restore(spec: &RestoreSpec) -> Vec<Cause> {
         }
     }
     causes
+}
+
+/// Into a server or to new claims, and what that needs.
+fn claims(spec: &RestoreSpec, causes: &mut Vec<Cause>) {
+    if !spec.database.is_empty() {
+        if !spec.volumes.is_empty() {
+            causes.push(cause("spec.volumes", CauseKind::Forbidden, INTO_A_SERVER.into()));
+        }
+        return;
+    }
+    if spec.source.snapshot.is_none() || spec.existing != ExistingPolicy::Never || !spec.databases.is_empty() {
+        causes.push(cause("spec.database", CauseKind::Required, OF_NO_DUMP.into()));
+    }
+    if spec.volumes.len() > MOST_CLAIMS {
+        causes.push(invalid("spec.volumes", format!("names {}; at most {MOST_CLAIMS}", spec.volumes.len())));
+    }
+    for (at, wanted) in spec.volumes.iter().enumerate() {
+        let field = format!("spec.volumes[{at}].name");
+        required(&field, &wanted.name, causes);
+        if spec.volumes[..at].iter().any(|earlier| earlier.name == wanted.name) {
+            causes.push(cause(&field, CauseKind::Duplicate, format!("{:?} is named twice", wanted.name)));
+        }
+        if wanted.size.as_ref().is_some_and(|size| bytes(size).is_none_or(|bytes| bytes == 0)) {
+            causes.push(invalid(&format!("spec.volumes[{at}].size"), "must be a size, as 20Gi"));
+        }
+    }
 }
 
 /// A change of `Restore.spec`: there is none.

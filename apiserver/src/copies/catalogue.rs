@@ -66,14 +66,16 @@ impl Copies {
         }
         let of_snapshot = |snapshot: &Arc<Snapshot>| {
             let id = snapshot.status.as_ref().and_then(|status| status.id.as_ref());
-            let (namespace, _) = named(&**snapshot);
-            let unread = unread.get(&(namespace, snapshot.spec.repository.clone().unwrap_or_default()));
-            let mut at = id.and_then(|id| at.get(id)).cloned().unwrap_or_default();
-            // That it was not seen there says nothing.
-            at.extend(
-                stored_at(snapshot).into_iter().filter(|name| unread.is_some_and(|unread| unread.contains(name))),
-            );
-            Item::of_snapshot(snapshot, at)
+            let stored = || {
+                let (namespace, _) = named(&**snapshot);
+                let unread = unread.get(&(namespace, snapshot.spec.repository.clone().unwrap_or_default()));
+                let is_unread = |name: &String| unread.is_some_and(|unread| unread.contains(name));
+                let mut at = id.and_then(|id| at.get(id)).cloned().unwrap_or_default();
+                // That it was not seen there says nothing.
+                at.extend(stored_at(snapshot).into_iter().filter(is_unread));
+                at
+            };
+            Item::of_snapshot(snapshot, self.in_storage(snapshot).unwrap_or_else(stored))
         };
         found.items.extend(snapshots.iter().map(of_snapshot));
         found.items.sort_by(|one, other| one.key().cmp(&other.key()));
@@ -82,7 +84,8 @@ impl Copies {
 
     pub(crate) async fn find(&self, namespace: &str, name: &str) -> Result<LiveSnapshot, ApiError> {
         if let Ok(snapshot) = self.snapshots.get(namespace, name).await {
-            return Ok(Item::of_snapshot(&snapshot, stored_at(&snapshot)).live());
+            let at = self.in_storage(&snapshot).unwrap_or_else(|| stored_at(&snapshot));
+            return Ok(Item::of_snapshot(&snapshot, at).live());
         }
         let Catalogued { items, warnings } = self.catalogue(Some(namespace)).await;
         items.iter().find(|item| item.name == name).map(Item::live).ok_or_else(|| {
@@ -143,13 +146,16 @@ fn live(metadata: ObjectMeta, spec: LiveSnapshotSpec, status: LiveSnapshotStatus
 
 fn of_snapshot(snapshot: &Snapshot, at: Vec<String>) -> LiveSnapshot {
     let status = snapshot.status.clone().unwrap_or_default();
-    let spec =
-        LiveSnapshotSpec { databases: snapshot.spec.databases.clone(), repository: snapshot.spec.repository.clone() };
+    let spec = LiveSnapshotSpec {
+        databases: snapshot.spec.databases.clone(),
+        method: snapshot.spec.method,
+        repository: snapshot.spec.repository.clone(),
+    };
     let (namespace, name) = named(snapshot);
     let mut metadata = snapshot.metadata.clone();
     metadata.managed_fields = None;
     // What it stored is not there any more: deleted behind its back, or by somebody else's retention.
-    let is_lost = status.phase.is_restorable() && at.is_empty();
+    let is_lost = status.phase.is_restorable() && at.len() < status.volumes.len().max(1);
     live(
         metadata,
         spec,
@@ -164,6 +170,7 @@ fn of_snapshot(snapshot: &Snapshot, at: Vec<String>) -> LiveSnapshot {
             cut_between: status.cut_between,
             contents: status.contents,
             size: status.size,
+            volumes: status.volumes,
             paths: Vec::new(),
             program: None,
         },
@@ -181,7 +188,7 @@ fn of_entry(name: &str, repository: &Repository, entry: &Entry) -> LiveSnapshot 
         ..ObjectMeta::default()
     };
     let databases = manifest.into_iter().flat_map(|manifest| &manifest.contents).map(|copy| copy.database.clone());
-    let spec = LiveSnapshotSpec { databases: databases.collect(), repository: Some(of) };
+    let spec = LiveSnapshotSpec { databases: databases.collect(), repository: Some(of), ..LiveSnapshotSpec::default() };
     let status = LiveSnapshotStatus {
         known: match &entry.writer {
             Writer::Ours(_) => KnownBy::Repository,
@@ -197,6 +204,7 @@ fn of_entry(name: &str, repository: &Repository, entry: &Entry) -> LiveSnapshot 
         cut_between: manifest.and_then(|manifest| manifest.cut_between.clone()),
         contents: manifest.map(|manifest| manifest.contents.clone()).unwrap_or_default(),
         size: manifest.map(repository::Manifest::size),
+        volumes: Vec::new(),
         paths: if manifest.is_some() { Vec::new() } else { entry.paths.clone() },
         program: manifest.is_none().then(|| entry.program.clone()).filter(|program| !program.is_empty()),
     };

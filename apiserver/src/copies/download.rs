@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use api::LiveSnapshot;
+use api::{LiveSnapshot, SnapshotMethod};
 use bytes::Bytes;
 use repository::Restorable;
 use serde_json::json;
@@ -36,6 +36,11 @@ impl Copies {
         query: &Query,
         range: Option<(u64, Option<u64>)>,
     ) -> Result<Download, ApiError> {
+        if copy.spec.method == SnapshotMethod::VolumeSnapshot {
+            return Err(ApiError::conflict_message(
+                "there is nothing to download of VolumeSnapshots: restore them to new claims, by a Restore of this Snapshot",
+            ));
+        }
         let Some(file) = query.get("file") else {
             let files = copy.status.contents.iter().flat_map(|copy| &copy.files);
             let files: Vec<_> =

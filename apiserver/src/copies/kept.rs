@@ -1,5 +1,9 @@
 //! Objects of one kind, as a controller of ours needs them: read, followed, their status changed, kept from going away.
 
+mod cluster;
+#[cfg(test)]
+mod contract;
+
 use std::{
     collections::{HashMap, HashSet},
     fmt,
@@ -9,6 +13,8 @@ use std::{
 use async_trait::async_trait;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::{Serialize, de::DeserializeOwned};
+
+pub(crate) use cluster::{InCluster, Nothing};
 
 use crate::{
     error::ApiError,
@@ -43,6 +49,8 @@ pub(crate) trait Kept<K: Kind>: fmt::Debug + Send + Sync {
     fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>>;
     fn follow(&self) -> Following<K>;
     async fn change(&self, namespace: &str, name: &str, change: Change<'_, K::Status>) -> Result<(), ApiError>;
+    /// Keeps one from going away before it is let go.
+    async fn keep(&self, namespace: &str, name: &str, finalizer: &str) -> Result<(), ApiError>;
     /// Lets one go that is being deleted.
     async fn let_go(&self, namespace: &str, name: &str, finalizer: &str) -> Result<(), ApiError>;
 }
@@ -92,6 +100,11 @@ impl<K: Kind> Kept<K> for Own<K> {
 
     async fn change(&self, namespace: &str, name: &str, change: Change<'_, K::Status>) -> Result<(), ApiError> {
         changed(&self.registry, self.resource, namespace, name, change).await
+    }
+
+    /// The registry does that when it is made.
+    async fn keep(&self, _namespace: &str, _name: &str, _finalizer: &str) -> Result<(), ApiError> {
+        Ok(())
     }
 
     async fn let_go(&self, namespace: &str, name: &str, finalizer: &str) -> Result<(), ApiError> {

@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 
-use api::LiveSnapshot;
+use api::{LiveSnapshot, SnapshotMethod};
 use jiff::Timestamp;
 use lru::LruCache;
 
@@ -44,6 +44,10 @@ impl Log {
 
 impl Copies {
     pub(crate) fn log(&self, copy: &LiveSnapshot) -> String {
+        if copy.spec.method == SnapshotMethod::VolumeSnapshot {
+            return "VolumeSnapshots have no run that could say something: see the Snapshot's status and Events\n"
+                .to_owned();
+        }
         self.log_of(copy.metadata.uid.as_deref().unwrap_or_default())
     }
 

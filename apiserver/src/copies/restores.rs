@@ -166,6 +166,10 @@ impl Copies {
             target: Some("as it was: nothing was touched".to_owned()),
         };
         let target = &restore.spec.database;
+        if target.is_empty() {
+            let message = "say spec.database, the Database that it is restored into: claims are made in a cluster";
+            return Err(no(reasons::UNSUPPORTED, message.to_owned()));
+        }
         let database =
             self.records.database(&namespace, target).await.map_err(|error| no(reasons::NOT_FOUND, error.message))?;
         let from = restore.spec.source.database.clone().unwrap_or_else(|| target.clone());
@@ -239,7 +243,7 @@ impl Copies {
         })
     }
 
-    async fn restore_failed(&self, restore: &Restore, failed: FailedRun) -> Result<(), ApiError> {
+    pub(super) async fn restore_failed(&self, restore: &Restore, failed: FailedRun) -> Result<(), ApiError> {
         self.change_restore(restore, |mut status| {
             let now = Timestamp::now();
             status.phase = RestorePhase::Failed;
@@ -264,7 +268,7 @@ impl Copies {
         Ok(())
     }
 
-    async fn change_restore(
+    pub(super) async fn change_restore(
         &self,
         restore: &Restore,
         change: impl Fn(RestoreStatus) -> RestoreStatus + Send + Sync,

@@ -8,7 +8,7 @@ mod plan;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
-    Database, Snapshot, SnapshotStatus,
+    Database, Snapshot, SnapshotMethod, SnapshotStatus,
     conditions::reasons,
     runner::{DUMPING, DumpTask, Dumped, FailedRun, ObjectName, ReplicateTask, Report, RunName, Task, TaskDatabase},
 };
@@ -102,6 +102,7 @@ async fn turn(copies: Copies, namespace: String, name: String) {
     let Ok(snapshot) = copies.snapshots.get(&namespace, &name).await else { return };
     let done = match next(&snapshot, Timestamp::now()) {
         Next::Nothing => Ok(()),
+        Next::Run if snapshot.spec.method == SnapshotMethod::VolumeSnapshot => copies.no_volumes(&snapshot).await,
         Next::Run => copies.dump(&snapshot).await,
         Next::Died => copies.died(&snapshot).await,
         Next::Replicate => copies.replicate(&snapshot).await,
@@ -156,6 +157,14 @@ impl Copies {
             None if self.is_unwanted(&namespace, &name, &uid).await => Ok(()),
             _ => self.failed(snapshot, &died("the run ended without a word")).await,
         }
+    }
+
+    /// There is nothing here that could take VolumeSnapshots.
+    async fn no_volumes(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
+        let message =
+            "VolumeSnapshots are taken in a cluster, and this server has none: say method: Dump, and a repository";
+        let (reason, message) = (reasons::UNSUPPORTED.to_owned(), message.to_owned());
+        self.failed(snapshot, &FailedRun { reason, message, again: false, target: None }).await
     }
 
     /// A run of which nothing is left here: whoever began it is gone.
@@ -377,7 +386,7 @@ impl Copies {
     }
 
     /// Only as long as it is the same object.
-    async fn change(
+    pub(super) async fn change(
         &self,
         snapshot: &Snapshot,
         change: impl Fn(SnapshotStatus) -> SnapshotStatus + Send + Sync,

@@ -1,6 +1,6 @@
 //! `snapshots` of `live.stillpoint.dev`: the catalogue, a copy taken now, its files, its log, and the way back.
 
-use api::{LiveSnapshot, RestoreSource};
+use api::{LiveSnapshot, RestoreSource, SnapshotMethod};
 use http::{StatusCode, header};
 use serde_json::{Value, json};
 
@@ -27,7 +27,7 @@ impl Objects {
         match (asked.target.subresource.as_deref(), asked.target.verb) {
             (None, Verb::List) => self.list_snapshots(copies, asked).await,
             (None, Verb::Get) => asked.one(&value(&copies.find(namespace, asked.name()).await?)?),
-            (None, _) => self.take_snapshot(asked, bytes).await,
+            (None, _) => self.take_snapshot(copies, asked, bytes).await,
             (Some("download"), _) => download(copies, asked, namespace).await,
             (Some("log"), _) => {
                 let copy = copies.find(namespace, asked.name()).await?;
@@ -81,11 +81,11 @@ impl Objects {
     }
 
     /// A `Snapshot` is made of it, named after its first Database where it has no name.
-    async fn take_snapshot(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
+    async fn take_snapshot(&self, copies: &Copies, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
         let mut body = body::decode(asked.content_type(), bytes)?.value;
         let first = body["spec"]["databases"][0].as_str().unwrap_or("snapshot").to_owned();
         name(&mut body, &first);
-        self.make(&SNAPSHOTS, asked, body).await
+        self.make(copies, &SNAPSHOTS, asked, body).await
     }
 
     /// A `Restore` is made of it, of this very copy.
@@ -103,16 +103,22 @@ impl Objects {
             body["spec"] = json!({});
         }
         body["spec"]["source"] = serde_json::to_value(of_it).map_err(ApiError::internal)?;
-        if let (Value::Null, [only]) = (&body["spec"]["database"], copy.spec.databases.as_slice()) {
+        let is_dump = copy.spec.method == SnapshotMethod::Dump;
+        if let (Value::Null, [only], true) = (&body["spec"]["database"], copy.spec.databases.as_slice(), is_dump) {
             body["spec"]["database"] = only.as_str().into();
         }
         name(&mut body, asked.name());
-        self.make(&RESTORES, asked, body).await
+        self.make(copies, &RESTORES, asked, body).await
     }
 
     /// An object of a stored kind, by the rules of that kind, for whoever asked.
-    async fn make(&self, resource: &'static Resource, asked: &Asked<'_>, mut body: Value) -> Result<Answer, ApiError> {
-        let kept = self.registry.as_ref().ok_or_else(ApiError::no_such_path)?;
+    async fn make(
+        &self,
+        copies: &Copies,
+        resource: &'static Resource,
+        asked: &Asked<'_>,
+        mut body: Value,
+    ) -> Result<Answer, ApiError> {
         body["apiVersion"] = resource.api_version().into();
         body["kind"] = resource.kind.into();
         let target = crate::target::ResourceTarget {
@@ -129,7 +135,11 @@ impl Objects {
         super::declare(resource, &mut body, asked.user);
         let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked: &asked };
         let write = asked.write(&author)?;
-        let written = kept.create(resource, asked.target.namespace.as_deref(), body, write, asked.now).await?;
+        let namespace = asked.target.namespace.as_deref();
+        let written = match &self.registry {
+            Some(kept) => kept.create(resource, namespace, body, write, asked.now).await?,
+            None => copies.declare(resource, namespace.unwrap_or_default(), body, write).await?,
+        };
         asked.written(&written.object, StatusCode::CREATED, written.warnings)
     }
 }

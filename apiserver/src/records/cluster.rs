@@ -280,8 +280,8 @@ impl Records for Cluster {
     }
 
     async fn keep(&self, name: &FreezeName) -> Result<(), ApiError> {
-        let add = |finalizers: &mut Vec<String>| finalizers.push(api::FINALIZER_THAW.to_owned());
-        finalized(&self.freezes_of(name), &name.name, add).await
+        let about = FREEZES.about(&name.name);
+        finalized(&self.freezes_of(name), &name.name, about, api::FINALIZER_THAW, true).await
     }
 
     fn author(&self, _freeze: &Freeze) -> Option<String> {
@@ -289,7 +289,8 @@ impl Records for Cluster {
     }
 
     async fn let_go(&self, name: &FreezeName) -> Result<(), ApiError> {
-        match finalized(&self.freezes_of(name), &name.name, |_| ()).await {
+        let about = FREEZES.about(&name.name);
+        match finalized(&self.freezes_of(name), &name.name, about, api::FINALIZER_THAW, false).await {
             Err(error) if error.code == StatusCode::NOT_FOUND => Ok(()),
             other => other,
         }
@@ -316,7 +317,12 @@ impl Records for Cluster {
 }
 
 /// Reads, changes, and writes the status unless somebody was faster; then again.
-async fn changed<K>(api: &Api<K>, name: &str, about: About<'_>, apply: impl Fn(&mut K) -> bool) -> Result<(), ApiError>
+pub(crate) async fn changed<K>(
+    api: &Api<K>,
+    name: &str,
+    about: About<'_>,
+    apply: impl Fn(&mut K) -> bool,
+) -> Result<(), ApiError>
 where
     K: Resource + Clone + Serialize + DeserializeOwned + std::fmt::Debug,
 {
@@ -335,18 +341,28 @@ where
     Err(ApiError::modified(about))
 }
 
-/// Writes the finalizers of a Freeze, ours as `ours` says, and of the others none is lost.
-async fn finalized(api: &Api<Freeze>, name: &str, ours: impl Fn(&mut Vec<String>)) -> Result<(), ApiError> {
-    let about = FREEZES.about(name);
+/// Has an object this finalizer from now on, or not any more; of the others none is lost.
+pub(crate) async fn finalized<K>(
+    api: &Api<K>,
+    name: &str,
+    about: About<'_>,
+    finalizer: &str,
+    is_there: bool,
+) -> Result<(), ApiError>
+where
+    K: Resource + Clone + DeserializeOwned + std::fmt::Debug,
+{
     for _ in 0..TRIES {
-        let freeze = api.get(name).await.map_err(|error| told(&error, about))?;
-        let old = freeze.metadata.finalizers.unwrap_or_default();
-        let mut new: Vec<String> = old.iter().filter(|other| *other != api::FINALIZER_THAW).cloned().collect();
-        ours(&mut new);
-        if new == old {
+        let object = api.get(name).await.map_err(|error| told(&error, about))?;
+        let old = object.meta().finalizers.clone().unwrap_or_default();
+        let mut new: Vec<String> = old.iter().filter(|other| *other != finalizer).cloned().collect();
+        if is_there {
+            new.push(finalizer.to_owned());
+        }
+        if new.len() == old.len() {
             return Ok(());
         }
-        let patch = json!({"metadata": {"resourceVersion": freeze.metadata.resource_version, "finalizers": new}});
+        let patch = json!({"metadata": {"resourceVersion": object.meta().resource_version, "finalizers": new}});
         let patched = api.patch(name, &PatchParams::default(), &Patch::Merge::<Value>(patch)).await;
         match patched.map_err(|error| told(&error, about)) {
             Ok(_) => return Ok(()),
@@ -358,7 +374,7 @@ async fn finalized(api: &Api<Freeze>, name: &str, ours: impl Fn(&mut Vec<String>
 }
 
 /// What the API server said, as our clients may hear it.
-fn told(error: &kube::Error, about: About<'_>) -> ApiError {
+pub(crate) fn told(error: &kube::Error, about: About<'_>) -> ApiError {
     match error {
         kube::Error::Api(status) => match status.code {
             404 => ApiError::not_found(about),

@@ -74,7 +74,12 @@ where
 
     /// Follows the API server for ever; a watch that breaks is begun again, with pauses that grow.
     pub(crate) async fn run(self, api: Api<K>) {
-        let events = watcher(api, watcher::Config::default()).default_backoff();
+        self.run_of(api, watcher::Config::default()).await;
+    }
+
+    /// Only of those that `which` says.
+    pub(crate) async fn run_of(self, api: Api<K>, which: watcher::Config) {
+        let events = watcher(api, which).default_backoff();
         pin_mut!(events);
         while let Some(event) = events.next().await {
             match event {
@@ -82,6 +87,11 @@ where
                 Err(error) => warn!(kind = %K::kind(&()), %error, "objects cannot be followed now; trying again"),
             }
         }
+    }
+
+    /// Whether everything was seen once.
+    pub(crate) fn is_complete(&self) -> bool {
+        *self.0.complete.borrow()
     }
 
     /// Returns once everything was seen.

@@ -166,9 +166,11 @@ fn verbs(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
             let name = resource["name"].as_str().unwrap_or_default();
             let advertised =
                 |verb: &str| resource["verbs"].as_array().is_some_and(|verbs| verbs.iter().any(|v| v == verb));
-            let of_one =
-                name.split_once('/').map_or("{here}/paused".to_owned(), |(_, sub)| format!("{{here}}/paused/{sub}"));
-            let of_all = if name.contains('/') { None } else { Some("{here}") };
+            let (parent, sub) = name.split_once('/').map_or((name, None), |(parent, sub)| (parent, Some(sub)));
+            let here = format!("/apis/{}/{}/namespaces/{}/{parent}", api::LIVE_GROUP, api::VERSION, stage.namespace());
+            let of_one = sub.map_or(format!("{here}/paused"), |sub| format!("{here}/paused/{sub}"));
+            let (of_all, watch) =
+                (sub.is_none().then_some(here.as_str()), format!("{here}?watch=true&timeoutSeconds=1"));
             let one =
                 [("get", Method::GET), ("update", Method::PUT), ("patch", Method::PATCH), ("delete", Method::DELETE)];
             let all = [("list", Method::GET), ("create", Method::POST), ("deletecollection", Method::DELETE)];
@@ -176,7 +178,7 @@ fn verbs(stage: &Stage, way: Way) -> BoxFuture<'_, Result<()>> {
             match of_all {
                 Some(path) => {
                     asked.extend(all.into_iter().map(|(verb, method)| (verb, method, path)));
-                    asked.push(("watch", Method::GET, "{here}?watch=true&timeoutSeconds=1"));
+                    asked.push(("watch", Method::GET, &watch));
                 }
                 None => asked.push(("create", Method::POST, of_one.as_str())),
             }

@@ -285,15 +285,12 @@ fn our_own_kinds_are_judged_as_everywhere_else() {
 #[test]
 fn the_webhook_says_what_the_table_of_cases_says() {
     for case in api::cases::all() {
-        let resource = if case.kind == "Database" { "databases" } else { "freezes" };
-        let review = match (case.kind, &case.old) {
-            ("Database", None) => database(case.spec.clone()),
-            (_, None) => freeze(case.spec.clone()),
-            (_, Some(old)) => {
-                let update = database_update(case.spec.clone(), old.clone());
-                with(update, "/request/resource/resource", resource.into())
-            }
+        let resource = format!("{}s", case.kind.to_lowercase());
+        let review = match &case.old {
+            None => database(case.spec.clone()),
+            Some(old) => database_update(case.spec.clone(), old.clone()),
         };
+        let review = with(review, "/request/resource/resource", resource.into());
         let right = match decided("/validate", &review) {
             Decision::Allow(_) => true,
             // What no type of ours can hold, the schema has refused before us.

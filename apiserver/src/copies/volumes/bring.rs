@@ -1,0 +1,271 @@
+//! Restores to new claims, each of one VolumeSnapshot of a Snapshot. No claim that is there is ever touched: what has a name already
+//! has it for somebody.
+
+use std::sync::Arc;
+
+use api::{
+    ChosenCopy, Restore, RestorePhase, RestoredVolume, Snapshot, SnapshotMethod,
+    conditions::{self, reasons, types},
+    runner::FailedRun,
+};
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::{core::v1::PersistentVolumeClaim, storage::v1::StorageClass},
+    apimachinery::pkg::apis::meta::v1::Time,
+};
+use kube::{Api, api::PostParams};
+use tracing::debug;
+
+use super::{
+    Leads, Storage, refused,
+    wanted::{claim, planned},
+};
+use crate::{
+    copies::{Copies, kept::who},
+    error::ApiError,
+    records::cluster::told,
+    resources::{RESTORES, Resource},
+};
+
+const KIND: &Resource = &RESTORES;
+/// How long claims may take until they have their volumes: drivers copy for hours.
+const LONGEST: SignedDuration = SignedDuration::from_hours(24);
+/// Of a StorageClass whose volumes are made for the first Pod.
+const FIRST_POD: &str = "WaitForFirstConsumer";
+
+/// What became of one claim.
+enum Made {
+    Bound,
+    /// It is there, and has no volume before a Pod uses it.
+    ForTheFirstPod,
+    Waits(String),
+}
+
+pub(super) async fn turn(copies: Copies, storage: Storage, leads: Leads, namespace: String, name: String) {
+    let Ok(restore) = copies.restores.get(&namespace, &name).await else { return };
+    if !leads() || restore.metadata.deletion_timestamp.is_some() {
+        return;
+    }
+    let done = match restore.status.clone().unwrap_or_default().phase {
+        RestorePhase::Complete | RestorePhase::Failed => Ok(()),
+        RestorePhase::Pending => copies.begin_claims(&storage, &restore).await,
+        RestorePhase::Running => copies.look_at_claims(&storage, &restore).await,
+    };
+    if let Err(error) = done {
+        debug!(namespace, name, message = %error.message, why = ?error.internal, "not now; trying again");
+    }
+}
+
+impl Copies {
+    /// Everything is looked at before anything is made.
+    async fn begin_claims(&self, storage: &Storage, restore: &Restore) -> Result<(), ApiError> {
+        if !restore.spec.database.is_empty() {
+            return self.no_claims(restore, reasons::UNSUPPORTED, NO_SERVERS).await;
+        }
+        let (namespace, name, _) = who(restore);
+        let snapshot = match self.copy_of_volumes(restore).await? {
+            Ok(snapshot) => snapshot,
+            Err((reason, message)) => return self.no_claims(restore, reason, &message).await,
+        };
+        let status = snapshot.status.clone().unwrap_or_default();
+        let planned = match planned(&name, &restore.spec, &status.volumes) {
+            Ok(planned) => planned,
+            Err(message) => return self.no_claims(restore, reasons::NOT_FOUND, &message).await,
+        };
+        let about = KIND.about(&name);
+        for one in &planned {
+            let there = storage.snapshots(&namespace).get_opt(&one.of.volume_snapshot).await;
+            let there = there.map_err(|error| told(&error, about))?;
+            if there.is_none_or(|there| there.metadata.uid != one.of.uid) {
+                let message = format!("VolumeSnapshot {} is gone: somebody has deleted it", one.of.volume_snapshot);
+                return self.no_claims(restore, reasons::NOT_FOUND, &message).await;
+            }
+            if storage.claim(&namespace, &one.name).await.map_err(|error| told(&error, about))?.is_some() {
+                return self.no_claims(restore, reasons::EXISTS, &is_there(&one.name)).await;
+            }
+        }
+        let taken = status.cut_between.as_ref().map(|cut| Time(cut.frozen_at.0)).or(status.finished_at);
+        let chosen = ChosenCopy {
+            snapshot: snapshot.metadata.name.clone().unwrap_or_default(),
+            taken_at: taken,
+            ..ChosenCopy::default()
+        };
+        let volumes: Vec<RestoredVolume> = planned
+            .into_iter()
+            .map(|one| RestoredVolume {
+                claim: one.of.claim,
+                name: one.name,
+                volume_snapshot: one.of.volume_snapshot,
+                ..RestoredVolume::default()
+            })
+            .collect();
+        self.change_restore(restore, |mut status| {
+            let now = Timestamp::now();
+            status.phase = RestorePhase::Running;
+            status.chosen = Some(chosen.clone());
+            status.volumes.clone_from(&volumes);
+            status.started_at = Some(Time(now));
+            let (is, reason) = (false, reasons::IN_PROGRESS);
+            conditions::set_condition(&mut status.conditions, types::COMPLETE, is, reason, "", None, now);
+            status
+        })
+        .await?;
+        let names = volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(", ");
+        self.tell(KIND, restore, true, "Started", &format!("claims {names} of Snapshot {}", chosen.snapshot)).await;
+        Ok(())
+    }
+
+    /// The Snapshot that is meant, or why there is none that can be restored so.
+    async fn copy_of_volumes(
+        &self,
+        restore: &Restore,
+    ) -> Result<Result<Arc<Snapshot>, (&'static str, String)>, ApiError> {
+        let (namespace, _, _) = who(restore);
+        let name = restore.spec.source.snapshot.clone().unwrap_or_default();
+        let snapshot = match self.snapshots.get(&namespace, &name).await {
+            Ok(snapshot) => snapshot,
+            Err(error) if error.code == 404 => {
+                return Ok(Err((reasons::NOT_FOUND, format!("there is no Snapshot {name}"))));
+            }
+            Err(error) => return Err(error),
+        };
+        if snapshot.spec.method != SnapshotMethod::VolumeSnapshot {
+            let message =
+                format!("Snapshot {name} is a dump: say spec.database, the Database that it is restored into");
+            return Ok(Err((reasons::UNSUPPORTED, message)));
+        }
+        let phase = snapshot.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        if !phase.is_restorable() {
+            return Ok(Err((reasons::NOT_FOUND, format!("Snapshot {name} cannot be restored: it is {phase}"))));
+        }
+        Ok(Ok(snapshot))
+    }
+
+    async fn look_at_claims(&self, storage: &Storage, restore: &Restore) -> Result<(), ApiError> {
+        let (namespace, name, uid) = who(restore);
+        let before = restore.status.clone().unwrap_or_default();
+        let (mut volumes, mut waits, mut warnings) = (before.volumes.clone(), Vec::new(), Vec::new());
+        for volume in &mut volumes {
+            let there = storage.claim(&namespace, &volume.name).await;
+            let there = match (there.map_err(|error| told(&error, KIND.about(&name)))?, &volume.uid) {
+                (Some(there), _) if label(&there) != Some(&uid) => {
+                    return self.no_claims(restore, reasons::EXISTS, &is_there(&volume.name)).await;
+                }
+                (Some(there), _) => there,
+                (None, Some(_)) => {
+                    let message = format!("claim {} is gone: somebody has deleted it", volume.name);
+                    return self.no_claims(restore, reasons::NOT_FOUND, &message).await;
+                }
+                (None, None) => match self.make_claim(storage, restore, volume).await? {
+                    Ok(made) => made,
+                    Err(why) => {
+                        waits.push(why);
+                        continue;
+                    }
+                },
+            };
+            volume.uid.clone_from(&there.metadata.uid);
+            match made(storage, &there).await? {
+                Made::Bound => volume.bound = true,
+                Made::ForTheFirstPod => {
+                    warnings.push(format!("the first Pod that uses claim {} gives it its volume", volume.name));
+                }
+                Made::Waits(why) => waits.push(why),
+            }
+        }
+        let is_late =
+            before.started_at.as_ref().is_some_and(|began| Timestamp::now().duration_since(began.0) > LONGEST);
+        if !waits.is_empty() && is_late {
+            return self.no_claims(restore, reasons::DEADLINE_EXCEEDED, &waits.join("; ")).await;
+        }
+        let is_done = waits.is_empty();
+        let message = if is_done { warnings.join("; ") } else { waits.join("; ") };
+        self.change_restore(restore, |mut status| {
+            let now = Timestamp::now();
+            status.volumes.clone_from(&volumes);
+            status.warnings.clone_from(&warnings);
+            status.message = (!message.is_empty()).then(|| message.clone());
+            if is_done {
+                status.phase = RestorePhase::Complete;
+                status.finished_at.get_or_insert(Time(now));
+                conditions::set_condition(
+                    &mut status.conditions,
+                    types::COMPLETE,
+                    true,
+                    reasons::OK,
+                    &message,
+                    None,
+                    now,
+                );
+            }
+            status
+        })
+        .await?;
+        if is_done {
+            let names = volumes.iter().map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(", ");
+            self.tell(KIND, restore, true, "Complete", &format!("claims {names}. {message}")).await;
+        }
+        Ok(())
+    }
+
+    /// Or why it cannot be made now.
+    async fn make_claim(
+        &self,
+        storage: &Storage,
+        restore: &Restore,
+        volume: &RestoredVolume,
+    ) -> Result<Result<PersistentVolumeClaim, String>, ApiError> {
+        let (namespace, name, _) = who(restore);
+        let snapshot = match self.copy_of_volumes(restore).await? {
+            Ok(snapshot) => snapshot,
+            Err((_, message)) => return Ok(Err(message)),
+        };
+        let status = snapshot.status.clone().unwrap_or_default();
+        let planned = planned(&name, &restore.spec, &status.volumes);
+        let Some(planned) = planned.ok().and_then(|all| all.into_iter().find(|one| one.name == volume.name)) else {
+            return Ok(Err(format!("Snapshot {} has no copy of claim {}", volume.volume_snapshot, volume.claim)));
+        };
+        let claim = claim(restore, &planned).map_err(ApiError::internal)?;
+        match storage.claims(&namespace).create(&PostParams::default(), &claim).await {
+            Ok(made) => Ok(Ok(made)),
+            Err(kube::Error::Api(status)) if status.code == 409 && status.reason == "AlreadyExists" => {
+                Ok(Err(is_there(&volume.name)))
+            }
+            Err(error) => Ok(Err(refused(&error, "PersistentVolumeClaims", &namespace))),
+        }
+    }
+
+    async fn no_claims(&self, restore: &Restore, reason: &str, message: &str) -> Result<(), ApiError> {
+        let made = restore.status.iter().flat_map(|status| &status.volumes).filter(|volume| volume.uid.is_some());
+        let made = made.map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(", ");
+        let target = (!made.is_empty()).then(|| format!("claims {made} were made, and are there"));
+        let failed = FailedRun { reason: reason.to_owned(), message: message.to_owned(), again: false, target };
+        self.restore_failed(restore, failed).await
+    }
+}
+
+const NO_SERVERS: &str = "dumps are neither taken nor restored in a cluster yet; a Snapshot by VolumeSnapshot is restored to new claims: \
+                          leave spec.database out";
+
+fn is_there(name: &str) -> String {
+    format!("there is a claim {name} already: a Restore touches none that is there; say other names in spec.volumes")
+}
+
+fn label(claim: &PersistentVolumeClaim) -> Option<&String> {
+    claim.metadata.labels.as_ref()?.get(api::LABEL_RESTORE)
+}
+
+async fn made(storage: &Storage, claim: &PersistentVolumeClaim) -> Result<Made, ApiError> {
+    let name = claim.metadata.name.clone().unwrap_or_default();
+    if claim.status.as_ref().and_then(|status| status.phase.as_deref()) == Some("Bound") {
+        return Ok(Made::Bound);
+    }
+    let waits = format!("claim {name} has no volume yet: kubectl describe persistentvolumeclaim {name} says why");
+    let Some(class) = claim.spec.as_ref().and_then(|spec| spec.storage_class_name.as_deref()) else {
+        return Ok(Made::Waits(waits));
+    };
+    let classes: Api<StorageClass> = Api::all(storage.client.clone());
+    let class = classes.get_opt(class).await.map_err(|error| told(&error, KIND.about(&name)))?;
+    let for_the_first = class.is_some_and(|class| class.volume_binding_mode.as_deref() == Some(FIRST_POD));
+    Ok(if for_the_first { Made::ForTheFirstPod } else { Made::Waits(waits) })
+}

@@ -1,0 +1,297 @@
+//! One step about one Snapshot: what is there is found, and what follows is done.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use api::{
+    Database, DatabaseCopy, Snapshot, SnapshotMethod, SnapshotPhase, SnapshotStatus, SnapshotVolume, Verdict,
+    conditions::reasons, gate,
+};
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
+use kube::api::{DeleteParams, PostParams, Preconditions};
+use tracing::debug;
+
+use super::{
+    Leads, MADE_FOR, Storage, claims,
+    kinds::VolumeSnapshot,
+    plan::{self, Next},
+    refused,
+    worth::{self, Outcome, looked},
+};
+use crate::{
+    copies::{Copies, kept::who},
+    error::ApiError,
+    records::cluster::told,
+    resources::{Resource, SNAPSHOTS},
+};
+
+const KIND: &Resource = &SNAPSHOTS;
+
+/// Nothing is to be done about it but when it is deleted.
+pub(super) fn is_finished(snapshot: &Snapshot) -> bool {
+    let status = snapshot.status.as_ref();
+    let is_over = status.is_some_and(|status| match status.phase {
+        SnapshotPhase::Failed => status.volumes.is_empty(),
+        phase => phase.is_finished(),
+    });
+    is_over && snapshot.metadata.deletion_timestamp.is_none()
+}
+
+pub(super) async fn turn(copies: Copies, storage: Storage, leads: Leads, namespace: String, name: String) {
+    let Ok(snapshot) = copies.snapshots.get(&namespace, &name).await else { return };
+    // It may have waited for its turn while another was chosen.
+    if !leads() {
+        return;
+    }
+    let done = match (plan::next(&snapshot, Timestamp::now()), snapshot.spec.method) {
+        (Next::Nothing, _) => Ok(()),
+        (Next::LetGo, _) => copies.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
+        (_, SnapshotMethod::Dump) => copies.no_copy(&snapshot, reasons::UNSUPPORTED, NO_DUMPS).await,
+        (Next::TooLate, _) => {
+            let why = snapshot.status.as_ref().and_then(|status| status.message.clone()).unwrap_or_default();
+            copies.no_copy(&snapshot, reasons::DEADLINE_EXCEEDED, &too_late(&why)).await
+        }
+        (Next::Begin, _) => copies.begin(&storage, &snapshot).await,
+        (Next::Look, _) => copies.look(&storage, &snapshot).await,
+        (Next::Remove, _) => copies.remove(&storage, &snapshot).await,
+    };
+    if let Err(error) = done {
+        debug!(namespace, name, message = %error.message, why = ?error.internal, "not now; trying again");
+    }
+}
+
+const NO_DUMPS: &str =
+    "dumps are not taken in a cluster yet: say method: VolumeSnapshot, or take the dump by a standalone server";
+
+fn too_late(why: &str) -> String {
+    format!("it was not done within spec.deadlineSeconds: {why}")
+}
+
+impl Copies {
+    /// Of what it is, as its Databases stand now.
+    async fn begin(&self, storage: &Storage, snapshot: &Snapshot) -> Result<(), ApiError> {
+        let (namespace, name, _) = who(snapshot);
+        if !storage.watched.is_complete() {
+            let message = "it is not known yet what stands where in this cluster; in a moment";
+            return self.waits(snapshot, reasons::IN_PROGRESS, message).await;
+        }
+        let mut databases: Vec<Arc<Database>> = Vec::new();
+        for database in &snapshot.spec.databases {
+            match self.records.database(&namespace, database).await {
+                Ok(found) => databases.push(found),
+                Err(error) if error.code == 404 => {
+                    let message = format!("there is no Database {database}");
+                    return self.no_copy(snapshot, reasons::NOT_FOUND, &message).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let databases: Vec<&Database> = databases.iter().map(AsRef::as_ref).collect();
+        let found = claims::claims(&storage.watched.index(), &namespace, &name, &databases);
+        let (mut volumes, warnings) = match found {
+            Ok(found) => found,
+            Err(unknown) => return self.waits(snapshot, unknown.reason, &unknown.message).await,
+        };
+        for volume in &mut volumes {
+            describe(storage, &namespace, volume).await?;
+        }
+        let contents: Vec<DatabaseCopy> = databases.iter().copied().map(copy_of).collect();
+        self.snapshots.keep(&namespace, &name, api::FINALIZER_SNAPSHOT).await?;
+        self.change(snapshot, |mut status| {
+            let now = Timestamp::now();
+            status.phase = SnapshotPhase::Running;
+            status.attempts += 1;
+            status.started_at.get_or_insert(Time(now));
+            status.message = None;
+            status.volumes.clone_from(&volumes);
+            status.contents.clone_from(&contents);
+            status.warnings.clone_from(&warnings);
+            worth::condition(&mut status, false, reasons::IN_PROGRESS, "it is being taken", now);
+            status
+        })
+        .await?;
+        let all = volumes.iter().map(|volume| volume.claim.as_str()).collect::<Vec<_>>().join(", ");
+        self.tell(KIND, snapshot, true, "Started", &format!("of claims {all}")).await;
+        Ok(())
+    }
+
+    /// Makes what is not there, and says what is.
+    async fn look(&self, storage: &Storage, snapshot: &Snapshot) -> Result<(), ApiError> {
+        let (_, _, uid) = who(snapshot);
+        let before = snapshot.status.clone().unwrap_or_default();
+        let mut found = Vec::new();
+        for volume in &before.volumes {
+            found.push(self.found(storage, snapshot, volume).await?);
+        }
+        let now = Timestamp::now();
+        let (status, outcome) = looked(before.clone(), &snapshot.spec, &uid, &found, storage.gates, now);
+        let is_late = now > plan::deadline(snapshot);
+        match outcome {
+            Outcome::Failed { reason, message } => return self.no_copy_of(snapshot, &status, reason, &message).await,
+            Outcome::Make(_) | Outcome::Wait if is_late => {
+                // What was said last knows more than what is seen now: why it was refused, say.
+                let why = before.message.as_deref().or(status.message.as_deref());
+                let message = too_late(why.unwrap_or_default());
+                return self.no_copy_of(snapshot, &status, reasons::DEADLINE_EXCEEDED, &message).await;
+            }
+            Outcome::Make(missing) => {
+                let mut refused = None;
+                for at in missing {
+                    refused = refused.or(self.make(storage, snapshot, &status.volumes[at]).await);
+                }
+                let next = SnapshotStatus { message: refused.clone().or(status.message.clone()), ..status };
+                self.put(snapshot, &before, &next).await?;
+                self.tell_news(snapshot, "VolumeSnapshotRefused", before.message.as_ref(), refused.as_ref()).await;
+            }
+            Outcome::Wait => {
+                self.put(snapshot, &before, &status).await?;
+                let error = |status: &SnapshotStatus| status.volumes.iter().find_map(|volume| volume.error.clone());
+                self.tell_news(snapshot, "VolumeSnapshotError", error(&before).as_ref(), error(&status).as_ref()).await;
+            }
+            Outcome::Ready => {
+                self.put(snapshot, &before, &status).await?;
+                let worth = status.consistency.as_ref();
+                let is_good = worth.is_some_and(|worth| worth.verdict == Verdict::Application);
+                let said = worth.map(|worth| format!("{}: {}", worth.verdict, worth.reason)).unwrap_or_default();
+                self.tell(KIND, snapshot, is_good, "Stored", &said).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Only by who has seen what it follows on.
+    async fn put(&self, snapshot: &Snapshot, before: &SnapshotStatus, next: &SnapshotStatus) -> Result<(), ApiError> {
+        self.change(snapshot, |status| if status == *before { next.clone() } else { status }).await
+    }
+
+    /// Answers why it cannot be made now.
+    async fn make(&self, storage: &Storage, snapshot: &Snapshot, volume: &SnapshotVolume) -> Option<String> {
+        let (namespace, name, uid) = who(snapshot);
+        let said = |key: &str, value: Option<String>| value.map(|value| (key.to_owned(), value));
+        // In the words that gates read: a namespace may want otherwise.
+        let on_missed = snapshot.spec.on_missed.map(|on_missed| format!("{on_missed:?}"));
+        let deadline = snapshot.spec.deadline_seconds.map(|seconds| seconds.to_string());
+        let annotations =
+            [said(MADE_FOR, Some(name)), said(gate::ON_MISSED, on_missed), said(gate::DEADLINE_SECONDS, deadline)];
+        let metadata = ObjectMeta {
+            name: Some(volume.volume_snapshot.clone()),
+            namespace: Some(namespace.clone()),
+            labels: Some(BTreeMap::from([(api::LABEL_SNAPSHOT.to_owned(), uid)])),
+            annotations: Some(annotations.into_iter().flatten().collect()),
+            ..ObjectMeta::default()
+        };
+        let class = snapshot.spec.volume_snapshot_class_name.as_deref();
+        let made = VolumeSnapshot::new(metadata, &volume.claim, class);
+        match storage.snapshots(&namespace).create(&PostParams::default(), &made).await {
+            Ok(_) => None,
+            // Whose it is shows when it is looked at.
+            Err(kube::Error::Api(status)) if status.code == 409 => None,
+            Err(error) => Some(refused(&error, "VolumeSnapshots", &namespace)),
+        }
+    }
+
+    /// What is in the way, when it is that no more than when it was seen first.
+    async fn tell_news(&self, snapshot: &Snapshot, reason: &str, before: Option<&String>, now: Option<&String>) {
+        if let Some(news) = now.filter(|_| now != before) {
+            self.tell(KIND, snapshot, false, reason, news).await;
+        }
+    }
+
+    /// Has what was made for it go; when all of it has, the Snapshot may, too.
+    async fn remove(&self, storage: &Storage, snapshot: &Snapshot) -> Result<(), ApiError> {
+        let (namespace, name, uid) = who(snapshot);
+        let (about, snapshots) = (KIND.about(&name), storage.snapshots(&namespace));
+        let mut left = Vec::new();
+        for volume in snapshot.status.iter().flat_map(|status| &status.volumes) {
+            let there = snapshots.get_opt(&volume.volume_snapshot).await.map_err(|error| told(&error, about))?;
+            let Some(there) = there.filter(|there| there.label(api::LABEL_SNAPSHOT) == Some(&uid)) else { continue };
+            left.push(volume.volume_snapshot.clone());
+            if there.metadata.deletion_timestamp.is_some() {
+                continue;
+            }
+            let this = Preconditions { uid: there.metadata.uid, resource_version: None };
+            let this = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
+            match snapshots.delete(&volume.volume_snapshot, &this).await {
+                Ok(_) => {}
+                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
+                Err(error) => {
+                    let message = refused(&error, "VolumeSnapshots, nor delete them,", &namespace);
+                    let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
+                    return self.change(snapshot, said).await;
+                }
+            }
+        }
+        let is_deleted = snapshot.metadata.deletion_timestamp.is_some();
+        if !left.is_empty() {
+            let message = format!("VolumeSnapshots {} are being removed", left.join(", "));
+            let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
+            // Why it failed is more than that.
+            return if is_deleted { self.change(snapshot, said).await } else { Ok(()) };
+        }
+        if is_deleted {
+            return self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await;
+        }
+        self.change(snapshot, |status| SnapshotStatus { volumes: Vec::new(), ..status }).await?;
+        self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await
+    }
+
+    /// Nothing goes on now; what is in the way may go.
+    async fn waits(&self, snapshot: &Snapshot, reason: &str, message: &str) -> Result<(), ApiError> {
+        let before = snapshot.status.as_ref().and_then(|status| status.message.as_deref());
+        self.change(snapshot, |mut status| {
+            status.message = Some(message.to_owned());
+            worth::condition(&mut status, false, reason, message, Timestamp::now());
+            status
+        })
+        .await?;
+        if before != Some(message) && reason != reasons::IN_PROGRESS {
+            self.tell(KIND, snapshot, false, reason, message).await;
+        }
+        Ok(())
+    }
+
+    async fn no_copy(&self, snapshot: &Snapshot, reason: &str, message: &str) -> Result<(), ApiError> {
+        let status = snapshot.status.clone().unwrap_or_default();
+        self.no_copy_of(snapshot, &status, reason, message).await
+    }
+
+    async fn no_copy_of(
+        &self,
+        snapshot: &Snapshot,
+        status: &SnapshotStatus,
+        reason: &str,
+        message: &str,
+    ) -> Result<(), ApiError> {
+        self.change(snapshot, |_| worth::failed(status.clone(), reason, message, Timestamp::now())).await?;
+        self.tell(KIND, snapshot, false, reason, message).await;
+        Ok(())
+    }
+}
+
+/// What a claim that is made of it later has to be like: the claim itself may be gone then.
+async fn describe(storage: &Storage, namespace: &str, volume: &mut SnapshotVolume) -> Result<(), ApiError> {
+    let claim =
+        storage.claim(namespace, &volume.claim).await.map_err(|error| told(&error, KIND.about(&volume.claim)))?;
+    let Some(spec) = claim.and_then(|claim| claim.spec) else { return Ok(()) };
+    volume.storage_class_name = spec.storage_class_name;
+    volume.access_modes = spec.access_modes.unwrap_or_default();
+    volume.volume_mode = spec.volume_mode;
+    let requests = spec.resources.and_then(|resources| resources.requests);
+    volume.size = requests.and_then(|requests| requests.get("storage").map(|size| size.0.clone()));
+    Ok(())
+}
+
+/// Where it stood is known when it is cut.
+fn copy_of(database: &Database) -> DatabaseCopy {
+    let members = database.status.as_ref().map(|status| status.members.as_slice()).unwrap_or_default();
+    let role = database.spec.freeze.target.role;
+    let member = members.iter().find(|member| member.role == role).or(members.first());
+    DatabaseCopy {
+        database: database.metadata.name.clone().unwrap_or_default(),
+        engine: database.spec.engine,
+        version: member.map(|member| member.version.clone()).unwrap_or_default(),
+        tool: String::new(),
+        position: None,
+        files: Vec::new(),
+    }
+}
