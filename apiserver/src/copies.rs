@@ -108,6 +108,7 @@ impl Copies {
             storage: Some(storage.clone()),
             tasks: tasks.clone(),
             logs: Log::default(),
+            checking: Checking::default(),
         }
     }
 
