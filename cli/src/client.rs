@@ -42,14 +42,19 @@ impl Connection {
         self.connect_with(true, USUAL).await
     }
 
-    /// For what is answered when it is over.
+    /// For what is answered when it is over, and asked for once.
     pub async fn connect_for(self, longest: Duration) -> Result<Api, Failure> {
-        self.connect_with(true, longest).await
+        self.connect_with(false, longest).await
     }
 
     /// A refusal for the moment (429, 503, 504) is an answer, and not tried again.
     pub async fn connect_for_one_try(self) -> Result<Api, Failure> {
         self.connect_with(false, USUAL).await
+    }
+
+    #[cfg(test)]
+    pub fn of(kubeconfig: PathBuf) -> Self {
+        Self { kubeconfig: Some(kubeconfig), context: None, namespace: None }
     }
 
     /// The namespace, if one was named.

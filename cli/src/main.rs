@@ -11,6 +11,8 @@ mod print;
 mod progress;
 mod seen;
 mod supervise;
+#[cfg(test)]
+mod testing;
 mod times;
 mod verdict;
 

@@ -60,7 +60,7 @@ struct Asked {
     /// The Database whose copy it is; the target's own name when absent.
     #[arg(long, value_name = "DATABASE")]
     from: Option<String>,
-    /// A database inside the server; repeat it. Absent: all of the copy.
+    /// A database inside the server, by its own name there; repeat it. Absent: all of the copy.
     #[arg(long = "database", value_name = "NAME")]
     databases: Vec<String>,
     /// What becomes of databases of the same names: never (none may be there), if-empty, or replace.
@@ -93,6 +93,10 @@ struct Which {
     #[arg(long, value_name = "TIME", value_parser = as_of)]
     as_of: Option<Timestamp>,
 }
+
+/// What a run advises, in the words of the API (runner/src/restore.rs), and what that is here.
+const REPLACE: &str = "spec.existing: Replace";
+const REPLACE_HERE: &str = "spec.existing: Replace (here: --existing replace)";
 
 impl Command {
     pub async fn run(self, connection: Connection, output: Output) -> Result<u8, Failure> {
@@ -199,8 +203,8 @@ fn told(target: &str, name: &str, status: &RestoreStatus) -> String {
 }
 
 fn failed(name: &str, status: &RestoreStatus, namespace: &str) -> Failure {
-    let failure =
-        Failure::new(format!("restore {name} failed: {}", status.message.as_deref().unwrap_or("nobody said why")));
+    let why = status.message.as_deref().unwrap_or("nobody said why").replace(REPLACE, REPLACE_HERE);
+    let failure = Failure::new(format!("restore {name} failed: {why}"));
     let failure = match &status.target {
         Some(target) => failure.detail(format!("the Database is {target}")),
         None => failure,
@@ -241,5 +245,9 @@ mod tests {
         let failure = format!("{:?}", failed("back", &status, "shop"));
         assert!(failure.contains("no database x") && failure.contains("the Database is as it was"), "{failure}");
         assert!(failure.contains("restore log back -n shop"), "{failure}");
+        let message = "shop is there already: name other databases, or set spec.existing: Replace";
+        let status = RestoreStatus { message: Some(message.into()), ..RestoreStatus::default() };
+        let failure = failed("back", &status, "shop").to_string();
+        assert!(failure.ends_with("spec.existing: Replace (here: --existing replace)"), "{failure}");
     }
 }

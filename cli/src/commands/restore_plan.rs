@@ -1,7 +1,12 @@
 //! `restore-plan`: how to restore a copy without us, as a script of restic and the server's own programs.
 
+#[cfg(test)]
+mod hostile;
 mod places;
+#[cfg(test)]
+mod runs;
 mod script;
+mod server;
 #[cfg(test)]
 mod tests;
 
@@ -16,10 +21,13 @@ use script::Plan;
 
 /// Print how to restore a copy by plain means: restic, and pg_restore and psql or mariadb. A script for sh that asks for what it
 /// needs by environment variables; no value of a Secret is in it. Keep it where it is found when nothing of Stillpoint is there any more.
+/// What is there already is left alone: the script refuses before it touches anything, unless REPLACE=yes says that it goes.
 ///
 /// Examples:
 ///
 ///   kubectl still restore-plan before-upgrade > restore.sh
+///
+///   kubectl still restore-plan before-upgrade --into fresh > restore.sh
 ///
 ///   FROM=offsite RESTIC_PASSWORD=… PGUSER=postgres sh restore.sh
 #[derive(Debug, clap::Args)]
@@ -27,9 +35,9 @@ use script::Plan;
 pub struct Command {
     /// A Snapshot, or an entry of the catalogue.
     snapshot: String,
-    /// The Database that it would be restored into; the one that was copied when absent.
+    /// The Database whose server the script restores into; the one that was copied when absent.
     #[arg(long, value_name = "DATABASE")]
-    database: Option<String>,
+    into: Option<String>,
     /// Which of the copy's Databases, where there are several.
     #[arg(long, value_name = "DATABASE")]
     from: Option<String>,
@@ -56,7 +64,7 @@ impl Command {
     /// One that was named must be there; the one that was copied may be gone.
     async fn target(&self, api: &Api, of: &DatabaseCopy) -> Result<Option<Database>, Failure> {
         let databases = api.objects::<Database>();
-        match &self.database {
+        match &self.into {
             Some(name) => Ok(Some(databases.get(name).await?)),
             None => Ok(databases.get_opt(&of.database).await?),
         }

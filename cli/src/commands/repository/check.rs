@@ -1,6 +1,6 @@
 //! `repository check`: whether all that a repository should have is there, and as it was written.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use api::{CheckResult, RepositoryCheckSpec, RepositoryCheckStatus};
 
@@ -14,10 +14,11 @@ use crate::{
 /// A little more than the server takes for it.
 pub const LONGEST: Duration = Duration::from_secs(3700);
 
-/// Check a repository, each of its locations for itself. Exits with 1 when something cannot be restored from one of them.
+/// Check a repository, each of its locations for itself. Exits with 1 when something cannot be restored from one of them, or one could
+/// not be looked at.
 ///
-/// Names, sizes, indexes and trees are looked at; with --read-data every byte is read, too. The server gives it an hour; for longer
-/// there is restic check --read-data.
+/// Names, sizes, indexes and trees are looked at; with --read-data every byte is read, too. The answer is waited for an hour; what takes
+/// longer goes on without anybody hearing of it, and there is restic check --read-data.
 ///
 /// Examples:
 ///
@@ -33,6 +34,9 @@ pub struct Command {
     #[arg(long)]
     read_data: bool,
 }
+
+/// How the server begins what it says of a location that did not answer (apiserver/src/copies/check.rs).
+const UNSEEN: &str = "it could not be looked at";
 
 impl Command {
     pub async fn run(self, api: &Api, output: Output) -> Result<u8, Failure> {
@@ -64,13 +68,34 @@ fn told(name: &str, read_data: bool, status: &RepositoryCheckStatus) -> String {
     if status.omitted > 0 {
         text += &format!("and {} more\n", status.omitted);
     }
-    let how = if read_data { "every byte was read" } else { "--read-data reads every byte, too" };
-    text + &match status.result {
-        CheckResult::Fail => format!("{name} is damaged: something cannot be restored from some location ({how})\n"),
-        CheckResult::Pass | CheckResult::Warn => {
-            format!("{name} is whole in {} ({how})\n", status.locations.join(", "))
-        }
+    let at = |is_unseen: bool| {
+        let failed = status.findings.iter().filter(|finding| finding.result == CheckResult::Fail);
+        let of: BTreeSet<&str> = failed
+            .filter(|finding| finding.message.starts_with(UNSEEN) == is_unseen)
+            .map(|finding| finding.location.as_str())
+            .collect();
+        of
+    };
+    let (damaged, unseen) = (at(false), at(true));
+    let joined = |names: &BTreeSet<&str>| names.iter().copied().collect::<Vec<_>>().join(", ");
+    let read_more = if read_data { "" } else { " (--read-data reads every byte, too)" };
+    if !damaged.is_empty() || status.result == CheckResult::Fail && unseen.is_empty() {
+        let from = if damaged.is_empty() { "some location".to_owned() } else { joined(&damaged) };
+        text += &format!("{name} is damaged: something cannot be restored from {from}{read_more}\n");
     }
+    if !unseen.is_empty() {
+        let places = joined(&unseen);
+        text +=
+            &format!("{name} could not be looked at in {places}: nothing is known of what is there; check it again\n");
+    }
+    let is_whole = |location: &&str| !damaged.contains(location) && !unseen.contains(location);
+    let whole: Vec<&str> = status.locations.iter().map(String::as_str).filter(is_whole).collect();
+    // What was left out may be of any.
+    if !whole.is_empty() && (status.result != CheckResult::Fail || status.omitted == 0) {
+        let how = if read_data { " (every byte was read)" } else { read_more };
+        text += &format!("{name} is whole in {}{how}\n", whole.join(", "));
+    }
+    text
 }
 
 #[cfg(test)]
@@ -91,6 +116,29 @@ mod tests {
         let lost = json!([{"location": "disk", "result": "Fail", "message": "pack 1234 is gone"}]);
         let text = told("nightly", true, &status("Fail", lost));
         assert!(text.contains("disk       Fail     pack 1234 is gone\nand 7 more\nnightly is damaged"), "{text}");
+        assert!(text.contains("restored from disk\n") && !text.contains("every byte"), "{text}");
         assert!(told("nightly", false, &status("Pass", json!([]))).contains("is whole in disk, offsite (--read-data"));
+        assert!(
+            told("nightly", true, &status("Warn", json!([]))).contains("is whole in disk, offsite (every byte was")
+        );
+    }
+
+    #[test]
+    fn what_did_not_answer_is_not_called_damaged() {
+        let unseen =
+            json!({"location": "offsite", "result": "Fail", "message": "it could not be looked at: timed out"});
+        let of = |findings: serde_json::Value| {
+            let status = json!({
+                "result": "Fail", "locations": ["disk", "offsite"], "findings": findings, "checkedAt": "2026-11-29T03:00:00Z",
+                "milliseconds": 1,
+            });
+            told("nightly", true, &serde_json::from_value(status).unwrap())
+        };
+        let text = of(json!([unseen]));
+        assert!(text.contains("could not be looked at in offsite:") && !text.contains("damaged"), "{text}");
+        assert!(text.contains("is whole in disk (every byte was read)"), "{text}");
+        let text = of(json!([{"location": "disk", "result": "Fail", "message": "pack 1234 is gone"}, unseen]));
+        assert!(text.contains("restored from disk\n") && text.contains("looked at in offsite:"), "{text}");
+        assert!(!text.contains("every byte") && !text.contains("whole"), "{text}");
     }
 }

@@ -6,7 +6,7 @@ use api::{Encryption, Repository, RepositoryLocation, RepositorySpec, SecretRefe
 use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::Condition};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, ObjectMeta, PostParams},
+    api::{DeleteParams, ObjectMeta, PostParams, Preconditions},
 };
 use rand::Rng;
 
@@ -84,9 +84,10 @@ impl Command {
             Some(named) => named.split_once('/').unwrap_or((named, KEY)),
             None => (&*format!("{}-key", self.name), KEY),
         };
+        let mut kept = None;
         if let Some(password) = &password {
             let made = api.objects::<Secret>().create(&PostParams::default(), &secret_of(secret, password)).await;
-            made.map_err(|error| taken(error, secret))?;
+            kept = Some(made.map_err(|error| taken(error, secret))?);
         }
         let encryption = Encryption {
             password_secret_ref: SecretReference { name: secret.to_owned() },
@@ -96,19 +97,15 @@ impl Command {
         let made = match api.objects::<Repository>().create(&PostParams::default(), &wanted).await {
             Ok(made) => made,
             Err(error) => {
-                // A Secret that nobody refers to must not stay behind with a password in it.
-                if password.is_some() {
-                    api.objects::<Secret>().delete(secret, &DeleteParams::default()).await.ok();
-                }
-                return Err(error.into());
+                return Err(match kept.zip(password) {
+                    Some((kept, password)) => self.not_made(api, error, &kept, &password).await,
+                    None => error.into(),
+                });
             }
         };
         // Before anything can go wrong: it is said this once.
         if let Some(password) = &password {
-            eprintln!("password of Repository {}, in Secret {secret}:\n\n    {password}\n", self.name);
-            eprintln!(
-                "Keep it somewhere else, too: without it nothing in the Repository can ever be read again, by us or by anybody."
-            );
+            say(&self.name, secret, password);
         }
         let ready = if self.no_wait { made } else { self.wait(api, made).await? };
         match output {
@@ -116,6 +113,32 @@ impl Command {
             Output::Text => print!("{}", told(&ready)),
         }
         Ok(0)
+    }
+
+    /// A Secret that nobody refers to must not stay behind with a password in it. But the only password of a Repository that is there
+    /// all the same, for its answer was lost, or may be, is never thrown away.
+    async fn not_made(&self, api: &Api, error: kube::Error, kept: &Secret, password: &str) -> Failure {
+        let (secrets, secret) = (api.objects::<Secret>(), kept.name_any());
+        if is_refusal(&error) && matches!(api.objects::<Repository>().get_opt(&self.name).await, Ok(None)) {
+            let it = Preconditions { uid: kept.uid(), resource_version: None };
+            let deleted =
+                secrets.delete(&secret, &DeleteParams { preconditions: Some(it), ..DeleteParams::default() }).await;
+            return match deleted {
+                Ok(_) => error.into(),
+                Err(_) => {
+                    Failure::from(error).detail(format!("Secret {secret} is left, of no use to anybody: delete it"))
+                }
+            };
+        }
+        say(&self.name, &secret, password);
+        Failure::from(error)
+            .detail(format!(
+                "whether Repository {} was made with that password is not known: kubectl get repositories.stillpoint.dev {}",
+                self.name, self.name
+            ))
+            .detail(format!(
+                "if it is not there, or names another Secret: kubectl delete secret {secret}, and ask again; if it does name it, all is well"
+            ))
     }
 
     async fn wait(&self, api: &Api, made: Repository) -> Result<Repository, Failure> {
@@ -167,11 +190,26 @@ fn told(repository: &Repository) -> String {
     )
 }
 
+/// It was read, and will not be done. A conflict may be with what was made by the same words.
+fn is_refusal(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if matches!(status.code, 400 | 403 | 422))
+}
+
+fn say(name: &str, secret: &str, password: &str) {
+    eprintln!("password of Repository {name}, in Secret {secret}:\n\n    {password}\n");
+    eprintln!(
+        "Keep it somewhere else, too: without it nothing in the Repository can ever be read again, by us or by anybody."
+    );
+}
+
 /// A password that is there already may be the only way to a repository: it is never replaced.
 fn taken(error: kube::Error, secret: &str) -> Failure {
     let is_there = matches!(&error, kube::Error::Api(status) if status.code == 409);
     let failure = Failure::from(error);
-    if is_there { failure.detail(format!("to use the password in it: --password-secret {secret}")) } else { failure }
+    if is_there {
+        return failure.detail(format!("to use the password in it: --password-secret {secret}"));
+    }
+    failure.detail(format!("no Repository was made; if there is a Secret {secret} now, delete it, and ask again"))
 }
 
 fn generated() -> String {

@@ -1,11 +1,12 @@
 //! A plan as a script. Every value is quoted, so that no name of a database, a path or a Secret is read as anything else; nothing of
-//! the target is touched before every file was read and is what was dumped. Pure.
+//! the target is touched before every file was read and is what was dumped, and what is there already may go or is not in the way. Pure.
 
-use api::{
-    ConnectionAddress, Database, DatabaseCopy, DumpFile, DumpFormat, Engine, LiveSnapshot, RepositorySpec, TlsMode,
+use api::{Database, DatabaseCopy, DumpFile, DumpFormat, LiveSnapshot, RepositorySpec};
+
+use super::{
+    places::{Needed, Place, place},
+    server,
 };
-
-use super::places::{Needed, Place, place};
 use crate::failure::Failure;
 
 /// What a plan is made of.
@@ -39,50 +40,29 @@ struct Step<'a> {
 const ORDER: [Means; 4] = [
     Means {
         format: DumpFormat::PostgreSQLGlobals,
-        what: "roles and tablespaces: that some are there already is said, and is no failure; they get the passwords of the copy",
-        by: "psql --no-psqlrc --quiet --output /dev/null --dbname postgres",
+        what: "roles and tablespaces: those that are there already keep their passwords and what they may",
+        by: "missing_roles | psql --no-psqlrc --quiet --output /dev/null --dbname template1",
     },
     Means {
         format: DumpFormat::PostgreSQLCustom,
-        what: "a database, which must not be there",
-        by: "pg_restore --exit-on-error --create --dbname postgres",
+        what: "a database",
+        by: "pg_restore --exit-on-error --create --dbname template1",
     },
     Means {
         format: DumpFormat::MariaDBSql,
-        what: "all databases: tables of the same names are replaced",
+        what: "all databases",
         by: "server --binary-mode --max-allowed-packet=1G --default-character-set=utf8mb4",
     },
     Means {
         format: DumpFormat::MariaDBUsers,
-        what: "users and grants: that some are there already is said, and is no failure",
-        by: "server --force --binary-mode --default-character-set=utf8mb4 || true",
+        what: "users and grants: those that are there already keep their passwords and what they may; what is refused is said, and is no failure",
+        by: "missing_users | server --force --binary-mode --default-character-set=utf8mb4 || refused",
     },
 ];
-/// Every new server has one, and what was copied of it is restored into that.
-const IS_ALWAYS_THERE: &str = "postgres";
-const INTO_IT: &str = "pg_restore --exit-on-error --dbname postgres";
+const INTO_IT: &str = "into_postgres";
 
-/// What the steps are written in. A pipe ends as its last program does, so how the first ended is written down.
-const WORDS: &str = r#"
-need() { # VARIABLE WHAT [VARIABLE THAT DOES AS WELL]...
-  variable=$1 what=$2
-  shift 2
-  for one in "$variable" "$@"; do
-    if eval "test -n \"\${$one:-}\""; then export "$one"; return; fi
-  done
-  printf 'set %s: %s\n' "$variable" "$what" >&2
-  exit 1
-}
-checked() { # FILE SHA256
-  if test "$(repository dump "$snapshot" "$1" | sha256sum | cut -d ' ' -f 1)" = "$2"; then return; fi
-  printf '%s cannot be read as it was dumped. Nothing was touched. Try another location.\n' "$1" >&2
-  exit 1
-}
-broken=$(mktemp)
-trap 'rm -f "$broken"' EXIT
-dump() { repository dump "$snapshot" "$1" || echo "$1" >"$broken"; } # FILE
-whole() { if test -s "$broken"; then echo 'it broke off: what was restored last is not whole' >&2; exit 1; fi; }
-"#;
+/// What the steps are written in.
+const WORDS: &str = include_str!("words.sh");
 
 impl Plan<'_> {
     pub fn script(&self) -> Result<String, Failure> {
@@ -93,13 +73,15 @@ impl Plan<'_> {
         for Step { file, .. } in &files {
             script += &format!("checked {} {}\n", quoted(&rooted(&file.path)), quoted(&file.sha256));
         }
-        script += &self.server();
+        script += "\n# 3. Where it goes, and whether it may: nothing that is there already is in its way, or REPLACE=yes says that it goes.\n";
+        script += &server::server(self);
         script += "\n# 4. In this order.\n";
         for Step { file, what, by } in &files {
             let name = file.database.as_deref().map(|name| format!(" ({})", said(name))).unwrap_or_default();
-            script += &format!("# {what}{name}\ndump {} | {by}\nwhole\n", quoted(&rooted(&file.path)));
+            let before = server::before(file);
+            script += &format!("# {what}{name}\n{before}dump {} | {by}\nwhole\n", quoted(&rooted(&file.path)));
         }
-        Ok(script)
+        Ok(script + server::last(self.of.engine))
     }
 
     /// In the order in which they have to be restored, each with what it is and by what.
@@ -110,7 +92,7 @@ impl Plan<'_> {
                 Failure::new(format!("{} is of a format that this version cannot restore: upgrade", file.path))
             })?;
             let by = match file.database.as_deref() {
-                Some(IS_ALWAYS_THERE) if file.format == DumpFormat::PostgreSQLCustom => INTO_IT,
+                Some(server::IS_ALWAYS_THERE) if file.format == DumpFormat::PostgreSQLCustom => INTO_IT,
                 _ => ORDER[at].by,
             };
             files.push((at, Step { file, what: ORDER[at].what, by }));
@@ -126,7 +108,7 @@ impl Plan<'_> {
         format!(
             "#!/bin/sh\n# Restores Database {database} of copy {}{taken}.\n\
              # By restic (0.14 or later) and the programs of {engine} ({version}, or later) alone. Read it, then run it with sh: it asks\n\
-             # for what it needs by environment variables.\nset -eu\n",
+             # for what it needs by environment variables, and touches nothing before it knows that it can and may.\nset -eu\n",
             said(name)
         )
     }
@@ -177,66 +159,12 @@ impl Plan<'_> {
         text + &format!("  repository() {{ restic {options}\"$@\"; }}\n")
     }
 
-    fn need(&self, needed: &Needed) -> String {
+    pub fn need(&self, needed: &Needed) -> String {
         let Needed { variable, what, secret, key, or } = needed;
         let what = [what, "key", key.as_str(), "of Secret", secret, "in namespace", self.namespace];
         let what = what.into_iter().filter(|part| !part.is_empty()).map(said).collect::<Vec<_>>().join(" ");
         [&["need", *variable, &quoted(&what)], *or].concat().join(" ") + "\n"
     }
-
-    /// Where it goes, in the words of the engine's own programs.
-    fn server(&self) -> String {
-        let engine = self.of.engine;
-        let address = self.target.and_then(|target| target.spec.endpoint.address(engine));
-        let mode = self.target.and_then(|target| target.spec.tls.as_ref()?.mode);
-        let account = self.target.and_then(|target| target.spec.credentials.as_ref());
-        let account = account.map_or_else(String::new, |account| {
-            let (secret, key) = (said(&account.secret_ref.name), said(&account.username_key));
-            format!("; Stillpoint's own is key {key} of Secret {secret}")
-        });
-        let (user, password) = match engine {
-            Engine::PostgreSQL => ("PGUSER", "PGPASSWORD, or ~/.pgpass"),
-            Engine::MariaDB => ("MYSQL_USER", "MYSQL_PWD, or ~/.my.cnf"),
-        };
-        let may = format!("an account that may make databases and accounts{account} (its password: {password})");
-        let address = match (engine, &address) {
-            (Engine::PostgreSQL, address) => postgresql(address.as_ref(), mode),
-            (Engine::MariaDB, address) => mariadb(address.as_ref(), mode),
-        };
-        format!("\n# 3. Where it goes.\nneed {user} {}\n{address}", quoted(&may))
-    }
-}
-
-/// libpq reads its environment, and a socket's directory as a host.
-fn postgresql(address: Option<&ConnectionAddress>, mode: Option<TlsMode>) -> String {
-    let (host, port) = match address {
-        Some(ConnectionAddress::Tcp { host, port }) => (host, port),
-        Some(ConnectionAddress::Socket { path, port }) => (path, port),
-        None => return "need PGHOST 'the server that it goes to, and PGPORT its port'\n".to_owned(),
-    };
-    let modes = [
-        (TlsMode::Disable, "disable"),
-        (TlsMode::Require, "require"),
-        (TlsMode::VerifyCA, "verify-ca"),
-        (TlsMode::VerifyFull, "verify-full"),
-    ];
-    let mode = modes.iter().find(|(of, _)| Some(*of) == mode);
-    let mode = mode.map(|(_, word)| format!("export PGSSLMODE={word}\n")).unwrap_or_default();
-    format!("export PGHOST={} PGPORT={port}\n{mode}", quoted(host))
-}
-
-/// The client asks for TLS where nobody says otherwise (MariaDB 11.4), which a server of this machine need not have.
-fn mariadb(address: Option<&ConnectionAddress>, mode: Option<TlsMode>) -> String {
-    let (need, place) = match address {
-        Some(ConnectionAddress::Tcp { host, port }) => {
-            ("", format!("--protocol=tcp --host={} --port={port}", quoted(host)))
-        }
-        Some(ConnectionAddress::Socket { path, .. }) => ("", format!("--socket={}", quoted(path))),
-        None => ("need MYSQL_HOST 'the server that it goes to'\n", "--host=\"$MYSQL_HOST\"".to_owned()),
-    };
-    let is_plain = mode == Some(TlsMode::Disable) || mode.is_none() && address.is_some_and(ConnectionAddress::is_local);
-    let plain = if is_plain { " --skip-ssl" } else { "" };
-    format!("{need}server() {{ mariadb {place}{plain} --user=\"$MYSQL_USER\" \"$@\"; }}\n")
 }
 
 /// One word of a shell, whatever is in it.
@@ -250,6 +178,6 @@ pub fn said(text: &str) -> String {
 }
 
 /// As restic names files of a snapshot.
-fn rooted(path: &str) -> String {
+pub fn rooted(path: &str) -> String {
     format!("/{}", path.trim_start_matches('/'))
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::{KnownBy, LiveSnapshot, Snapshot};
 use kube::{
     ResourceExt,
-    api::{DeleteParams, Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
 };
 use serde_json::json;
 
@@ -76,11 +76,15 @@ impl Command {
 
     async fn delete(&self, api: &Api, snapshot: &Snapshot) -> Result<(), Failure> {
         let (snapshots, name) = (api.objects::<Snapshot>(), snapshot.name_any());
+        // The one that was looked at, whatever else has its name since somebody was asked.
+        let uid = snapshot.uid();
         if self.keep_copy {
-            let retain = Patch::Merge(json!({"spec": {"deletionPolicy": "Retain"}}));
-            snapshots.patch(&name, &PatchParams::default(), &retain).await?;
+            let retain = Patch::Merge(json!({"metadata": {"uid": uid}, "spec": {"deletionPolicy": "Retain"}}));
+            snapshots.patch(&name, &PatchParams::default(), &retain).await.map_err(|error| not_it(error, &name))?;
         }
-        snapshots.delete(&name, &DeleteParams::default()).await?;
+        let as_seen = Preconditions { uid, resource_version: None };
+        let delete = DeleteParams { preconditions: Some(as_seen), ..DeleteParams::default() };
+        snapshots.delete(&name, &delete).await.map_err(|error| not_it(error, &name))?;
         let said = |of: &Snapshot| of.status.as_ref().and_then(|status| status.message.clone());
         let (mut shown, before) = (Shown::new(), said(snapshot));
         let followed = follow(snapshots, snapshot, self.timeout, |now| {
@@ -97,6 +101,19 @@ impl Command {
             }
             other => other.reached(&name, "it will be gone, by itself").map(drop),
         }
+    }
+}
+
+/// Another took its name while somebody was asked.
+fn not_it(error: kube::Error, name: &str) -> Failure {
+    let is_another = matches!(&error, kube::Error::Api(status) if status.code == 409);
+    let failure = Failure::from(error);
+    if is_another {
+        failure.detail(format!(
+            "another Snapshot is called {name} now, or it has just been changed: look at it, then ask again"
+        ))
+    } else {
+        failure
     }
 }
 
