@@ -24,6 +24,13 @@ agent: ## The agent, release build, static, in target/release
 	install target/$(HOST)/release/stillpoint-agent $(RELEASE)/stillpoint-agent
 	@! ldd $(RELEASE)/stillpoint-agent 2>/dev/null | grep '=>' || { echo 'it is not static'; exit 1; }
 
+.PHONY: runner
+runner: ## The runner of dumps and restores, release build, static, in target/release
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked -p runner --target $(HOST)
+	mkdir -p $(RELEASE)
+	install target/$(HOST)/release/stillpoint-runner $(RELEASE)/stillpoint-runner
+	@! ldd $(RELEASE)/stillpoint-runner 2>/dev/null | grep '=>' || { echo 'it is not static'; exit 1; }
+
 .PHONY: go
 go:
 	@tests/tools/go
@@ -59,7 +66,7 @@ soak: setup soak-node ## The long suites: at least 300 cuts per engine and level
 	$(RELEASE)/soak
 
 .PHONY: soak-node
-soak-node: setup agent ## Of these, the series on a node: snapshots with Stillpoint, with exec hooks and with nothing (needs root)
+soak-node: setup agent runner ## Of these, the series on a node: snapshots with Stillpoint, with exec hooks and with nothing (needs root)
 	$(CARGO) build --release --locked -p apiserver -p csi
 	$(CARGO) build --release --locked -p webhooks
 	$(CARGO) test --release --locked -p tests --features node --test node -- series:: --ignored --nocapture --test-threads 1
@@ -90,7 +97,7 @@ conformance: ## Write docs/conformance.md from the cases that `make test-cluster
 
 .PHONY: test-node
 test-node: go setup ## Real Pods, volumes and snapshots, on a node that is built first (needs root)
-	$(CARGO) build --locked -p apiserver -p csi -p agent
+	$(CARGO) build --locked -p apiserver -p csi -p agent -p runner
 	$(CARGO) build --locked -p webhooks
 	$(CARGO) test --locked -p csi
 	$(CARGO) test --locked -p cluster --features node --test node

@@ -97,6 +97,8 @@ pub mod reasons {
     pub const RUNNER_DIED: &str = "RunnerDied";
     /// It was to be held, and was not.
     pub const NOT_HELD: &str = "NotHeld";
+    /// No process could be begun.
+    pub const NOT_STARTED: &str = "NotStarted";
     pub const IN_PROGRESS: &str = "InProgress";
 }
 

@@ -9,7 +9,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::{Database, Freeze, Restore, Snapshot, validate::copies as said};
+use crate::{Database, Freeze, Repository, Restore, Snapshot, validate::copies as said};
 
 /// A CEL rule at a place in the schema.
 struct Rule {
@@ -38,6 +38,7 @@ pub fn all() -> Vec<CustomResourceDefinition> {
     vec![
         complete(Database::crd(), DATABASE_COLUMNS, &[".spec.engine"], DATABASE_RULES),
         complete(Freeze::crd(), FREEZE_COLUMNS, &[".status.phase"], FREEZE_RULES),
+        complete(Repository::crd(), REPOSITORY_COLUMNS, &[], &[]),
         complete(Restore::crd(), RESTORE_COLUMNS, &[".status.phase"], RESTORE_RULES),
         complete(Snapshot::crd(), SNAPSHOT_COLUMNS, &[".status.phase"], SNAPSHOT_RULES),
     ]
@@ -185,6 +186,14 @@ const SNAPSHOT_COLUMNS: &[Column] = &[
     wide("Message", ".status.message", "Why it is where it is."),
 ];
 
+const REPOSITORY_COLUMNS: &[Column] = &[
+    shown("Ready", ".status.conditions[?(@.type==\"Ready\")].status", "Whether all of its locations can be used."),
+    shown("Reason", ".status.conditions[?(@.type==\"Ready\")].reason", "Why it is not ready."),
+    shown("Snapshots", ".status.snapshots", "Copies in its catalogue."),
+    AGE,
+    wide("Id", ".status.id", "By which restic knows it."),
+];
+
 const RESTORE_COLUMNS: &[Column] = &[
     shown("Database", ".spec.database", "What it is restored into; none: to new claims."),
     shown("Snapshot", ".status.chosen.snapshot", "The copy that was chosen."),
@@ -264,8 +273,9 @@ mod tests {
         for (crd, rules, columns) in [
             (&all()[0], DATABASE_RULES, DATABASE_COLUMNS),
             (&all()[1], FREEZE_RULES, FREEZE_COLUMNS),
-            (&all()[2], RESTORE_RULES, RESTORE_COLUMNS),
-            (&all()[3], SNAPSHOT_RULES, SNAPSHOT_COLUMNS),
+            (&all()[2], &[], REPOSITORY_COLUMNS),
+            (&all()[3], RESTORE_RULES, RESTORE_COLUMNS),
+            (&all()[4], SNAPSHOT_RULES, SNAPSHOT_COLUMNS),
         ] {
             let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap()["openAPIV3Schema"].take();
             let text = schema.to_string();

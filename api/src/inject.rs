@@ -25,6 +25,7 @@ mod status;
 mod values;
 mod velero;
 
+pub use database::image_of;
 pub use decide::{Decided, Verdict, decide, hash, patch};
 pub use engine::{OPERATORS, pattern};
 pub use looks::{Looks, System, looks, operator};

@@ -57,7 +57,9 @@ pub mod policies {
     pub const COPY: &str = "copy.stillpoint.dev";
     /// A Restore is declared only by who may restore that copy, and quiesce the Database that it goes to.
     pub const RESTORE: &str = "restore.stillpoint.dev";
-    pub const ALL: [&str; 7] = [QUIESCE, THAW, THAW_MORE, JOURNAL, SECRETS, COPY, RESTORE];
+    /// A Repository is made only by who may read the Secrets of its namespace.
+    pub const REPOSITORY: &str = "repository.stillpoint.dev";
+    pub const ALL: [&str; 8] = [QUIESCE, THAW, THAW_MORE, JOURNAL, SECRETS, COPY, RESTORE, REPOSITORY];
 }
 
 /// One rule of RBAC; `resources`, `names` and `verbs` are lists with commas. Without names it is about all.
@@ -70,7 +72,7 @@ pub struct Rule {
 }
 
 /// What the account needs everywhere: what it calls, and nothing beside.
-pub const EVERYWHERE: [Rule; 24] = [
+pub const EVERYWHERE: [Rule; 25] = [
     // One is made for a workload that has agents and no Database.
     rule(crate::GROUP, "databases", "create,get,list,watch"),
     rule(crate::GROUP, "databases/status", "update"),
@@ -79,7 +81,8 @@ pub const EVERYWHERE: [Rule; 24] = [
     // Copies: declared by people, or made for a caller of ours; kept until what was cut is removed.
     rule(crate::GROUP, "restores,snapshots", "create,get,list,watch"),
     rule(crate::GROUP, "snapshots", "patch"),
-    rule(crate::GROUP, "restores/status,snapshots/status", "update"),
+    rule(crate::GROUP, "repositories", "get,list,watch"),
+    rule(crate::GROUP, "repositories/status,restores/status,snapshots/status", "update"),
     rule("", "events", "create"),
     // Whose data a volume holds, and who stands still for its cut.
     rule("", "namespaces,persistentvolumes,pods,services", "list,watch"),
@@ -106,13 +109,17 @@ pub const EVERYWHERE: [Rule; 24] = [
     named(
         "apiextensions.k8s.io",
         "customresourcedefinitions",
-        "databases.stillpoint.dev,freezes.stillpoint.dev,restores.stillpoint.dev,snapshots.stillpoint.dev",
+        "databases.stillpoint.dev,freezes.stillpoint.dev,repositories.stillpoint.dev,restores.stillpoint.dev,snapshots.stillpoint.dev",
         "get",
     ),
 ];
 /// What it needs in a namespace that it was let into, [`CREDENTIALS`]: what its Databases name, and what copies of them are made of.
-pub const ENABLED: [Rule; 3] = [
+pub const ENABLED: [Rule; 6] = [
     rule("", "secrets", "get"),
+    // Dumps are taken and restored by Jobs, which say in their logs how it goes; whose image has a server's programs is in its Pod.
+    rule("batch", "jobs", "create,delete,get"),
+    rule("", "pods", "get"),
+    rule("", "pods/log", "get"),
     rule(crate::gate::SNAPSHOTS, "volumesnapshots", "create,delete"),
     rule("", "persistentvolumeclaims", "create"),
 ];

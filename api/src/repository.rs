@@ -5,7 +5,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::SecretReference;
+use crate::{SecretReference, runner::RunnerTemplate};
 
 /// Where dumps are kept.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -29,6 +29,9 @@ pub struct RepositorySpec {
     pub locations: Vec<RepositoryLocation>,
     /// What opens it. Without the password nothing can be read again: keep it somewhere else, too.
     pub encryption: Encryption,
+    /// In a cluster: how the Pods of runs are made that read or write it. A Snapshot or Restore may say more.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<RunnerTemplate>,
 }
 
 /// One place that holds all of a repository: exactly one of `directory`, `s3`, `gcs` and `azure`.

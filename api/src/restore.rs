@@ -6,7 +6,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use crate::Progress;
+use crate::{Progress, runner::RunnerTemplate};
 
 /// A copy brought back: a dump into a server, volumes to new claims.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -44,6 +44,9 @@ pub struct RestoreSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub volumes: Vec<WantedClaim>,
+    /// In a cluster: how the Pod of its run is made, in place of what its Repository says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<RunnerTemplate>,
 }
 
 /// One claim to be made.

@@ -8,7 +8,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Engine, Level, Position};
+use crate::{Engine, Level, Position, runner::RunnerTemplate};
 
 /// One restorable copy.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +51,9 @@ pub struct SnapshotSpec {
     /// Whether what was stored is removed with this object.
     #[serde(default, skip_serializing_if = "DeletionPolicy::is_default")]
     pub deletion_policy: DeletionPolicy,
+    /// In a cluster: how the Pods of its runs are made, in place of what its Repository says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub runner: Option<RunnerTemplate>,
 }
 
 /// How a copy is made.

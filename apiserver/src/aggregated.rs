@@ -59,6 +59,8 @@ pub struct Place {
     pub gates: Option<SocketAddr>,
     /// Where agents come. `None`: every server is dialled.
     pub agents: Option<SocketAddr>,
+    /// What Jobs of dumps and restores copy the runner from. `None`: there are none.
+    pub runner_image: Option<String>,
 }
 
 /// How long a connection to an API server may say nothing while we wait for its answer. The watch of Leases, too: on it our own
@@ -100,7 +102,13 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
     let cluster = Cluster::begin(client.clone(), watching.clone(), &tasks, &over);
     let records = Arc::new(cluster.clone()) as Arc<dyn Records>;
     let storage = Storage::new(client.clone(), watched.clone(), asked.is_some());
-    let of_copies = copies::Place { client: client.clone(), watching: watching.clone(), storage };
+    let of_copies = copies::Place {
+        client: client.clone(),
+        watching: watching.clone(),
+        storage,
+        watched: watched.clone(),
+        runner_image: place.runner_image,
+    };
     let copies = Copies::in_cluster(Arc::clone(&records), &of_copies, &tasks, &over);
     let (trust, schema) = (Arc::new(Trust::default()), Arc::new(Condition::new("crds")));
     let reviews = Arc::new(KubeReviews::connect(config).context("a client for reviews")?);

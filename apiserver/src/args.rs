@@ -42,6 +42,9 @@ pub struct Args {
     /// In a cluster: where agents beside databases come. Without it every server is dialled.
     #[arg(long, value_name = "ADDRESS:PORT", conflicts_with = "standalone")]
     agents_listen: Option<SocketAddr>,
+    /// In a cluster: the image that has the runner of dumps and restores in it, as this one has. Without it none are taken there.
+    #[arg(long, value_name = "IMAGE", conflicts_with = "standalone", value_parser = image)]
+    runner_image: Option<String>,
     /// In a cluster: the Service that the APIService names; our certificate is for it, and our authority in its namespace.
     #[arg(
         long,
@@ -132,6 +135,7 @@ impl Args {
                     advertise: self.advertise,
                     gates: self.gates_listen,
                     agents: self.agents_listen,
+                    runner_image: self.runner_image,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),
                 };
                 let server = aggregated::bind(place, ending, Drivers::real()).await?;
@@ -150,6 +154,10 @@ impl Args {
         watch.abort();
         result
     }
+}
+
+fn image(text: &str) -> Result<String, String> {
+    api::inject::is_image(text).then(|| text.to_owned()).ok_or_else(|| "must be the name of an image".to_owned())
 }
 
 /// As many files as the hard limit allows, as Go does for its programs (os/rlimit.go): each connection is one, of clients as of

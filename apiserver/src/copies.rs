@@ -15,6 +15,7 @@ mod check;
 mod children;
 mod depot;
 mod download;
+mod jobs;
 mod kept;
 mod log;
 mod repositories;
@@ -25,14 +26,19 @@ mod status;
 mod tell;
 mod volumes;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, OnceLock},
+};
 
-use api::{Repository, Restore, Snapshot};
+use api::{Repository, Restore, Snapshot, SnapshotMethod};
 use futures::{FutureExt, future::BoxFuture};
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    indexed::Watched,
     records::Records,
     registry::Registry,
     resources::{REPOSITORIES, RESTORES, SNAPSHOTS},
@@ -43,7 +49,8 @@ use children::Children;
 pub use children::RUNNER;
 use depot::Depot;
 pub(crate) use download::Download;
-use kept::{InCluster, Kept, Nothing, Own};
+use jobs::Jobs;
+use kept::{InCluster, Kept, Own};
 use log::Log;
 use runs::{NoRuns, Runs};
 pub(crate) use volumes::{Leads, Storage};
@@ -57,6 +64,7 @@ pub(crate) struct Copies {
     restores: Arc<dyn Kept<Restore>>,
     depot: Depot,
     runs: Arc<dyn Runs>,
+    lead: Lead,
     /// In a cluster.
     storage: Option<Storage>,
     tasks: TaskTracker,
@@ -70,7 +78,14 @@ pub(crate) struct Place {
     /// Its requests may be silent for long.
     pub(crate) watching: Client,
     pub(crate) storage: Storage,
+    pub(crate) watched: Watched,
+    /// The image with the runner of dumps in it. `None`: none are taken.
+    pub(crate) runner_image: Option<String>,
 }
+
+/// Whether what only one replica has to do is done here. A standalone server has no other.
+#[derive(Clone, Default)]
+struct Lead(Arc<OnceLock<Leads>>);
 
 impl Copies {
     /// Of a standalone server: `home` is for its runs alone.
@@ -83,6 +98,7 @@ impl Copies {
             snapshots: Own::shared(registry, &SNAPSHOTS),
             restores: Own::shared(registry, &RESTORES),
             runs: Arc::new(Children::new(home)?),
+            lead: Lead::default(),
             storage: None,
             tasks: tasks.clone(),
             logs: Log::default(),
@@ -90,21 +106,26 @@ impl Copies {
         })
     }
 
-    /// Of a cluster: begins to mirror what is declared. Dumps are not taken there yet, so there are no Repositories.
+    /// Of a cluster: begins to mirror what is declared.
     pub(crate) fn in_cluster(
         records: Arc<dyn Records>,
         place: &Place,
         tasks: &TaskTracker,
         over: &CancellationToken,
     ) -> Self {
-        let Place { client, watching, storage } = place;
+        let Place { client, watching, storage, watched, runner_image } = place;
+        let runs: Arc<dyn Runs> = match runner_image {
+            Some(image) => Arc::new(Jobs::new(client.clone(), watching.clone(), image.clone(), watched.clone())),
+            None => Arc::new(NoRuns),
+        };
         Self {
-            depot: Depot::new(Arc::clone(&records)),
+            depot: Depot::in_cluster(Arc::clone(&records)),
             records,
-            repositories: Nothing::of(&REPOSITORIES),
+            repositories: InCluster::begin(client.clone(), watching.clone(), &REPOSITORIES, tasks, over),
             snapshots: InCluster::begin(client.clone(), watching.clone(), &SNAPSHOTS, tasks, over),
             restores: InCluster::begin(client.clone(), watching.clone(), &RESTORES, tasks, over),
-            runs: Arc::new(NoRuns),
+            runs,
+            lead: Lead::default(),
             storage: Some(storage.clone()),
             tasks: tasks.clone(),
             logs: Log::default(),
@@ -114,14 +135,34 @@ impl Copies {
 
     /// Of a cluster: what is done where `leads` says so.
     pub(crate) fn loops_in_cluster(&self, place: Place, leads: &Leads) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
-        volumes::loops(self, &place.storage, leads, place.watching)
+        self.lead.0.set(Arc::clone(leads)).ok();
+        let mut loops = volumes::loops(self, &place.storage, leads, place.watching);
+        loops.extend(self.loops());
+        loops
+    }
+
+    /// Whether a Snapshot is of volumes, which are taken elsewhere.
+    fn is_of_volumes(&self, snapshot: &Snapshot) -> bool {
+        self.storage.is_some() && snapshot.spec.method == SnapshotMethod::VolumeSnapshot
     }
 
     pub(crate) fn loops(&self) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
         vec![
             ("repositories", repositories::run(self.clone()).boxed()),
-            ("snapshots", snapshots::run(self.clone()).boxed()),
-            ("restores", restores::run(self.clone()).boxed()),
+            ("dumps", snapshots::run(self.clone()).boxed()),
+            ("restores of dumps", restores::run(self.clone()).boxed()),
         ]
+    }
+}
+
+impl Lead {
+    fn is_ours(&self) -> bool {
+        self.0.get().is_none_or(|leads| leads())
+    }
+}
+
+impl fmt::Debug for Lead {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Lead").finish_non_exhaustive()
     }
 }

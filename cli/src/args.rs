@@ -55,7 +55,8 @@ enum Command {
     ///
     /// It lists Databases, Pods, Services and EndpointSlices; PersistentVolumes, VolumeSnapshotClasses and what is installed, if it may.
     Coverage(commands::coverage::Command),
-    /// In a cluster: let Stillpoint read the Secrets that a namespace's Databases name.
+    /// In a cluster: let Stillpoint read the Secrets that a namespace's Databases and Repositories name, and make Jobs, VolumeSnapshots and
+    /// claims of copies there.
     Enable(commands::enable::Command),
     /// In a cluster: take that back.
     Disable(commands::enable::DisableCommand),

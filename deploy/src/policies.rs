@@ -16,8 +16,16 @@ const AT_A_TIME: usize = 8;
 
 /// Policies with their bindings, in the order in which they are applied.
 pub(crate) fn policies() -> Vec<Value> {
-    let all =
-        [quiesce(), thaw(name::THAW, 0), thaw(name::THAW_MORE, AT_A_TIME), journal(), secrets(), copy(), restore()];
+    let all = [
+        quiesce(),
+        thaw(name::THAW, 0),
+        thaw(name::THAW_MORE, AT_A_TIME),
+        journal(),
+        secrets(),
+        copy(),
+        restore(),
+        repository(),
+    ];
     all.into_iter().flat_map(|policy| [policy.policy(), policy.binding()]).collect()
 }
 
@@ -84,7 +92,7 @@ fn copy() -> Policy {
         resources: &["snapshots"],
         when: vec![by_others()],
         variables: of_targets("object.spec.databases", advice, &["quiesce"]),
-        validations: (0..TARGETS).map(|at| of_target(at, "", &["quiesce"])).collect(),
+        validations: (0..TARGETS).map(|at| of_target(at, "", &["quiesce"])).chain([runner()]).collect(),
     }
 }
 
@@ -116,8 +124,39 @@ fn restore() -> Policy {
                 "messageExpression": format!("'Database ' + {database}.orValue('') + ' {into}'"),
                 "reason": "Forbidden",
             }),
+            runner(),
         ],
     }
+}
+
+/// A Repository sends what is in its Secrets to its locations, for whoever wrote both; any may be named by any of its locations.
+fn repository() -> Policy {
+    let changed = "oldObject == null || object.spec != oldObject.spec".to_owned();
+    Policy {
+        name: name::REPOSITORY,
+        operations: &["CREATE", "UPDATE"],
+        resources: &["repositories"],
+        when: vec![by_others(), ("another-spec", changed)],
+        validations: vec![
+            json!({
+                "expression": "authorizer.group('').resource('secrets').namespace(request.namespace).check('get').allowed()",
+                "message": "a Repository sends what is in Secrets of this namespace to its locations: have somebody who may read them write \
+                            it, or have get on secrets granted to you",
+                "reason": "Forbidden",
+            }),
+            runner(),
+        ],
+        ..Policy::default()
+    }
+}
+
+/// Whoever says how Pods are made may make them.
+fn runner() -> Value {
+    json!({
+        "expression": "!has(object.spec.runner) || authorizer.group('batch').resource('jobs').namespace(request.namespace).check('create').allowed()",
+        "message": "spec.runner says how Pods are made, and you may make no Jobs here: leave it out, or have create on jobs (batch) granted to you",
+        "reason": "Forbidden",
+    })
 }
 
 /// Saying `desired: Thawed` is unquiescing, or thawing for whoever holds it; so is deleting one that is not finished. Whoever
@@ -160,7 +199,14 @@ fn journal() -> Policy {
     Policy {
         name: name::JOURNAL,
         operations: &["CREATE", "UPDATE"],
-        resources: &["freezes", "freezes/status", "databases/status", "restores/status", "snapshots/status"],
+        resources: &[
+            "freezes",
+            "freezes/status",
+            "databases/status",
+            "repositories/status",
+            "restores/status",
+            "snapshots/status",
+        ],
         when: vec![by_others(), ("status-or-our-finalizer", touched)],
         validations: vec![json!({
             "expression": "authorizer.group('*').resource('*').check('*').allowed()",

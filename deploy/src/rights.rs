@@ -35,15 +35,15 @@ pub(crate) fn credentials(namespace: &str) -> Value {
 }
 
 const VIEW: [Rule; 3] = [
-    rule(STORED, "databases,freezes,restores,snapshots", "get,list,watch"),
+    rule(STORED, "databases,freezes,repositories,restores,snapshots", "get,list,watch"),
     rule(LIVE, "databases,snapshots", "get,list"),
-    rule(LIVE, "snapshots/log", "get"),
+    rule(LIVE, "restores/log,snapshots/log", "get"),
 ];
 /// No Freeze: whoever may make one may stop the writers of every Database of the namespace. Of which Databases somebody may make a
 /// Snapshot is asked for each: he needs `databases/quiesce`, too.
 const EDIT: [Rule; 2] = [
-    rule(STORED, "databases,restores,snapshots", "create,delete,deletecollection,patch,update"),
-    rule(LIVE, "snapshots,snapshots/restore", "create"),
+    rule(STORED, "databases,repositories,restores,snapshots", "create,delete,deletecollection,patch,update"),
+    rule(LIVE, "repositories/check,snapshots,snapshots/restore", "create"),
 ];
 /// What is in a copy is all that is in its Databases: no role but this one reads it.
 const ADMIN: [Rule; 3] = [

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     labels,
     pods::{GOING, Pods, container, field, probe},
-    settings::{NAMESPACE, computed, optional, set, unless_off},
+    settings::{NAMESPACE, OWN_IMAGE, computed, image, optional, set, unless_off},
 };
 
 const PODS: Pods = Pods { name: ACCOUNT, labels: install::LABELS };
@@ -99,6 +99,11 @@ fn server() -> Value {
                 "agents.enabled",
                 &json!(format!("--agents-listen=0.0.0.0:{}", agent::PORT)).to_string(),
                 &format!("--agents-listen={{{{ $.Values.listenAddress }}}}:{}", agent::PORT),
+            ),
+            unless_off(
+                "runners.enabled",
+                &json!(format!("--runner-image={OWN_IMAGE}")).to_string(),
+                &format!("--runner-image={}", image("runners.image")),
             ),
             format!("--service={NAMESPACE}/{ACCOUNT}"),
             "--identity=$(POD_NAME)",

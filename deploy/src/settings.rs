@@ -14,7 +14,7 @@ pub(crate) const NAMESPACE: &str = "⟦\"stillpoint\"¦$.Release.Namespace⟧";
 /// One value of the chart: its path, its default as JSON, and what is said about it in `values.yaml`.
 struct Setting(&'static str, &'static str, &'static str);
 
-const SETTINGS: [Setting; 34] = [
+const SETTINGS: [Setting; 36] = [
     Setting(
         "image.repository",
         r#""stillpoint""#,
@@ -82,6 +82,8 @@ const SETTINGS: [Setting; 34] = [
         "Pods that ask for it get an agent beside their database; false: every database is dialled",
     ),
     Setting("agents.image", r#""""#, "Their image; the server's own when empty, which has the agent in it"),
+    Setting("runners.enabled", "true", "Dumps are taken and restored by Jobs; false: no Repository can be made"),
+    Setting("runners.image", r#""""#, "With the runner in it; the server's own when empty"),
     Setting("nodeSelector", "{}", ""),
     Setting("tolerations", "[]", ""),
     Setting("podAnnotations", "{}", ""),
@@ -303,6 +305,15 @@ pub(crate) fn schema() -> anyhow::Result<String> {
         "then": {"properties": {"serviceMonitor": {"properties": {"enabled": {"const": true}}}}},
     });
     Ok(serde_json::to_string_pretty(&schema)? + "\n")
+}
+
+/// What the plain YAML runs.
+pub(crate) const OWN_IMAGE: &str = concat!("stillpoint:", env!("CARGO_PKG_VERSION"));
+
+/// In the chart: the image of this setting, or the server's own.
+pub(crate) fn image(setting: &str) -> String {
+    let own = r#"$.Values.image.digest | empty | ternary (printf "%s:%s" $.Values.image.repository ($.Values.image.tag | default $.Chart.AppVersion)) (printf "%s@%s" $.Values.image.repository $.Values.image.digest)"#;
+    format!("{{{{ $.Values.{setting} | default ({own}) }}}}")
 }
 
 #[cfg(test)]

@@ -11,14 +11,12 @@ use serde_json::{Value, json};
 
 use crate::{
     pods::{GOING, Pods, container, field, probe},
-    settings::{NAMESPACE, set, unless_off},
+    settings::{NAMESPACE, OWN_IMAGE, image, set, unless_off},
 };
 
 pub(crate) const PODS: Pods = Pods { name: of::NAME, labels: of::LABELS };
 /// Where the Secret of the server's making is: a certificate, its key, and the authority of both.
 const SERVING: &str = "/etc/stillpoint/serving";
-/// In the chart.
-const AGENT_IMAGE: &str = r#"{{ $.Values.agents.image | default ($.Values.image.digest | empty | ternary (printf "%s:%s" $.Values.image.repository ($.Values.image.tag | default $.Chart.AppVersion)) (printf "%s@%s" $.Values.image.repository $.Values.image.digest)) }}"#;
 const TOKEN: &str = "/var/run/secrets/stillpoint.dev";
 /// The longest that kube-apiserver waits for a review: each that is being answered is answered.
 const DRAIN: u32 = 30;
@@ -64,8 +62,8 @@ fn webhooks() -> Value {
             format!("--token-file={TOKEN}/token"),
             unless_off(
                 "agents.enabled",
-                &json!(format!("--agent-image=stillpoint:{}", env!("CARGO_PKG_VERSION"))).to_string(),
-                &format!("--agent-image={AGENT_IMAGE}"),
+                &json!(format!("--agent-image={OWN_IMAGE}")).to_string(),
+                &format!("--agent-image={}", image("agents.image")),
             ),
             unless_off(
                 "agents.enabled",

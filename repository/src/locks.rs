@@ -295,9 +295,11 @@ mod tests {
             }
             Ok(listed)
         };
-        let read = async |name: &str| match there.borrow().contains(&name) {
-            true => Ok(Bytes::from_static(b"lock")),
-            false => Err(StoreError::new("main", Fault::NotFound, name, "gone")),
+        let read = async |name: &str| {
+            let is_there = there.borrow().contains(&name);
+            is_there
+                .then_some(Bytes::from_static(b"lock"))
+                .ok_or_else(|| StoreError::new("main", Fault::NotFound, name, "gone"))
         };
         Ok(settled("main", list, read).await?.into_iter().map(|(object, _)| object.name).collect())
     }
@@ -317,9 +319,12 @@ mod tests {
 
     #[tokio::test]
     async fn a_look_at_locks_that_never_come_to_rest_ends() {
-        let restless: fn(&mut Vec<&'static str>) = |there| match there.is_empty() {
-            true => there.push("a"),
-            false => there.clear(),
+        let restless: fn(&mut Vec<&'static str>) = |there| {
+            if there.is_empty() {
+                there.push("a");
+            } else {
+                there.clear();
+            }
         };
         let error = seen(vec![restless; 100], vec![]).await.unwrap_err();
         assert_eq!(error.fault, Fault::Unavailable);

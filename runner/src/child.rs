@@ -9,7 +9,7 @@ use std::{
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
@@ -208,7 +208,10 @@ pub(crate) fn end_all(grace: Duration) {
         }
     };
     tell(Signal::SIGTERM);
-    thread::sleep(grace);
+    let end = Instant::now() + grace;
+    while let Some(left) = end.checked_duration_since(Instant::now()) {
+        thread::park_timeout(left);
+    }
     tell(Signal::SIGKILL);
 }
 

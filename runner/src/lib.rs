@@ -48,7 +48,7 @@ pub fn run() -> ExitCode {
                     dump::dump(*task, &secrets, &reports, &stop).await.map(|dumped| Report::Dumped(Box::new(dumped)))
                 }
                 Task::Restore(task) => restore::restore(*task, &secrets, &reports, &stop).await.map(Report::Restored),
-                Task::Replicate(task) => replicate::replicate(task, &secrets).await.map(Report::Replicated),
+                Task::Replicate(task) => replicate::replicate(*task, &secrets).await.map(Report::Replicated),
             }
         })
     });

@@ -136,11 +136,6 @@ impl Work {
         if self.stop.is_set() { Err(Failure::new(reasons::SHUTDOWN, "told to end")) } else { Ok(()) }
     }
 
-    /// Before what is not given up in the middle: until the run ends nobody is told to.
-    pub(crate) fn settle(&self) -> Result<(), Failure> {
-        if settle() { Ok(()) } else { Err(Failure::new(reasons::SHUTDOWN, "told to end")) }
-    }
-
     /// A file, to its end.
     pub(crate) fn copy(&self, path: &str, to: &mut dyn Write) -> Result<u64, Failure> {
         let mut counted = Counted { to, told: &self.told, stop: &self.stop };
@@ -152,6 +147,11 @@ impl Work {
         self.copy(path, &mut bytes)?;
         String::from_utf8(bytes).map_err(|_| Failure::new(reasons::DAMAGED, format!("{path} is no text")))
     }
+}
+
+/// Before what is not given up in the middle: until the run ends nobody is told to.
+pub(crate) fn undisturbed() -> Result<(), Failure> {
+    if settle() { Ok(()) } else { Err(Failure::new(reasons::SHUTDOWN, "told to end")) }
 }
 
 impl Told {

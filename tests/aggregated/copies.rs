@@ -1,6 +1,7 @@
-//! Snapshots by VolumeSnapshots, and Restores of them: with a real kube-apiserver and the real CRDs of snapshots, and with a hand that
+//! Snapshots and Restores: with a real kube-apiserver and the real CRDs of snapshots, and with a hand that
 //! does what snapshot-controller and csi-snapshotter do. What really is in such a copy `tests/node` looks at.
 
+mod dumps;
 mod hand;
 mod restores;
 
@@ -115,7 +116,7 @@ async fn what_cannot_be_says_why_and_what_to_do() {
     space.apply(snapshot("late", json!({"deadlineSeconds": 3}))).await.unwrap();
     for (name, reason, says) in [
         ("taken", "Exists", "delete it, or make a Snapshot of another name"),
-        ("dump", "Unsupported", "say method: VolumeSnapshot"),
+        ("dump", "NotFound", "there is no Repository nightly"),
         ("nowhere", "NotFound", "there is no Database gone"),
         ("late", "DeadlineExceeded", "not cut yet"),
     ] {

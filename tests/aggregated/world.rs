@@ -25,9 +25,10 @@ pub(crate) const SERVICE: &str = api::install::ACCOUNT;
 pub(crate) const NAMESPACE: &str = api::install::NAMESPACE;
 
 /// What is applied of deploy/: all but the server itself, which is a process of this host.
-const INSTALLED: [&str; 8] = [
+const INSTALLED: [&str; 9] = [
     "crds/databases.yaml",
     "crds/freezes.yaml",
+    "crds/repositories.yaml",
     "crds/restores.yaml",
     "crds/snapshots.yaml",
     "apiserver/namespace.yaml",

@@ -21,7 +21,7 @@ pub(crate) async fn start() -> Result<Cluster> {
     let archive = cluster.root().join("stillpoint.tar");
     let archive = archive.display().to_string();
     let mut arguments = vec!["programs".to_owned(), archive, REFERENCE.to_owned()];
-    for program in [NAME, api::install::webhooks::NAME, "stillpoint-agent"] {
+    for program in [NAME, api::install::webhooks::NAME, "stillpoint-agent", "stillpoint-runner"] {
         arguments.push(tests::binary(program)?.display().to_string());
     }
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();

@@ -4,6 +4,7 @@
 
 mod agents;
 mod copies;
+mod dumps;
 mod gates;
 mod installed;
 mod members;

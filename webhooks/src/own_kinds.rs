@@ -2,7 +2,7 @@
 //! as the standalone registry and the controllers.
 
 use api::{
-    DatabaseSpec, FreezeSpec, RestoreSpec, SnapshotSpec,
+    DatabaseSpec, FreezeSpec, RepositorySpec, RestoreSpec, SnapshotSpec,
     validate::{self, Cause},
 };
 use serde::de::DeserializeOwned;
@@ -35,6 +35,9 @@ pub(crate) fn decide(request: &Request, ours: &Ours) -> Decision {
     match request.resource.as_str() {
         "databases" => judge::<DatabaseSpec>("Database", request, validate::database, validate::database_update),
         "freezes" => judge::<FreezeSpec>("Freeze", request, validate::freeze, validate::freeze_update),
+        "repositories" => {
+            judge::<RepositorySpec>("Repository", request, validate::repository, validate::repository_update)
+        }
         "restores" => judge::<RestoreSpec>("Restore", request, validate::restore, validate::restore_update),
         "snapshots" => judge::<SnapshotSpec>("Snapshot", request, validate::snapshot, validate::snapshot_update),
         _ => Decision::Allow("another resource"),

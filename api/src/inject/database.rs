@@ -1,7 +1,9 @@
 //! Which of a Pod's containers the database runs in, and of which engine it is.
 
+use serde_json::Value;
+
 use super::{
-    Asked,
+    Asked, PREFIX,
     engine::{Kind, Look, of_image, of_ports},
     pod::{Container, Pod},
     settings::Settings,
@@ -40,6 +42,17 @@ pub(super) fn find<'a>(pod: Pod<'a>, settings: &Settings, asked: Asked) -> Resul
         Some(engine) => of_engine(pod, engine, &candidates),
         None => guessed(&candidates, asked == Asked::Label || settings.container.is_some()),
     }
+}
+
+/// The image that a Pod's database runs, of an engine that is known: with the programs of its version in it.
+pub fn image_of(pod: &Value, engine: Engine) -> Option<String> {
+    let pod = Pod(pod);
+    let candidates: Vec<Container<'_>> = match pod.annotation(&format!("{PREFIX}container")) {
+        Some(name) => vec![named(pod, name).ok()?],
+        None => pod.running().filter(|container| !container.is_agent()).collect(),
+    };
+    let found = of_engine(pod, engine, &candidates).ok()?;
+    Some(found.container.image().to_owned()).filter(|image| !image.is_empty())
 }
 
 fn named<'a>(pod: Pod<'a>, name: &str) -> Result<Container<'a>, NoDatabase> {

@@ -3,7 +3,9 @@
 use super::{Cause, CauseKind, MOST_TARGETS, cause, invalid, required, within};
 use crate::{
     DeletionPolicy, ExistingPolicy, LocationKind, RepositoryLocation, RepositorySpec, RestoreSource, RestoreSpec,
-    SnapshotMethod, SnapshotSpec, inject::bytes,
+    SnapshotMethod, SnapshotSpec,
+    inject::{bytes, is_image},
+    runner::RunnerTemplate,
 };
 
 /// The most locations of a Repository.
@@ -44,6 +46,7 @@ pub fn repository(spec: &RepositorySpec) -> Vec<Cause> {
     }
     required("spec.encryption.passwordSecretRef.name", &spec.encryption.password_secret_ref.name, &mut causes);
     required("spec.encryption.passwordKey", &spec.encryption.password_key, &mut causes);
+    runner(spec.runner.as_ref(), &mut causes);
     causes
 }
 
@@ -79,6 +82,55 @@ fn one_location(field: &str, location: &RepositoryLocation, causes: &mut Vec<Cau
             required(&format!("{field}.azure.account"), &azure.account, causes);
             required(&format!("{field}.azure.container"), &azure.container, causes);
         }
+    }
+}
+
+/// Volumes of a run's own.
+const OURS: [&str; 4] = ["bin", "secrets", "tmp", "scratch"];
+const MOST_OBJECTS: usize = 64;
+
+/// How Pods of runs are made.
+fn runner(template: Option<&RunnerTemplate>, causes: &mut Vec<Cause>) {
+    let Some(template) = template else { return };
+    let at = |field: &str| format!("spec.runner.{field}");
+    if template.image.as_ref().is_some_and(|image| !is_image(image)) {
+        causes.push(invalid(&at("image"), "must be the name of an image"));
+    }
+    for (field, count) in [
+        ("env", template.env.len()),
+        ("volumes", template.volumes.len()),
+        ("volumeMounts", template.volume_mounts.len()),
+    ] {
+        if count > MOST_OBJECTS {
+            causes.push(invalid(&at(field), format!("has {count}; at most {MOST_OBJECTS}")));
+        }
+    }
+    for (number, volume) in template.volumes.iter().enumerate() {
+        if OURS.contains(&volume.name.as_str()) {
+            causes.push(invalid(
+                &at(&format!("volumes[{number}].name")),
+                format!("{} is the run's own; give it another name", volume.name),
+            ));
+        }
+    }
+    for (number, mount) in template.volume_mounts.iter().enumerate() {
+        let field = at(&format!("volumeMounts[{number}]"));
+        if !template.volumes.iter().any(|volume| volume.name == mount.name) {
+            causes.push(invalid(
+                &format!("{field}.name"),
+                format!("there is no volume {:?} in spec.runner.volumes", mount.name),
+            ));
+        }
+        let inside = ["/run/stillpoint", "/scratch"].iter().any(|own| mount.mount_path.starts_with(own));
+        if !mount.mount_path.starts_with('/') || inside {
+            causes.push(invalid(
+                &format!("{field}.mountPath"),
+                "must be absolute, and neither below /run/stillpoint nor /scratch",
+            ));
+        }
+    }
+    if template.env.iter().any(|variable| variable.name.starts_with("STILLPOINT_")) {
+        causes.push(invalid(&at("env"), "STILLPOINT_… are the run's own"));
     }
 }
 
@@ -119,6 +171,7 @@ pub fn snapshot(spec: &SnapshotSpec) -> Vec<Cause> {
         required("spec.volumeSnapshotClassName", class, &mut causes);
     }
     within("spec.deadlineSeconds", spec.deadline_seconds, 1, LONGEST_DEADLINE, &mut causes);
+    runner(spec.runner.as_ref(), &mut causes);
     causes
 }
 
@@ -155,6 +208,7 @@ pub fn restore(spec: &RestoreSpec) -> Vec<Cause> {
             causes.push(cause(&field, CauseKind::Duplicate, format!("{name:?} is named twice")));
         }
     }
+    runner(spec.runner.as_ref(), &mut causes);
     causes
 }
 

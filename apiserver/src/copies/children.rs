@@ -82,9 +82,14 @@ impl Runs for Children {
             ApiError::internal(format!("{error:#}"))
         })?;
         let (tell, reports) = mpsc::channel(REPORTS);
-        let (hold, let_go) = oneshot::channel::<()>();
-        tokio::spawn(watch(order.name, child, directory, tell, let_go));
-        Ok(Running { reports, hold: Box::new(hold) })
+        let (end, told) = oneshot::channel::<()>();
+        tokio::spawn(watch(order.name, child, directory, tell, told));
+        Ok(Running { reports, end })
+    }
+
+    /// They end with whoever began them.
+    async fn resume(&self, _: &str, _: &str) -> Result<Option<Running>, ApiError> {
+        Ok(None)
     }
 }
 
@@ -94,7 +99,7 @@ async fn watch(
     mut child: Child,
     directory: PathBuf,
     tell: mpsc::Sender<Report>,
-    let_go: oneshot::Receiver<()>,
+    told: oneshot::Receiver<()>,
 ) {
     let (output, errors) = (child.stdout.take(), child.stderr.take());
     let pid = child.id();
@@ -105,7 +110,8 @@ async fn watch(
     tokio::pin!(hearing);
     let ended = tokio::select! {
         ended = &mut hearing => Some(ended),
-        _ = let_go => {
+        // Also when nobody is there any more who could.
+        _ = told => {
             signal(pid, Signal::SIGTERM);
             timeout(GRACE, &mut hearing).await.ok()
         }

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::{RepositorySpec, conditions::reasons};
+use api::{RepositoryLocation, RepositorySpec, conditions::reasons};
 use lru::LruCache;
 use repository::{
     Catalogue, Entry, Fault, Finding, Key, Location, Opened, Patience, ReadData, Repository, Restorable, StoreError,
@@ -28,6 +28,8 @@ pub(crate) struct Depot {
     known: Arc<Mutex<HashMap<Name, Arc<Known>>>>,
     /// Deriving a key takes 135 MiB: one at a time.
     deriving: Arc<Semaphore>,
+    /// Then a directory is nobody's: this process is where it happens to be.
+    in_cluster: bool,
 }
 
 /// Of a Repository, in its namespace.
@@ -80,7 +82,11 @@ const YOUNG: Duration = Duration::from_secs(2);
 
 impl Depot {
     pub(crate) fn new(records: Arc<dyn Records>) -> Self {
-        Self { records, known: Arc::default(), deriving: Arc::new(Semaphore::new(1)) }
+        Self { records, known: Arc::default(), deriving: Arc::new(Semaphore::new(1)), in_cluster: false }
+    }
+
+    pub(crate) fn in_cluster(records: Arc<dyn Records>) -> Self {
+        Self { in_cluster: true, ..Self::new(records) }
     }
 
     /// Opens it, or makes it where `create` says so.
@@ -102,6 +108,16 @@ impl Depot {
         spec: &RepositorySpec,
         create: bool,
     ) -> Result<(Opened, Arc<Known>), Closed> {
+        let is_directory = |location: &&RepositoryLocation| location.directory.is_some();
+        if let Some(location) = spec.locations.iter().find(is_directory).filter(|_| self.in_cluster) {
+            return Err(Closed {
+                reason: reasons::UNSUPPORTED,
+                message: format!(
+                    "location {} is a directory, which is of a standalone server's machine: in a cluster name a bucket (s3, gcs, azure)",
+                    location.name
+                ),
+            });
+        }
         let values = self
             .values(namespace, spec.secrets())
             .await
@@ -185,8 +201,7 @@ impl Depot {
 
     fn remembered(&self, namespace: &str, name: &str) -> Option<(Instant, Listed)> {
         let known = locked(&self.known).get(&(namespace.to_owned(), name.to_owned())).cloned()?;
-        let listed = locked(&known.listed).clone();
-        listed
+        locked(&known.listed).clone()
     }
 
     /// A copy that is open for reading, for whoever reads it in parts.

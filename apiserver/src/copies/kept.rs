@@ -11,10 +11,10 @@ use std::{
 };
 
 use async_trait::async_trait;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use serde::{Serialize, de::DeserializeOwned};
 
-pub(crate) use cluster::{InCluster, Nothing};
+pub(crate) use cluster::InCluster;
 
 use crate::{
     error::ApiError,
@@ -115,6 +115,19 @@ impl<K: Kind> Kept<K> for Own<K> {
 impl<K> fmt::Debug for Own<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Own").field(&self.resource.plural).finish()
+    }
+}
+
+/// With this object goes what is made for it.
+pub(crate) fn owner<K: kube::Resource<DynamicType = ()>>(object: &K) -> OwnerReference {
+    let (_, name, uid) = who(object);
+    OwnerReference {
+        api_version: K::api_version(&()).into_owned(),
+        kind: K::kind(&()).into_owned(),
+        name,
+        uid,
+        controller: Some(true),
+        ..OwnerReference::default()
     }
 }
 

@@ -47,18 +47,22 @@ pub(super) async fn run(copies: Copies) {
                 }
                 Some(Seen::There(repository)) => {
                     let seen = repository.status.as_ref().and_then(|status| status.observed_generation);
-                    if seen != repository.metadata.generation {
+                    if seen != repository.metadata.generation && copies.lead.is_ours() {
                         let (namespace, name, _) = who(&*repository);
                         looks.take((namespace, name));
                     }
                 }
             },
-            _ = all.tick() => copies.repositories.all(None).iter().for_each(|one| take(&looks, one)),
+            _ = all.tick() => if copies.lead.is_ours() {
+                copies.repositories.all(None).iter().for_each(|one| take(&looks, one));
+            },
             _ = sooner.tick() => {
                 let ready = |one: &api::Repository| {
                     one.status.as_ref().is_some_and(|status| conditions::is_true(&status.conditions, types::READY))
                 };
-                copies.repositories.all(None).iter().filter(|one| !ready(one)).for_each(|one| take(&looks, one));
+                if copies.lead.is_ours() {
+                    copies.repositories.all(None).iter().filter(|one| !ready(one)).for_each(|one| take(&looks, one));
+                }
             }
         }
     }

@@ -3,22 +3,33 @@
 use std::time::Duration;
 
 use api::{
-    ChosenCopy, KnownBy, LiveSnapshot, Restore, RestorePhase, RestoreStatus, choose,
+    ChosenCopy, KnownBy, LiveSnapshot, Restore, RestorePhase, RestoreStatus, SnapshotMethod, choose,
     conditions::{self, reasons, types},
     runner::{FailedRun, Report, RestoreTask, Task, TaskDatabase},
 };
 use futures::StreamExt;
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::time::interval;
+use tokio::time::{MissedTickBehavior, interval};
 use tracing::debug;
 
-use super::{Copies, catalogue::Item, depot::Values, kept::who, runs::Order, status::Pace};
+use super::{
+    Copies,
+    catalogue::Item,
+    kept::{owner, who},
+    runs::{Order, Place, Running},
+    snapshots::not_begun,
+    status::Pace,
+};
 use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES, targets};
 
 const AT_ONCE: usize = 4;
 /// Of a target, where the run did not say what it left.
 const UNKNOWN: &str = "unknown: see what is in it before you restore again";
+/// Of one Restore.
+const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// How often it is looked for what nobody works on.
+const LOOK: Duration = Duration::from_secs(5);
 /// How often it is looked whether one whose run goes on was deleted.
 const STILL_WANTED: Duration = Duration::from_millis(500);
 
@@ -28,32 +39,36 @@ pub(super) async fn run(copies: Copies) {
         move |(namespace, name): (String, String)| turn(copies.clone(), namespace, name)
     });
     let mut following = copies.restores.follow();
-    while let Some(seen) = following.next().await {
-        if let Seen::There(restore) = seen
-            && !restore.status.as_ref().is_some_and(|status| status.phase.is_finished())
-        {
-            let (namespace, name, _) = who(&*restore);
+    let mut due = interval(LOOK);
+    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let take = |restore: &Restore| {
+        let finished = restore.status.as_ref().is_some_and(|status| status.phase.is_finished());
+        if !finished && copies.lead.is_ours() && !copies.is_to_claims(restore) {
+            let (namespace, name, _) = who(restore);
             turns.take((namespace, name));
+        }
+    };
+    loop {
+        tokio::select! {
+            next = following.next() => match next {
+                None => return,
+                Some(Seen::There(restore)) => take(&restore),
+                Some(Seen::Gone(_)) => {}
+            },
+            // Whoever leads from now on goes on with what another has begun.
+            _ = due.tick() => copies.restores.all(None).iter().for_each(|one| take(one)),
         }
     }
 }
 
 async fn turn(copies: Copies, namespace: String, name: String) {
     let Ok(restore) = copies.restores.get(&namespace, &name).await else { return };
+    if !copies.lead.is_ours() {
+        return;
+    }
     let done = match restore.status.clone().unwrap_or_default().phase {
         RestorePhase::Pending => copies.bring_back(&restore).await,
-        // Whoever began it is gone.
-        RestorePhase::Running => {
-            let message =
-                "the process that did it is gone; see what is in the target before you restore again".to_owned();
-            let failed = FailedRun {
-                reason: reasons::RUNNER_DIED.to_owned(),
-                message,
-                again: false,
-                target: Some("unknown: PostgreSQL's databases are as they were until the restore takes their names; MariaDB's may be restored in part".to_owned()),
-            };
-            copies.restore_failed(&restore, failed).await
-        }
+        RestorePhase::Running => copies.resume_restore(&restore).await,
         RestorePhase::Complete | RestorePhase::Failed => Ok(()),
     };
     if let Err(error) = done {
@@ -62,12 +77,17 @@ async fn turn(copies: Copies, namespace: String, name: String) {
 }
 
 impl Copies {
+    /// Whether it is of volumes, which are brought back elsewhere.
+    fn is_to_claims(&self, restore: &Restore) -> bool {
+        self.storage.is_some() && restore.spec.database.is_empty()
+    }
+
     async fn bring_back(&self, restore: &Restore) -> Result<(), ApiError> {
-        let (task, secrets, chosen) = match self.restore_task(restore).await {
+        let (order, chosen) = match self.restore_order(restore).await {
             Ok(ready) => ready,
             Err(failed) => return self.restore_failed(restore, failed).await,
         };
-        let message = format!("copy {} of Repository {}", chosen.snapshot, chosen.repository);
+        let message = told(&chosen);
         self.change_restore(restore, |mut status| {
             let now = Timestamp::now();
             status.phase = RestorePhase::Running;
@@ -86,9 +106,34 @@ impl Copies {
         })
         .await?;
         self.tell(&RESTORES, restore, true, "Started", &message).await;
-        let (_, _, uid) = who(restore);
-        let order = Order { name: uid, task: Task::Restore(Box::new(task)), secrets };
-        match self.hear_restore(restore, order).await? {
+        match self.runs.begin(order).await {
+            Ok(running) => self.follow_restore(restore, running, &message).await,
+            Err(error) => {
+                let target = Some("as it was: nothing was touched".to_owned());
+                self.restore_failed(restore, FailedRun { target, ..not_begun(error) }).await
+            }
+        }
+    }
+
+    /// One that was begun by whoever led before; it may be gone.
+    async fn resume_restore(&self, restore: &Restore) -> Result<(), ApiError> {
+        let (namespace, _, uid) = who(restore);
+        if let Some(running) = self.runs.resume(&namespace, &uid).await? {
+            let chosen = restore.status.as_ref().and_then(|status| status.chosen.clone()).unwrap_or_default();
+            return self.follow_restore(restore, running, &told(&chosen)).await;
+        }
+        let failed = FailedRun {
+            reason: reasons::RUNNER_DIED.to_owned(),
+            message: "the process that did it is gone; see what is in the target before you restore again".to_owned(),
+            again: false,
+            target: Some("unknown: PostgreSQL's databases are as they were until the restore takes their names; MariaDB's may be restored in part".to_owned()),
+        };
+        self.restore_failed(restore, failed).await
+    }
+
+    /// A run, to its end.
+    async fn follow_restore(&self, restore: &Restore, running: Running, message: &str) -> Result<(), ApiError> {
+        match self.hear_restore(restore, running).await? {
             Some(Report::Restored(restored)) => {
                 self.change_restore(restore, |mut status| {
                     let now = Timestamp::now();
@@ -126,9 +171,8 @@ impl Copies {
         }
     }
 
-    async fn hear_restore(&self, restore: &Restore, order: Order) -> Result<Option<Report>, ApiError> {
+    async fn hear_restore(&self, restore: &Restore, mut running: Running) -> Result<Option<Report>, ApiError> {
         let (namespace, name, uid) = who(restore);
-        let mut running = self.runs.begin(order).await?;
         let (mut pace, mut last) = (Pace::default(), None);
         let mut wanted = interval(STILL_WANTED);
         loop {
@@ -144,6 +188,9 @@ impl Copies {
                     Some(report) => last = Some(report),
                 },
                 _ = wanted.tick() => {
+                    if !self.lead.is_ours() {
+                        return Err(ApiError::unavailable("another replica leads now, and hears how it goes"));
+                    }
                     let gone = match self.restores.get(&namespace, &name).await {
                         Ok(now) => now.metadata.uid.as_deref() != Some(&uid),
                         Err(error) => error.code == 404,
@@ -157,7 +204,7 @@ impl Copies {
         }
     }
 
-    async fn restore_task(&self, restore: &Restore) -> Result<(RestoreTask, Values, ChosenCopy), FailedRun> {
+    async fn restore_order(&self, restore: &Restore) -> Result<(Order, ChosenCopy), FailedRun> {
         let (namespace, _, _) = who(restore);
         let no = |reason: &str, message: String| FailedRun {
             reason: reason.to_owned(),
@@ -204,7 +251,15 @@ impl Copies {
             existing: restore.spec.existing,
             globals: restore.spec.globals,
         };
-        Ok((task, secrets, chosen))
+        let place = Place {
+            template: repository.spec.runner.clone().unwrap_or_default().with(restore.spec.runner.as_ref()),
+            owner: owner(restore),
+            databases: vec![database],
+            longest: LONGEST,
+            namespace,
+        };
+        let (_, _, uid) = who(restore);
+        Ok((Order { name: uid, task: Task::Restore(Box::new(task)), secrets, place }, chosen))
     }
 
     /// The copy that is meant, if it can be restored.
@@ -212,6 +267,11 @@ impl Copies {
         let source = &restore.spec.source;
         if let Some(name) = &source.snapshot {
             let copy = self.find(namespace, name).await.map_err(|error| error.message)?;
+            if copy.spec.method == SnapshotMethod::VolumeSnapshot {
+                return Err(format!(
+                    "{name} is of volumes, which are brought back to new claims: leave spec.database out"
+                ));
+            }
             return match (copy.status.known, &copy.status.id, copy.status.phase.as_str()) {
                 (KnownBy::Foreign, ..) => {
                     Err(format!("{name} was written by another program: download its files instead"))
@@ -285,4 +345,8 @@ impl Copies {
         };
         self.restores.change(&namespace, &name, &change).await
     }
+}
+
+fn told(chosen: &ChosenCopy) -> String {
+    format!("copy {} of Repository {}", chosen.snapshot, chosen.repository)
 }

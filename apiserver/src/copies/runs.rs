@@ -1,10 +1,14 @@
 //! What a run is: a task that is done by another process, which says how it goes.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
-use api::runner::{Report, Task};
+use api::{
+    Database,
+    runner::{Report, RunnerTemplate, Task},
+};
 use async_trait::async_trait;
-use tokio::sync::mpsc;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ApiError;
 
@@ -15,21 +19,33 @@ pub(crate) struct Order {
     pub(crate) task: Task,
     /// Values by Secret and key: only those that the task names.
     pub(crate) secrets: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    pub(crate) place: Place,
 }
 
-/// A run that was begun. Dropped, it is told to end, and then made to.
+/// Where it is done, and how, where that is to be said.
+pub(crate) struct Place {
+    pub(crate) namespace: String,
+    /// The Snapshot or Restore.
+    pub(crate) owner: OwnerReference,
+    pub(crate) template: RunnerTemplate,
+    /// Those whose servers' own programs it needs.
+    pub(crate) databases: Vec<Arc<Database>>,
+    /// It is ended then, whatever it does.
+    pub(crate) longest: Duration,
+}
+
+/// A run that was begun. Dropped, a child process is told to end, and then made to; a Job goes on, and is heard by whoever leads next.
 pub(crate) struct Running {
     /// Ends when the process has; the last one says how it went, unless it died.
     pub(crate) reports: mpsc::Receiver<Report>,
-    /// Ends the run when it is dropped.
-    pub(crate) hold: Box<dyn Send + Sync>,
+    pub(crate) end: oneshot::Sender<()>,
 }
 
 impl Running {
     /// Tells it to end, and waits until it has.
     pub(crate) async fn end(self) {
-        let Self { mut reports, hold } = self;
-        drop(hold);
+        let Self { mut reports, end } = self;
+        end.send(()).ok();
         while reports.recv().await.is_some() {}
     }
 }
@@ -38,15 +54,24 @@ impl Running {
 #[async_trait]
 pub(crate) trait Runs: fmt::Debug + Send + Sync {
     async fn begin(&self, order: Order) -> Result<Running, ApiError>;
+
+    /// One that somebody else has begun, if it is still there.
+    async fn resume(&self, namespace: &str, name: &str) -> Result<Option<Running>, ApiError>;
 }
 
-/// Where nobody does any yet.
+/// Where nobody does any.
 #[derive(Debug)]
 pub(crate) struct NoRuns;
 
 #[async_trait]
 impl Runs for NoRuns {
-    async fn begin(&self, _order: Order) -> Result<Running, ApiError> {
-        Err(ApiError::unavailable("dumps are neither taken nor restored in a cluster yet"))
+    async fn begin(&self, _: Order) -> Result<Running, ApiError> {
+        Err(ApiError::unavailable(
+            "dumps are neither taken nor restored here: start the server with --runner-image (runners.enabled of the chart)",
+        ))
+    }
+
+    async fn resume(&self, _: &str, _: &str) -> Result<Option<Running>, ApiError> {
+        Ok(None)
     }
 }

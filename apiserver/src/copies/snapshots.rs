@@ -8,7 +8,7 @@ mod plan;
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
-    Database, Snapshot, SnapshotMethod, SnapshotStatus,
+    Database, Repository, Snapshot, SnapshotMethod, SnapshotStatus,
     conditions::reasons,
     runner::{DUMPING, DumpTask, Dumped, FailedRun, ObjectName, ReplicateTask, Report, RunName, Task, TaskDatabase},
 };
@@ -17,7 +17,12 @@ use jiff::Timestamp;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::debug;
 
-use super::{Copies, depot::Values, kept::who, runs::Order, status};
+use super::{
+    Copies,
+    kept::{owner, who},
+    runs::{Order, Place, Running},
+    status,
+};
 use crate::{
     controllers::Turns,
     error::ApiError,
@@ -53,11 +58,13 @@ pub(super) async fn run(copies: Copies) {
                 None => return,
                 Some(Seen::There(snapshot)) => {
                     let (namespace, name, _) = who(&*snapshot);
-                    if is_finished(&snapshot) {
+                    if is_finished(&snapshot) || copies.is_of_volumes(&snapshot) {
                         unfinished.remove(&(namespace, name));
                     } else {
                         unfinished.insert((namespace.clone(), name.clone()), Arc::clone(&snapshot));
-                        take(&turns, &snapshot, (namespace, name));
+                        if copies.lead.is_ours() {
+                            take(&turns, &snapshot, (namespace, name));
+                        }
                     }
                 }
                 Some(Seen::Gone(snapshot)) => {
@@ -65,7 +72,11 @@ pub(super) async fn run(copies: Copies) {
                     unfinished.remove(&(namespace, name));
                 }
             },
-            _ = due.tick() => unfinished.iter().for_each(|(name, snapshot)| take(&turns, snapshot, name.clone())),
+            _ = due.tick() => if copies.lead.is_ours() {
+                for (name, snapshot) in &unfinished {
+                    take(&turns, snapshot, name.clone());
+                }
+            },
         }
     }
 }
@@ -100,11 +111,15 @@ fn take(turns: &Turns<(String, String)>, snapshot: &Snapshot, name: (String, Str
 
 async fn turn(copies: Copies, namespace: String, name: String) {
     let Ok(snapshot) = copies.snapshots.get(&namespace, &name).await else { return };
+    // It may have waited for its turn while another was chosen.
+    if !copies.lead.is_ours() {
+        return;
+    }
     let done = match next(&snapshot, Timestamp::now()) {
         Next::Nothing => Ok(()),
         Next::Run if snapshot.spec.method == SnapshotMethod::VolumeSnapshot => copies.no_volumes(&snapshot).await,
         Next::Run => copies.dump(&snapshot).await,
-        Next::Died => copies.died(&snapshot).await,
+        Next::Resume => copies.resume(&snapshot).await,
         Next::Replicate => copies.replicate(&snapshot).await,
         Next::Forget => copies.forget(&snapshot).await,
         Next::LetGo => {
@@ -121,7 +136,7 @@ async fn turn(copies: Copies, namespace: String, name: String) {
 impl Copies {
     /// One run, to its end.
     async fn dump(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let (namespace, name, uid) = who(snapshot);
+        let (_, _, uid) = who(snapshot);
         let over = runs_of(snapshot);
         let run = RunName { name: run_of(&uid, over.len() + 1), over };
         if let Some(found) = self.stored_before(snapshot).await {
@@ -130,15 +145,37 @@ impl Copies {
             self.tell(KIND, snapshot, true, "Stored", "an earlier run of it had stored it, and could not say so").await;
             return Ok(());
         }
+        let (namespace, name, _) = who(snapshot);
+        self.snapshots.keep(&namespace, &name, api::FINALIZER_SNAPSHOT).await?;
         self.change(snapshot, |status| status::begun(status, Timestamp::now())).await?;
-        let (task, secrets) = match self.dump_task(snapshot, run.clone()).await {
-            Ok(ready) => ready,
+        let number = run.over.len() + 1;
+        let order = match self.order(snapshot, run).await {
+            Ok(order) => order,
             Err(failed) => return self.failed(snapshot, &failed).await,
         };
-        let number = run.over.len() + 1;
-        let order = Order { name: run.name, task: Task::Dump(Box::new(task)), secrets };
-        self.tell(KIND, snapshot, true, "Started", &format!("run {number} of the dump")).await;
-        match self.hear(snapshot, order).await? {
+        match self.runs.begin(order).await {
+            Ok(running) => {
+                self.tell(KIND, snapshot, true, "Started", &format!("run {number} of the dump")).await;
+                self.follow(snapshot, running).await
+            }
+            Err(error) => self.failed(snapshot, &not_begun(error)).await,
+        }
+    }
+
+    /// A run that was begun by whoever led before; it may be gone.
+    async fn resume(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
+        let (namespace, _, _) = who(snapshot);
+        let Some(name) = runs_of(snapshot).pop() else { return self.failed(snapshot, &died(GONE)).await };
+        match self.runs.resume(&namespace, &name).await? {
+            Some(running) => self.follow(snapshot, running).await,
+            None => self.failed(snapshot, &died(GONE)).await,
+        }
+    }
+
+    /// A run of the dump, to its end.
+    async fn follow(&self, snapshot: &Snapshot, running: Running) -> Result<(), ApiError> {
+        let (namespace, name, uid) = who(snapshot);
+        match self.hear(snapshot, running).await? {
             Some(Report::Dumped(dumped)) => {
                 let message = format!(
                     "{}: {} bytes, {} of them new, in {}",
@@ -167,11 +204,6 @@ impl Copies {
         self.failed(snapshot, &FailedRun { reason, message, again: false, target: None }).await
     }
 
-    /// A run of which nothing is left here: whoever began it is gone.
-    async fn died(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
-        self.failed(snapshot, &died("the process that took it is gone")).await
-    }
-
     async fn replicate(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
         let status = snapshot.status.clone().unwrap_or_default();
         let to: Vec<String> = status.locations.iter().filter(|at| !at.stored).map(|at| at.name.clone()).collect();
@@ -184,8 +216,10 @@ impl Copies {
         let all = replications_of(&uid);
         let run = RunName { name: format!("{all}{}", Timestamp::now().as_millisecond()), over: vec![all] };
         let task = ReplicateTask { run, repository: repository.spec.clone(), id, to: to.clone() };
-        let order = Order { name: task.run.name.clone(), task: Task::Replicate(task), secrets };
-        let results = match self.hear(snapshot, order).await? {
+        let place = place(snapshot, &repository, Vec::new());
+        let order = Order { name: task.run.name.clone(), task: Task::Replicate(Box::new(task)), secrets, place };
+        let running = self.runs.begin(order).await?;
+        let results = match self.hear(snapshot, running).await? {
             Some(Report::Replicated(results)) => results,
             Some(Report::Failed(failed)) => {
                 to.iter().map(|name| (name.clone(), Some(failed.message.clone()))).collect()
@@ -275,9 +309,8 @@ impl Copies {
     }
 
     /// Follows a run to its end; its progress is shown meanwhile. `None`: it said nothing at its end, or is not wanted any more.
-    async fn hear(&self, snapshot: &Snapshot, order: Order) -> Result<Option<Report>, ApiError> {
+    async fn hear(&self, snapshot: &Snapshot, mut running: Running) -> Result<Option<Report>, ApiError> {
         let (namespace, name, uid) = who(snapshot);
-        let mut running = self.runs.begin(order).await?;
         let mut pace = status::Pace::default();
         let mut wanted = interval(STILL_WANTED);
         let mut last = None;
@@ -301,6 +334,9 @@ impl Copies {
                     Some(report) => last = Some(report),
                 },
                 _ = wanted.tick() => {
+                    if !self.lead.is_ours() {
+                        return Err(ApiError::unavailable("another replica leads now, and hears how it goes"));
+                    }
                     if self.is_unwanted(&namespace, &name, &uid).await {
                         running.end().await;
                         return Ok(None);
@@ -327,7 +363,7 @@ impl Copies {
     }
 
     /// What a run is to know: everything as it is declared now.
-    async fn dump_task(&self, snapshot: &Snapshot, run: RunName) -> Result<(DumpTask, Values), FailedRun> {
+    async fn order(&self, snapshot: &Snapshot, run: RunName) -> Result<Order, FailedRun> {
         let (namespace, name, uid) = who(snapshot);
         let missing = |kind: &str, name: &str, error: &ApiError| FailedRun {
             reason: reasons::NOT_FOUND.to_owned(),
@@ -353,13 +389,14 @@ impl Copies {
             spec: database.spec.clone(),
         });
         let task = DumpTask {
-            run,
+            run: run.clone(),
             snapshot: ObjectName { namespace, name, uid },
             databases: databases.collect(),
             repository: repository.spec.clone(),
             expected_bytes: self.expected(snapshot),
         };
-        Ok((task, secrets))
+        let place = place(snapshot, &repository, found);
+        Ok(Order { name: run.name, task: Task::Dump(Box::new(task)), secrets, place })
     }
 
     /// As many as the newest copy of the same Databases had.
@@ -402,6 +439,22 @@ impl Copies {
         };
         self.snapshots.change(&namespace, &name, &change).await
     }
+}
+
+/// Where a run of it is done.
+fn place(snapshot: &Snapshot, repository: &Repository, databases: Vec<Arc<Database>>) -> Place {
+    let (namespace, _, _) = who(snapshot);
+    let template = repository.spec.runner.clone().unwrap_or_default().with(snapshot.spec.runner.as_ref());
+    let now = Timestamp::now();
+    let left = snapshot.spec.deadline(now).duration_since(now).unsigned_abs();
+    Place { namespace, owner: owner(snapshot), template, databases, longest: left }
+}
+
+const GONE: &str = "the process that took it is gone";
+
+/// Nothing was done yet.
+pub(super) fn not_begun(error: ApiError) -> FailedRun {
+    FailedRun { reason: reasons::NOT_STARTED.to_owned(), message: error.message, again: true, target: None }
 }
 
 fn died(message: &str) -> FailedRun {

@@ -1,4 +1,5 @@
-//! `enable` and `disable`: whether Stillpoint may read the Secrets of a namespace. A RoleBinding, made and removed.
+//! `enable` and `disable`: whether Stillpoint may read the Secrets of a namespace, and make there what copies are made of. A RoleBinding,
+//! made and removed.
 
 use std::collections::BTreeMap;
 
@@ -57,6 +58,9 @@ impl What {
     }
 }
 
+const MAY: &str = "Stillpoint may read its Secrets, and make Jobs, VolumeSnapshots and claims in it";
+const MAY_ALREADY: &str = "Stillpoint may read its Secrets, and make Jobs, VolumeSnapshots and claims in it, already";
+
 impl Command {
     async fn home(&self, client: &Client) -> Result<String, Failure> {
         if let Some(named) = &self.installed_in {
@@ -83,7 +87,7 @@ impl Command {
         let wanted = binding(&home);
         let params = PostParams { dry_run: self.what.dry_run, ..PostParams::default() };
         let (binding, what) = match bindings.get_opt(CREDENTIALS).await? {
-            None => (bindings.create(&params, &wanted).await?, "Stillpoint may read its Secrets"),
+            None => (bindings.create(&params, &wanted).await?, MAY),
             Some(found) if found.role_ref != wanted.role_ref => {
                 let role = &found.role_ref.name;
                 return Err(Failure::new(format!(
@@ -91,11 +95,11 @@ impl Command {
                     self.what.namespace
                 )));
             }
-            Some(found) if grants(&found, &home) => (found, "Stillpoint may read its Secrets already"),
+            Some(found) if grants(&found, &home) => (found, MAY_ALREADY),
             // For an installation that was elsewhere.
             Some(mut found) => {
                 found.subjects = wanted.subjects;
-                (bindings.replace(CREDENTIALS, &params, &found).await?, "Stillpoint may read its Secrets")
+                (bindings.replace(CREDENTIALS, &params, &found).await?, MAY)
             }
         };
         match output {

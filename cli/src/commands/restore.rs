@@ -182,7 +182,18 @@ impl Asked {
             as_of: which.as_of.map(Time),
             database: from,
         };
-        Ok((name, RestoreSpec { source, database: target, databases, existing, globals: !no_globals }))
+        Ok((
+            name,
+            RestoreSpec {
+                source,
+                database: target,
+                databases,
+                existing,
+                globals: !no_globals,
+                volumes: Vec::new(),
+                runner: None,
+            },
+        ))
     }
 }
 

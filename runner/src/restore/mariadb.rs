@@ -121,7 +121,8 @@ impl Server<'_> {
             return Ok(Vec::new());
         };
         self.work.told.step("restoring users");
-        let sql = self.work.text(&file.path)?;
+        let there = self.ask(ACCOUNTS)?.lines().map(str::to_owned).collect();
+        let sql = missing_users(&self.work.text(&file.path)?, &there);
         let mut command = self.command()?;
         command.arg("--force");
         let (told, hear) = std::sync::mpsc::channel();
@@ -249,6 +250,30 @@ impl<W: Write> Write for Only<'_, W> {
     }
 }
 
+/// Every account and role, as `mariadb-dump` names them: in backticks where something is granted, in quotes where roles are set.
+const ACCOUNTS: &str = "SET sql_mode = 'NO_BACKSLASH_ESCAPES'; \
+    SELECT CONCAT('`', REPLACE(User, '`', '``'), '`@`', REPLACE(Host, '`', '``'), '`') FROM mysql.global_priv \
+    UNION SELECT CONCAT(CHAR(39), User, CHAR(39), '@', CHAR(39), Host, CHAR(39)) FROM mysql.global_priv;";
+
+/// Without what is granted to accounts that are there already, and their default roles: with a grant comes a password
+/// (`SHOW GRANTS`, "IDENTIFIED BY PASSWORD"), and theirs stays as it is. A statement has one line.
+fn missing_users(sql: &str, there: &BTreeSet<String>) -> String {
+    let is_kept = |line: &&str| {
+        let granted = line.split_once(" TO `").map(|(_, rest)| format!("`{rest}"));
+        let set =
+            [" FOR '", " USER '"].iter().find_map(|word| line.split_once(word)).map(|(_, rest)| format!("'{rest}"));
+        let of_there =
+            |text: &String| there.iter().any(|account| text.strip_prefix(account.as_str()).is_some_and(ends));
+        !granted.iter().chain(&set).any(of_there)
+    };
+    sql.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect()
+}
+
+/// No name goes on there.
+fn ends(rest: &str) -> bool {
+    rest.is_empty() || rest.starts_with([' ', ';', ','])
+}
+
 fn quoted(name: &str) -> String {
     format!("`{}`", name.replace('`', "``"))
 }
@@ -273,6 +298,18 @@ mod tests {
             names.write_all(&[byte]).unwrap();
         }
         assert_eq!(names.found, BTreeSet::from(["shop".to_owned(), "a`b".to_owned()]));
+    }
+
+    #[test]
+    fn accounts_that_are_there_keep_what_they_have() {
+        let sql = "CREATE USER IF NOT EXISTS `app`@`%` IDENTIFIED BY PASSWORD '*1';\n\
+            GRANT USAGE ON *.* TO `admin`@`%` IDENTIFIED BY PASSWORD '*2' WITH GRANT OPTION;\n\
+            GRANT SELECT ON `a``b`.* TO `app`@`%`;\nGRANT `r` TO `ad``min`@`localhost`;\n\
+            SET DEFAULT ROLE 'r' FOR 'admin'@'%';\nSET DEFAULT ROLE 'r' FOR 'app'@'%';\nGRANT USAGE ON *.* TO `admin`@`%x`;\n";
+        let there = ["`admin`@`%`", "'admin'@'%'", "`ad``min`@`localhost`"].map(str::to_owned).into();
+        let passed = missing_users(sql, &there);
+        assert!(!passed.contains("*2") && !passed.contains("ad``min") && !passed.contains("FOR 'admin'"), "{passed}");
+        assert_eq!(passed.lines().count(), 4, "{passed}");
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::{collections::HashSet, io, process::Command, time::Duration};
 
 use api::{DumpFile, DumpFormat, ExistingPolicy, conditions::reasons, runner::Restored};
 
-use super::{Work, exists};
+use super::{Work, exists, undisturbed};
 use crate::{
     child::Fed,
     failure::Failure,
@@ -57,7 +57,7 @@ pub(super) fn restore(work: &Work) -> Result<Restored, Failure> {
     if work.globals {
         restored.warnings = server.globals().map_err(|failure| failure.leaves(BUT_FOR_ROLES))?;
     }
-    let filled = server.fill(&mut coming, &mut restored).and_then(|()| work.settle());
+    let filled = server.fill(&mut coming, &mut restored).and_then(|()| undisturbed());
     let done = filled.and_then(|()| server.swap(&coming));
     if let Err(failure) = done {
         for one in &coming {
@@ -351,22 +351,42 @@ fn describe(sql: &str) -> Described {
     Described { create, more }
 }
 
-/// Without what is said of roles that are there already: they stay as they are.
+/// Without what is said of roles that are there already: they stay as they are. `pg_dumpall` begins each statement on a line of its own;
+/// a value of several lines belongs to the one that it is in.
 fn missing_roles(sql: &str, there: &HashSet<String>) -> String {
-    let is_kept = |line: &&str| {
-        let about = ["CREATE ROLE ", "ALTER ROLE "].iter().find_map(|verb| line.strip_prefix(verb));
-        let Some(rest) = about else { return true };
-        let name = match rest.strip_prefix('"') {
-            // A quote inside is doubled.
-            Some(inside) => {
-                let end = inside.replace("\"\"", "\0\0").find('"').unwrap_or(inside.len());
-                format!("\"{}\"", &inside[..end])
-            }
-            None => rest.split([' ', ';']).next().unwrap_or_default().to_owned(),
-        };
-        !there.contains(&name)
-    };
-    sql.lines().filter(is_kept).flat_map(|line| [line, "\n"]).collect()
+    let (mut kept, mut is_kept, mut is_open) = (String::new(), true, false);
+    for line in sql.lines() {
+        if !is_open {
+            is_kept = role_of(line).is_none_or(|role| !there.contains(&role));
+        }
+        if is_kept {
+            kept.extend([line, "\n"]);
+        }
+        is_open = goes_on(line, is_open);
+    }
+    kept
+}
+
+/// Whether a literal goes on at the end of a line. Quotes inside of it, and of names, are doubled.
+fn goes_on(line: &str, is_open: bool) -> bool {
+    let inside = line.chars().fold(is_open.then_some('\''), |inside, c| match (inside, c) {
+        (None, '\'' | '"') => Some(c),
+        (Some(quote), _) if quote == c => None,
+        (inside, _) => inside,
+    });
+    inside == Some('\'')
+}
+
+/// The role, as it is quoted, that a statement makes or changes.
+fn role_of(statement: &str) -> Option<String> {
+    let rest = ["CREATE ROLE ", "ALTER ROLE "].iter().find_map(|verb| statement.strip_prefix(verb))?;
+    Some(match rest.strip_prefix('"') {
+        Some(inside) => {
+            let end = inside.replace("\"\"", "\0\0").find('"').unwrap_or(inside.len());
+            format!("\"{}\"", &inside[..end])
+        }
+        None => rest.split([' ', ';']).next().unwrap_or_default().to_owned(),
+    })
 }
 
 fn quoted(name: &str) -> String {
@@ -395,6 +415,10 @@ mod tests {
             ALTER ROLE \"a \"\"b\" WITH LOGIN;\nCREATE ROLE app;\nALTER ROLE app WITH LOGIN;\nGRANT app TO admin;\n";
         let there = HashSet::from(["admin".to_owned(), "\"a \"\"b\"".to_owned()]);
         assert_eq!(missing_roles(sql, &there), "CREATE ROLE app;\nALTER ROLE app WITH LOGIN;\nGRANT app TO admin;\n");
+        let lines = "ALTER ROLE admin SET x TO 'two\nALTER ROLE app; it''s\nlines';\nCREATE ROLE app;\n";
+        assert_eq!(missing_roles(lines, &there), "CREATE ROLE app;\n");
+        let odd = "CREATE ROLE \"o'brien\";\nCREATE ROLE admin;\nCREATE ROLE app;\n";
+        assert_eq!(missing_roles(odd, &there), "CREATE ROLE \"o'brien\";\nCREATE ROLE app;\n");
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::world::{SOON, Setup, Space, World};
 
 pub(super) const DATA: &str = "data";
 pub(super) const WAL: &str = "wal";
+/// What Jobs copy the runner from: nobody pulls it.
+pub(super) const RUNNER_IMAGE: &str = "stillpoint.test/runner:1";
 const DRIVER: &str = "hand.stillpoint.test";
 
 /// In one namespace.
@@ -20,8 +22,8 @@ pub(super) struct Hand<'s> {
 
 /// With the CRDs of snapshots, which the others do without.
 pub(super) async fn world(replicas: Vec<&'static str>) -> Result<World> {
-    let gates = ["--gates-listen", "127.0.0.1:0"].map(str::to_owned).into();
-    let world = World::of(Setup { replicas: Vec::new(), arguments: gates, ..Setup::default() }).await?;
+    let arguments = ["--gates-listen", "127.0.0.1:0", "--runner-image", RUNNER_IMAGE].map(str::to_owned).into();
+    let world = World::of(Setup { replicas: Vec::new(), arguments, ..Setup::default() }).await?;
     let crds = tool("kubernetes", &["snapshotter"]).await?.join("crds").display().to_string();
     world.cluster.kubectl(&["apply", "--server-side", "-f", &crds]).await?.ok()?;
     world.cluster.kubectl(&["wait", "--for=condition=Established", "--timeout=60s", "-f", &crds]).await?.ok()?;

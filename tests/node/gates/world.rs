@@ -292,7 +292,7 @@ impl<'c> World<'c> {
     }
 
     /// What all of Stillpoint said, for messages.
-    async fn logs(&self) -> Result<String> {
+    pub(crate) async fn logs(&self) -> Result<String> {
         let logs = ["logs", "-l", "app.kubernetes.io/name=stillpoint", "--prefix", "--tail=100", "-n", NAMESPACE];
         self.cluster.kubectl(&logs).await?.ok()
     }

@@ -1,10 +1,9 @@
 //! Custom resources as [`Kept`]: mirrored in memory, written through the cluster's API server. What this version does not know of a
 //! status is lost when it writes one, so the CRDs' version is looked at before (`aggregated/skew.rs`).
 
-use std::{fmt, marker::PhantomData, sync::Arc};
+use std::{fmt, sync::Arc};
 
 use async_trait::async_trait;
-use futures::{StreamExt, stream};
 use http::StatusCode;
 use k8s_openapi::NamespaceResourceScope;
 use kube::{Api, Client, core::object::HasStatus};
@@ -115,54 +114,5 @@ impl<K: Custom> Kept<K> for InCluster<K> {
 impl<K> fmt::Debug for InCluster<K> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("InCluster").field(&self.resource.plural).finish()
-    }
-}
-
-/// Of a kind that a cluster does not have.
-pub(crate) struct Nothing<K> {
-    resource: &'static Resource,
-    of: PhantomData<fn() -> K>,
-}
-
-impl<K: Kind> Nothing<K> {
-    pub(crate) fn of(resource: &'static Resource) -> Arc<dyn Kept<K>> {
-        Arc::new(Self { resource, of: PhantomData })
-    }
-
-    fn none(&self, name: &str) -> ApiError {
-        ApiError::not_found(self.resource.about(name))
-    }
-}
-
-#[async_trait]
-impl<K: Kind> Kept<K> for Nothing<K> {
-    async fn get(&self, _namespace: &str, name: &str) -> Result<Arc<K>, ApiError> {
-        Err(self.none(name))
-    }
-
-    fn all(&self, _namespace: Option<&str>) -> Vec<Arc<K>> {
-        Vec::new()
-    }
-
-    fn follow(&self) -> Following<K> {
-        stream::pending().boxed()
-    }
-
-    async fn change(&self, _namespace: &str, name: &str, _change: Change<'_, K::Status>) -> Result<(), ApiError> {
-        Err(self.none(name))
-    }
-
-    async fn keep(&self, _namespace: &str, name: &str, _finalizer: &str) -> Result<(), ApiError> {
-        Err(self.none(name))
-    }
-
-    async fn let_go(&self, _namespace: &str, _name: &str, _finalizer: &str) -> Result<(), ApiError> {
-        Ok(())
-    }
-}
-
-impl<K> fmt::Debug for Nothing<K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Nothing").field(&self.resource.plural).finish()
     }
 }

@@ -10,8 +10,8 @@ pub(super) enum Next {
     Nothing,
     /// A run begins.
     Run,
-    /// Its run is gone.
-    Died,
+    /// Somebody else has begun a run of it, which may go on, or be gone.
+    Resume,
     /// Locations are given what they lack.
     Replicate,
     /// It is deleted, and what it stored with it.
@@ -40,7 +40,7 @@ pub(super) fn next(snapshot: &Snapshot, now: Timestamp) -> Next {
             let due = failed.is_none_or(|failed| now.duration_since(failed) >= pause(status.attempts));
             if due { Next::Run } else { Next::Nothing }
         }
-        SnapshotPhase::Running => Next::Died,
+        SnapshotPhase::Running => Next::Resume,
         SnapshotPhase::Replicating => Next::Replicate,
         SnapshotPhase::Ready | SnapshotPhase::Failed => Next::Nothing,
     }

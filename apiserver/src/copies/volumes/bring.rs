@@ -43,7 +43,8 @@ enum Made {
 
 pub(super) async fn turn(copies: Copies, storage: Storage, leads: Leads, namespace: String, name: String) {
     let Ok(restore) = copies.restores.get(&namespace, &name).await else { return };
-    if !leads() || restore.metadata.deletion_timestamp.is_some() {
+    // What goes into a server is brought back elsewhere.
+    if !leads() || restore.metadata.deletion_timestamp.is_some() || !restore.spec.database.is_empty() {
         return;
     }
     let done = match restore.status.clone().unwrap_or_default().phase {
@@ -59,9 +60,6 @@ pub(super) async fn turn(copies: Copies, storage: Storage, leads: Leads, namespa
 impl Copies {
     /// Everything is looked at before anything is made.
     async fn begin_claims(&self, storage: &Storage, restore: &Restore) -> Result<(), ApiError> {
-        if !restore.spec.database.is_empty() {
-            return self.no_claims(restore, reasons::UNSUPPORTED, NO_SERVERS).await;
-        }
         let (namespace, name, _) = who(restore);
         let snapshot = match self.copy_of_volumes(restore).await? {
             Ok(snapshot) => snapshot,
@@ -243,9 +241,6 @@ impl Copies {
         self.restore_failed(restore, failed).await
     }
 }
-
-const NO_SERVERS: &str = "dumps are neither taken nor restored in a cluster yet; a Snapshot by VolumeSnapshot is restored to new claims: \
-                          leave spec.database out";
 
 fn is_there(name: &str) -> String {
     format!("there is a claim {name} already: a Restore touches none that is there; say other names in spec.volumes")

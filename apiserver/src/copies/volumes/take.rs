@@ -39,29 +39,25 @@ pub(super) fn is_finished(snapshot: &Snapshot) -> bool {
 
 pub(super) async fn turn(copies: Copies, storage: Storage, leads: Leads, namespace: String, name: String) {
     let Ok(snapshot) = copies.snapshots.get(&namespace, &name).await else { return };
-    // It may have waited for its turn while another was chosen.
-    if !leads() {
+    // It may have waited for its turn while another was chosen. Dumps are taken elsewhere.
+    if !leads() || snapshot.spec.method == SnapshotMethod::Dump {
         return;
     }
-    let done = match (plan::next(&snapshot, Timestamp::now()), snapshot.spec.method) {
-        (Next::Nothing, _) => Ok(()),
-        (Next::LetGo, _) => copies.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
-        (_, SnapshotMethod::Dump) => copies.no_copy(&snapshot, reasons::UNSUPPORTED, NO_DUMPS).await,
-        (Next::TooLate, _) => {
+    let done = match plan::next(&snapshot, Timestamp::now()) {
+        Next::Nothing => Ok(()),
+        Next::LetGo => copies.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
+        Next::TooLate => {
             let why = snapshot.status.as_ref().and_then(|status| status.message.clone()).unwrap_or_default();
             copies.no_copy(&snapshot, reasons::DEADLINE_EXCEEDED, &too_late(&why)).await
         }
-        (Next::Begin, _) => copies.begin(&storage, &snapshot).await,
-        (Next::Look, _) => copies.look(&storage, &snapshot).await,
-        (Next::Remove, _) => copies.remove(&storage, &snapshot).await,
+        Next::Begin => copies.begin(&storage, &snapshot).await,
+        Next::Look => copies.look(&storage, &snapshot).await,
+        Next::Remove => copies.remove(&storage, &snapshot).await,
     };
     if let Err(error) = done {
         debug!(namespace, name, message = %error.message, why = ?error.internal, "not now; trying again");
     }
 }
-
-const NO_DUMPS: &str =
-    "dumps are not taken in a cluster yet: say method: VolumeSnapshot, or take the dump by a standalone server";
 
 fn too_late(why: &str) -> String {
     format!("it was not done within spec.deadlineSeconds: {why}")

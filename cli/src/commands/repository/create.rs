@@ -93,7 +93,8 @@ impl Command {
             password_secret_ref: SecretReference { name: secret.to_owned() },
             password_key: key.to_owned(),
         };
-        let wanted = Repository::new(&self.name, RepositorySpec { locations: self.locations.clone(), encryption });
+        let wanted =
+            Repository::new(&self.name, RepositorySpec { locations: self.locations.clone(), encryption, runner: None });
         let made = match api.objects::<Repository>().create(&PostParams::default(), &wanted).await {
             Ok(made) => made,
             Err(error) => {

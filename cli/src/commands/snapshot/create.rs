@@ -24,6 +24,8 @@ use crate::{
 ///   kubectl still snapshot create orders
 ///
 ///   kubectl still snapshot create orders billing --repository nightly --name before-upgrade --deadline 1h
+///
+///   kubectl still snapshot create orders --volumes
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
 pub struct Command {
@@ -33,6 +35,12 @@ pub struct Command {
     /// The Repository that it goes to; may be left out where there is one only.
     #[arg(long, value_name = "NAME")]
     repository: Option<String>,
+    /// In a cluster: of the volumes, by VolumeSnapshots, in place of a dump.
+    #[arg(long, conflicts_with = "repository")]
+    volumes: bool,
+    /// With --volumes: the VolumeSnapshotClass; the driver's default when absent.
+    #[arg(long, value_name = "NAME", requires = "volumes")]
+    class: Option<String>,
     /// What it is called; DATABASE-YYYYMMDD-HHMMSS in UTC when absent.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
@@ -85,22 +93,25 @@ impl Command {
         }
         match output {
             Output::Json => print::json(&done)?,
-            Output::Text => print!("{}", told(&name, done.spec.repository.as_deref().unwrap_or_default(), &status)),
+            Output::Text => print!("{}", told(&name, done.spec.repository.as_deref(), &status)),
         }
         Ok(0)
     }
 
     async fn make(self, api: &Api) -> Result<(Waiting, Snapshot), Failure> {
-        let Self { databases, repository, name, deadline, retain, waiting } = self;
-        let repository = api.repository(repository).await?;
+        let Self { databases, repository, volumes, class, name, deadline, retain, waiting } = self;
+        let repository = if volumes { None } else { Some(api.repository(repository).await?) };
         let first = databases.first().map(String::as_str).unwrap_or_default();
         let name = name.unwrap_or_else(|| times::stamped(first, Timestamp::now()));
         let spec = SnapshotSpec {
             databases,
-            method: SnapshotMethod::default(),
-            repository: Some(repository),
+            method: if volumes { SnapshotMethod::VolumeSnapshot } else { SnapshotMethod::Dump },
+            repository,
+            volume_snapshot_class_name: class,
+            on_missed: None,
             deadline_seconds: deadline.map(|deadline| u32::try_from(deadline.as_secs()).unwrap_or(u32::MAX)),
             deletion_policy: if retain { DeletionPolicy::Retain } else { DeletionPolicy::Delete },
+            runner: None,
         };
         let made = api.objects::<Snapshot>().create(&PostParams::default(), &Snapshot::new(&name, spec)).await?;
         Ok((waiting, made))
@@ -129,7 +140,7 @@ fn show(shown: &mut Shown, status: &SnapshotStatus) {
 }
 
 /// What became of it, for a person. Pure.
-fn told(name: &str, repository: &str, status: &SnapshotStatus) -> String {
+fn told(name: &str, repository: Option<&str>, status: &SnapshotStatus) -> String {
     let mut text = format!("snapshot {name} is {}", status.phase);
     if let Some(consistency) = &status.consistency {
         let level = consistency.level.map(|level| format!(" at {level}")).unwrap_or_default();
@@ -142,7 +153,11 @@ fn told(name: &str, repository: &str, status: &SnapshotStatus) -> String {
         text += &format!(" ({} new)", print::bytes(stored));
     }
     let locations: Vec<&str> = status.locations.iter().filter(|at| at.stored).map(|at| at.name.as_str()).collect();
-    text += &format!(" in {repository} ({})\n", locations.join(", "));
+    let volumes: Vec<&str> = status.volumes.iter().map(|volume| volume.volume_snapshot.as_str()).collect();
+    text += &match repository {
+        Some(repository) => format!(" in {repository} ({})\n", locations.join(", ")),
+        None => format!(" in VolumeSnapshots ({})\n", volumes.join(", ")),
+    };
     if let Some(cut) = &status.cut_between {
         text += &format!("cut between {} and {}\n", cut.frozen_at.0, cut.thawed_at.0);
     }
@@ -166,7 +181,7 @@ mod tests {
                 "consistency": {"verdict": verdict, "level": "Durable", "reason": "table x is of MyISAM"},
                 "locations": [{"name": "disk", "stored": true}, {"name": "offsite", "stored": false}],
             });
-            told("first", "nightly", &serde_json::from_value(status).unwrap())
+            told("first", Some("nightly"), &serde_json::from_value(status).unwrap())
         };
         assert_eq!(
             of("application"),

@@ -1,0 +1,134 @@
+//! Dumps: what is made for them, of whom, and who may have them made. What a Job then does `tests/node` looks at.
+
+use anyhow::{Context, Result, ensure};
+use cluster::{Identity, until};
+use fixtures::S3;
+use serde_json::{Value, json};
+
+use super::hand::{DATA, RUNNER_IMAGE, database, in_world};
+use crate::world::{SOON, Space};
+
+fn object(kind: &str, name: &str, spec: Value) -> Value {
+    json!({"apiVersion": api::API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
+}
+
+fn spec(store: &S3) -> Value {
+    let bucket = json!({"name": "bucket", "s3": {
+        "bucket": store.bucket, "endpoint": store.endpoint(), "region": S3::REGION,
+        "credentials": {"secretRef": {"name": "bucket-account"}},
+    }});
+    json!({"locations": [bucket], "encryption": {"passwordSecretRef": {"name": "nightly-key"}}})
+}
+
+async fn secrets(space: &Space<'_>, store: &S3) -> Result<()> {
+    let account = json!({"access-key-id": store.access_key, "secret-access-key": store.secret_key});
+    for (name, values) in [("bucket-account", account), ("nightly-key", json!({"password": "correct horse"}))] {
+        space
+            .apply(json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": values}))
+            .await?;
+    }
+    Ok(())
+}
+
+async fn listed(space: &Space<'_>, kind: &str) -> Result<Vec<Value>> {
+    let list: Value = serde_json::from_str(&space.kubectl(&["get", kind, "-o", "json"]).await?)?;
+    Ok(list["items"].as_array().cloned().unwrap_or_default())
+}
+
+async fn status(space: &Space<'_>, kind: &str, name: &str) -> Result<Value> {
+    let object: Value = serde_json::from_str(&space.kubectl(&["get", kind, name, "-o", "json"]).await?)?;
+    Ok(object["status"].clone())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dump_is_a_job_beside_its_database_with_its_secrets_by_reference_and_goes_with_its_snapshot() {
+    let space = in_world().await.space("dumped").await.unwrap();
+    let store = S3::plain().await.unwrap();
+    database(&space, "orders", &[DATA]).await.unwrap();
+    secrets(&space, &store).await.unwrap();
+    space.apply(object("Repository", "nightly", spec(&store))).await.unwrap();
+    space
+        .kubectl(&["wait", "--for=condition=Ready", "--timeout=60s", "repositories.stillpoint.dev/nightly"])
+        .await
+        .unwrap();
+    let snapshot = json!({"databases": ["orders"], "repository": "nightly", "runner": {"labels": {"team": "db"}}});
+    space.apply(object("Snapshot", "first", snapshot)).await.unwrap();
+    let job = until("a Job is made", SOON, || async { listed(&space, "jobs").await?.pop().context("none yet") })
+        .await
+        .unwrap();
+    assert_eq!(job["metadata"]["ownerReferences"][0]["name"], "first", "{job:#}");
+    let pod = &job["spec"]["template"];
+    assert_eq!(
+        (&pod["metadata"]["labels"]["team"], &pod["spec"]["automountServiceAccountToken"]),
+        (&json!("db"), &json!(false))
+    );
+    // The Database's own Pod says `none`.
+    assert_eq!(pod["spec"]["containers"][0]["image"], "none");
+    assert_eq!(pod["spec"]["initContainers"][0]["image"], RUNNER_IMAGE);
+    for secret in ["correct horse", &store.secret_key] {
+        assert!(!job.to_string().contains(secret), "a value of a Secret is in the Job");
+    }
+    assert!(job.to_string().contains("nightly-key/password"), "{job:#}");
+    until("what it waits for is told", SOON, || async {
+        let status = status(&space, "snapshots.stillpoint.dev", "first").await?;
+        ensure!(status["progress"]["step"].to_string().contains("waiting for its Pod"), "{status:#}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    space.kubectl(&["delete", "snapshots.stillpoint.dev", "first", "--timeout=60s"]).await.unwrap();
+    until("its Job is gone", SOON, || async {
+        ensure!(listed(&space, "jobs").await?.is_empty(), "it is there");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_job_may_be_made_or_no_directory_can_be_that_is_said() {
+    let space = in_world().await.space("undumped").await.unwrap();
+    let directory = json!({
+        "locations": [{"name": "disk", "directory": {"path": "/copies"}}],
+        "encryption": {"passwordSecretRef": {"name": "nightly-key"}},
+    });
+    space.apply(object("Repository", "disk", directory)).await.unwrap();
+    until("a directory is refused", SOON, || async {
+        let status = status(&space, "repositories.stillpoint.dev", "disk").await?;
+        ensure!(status["conditions"][0]["message"].to_string().contains("name a bucket"), "{status:#}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_repository_is_made_by_who_may_read_secrets_and_pods_are_said_by_who_may_make_them() {
+    let space = in_world().await.space("repositories").await.unwrap();
+    let store = S3::plain().await.unwrap();
+    let maker = Identity::user("maker", &[]);
+    let allow = async |name: &str, verbs: &str, resource: &str| {
+        space
+            .kubectl(&["create", "role", name, &format!("--verb={verbs}"), &format!("--resource={resource}")])
+            .await
+            .unwrap();
+        space.kubectl(&["create", "rolebinding", name, &format!("--role={name}"), "--user=maker"]).await.unwrap();
+    };
+    allow("repositories", "create,get", "repositories.stillpoint.dev").await;
+    let tried = async |name: &str, spec: &Value| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), object("Repository", name, spec.clone()).to_string()).unwrap();
+        space.kubectl_as(&maker, &["create", "-f", &file.path().display().to_string()]).await.unwrap()
+    };
+    let plain = spec(&store);
+    let mut with_runner = plain.clone();
+    with_runner["runner"] = json!({"serviceAccountName": "mighty"});
+    let refused = tried("one", &plain).await.ok().unwrap_err().to_string();
+    assert!(refused.contains("have get on secrets granted"), "{refused}");
+    allow("secrets", "get", "secrets").await;
+    until("the right is there", SOON, || async { tried("two", &plain).await.ok().map(drop) }).await.unwrap();
+    let refused = tried("three", &with_runner).await.ok().unwrap_err().to_string();
+    assert!(refused.contains("make no Jobs here"), "{refused}");
+    allow("jobs", "create", "jobs.batch").await;
+    until("the right is there", SOON, || async { tried("four", &with_runner).await.ok().map(drop) }).await.unwrap();
+}
