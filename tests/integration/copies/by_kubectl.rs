@@ -98,7 +98,7 @@ async fn a_copy_is_taken_listed_downloaded_restored_and_deleted() {
 
     kubectl.ok("delete snapshots.stillpoint.dev before-upgrade --timeout=60s", "");
     assert!(!kubectl.ok("get snapshots.live.stillpoint.dev", "").contains("before-upgrade"));
-    let left = std::fs::read_dir(directory.path().join("copies/snapshots")).map(Iterator::count).unwrap_or(0);
+    let left = std::fs::read_dir(directory.path().join("copies/snapshots")).map_or(0, Iterator::count);
     assert_eq!(left, 0, "what it stored goes with it");
 }
 
