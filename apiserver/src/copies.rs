@@ -53,7 +53,7 @@ use jobs::Jobs;
 use kept::{InCluster, Kept, Own};
 use log::Log;
 use runs::{NoRuns, Runs};
-pub(crate) use volumes::{Leads, Storage};
+pub(crate) use volumes::Storage;
 
 /// Everything that copies are made with. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -83,7 +83,10 @@ pub(crate) struct Place {
     pub(crate) runner_image: Option<String>,
 }
 
-/// Whether what only one replica has to do is done here. A standalone server has no other.
+/// Whether what only one replica has to do is done here.
+pub(crate) type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// That, as it was set before anything is done. A standalone server has no other.
 #[derive(Clone, Default)]
 struct Lead(Arc<OnceLock<Leads>>);
 
@@ -136,7 +139,7 @@ impl Copies {
     /// Of a cluster: what is done where `leads` says so.
     pub(crate) fn loops_in_cluster(&self, place: Place, leads: &Leads) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
         self.lead.0.set(Arc::clone(leads)).ok();
-        let mut loops = volumes::loops(self, &place.storage, leads, place.watching);
+        let mut loops = volumes::loops(self, &place.storage, place.watching);
         loops.extend(self.loops());
         loops
     }

@@ -4,7 +4,8 @@ use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 
-/// What only reads, on threads that may wait for a store, is not waited for longer: a check of a repository may take hours.
+/// What goes on on threads that may wait for a store is not waited for longer: a check of a repository may take hours, and of what is
+/// written there each object is whole or is not there.
 const LAST_WORK: Duration = Duration::from_secs(10);
 
 fn main() -> anyhow::Result<ExitCode> {

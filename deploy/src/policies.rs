@@ -70,30 +70,34 @@ impl Policy {
 
 /// Declaring a Freeze is quiescing each Database that it names. We make one for a caller of the verb, whom we have asked.
 fn quiesce() -> Policy {
-    let advice = " may not be quiesced by you, so you may not declare a Freeze of it; whoever administers the namespace can let \
-                  you: bind the ClusterRole stillpoint:freezer, or grant create on databases/quiesce (live.stillpoint.dev)";
     Policy {
         name: name::QUIESCE,
         operations: &["CREATE"],
         resources: &["freezes"],
         when: vec![by_others()],
-        variables: of_targets("object.spec.targets", advice, &["quiesce"]),
+        variables: of_targets("object.spec.targets", &not_held("Freeze"), &["quiesce"]),
         validations: (0..TARGETS).map(|at| of_target(at, "database", &["quiesce"])).collect(),
     }
 }
 
 /// Declaring a Snapshot has each Database that it names held.
 fn copy() -> Policy {
-    let advice = " may not be quiesced by you, so you may not declare a Snapshot of it; whoever administers the namespace can let \
-                  you: bind the ClusterRole stillpoint:freezer, or grant create on databases/quiesce (live.stillpoint.dev)";
     Policy {
         name: name::COPY,
         operations: &["CREATE"],
         resources: &["snapshots"],
         when: vec![by_others()],
-        variables: of_targets("object.spec.databases", advice, &["quiesce"]),
+        variables: of_targets("object.spec.databases", &not_held("Snapshot"), &["quiesce"]),
         validations: (0..TARGETS).map(|at| of_target(at, "", &["quiesce"])).chain([runner()]).collect(),
     }
+}
+
+/// What is said of a Database that whoever declares one of this kind may not quiesce.
+fn not_held(kind: &str) -> String {
+    format!(
+        " may not be quiesced by you, so you may not declare a {kind} of it; whoever administers the namespace can let \
+         you: bind the ClusterRole stillpoint:freezer, or grant create on databases/quiesce (live.stillpoint.dev)"
+    )
 }
 
 /// Whoever has a copy restored may look into it: that is a right by the copy's name, as for the verb.

@@ -266,7 +266,9 @@ impl Drop for Lock {
             let name = lock(&held.name).clone();
             match timeout(GOODBYE, held.location.remove(&name)).await {
                 Ok(Ok(())) => {}
-                Ok(Err(error)) => warn!(%error, "a lock may be left; restic takes it for stale in 30 minutes"),
+                Ok(Err(error)) => {
+                    warn!(%error, "a lock may be left; `restic unlock` removes it when it is 30 minutes old");
+                }
                 Err(_) => warn!(location = held.location.name(), "a lock may be left, for nobody answers"),
             }
         });

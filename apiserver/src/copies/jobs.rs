@@ -199,13 +199,23 @@ impl Run {
                     }
                 }
                 State::Running(pod) => {
+                    lost = Instant::now() + LOST;
                     if self.follow(&pod, &mut heard, tell).await {
                         return;
                     }
                 }
                 State::Ended(pod, why) => {
-                    if self.follow(&pod, &mut heard, tell).await || self.last_word(&pod, tell).await {
+                    if self.follow(&pod, &mut heard, tell).await {
                         return;
+                    }
+                    match self.last_word(&pod).await {
+                        Ok(Some(last)) => return drop(tell.send(last).await),
+                        // That it cannot be read now does not say that there is none.
+                        Err(_) if Instant::now() < lost => {
+                            sleep(LOOK).await;
+                            continue;
+                        }
+                        Ok(None) | Err(_) => {}
                     }
                     let message = format!("the run ended without a word: {why}");
                     tell.send(Report::Failed(FailedRun {
@@ -253,14 +263,11 @@ impl Run {
     }
 
     /// Of a log whose begin is gone, so that lines cannot be counted.
-    async fn last_word(&self, pod: &str, tell: &mpsc::Sender<Report>) -> bool {
+    async fn last_word(&self, pod: &str) -> Result<Option<Report>, kube::Error> {
         let wanted =
             LogParams { container: Some(CONTAINER.to_owned()), tail_lines: Some(TAIL), ..LogParams::default() };
-        let Ok(text) = self.pods.logs(pod, &wanted).await else { return false };
-        match text.lines().filter_map(|line| report(line.as_bytes())).find(is_last) {
-            Some(last) => tell.send(last).await.is_ok(),
-            None => false,
-        }
+        let text = self.pods.logs(pod, &wanted).await?;
+        Ok(text.lines().filter_map(|line| report(line.as_bytes())).find(is_last))
     }
 
     async fn pod(&self) -> Result<Option<Pod>, kube::Error> {
@@ -283,7 +290,10 @@ impl Run {
             }
         };
         if timeout(GOODBYE, gone).await.is_err() {
-            warn!(run = self.name, "a run's Pod is still there; what it locked is stale in half an hour");
+            warn!(
+                run = self.name,
+                "a run's Pod is still there; what it has locked may stay locked: `restic unlock`, when it is gone"
+            );
         }
     }
 }

@@ -38,12 +38,23 @@ pub(super) async fn run(copies: Copies) {
         let copies = copies.clone();
         move |(namespace, name): (String, String)| turn(copies.clone(), namespace, name)
     });
+    each(&copies, &turns, LOOK, |restore| !copies.is_to_claims(restore)).await;
+}
+
+/// Those that are not finished have their turn where it is ours to lead: when they change, and again and again, for whoever leads from
+/// now on goes on with what another has begun.
+pub(super) async fn each(
+    copies: &Copies,
+    turns: &Turns<(String, String)>,
+    every: Duration,
+    is_one: impl Fn(&Restore) -> bool,
+) {
     let mut following = copies.restores.follow();
-    let mut due = interval(LOOK);
+    let mut due = interval(every);
     due.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let take = |restore: &Restore| {
         let finished = restore.status.as_ref().is_some_and(|status| status.phase.is_finished());
-        if !finished && copies.lead.is_ours() && !copies.is_to_claims(restore) {
+        if !finished && copies.lead.is_ours() && is_one(restore) {
             let (namespace, name, _) = who(restore);
             turns.take((namespace, name));
         }
@@ -55,7 +66,6 @@ pub(super) async fn run(copies: Copies) {
                 Some(Seen::There(restore)) => take(&restore),
                 Some(Seen::Gone(_)) => {}
             },
-            // Whoever leads from now on goes on with what another has begun.
             _ = due.tick() => copies.restores.all(None).iter().for_each(|one| take(one)),
         }
     }
@@ -78,7 +88,7 @@ async fn turn(copies: Copies, namespace: String, name: String) {
 
 impl Copies {
     /// Whether it is of volumes, which are brought back elsewhere.
-    fn is_to_claims(&self, restore: &Restore) -> bool {
+    pub(super) fn is_to_claims(&self, restore: &Restore) -> bool {
         self.storage.is_some() && restore.spec.database.is_empty()
     }
 
@@ -93,15 +103,7 @@ impl Copies {
             status.phase = RestorePhase::Running;
             status.chosen = Some(chosen.clone());
             status.started_at = Some(Time(now));
-            conditions::set_condition(
-                &mut status.conditions,
-                types::COMPLETE,
-                false,
-                reasons::IN_PROGRESS,
-                "",
-                None,
-                now,
-            );
+            complete(&mut status, false, reasons::IN_PROGRESS, "", now);
             status
         })
         .await?;
@@ -142,15 +144,7 @@ impl Copies {
                     status.progress = None;
                     status.databases.clone_from(&restored.databases);
                     status.warnings.clone_from(&restored.warnings);
-                    conditions::set_condition(
-                        &mut status.conditions,
-                        types::COMPLETE,
-                        true,
-                        reasons::OK,
-                        "",
-                        None,
-                        now,
-                    );
+                    complete(&mut status, true, reasons::OK, "", now);
                     status
                 })
                 .await?;
@@ -311,15 +305,7 @@ impl Copies {
             status.progress = None;
             status.message = Some(failed.message.clone());
             status.target = failed.target.clone().or_else(|| Some(UNKNOWN.to_owned()));
-            conditions::set_condition(
-                &mut status.conditions,
-                types::COMPLETE,
-                false,
-                &failed.reason,
-                &failed.message,
-                None,
-                now,
-            );
+            complete(&mut status, false, &failed.reason, &failed.message, now);
             status
         })
         .await?;
@@ -349,4 +335,8 @@ impl Copies {
 
 fn told(chosen: &ChosenCopy) -> String {
     format!("copy {} of Repository {}", chosen.snapshot, chosen.repository)
+}
+
+pub(super) fn complete(status: &mut RestoreStatus, is: bool, reason: &str, message: &str, now: Timestamp) {
+    conditions::set_condition(&mut status.conditions, types::COMPLETE, is, reason, message, None, now);
 }

@@ -3,14 +3,15 @@
 //!
 //! Deleted at any point, it leaves nothing: a run is ended first, and what it had stored is forgotten.
 
+mod order;
 mod plan;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
-    Database, Repository, Snapshot, SnapshotMethod, SnapshotStatus,
+    Snapshot, SnapshotMethod, SnapshotStatus,
     conditions::reasons,
-    runner::{DUMPING, DumpTask, Dumped, FailedRun, ObjectName, ReplicateTask, Report, RunName, Task, TaskDatabase},
+    runner::{DUMPING, Dumped, FailedRun, ReplicateTask, Report, RunName, Task},
 };
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -19,8 +20,8 @@ use tracing::debug;
 
 use super::{
     Copies,
-    kept::{owner, who},
-    runs::{Order, Place, Running},
+    kept::who,
+    runs::{Order, Running},
     status,
 };
 use crate::{
@@ -28,8 +29,8 @@ use crate::{
     error::ApiError,
     records::Seen,
     resources::{Resource, SNAPSHOTS},
-    targets,
 };
+use order::{place, replications_of, run_of, runs_of};
 use plan::{Next, next};
 
 /// Dumps at once: each is a process, and a load for its database.
@@ -85,22 +86,6 @@ pub(super) async fn run(copies: Copies) {
 fn is_finished(snapshot: &Snapshot) -> bool {
     let phase = snapshot.status.as_ref().map(|status| status.phase).unwrap_or_default();
     phase.is_finished() && snapshot.metadata.deletion_timestamp.is_none()
-}
-
-/// Its runs until now, by their names.
-fn runs_of(snapshot: &Snapshot) -> Vec<String> {
-    let (_, _, uid) = who(snapshot);
-    let attempts = snapshot.status.as_ref().map_or(0, |status| status.attempts);
-    (1..=attempts as usize).map(|number| run_of(&uid, number)).collect()
-}
-
-/// How the names of all runs begin that give its locations what they lack.
-fn replications_of(uid: &str) -> String {
-    format!("{uid}-replicate-")
-}
-
-fn run_of(uid: &str, number: usize) -> String {
-    format!("{uid}-{number}")
 }
 
 fn take(turns: &Turns<(String, String)>, snapshot: &Snapshot, name: (String, String)) {
@@ -362,54 +347,6 @@ impl Copies {
         }
     }
 
-    /// What a run is to know: everything as it is declared now.
-    async fn order(&self, snapshot: &Snapshot, run: RunName) -> Result<Order, FailedRun> {
-        let (namespace, name, uid) = who(snapshot);
-        let missing = |kind: &str, name: &str, error: &ApiError| FailedRun {
-            reason: reasons::NOT_FOUND.to_owned(),
-            message: if error.code == 404 { format!("there is no {kind} {name}") } else { error.message.clone() },
-            again: error.code != 404,
-            target: None,
-        };
-        let of = snapshot.spec.repository.clone().unwrap_or_default();
-        let repository =
-            self.repositories.get(&namespace, &of).await.map_err(|error| missing("Repository", &of, &error))?;
-        let mut wanted = repository.spec.secrets();
-        let mut found: Vec<Arc<Database>> = Vec::new();
-        for database in &snapshot.spec.databases {
-            let one = self.records.database(&namespace, database).await;
-            found.push(one.map_err(|error| missing("Database", database, &error))?);
-        }
-        for database in &found {
-            wanted.extend(targets::secrets(database));
-        }
-        let secrets = self.depot.values(&namespace, wanted).await.map_err(|error| missing("Secret", "", &error))?;
-        let databases = found.iter().map(|database| TaskDatabase {
-            name: database.metadata.name.clone().unwrap_or_default(),
-            spec: database.spec.clone(),
-        });
-        let task = DumpTask {
-            run: run.clone(),
-            snapshot: ObjectName { namespace, name, uid },
-            databases: databases.collect(),
-            repository: repository.spec.clone(),
-            expected_bytes: self.expected(snapshot),
-        };
-        let place = place(snapshot, &repository, found);
-        Ok(Order { name: run.name, task: Task::Dump(Box::new(task)), secrets, place })
-    }
-
-    /// As many as the newest copy of the same Databases had.
-    fn expected(&self, snapshot: &Snapshot) -> Option<u64> {
-        let all = self.snapshots.all(snapshot.metadata.namespace.as_deref());
-        let same = all.iter().filter(|other| other.spec.databases == snapshot.spec.databases);
-        let sized = same.filter_map(|other| {
-            let status = other.status.as_ref()?;
-            Some((status.cut_between.as_ref()?.frozen_at.0, status.size?))
-        });
-        sized.max_by_key(|(taken, _)| *taken).map(|(_, size)| size)
-    }
-
     /// Made anew under its name, it is somebody else's.
     async fn is_another(&self, snapshot: &Snapshot) -> bool {
         let (namespace, name, uid) = who(snapshot);
@@ -439,15 +376,6 @@ impl Copies {
         };
         self.snapshots.change(&namespace, &name, &change).await
     }
-}
-
-/// Where a run of it is done.
-fn place(snapshot: &Snapshot, repository: &Repository, databases: Vec<Arc<Database>>) -> Place {
-    let (namespace, _, _) = who(snapshot);
-    let template = repository.spec.runner.clone().unwrap_or_default().with(snapshot.spec.runner.as_ref());
-    let now = Timestamp::now();
-    let left = snapshot.spec.deadline(now).duration_since(now).unsigned_abs();
-    Place { namespace, owner: owner(snapshot), template, databases, longest: left }
 }
 
 const GONE: &str = "the process that took it is gone";

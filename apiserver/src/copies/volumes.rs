@@ -19,7 +19,7 @@ mod take;
 mod wanted;
 mod worth;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 use api::{Snapshot, SnapshotMethod, gate::SNAPSHOTS};
 use futures::{FutureExt, StreamExt, future::BoxFuture};
@@ -52,9 +52,6 @@ pub(crate) struct Storage {
     /// Whether anybody is asked before a cut here.
     gates: bool,
 }
-
-/// Whether what only one replica has to do is done here.
-pub(crate) type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
 
 /// Worked on at once.
 const AT_ONCE: usize = 8;
@@ -143,23 +140,20 @@ impl Copies {
 pub(super) fn loops(
     copies: &Copies,
     storage: &Storage,
-    leads: &Leads,
     watching: Client,
 ) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
-    let of = || (copies.clone(), storage.clone(), Arc::clone(leads));
-    let (taking, bringing) = (of(), of());
     vec![
         ("VolumeSnapshots", storage.clone().follow(watching).boxed()),
-        ("snapshots", snapshots(taking.0, taking.1, taking.2).boxed()),
-        ("restores", restores(bringing.0, bringing.1, bringing.2).boxed()),
+        ("snapshots", snapshots(copies.clone(), storage.clone()).boxed()),
+        ("restores", restores(copies.clone(), storage.clone()).boxed()),
     ]
 }
 
-async fn snapshots(copies: Copies, storage: Storage, leads: Leads) {
+async fn snapshots(copies: Copies, storage: Storage) {
     let turns = {
-        let (copies, storage, leads) = (copies.clone(), storage.clone(), Arc::clone(&leads));
+        let (copies, storage) = (copies.clone(), storage.clone());
         Turns::new(&copies.clone().tasks, AT_ONCE, move |(namespace, name): (String, String)| {
-            take::turn(copies.clone(), storage.clone(), Arc::clone(&leads), namespace, name)
+            take::turn(copies.clone(), storage.clone(), namespace, name)
         })
     };
     let (mut following, mut made) = (copies.snapshots.follow(), storage.made.follow());
@@ -173,17 +167,17 @@ async fn snapshots(copies: Copies, storage: Storage, leads: Leads) {
         tokio::select! {
             next = following.next() => match next {
                 None => return,
-                Some(Seen::There(snapshot)) if leads() && !take::is_finished(&snapshot) => take(&snapshot),
+                Some(Seen::There(snapshot)) if copies.lead.is_ours() && !take::is_finished(&snapshot) => take(&snapshot),
                 Some(_) => {}
             },
             Some(Seen::There(one) | Seen::Gone(one)) = made.next() => {
-                if let (Some(name), true) = (one.annotation(MADE_FOR), leads()) {
+                if let (Some(name), true) = (one.annotation(MADE_FOR), copies.lead.is_ours()) {
                     turns.take((one.metadata.namespace.clone().unwrap_or_default(), name.to_owned()));
                 }
             }
             _ = due.tick() => {
                 tick += 1;
-                if leads() {
+                if copies.lead.is_ours() {
                     let (all, now) = (copies.snapshots.all(None), Timestamp::now());
                     let wanted = all.iter().filter(|one| !take::is_finished(one) && plan::is_due(one, tick, now));
                     wanted.for_each(|one| take(one));
@@ -193,33 +187,14 @@ async fn snapshots(copies: Copies, storage: Storage, leads: Leads) {
     }
 }
 
-async fn restores(copies: Copies, storage: Storage, leads: Leads) {
+async fn restores(copies: Copies, storage: Storage) {
     let turns = {
-        let (copies, leads) = (copies.clone(), Arc::clone(&leads));
+        let copies = copies.clone();
         Turns::new(&copies.clone().tasks, AT_ONCE, move |(namespace, name): (String, String)| {
-            bring::turn(copies.clone(), storage.clone(), Arc::clone(&leads), namespace, name)
+            bring::turn(copies.clone(), storage.clone(), namespace, name)
         })
     };
-    let mut following = copies.restores.follow();
-    let mut due = interval(LOOK);
-    due.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let take = |restore: &api::Restore| {
-        let finished = restore.status.as_ref().is_some_and(|status| status.phase.is_finished());
-        if !finished && leads() {
-            let (namespace, name, _) = who(restore);
-            turns.take((namespace, name));
-        }
-    };
-    loop {
-        tokio::select! {
-            next = following.next() => match next {
-                None => return,
-                Some(Seen::There(restore)) => take(&restore),
-                Some(Seen::Gone(_)) => {}
-            },
-            _ = due.tick() => copies.restores.all(None).iter().for_each(|one| take(one)),
-        }
-    }
+    super::restores::each(&copies, &turns, LOOK, |restore| copies.is_to_claims(restore)).await;
 }
 
 /// What an API server says to whoever makes something, as people can use it.

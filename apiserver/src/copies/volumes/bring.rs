@@ -4,9 +4,7 @@
 use std::sync::Arc;
 
 use api::{
-    ChosenCopy, Restore, RestorePhase, RestoredVolume, Snapshot, SnapshotMethod,
-    conditions::{self, reasons, types},
-    runner::FailedRun,
+    ChosenCopy, Restore, RestorePhase, RestoredVolume, Snapshot, SnapshotMethod, conditions::reasons, runner::FailedRun,
 };
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::{
@@ -17,11 +15,11 @@ use kube::{Api, api::PostParams};
 use tracing::debug;
 
 use super::{
-    Leads, Storage, refused,
+    Storage, refused,
     wanted::{claim, planned},
 };
 use crate::{
-    copies::{Copies, kept::who},
+    copies::{Copies, kept::who, restores::complete},
     error::ApiError,
     records::cluster::told,
     resources::{RESTORES, Resource},
@@ -41,10 +39,10 @@ enum Made {
     Waits(String),
 }
 
-pub(super) async fn turn(copies: Copies, storage: Storage, leads: Leads, namespace: String, name: String) {
+pub(super) async fn turn(copies: Copies, storage: Storage, namespace: String, name: String) {
     let Ok(restore) = copies.restores.get(&namespace, &name).await else { return };
     // What goes into a server is brought back elsewhere.
-    if !leads() || restore.metadata.deletion_timestamp.is_some() || !restore.spec.database.is_empty() {
+    if !copies.lead.is_ours() || restore.metadata.deletion_timestamp.is_some() || !restore.spec.database.is_empty() {
         return;
     }
     let done = match restore.status.clone().unwrap_or_default().phase {
@@ -103,8 +101,7 @@ impl Copies {
             status.chosen = Some(chosen.clone());
             status.volumes.clone_from(&volumes);
             status.started_at = Some(Time(now));
-            let (is, reason) = (false, reasons::IN_PROGRESS);
-            conditions::set_condition(&mut status.conditions, types::COMPLETE, is, reason, "", None, now);
+            complete(&mut status, false, reasons::IN_PROGRESS, "", now);
             status
         })
         .await?;
@@ -186,15 +183,7 @@ impl Copies {
             if is_done {
                 status.phase = RestorePhase::Complete;
                 status.finished_at.get_or_insert(Time(now));
-                conditions::set_condition(
-                    &mut status.conditions,
-                    types::COMPLETE,
-                    true,
-                    reasons::OK,
-                    &message,
-                    None,
-                    now,
-                );
+                complete(&mut status, true, reasons::OK, &message, now);
             }
             status
         })

@@ -12,7 +12,7 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use tracing::debug;
 
 use super::{
-    Leads, MADE_FOR, Storage, claims,
+    MADE_FOR, Storage, claims,
     kinds::VolumeSnapshot,
     plan::{self, Next},
     refused,
@@ -37,10 +37,10 @@ pub(super) fn is_finished(snapshot: &Snapshot) -> bool {
     is_over && snapshot.metadata.deletion_timestamp.is_none()
 }
 
-pub(super) async fn turn(copies: Copies, storage: Storage, leads: Leads, namespace: String, name: String) {
+pub(super) async fn turn(copies: Copies, storage: Storage, namespace: String, name: String) {
     let Ok(snapshot) = copies.snapshots.get(&namespace, &name).await else { return };
     // It may have waited for its turn while another was chosen. Dumps are taken elsewhere.
-    if !leads() || snapshot.spec.method == SnapshotMethod::Dump {
+    if !copies.lead.is_ours() || snapshot.spec.method == SnapshotMethod::Dump {
         return;
     }
     let done = match plan::next(&snapshot, Timestamp::now()) {

@@ -1,0 +1,95 @@
+//! What a run of a Snapshot is told: everything as it is declared when it begins, and a name that no other run has.
+
+use std::sync::Arc;
+
+use api::{
+    Database, Repository, Snapshot,
+    conditions::reasons,
+    runner::{DumpTask, FailedRun, ObjectName, RunName, Task, TaskDatabase},
+};
+use jiff::Timestamp;
+
+use crate::{
+    copies::{
+        Copies,
+        kept::{owner, who},
+        runs::{Order, Place},
+    },
+    error::ApiError,
+    targets,
+};
+
+/// Its runs until now, by their names.
+pub(super) fn runs_of(snapshot: &Snapshot) -> Vec<String> {
+    let (_, _, uid) = who(snapshot);
+    let attempts = snapshot.status.as_ref().map_or(0, |status| status.attempts);
+    (1..=attempts as usize).map(|number| run_of(&uid, number)).collect()
+}
+
+/// How the names of all runs begin that give its locations what they lack.
+pub(super) fn replications_of(uid: &str) -> String {
+    format!("{uid}-replicate-")
+}
+
+pub(super) fn run_of(uid: &str, number: usize) -> String {
+    format!("{uid}-{number}")
+}
+
+impl Copies {
+    /// What a run is to know: everything as it is declared now.
+    pub(super) async fn order(&self, snapshot: &Snapshot, run: RunName) -> Result<Order, FailedRun> {
+        let (namespace, name, uid) = who(snapshot);
+        let missing = |kind: &str, name: &str, error: &ApiError| FailedRun {
+            reason: reasons::NOT_FOUND.to_owned(),
+            message: if error.code == 404 { format!("there is no {kind} {name}") } else { error.message.clone() },
+            again: error.code != 404,
+            target: None,
+        };
+        let of = snapshot.spec.repository.clone().unwrap_or_default();
+        let repository =
+            self.repositories.get(&namespace, &of).await.map_err(|error| missing("Repository", &of, &error))?;
+        let mut wanted = repository.spec.secrets();
+        let mut found: Vec<Arc<Database>> = Vec::new();
+        for database in &snapshot.spec.databases {
+            let one = self.records.database(&namespace, database).await;
+            found.push(one.map_err(|error| missing("Database", database, &error))?);
+        }
+        for database in &found {
+            wanted.extend(targets::secrets(database));
+        }
+        let secrets = self.depot.values(&namespace, wanted).await.map_err(|error| missing("Secret", "", &error))?;
+        let databases = found.iter().map(|database| TaskDatabase {
+            name: database.metadata.name.clone().unwrap_or_default(),
+            spec: database.spec.clone(),
+        });
+        let task = DumpTask {
+            run: run.clone(),
+            snapshot: ObjectName { namespace, name, uid },
+            databases: databases.collect(),
+            repository: repository.spec.clone(),
+            expected_bytes: self.expected(snapshot),
+        };
+        let place = place(snapshot, &repository, found);
+        Ok(Order { name: run.name, task: Task::Dump(Box::new(task)), secrets, place })
+    }
+
+    /// As many as the newest copy of the same Databases had.
+    fn expected(&self, snapshot: &Snapshot) -> Option<u64> {
+        let all = self.snapshots.all(snapshot.metadata.namespace.as_deref());
+        let same = all.iter().filter(|other| other.spec.databases == snapshot.spec.databases);
+        let sized = same.filter_map(|other| {
+            let status = other.status.as_ref()?;
+            Some((status.cut_between.as_ref()?.frozen_at.0, status.size?))
+        });
+        sized.max_by_key(|(taken, _)| *taken).map(|(_, size)| size)
+    }
+}
+
+/// Where a run of it is done.
+pub(super) fn place(snapshot: &Snapshot, repository: &Repository, databases: Vec<Arc<Database>>) -> Place {
+    let (namespace, _, _) = who(snapshot);
+    let template = repository.spec.runner.clone().unwrap_or_default().with(snapshot.spec.runner.as_ref());
+    let now = Timestamp::now();
+    let left = snapshot.spec.deadline(now).duration_since(now).unsigned_abs();
+    Place { namespace, owner: owner(snapshot), template, databases, longest: left }
+}
