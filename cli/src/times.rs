@@ -34,9 +34,9 @@ pub fn instant(text: &str, here: &TimeZone) -> Result<Timestamp, String> {
     Err(message)
 }
 
-/// `DATABASE-YYYYMMDD-HHMMSS`, in UTC.
+/// `DATABASE-YYYYMMDD-HHMMSS-mmm`, in UTC: to the millisecond, for two commands in one second must not meet.
 pub fn stamped(database: &str, now: Timestamp) -> String {
-    let stamp = now.strftime("-%Y%m%d-%H%M%S").to_string();
+    let stamp = now.strftime("-%Y%m%d-%H%M%S-%3f").to_string();
     let mut name = database.to_owned();
     name.truncate(LONGEST_NAME - stamp.len());
     name + &stamp
@@ -88,10 +88,10 @@ mod tests {
 
     #[test]
     fn a_name_is_its_databases_and_when() {
-        let now: Timestamp = "2026-11-29T03:04:05+01:00".parse().unwrap();
-        assert_eq!(stamped("orders", now), "orders-20261129-020405");
+        let now: Timestamp = "2026-11-29T03:04:05.078+01:00".parse().unwrap();
+        assert_eq!(stamped("orders", now), "orders-20261129-020405-078");
         let long = stamped(&"a".repeat(300), now);
-        assert!(long.len() == LONGEST_NAME && long.ends_with("-020405"));
+        assert!(long.len() == LONGEST_NAME && long.ends_with("-020405-078"));
     }
 
     #[test]

@@ -28,7 +28,7 @@ use crate::{
 ///
 ///   kubectl still restore orders --as-of 2026-11-29T03:00:00+01:00 --database shop --existing replace
 ///
-///   kubectl still restore log fresh-20261129-030405
+///   kubectl still restore log fresh-20261129-030405-678
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub struct Command {
