@@ -114,12 +114,13 @@ fn snapshots() -> Vec<Case> {
         case("a dump", None, dump(json!({})), Right),
         case("a dump to nowhere", None, json!({"databases": ["orders"]}), Wrong),
         case("a dump of a class", None, dump(json!({"volumeSnapshotClassName": "fast"})), Wrong),
+        case("a dump of a group", None, dump(json!({"volumeGroupSnapshotClassName": "all"})), Wrong),
         case("a dump that may be missed", None, dump(json!({"onMissed": "Fail"})), Wrong),
         case("volumes", None, cut(json!({})), Right),
         case(
             "volumes as they are wanted",
             None,
-            cut(json!({"volumeSnapshotClassName": "fast", "onMissed": "Fail"})),
+            cut(json!({"volumeSnapshotClassName": "fast", "volumeGroupSnapshotClassName": "all", "onMissed": "Fail"})),
             Right,
         ),
         case("volumes to a Repository", None, cut(json!({"repository": "nightly"})), Wrong),
@@ -132,6 +133,7 @@ fn snapshots() -> Vec<Case> {
         case("kept after all", Some(cut(json!({}))), cut(json!({"deletionPolicy": "Retain"})), Right),
         case("another Database", Some(cut(json!({}))), cut(json!({"databases": ["billing"]})), Wrong),
         case("another class", Some(cut(json!({}))), cut(json!({"volumeSnapshotClassName": "fast"})), Wrong),
+        case("another group", Some(cut(json!({}))), cut(json!({"volumeGroupSnapshotClassName": "all"})), Wrong),
         case("more time", Some(cut(json!({}))), cut(json!({"deadlineSeconds": 60})), Wrong),
         case("a dump after all", Some(cut(json!({}))), dump(json!({})), Wrong),
     ]

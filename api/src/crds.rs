@@ -110,6 +110,9 @@ const SNAPSHOT_RULES: &[Rule] = &[
                && has(self.volumeSnapshotClassName) == has(oldSelf.volumeSnapshotClassName) \
                && (!has(self.volumeSnapshotClassName) \
                    || self.volumeSnapshotClassName == oldSelf.volumeSnapshotClassName) \
+               && has(self.volumeGroupSnapshotClassName) == has(oldSelf.volumeGroupSnapshotClassName) \
+               && (!has(self.volumeGroupSnapshotClassName) \
+                   || self.volumeGroupSnapshotClassName == oldSelf.volumeGroupSnapshotClassName) \
                && has(self.onMissed) == has(oldSelf.onMissed) \
                && (!has(self.onMissed) || self.onMissed == oldSelf.onMissed) \
                && has(self.deadlineSeconds) == has(oldSelf.deadlineSeconds) \
@@ -125,8 +128,9 @@ const SNAPSHOT_RULES: &[Rule] = &[
     Rule { at: &["spec"], cel: "self.method == 'Dump' || !has(self.repository)", message: said::VOLUMES_WHERE },
     Rule {
         at: &["spec"],
-        cel: "self.method != 'Dump' || !(has(self.volumeSnapshotClassName) || has(self.onMissed))",
-        message: "volumeSnapshotClassName and onMissed are for method: VolumeSnapshot",
+        cel: "self.method != 'Dump' || !(has(self.volumeSnapshotClassName) || has(self.volumeGroupSnapshotClassName) \
+              || has(self.onMissed))",
+        message: "volumeSnapshotClassName, volumeGroupSnapshotClassName and onMissed are for method: VolumeSnapshot",
     },
 ];
 

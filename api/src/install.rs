@@ -98,7 +98,7 @@ pub const EVERYWHERE: [Rule; 25] = [
     rule(crate::gate::SNAPSHOTS, "volumesnapshotclasses", "get"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotcontents", "get,list,patch,watch"),
     rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshots", "get,patch"),
-    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotclasses", "get"),
+    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshotclasses", "get,list"),
     // Whether a claim waits for the first Pod.
     rule("storage.k8s.io", "storageclasses", "get"),
     // Who is asked before a snapshot is made.
@@ -114,13 +114,14 @@ pub const EVERYWHERE: [Rule; 25] = [
     ),
 ];
 /// What it needs in a namespace that it was let into, [`CREDENTIALS`]: what its Databases name, and what copies of them are made of.
-pub const ENABLED: [Rule; 6] = [
+pub const ENABLED: [Rule; 7] = [
     rule("", "secrets", "get"),
     // Dumps are taken and restored by Jobs, which say in their logs how it goes; whose image has a server's programs is in its Pod.
     rule("batch", "jobs", "create,delete,get"),
     rule("", "pods", "get"),
     rule("", "pods/log", "get"),
     rule(crate::gate::SNAPSHOTS, "volumesnapshots", "create,delete"),
+    rule(crate::gate::GROUP_SNAPSHOTS, "volumegroupsnapshots", "create,delete"),
     rule("", "persistentvolumeclaims", "create"),
 ];
 /// What it needs in the namespace that it is installed in. What is created has no name yet that RBAC could ask for.

@@ -55,7 +55,8 @@ pub use restore::{
 };
 pub use snapshot::{
     Consistency, CopyAt, CutBetween, DatabaseCopy, DeletionPolicy, DumpFile, DumpFormat, FINALIZER_SNAPSHOT, OnMissed,
-    Progress, Snapshot, SnapshotMethod, SnapshotPhase, SnapshotSpec, SnapshotStatus, SnapshotVolume, Verdict,
+    Progress, Snapshot, SnapshotGroup, SnapshotMethod, SnapshotPhase, SnapshotSpec, SnapshotStatus, SnapshotVolume,
+    Verdict,
 };
 pub use words::{Copy, Desired, Engine, Level, Phase, Role};
 

@@ -1,6 +1,6 @@
 //! `Snapshot`: one restorable copy of one or several Databases, with its consistency and proof.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time};
@@ -41,6 +41,11 @@ pub struct SnapshotSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub volume_snapshot_class_name: Option<String>,
+    /// Of a VolumeSnapshot: the class of the VolumeGroupSnapshot that cuts all claims at one instant. Default, of several claims: the one of
+    /// their driver, where there is one and labels select these claims and no others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253))]
+    pub volume_group_snapshot_class_name: Option<String>,
     /// Of a VolumeSnapshot: what becomes of a copy that was not held. Default: as its namespace wants it, else `Keep`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_missed: Option<OnMissed>,
@@ -105,6 +110,12 @@ pub struct SnapshotStatus {
     /// Runs that were begun, this one included.
     #[serde(skip_serializing_if = "is_zero")]
     pub attempts: u32,
+    /// Another run is not begun before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_run_at: Option<Time>,
+    /// Runs that were begun to give locations what they lack.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub replications: u32,
     /// Whether a run of it has come as far as to write: what it stored may be there, whatever was heard of it.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub begun: bool,
@@ -131,6 +142,9 @@ pub struct SnapshotStatus {
     pub id: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub locations: Vec<CopyAt>,
+    /// What cuts all claims at one instant, where that is done.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub volume_group_snapshot: Option<SnapshotGroup>,
     /// By claim: what was cut.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub volumes: Vec<SnapshotVolume>,
@@ -200,6 +214,19 @@ pub enum Verdict {
     Unknown,
 }
 
+/// The VolumeGroupSnapshot of a [`Snapshot`], of the same namespace.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", default)]
+pub struct SnapshotGroup {
+    pub name: String,
+    pub class_name: String,
+    /// The labels of its claims, and of no others.
+    pub match_labels: BTreeMap<String, String>,
+    /// Another one of its name is another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<String>,
+}
+
 /// What was cut of one claim.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", default)]
@@ -210,7 +237,8 @@ pub struct SnapshotVolume {
     pub databases: Vec<String>,
     /// The Pod that wrote to it.
     pub pod: String,
-    /// The VolumeSnapshot, of the same namespace.
+    /// The VolumeSnapshot, of the same namespace. Of a group it has a name when it is cut.
+    #[serde(skip_serializing_if = "String::is_empty")]
     pub volume_snapshot: String,
     /// Of the VolumeSnapshot: another one of its name is another.
     #[serde(skip_serializing_if = "Option::is_none")]

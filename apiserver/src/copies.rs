@@ -21,6 +21,7 @@ mod log;
 mod repositories;
 mod restores;
 mod runs;
+mod slots;
 mod snapshots;
 mod status;
 mod tell;
@@ -52,7 +53,9 @@ pub(crate) use download::Download;
 use jobs::Jobs;
 use kept::{InCluster, Kept, Own};
 use log::Log;
+use restores::Claimed;
 use runs::{NoRuns, Runs};
+use slots::Slots;
 pub(crate) use volumes::Storage;
 
 /// Everything that copies are made with. Cheap to clone.
@@ -64,6 +67,10 @@ pub(crate) struct Copies {
     restores: Arc<dyn Kept<Restore>>,
     depot: Depot,
     runs: Arc<dyn Runs>,
+    dumping: Slots,
+    restoring: Slots,
+    /// The Databases that something is restored into here, in their namespaces.
+    targets: Claimed,
     lead: Lead,
     /// In a cluster.
     storage: Option<Storage>,
@@ -90,6 +97,10 @@ pub(crate) type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
 #[derive(Clone, Default)]
 struct Lead(Arc<OnceLock<Leads>>);
 
+/// Dumps at once, and Restores, as processes of this machine; and as Jobs of a cluster.
+const CHILDREN: usize = 4;
+const JOBS: usize = 64;
+
 impl Copies {
     /// Of a standalone server: `home` is for its runs alone.
     pub(crate) fn standalone(registry: &Registry, home: PathBuf, tasks: &TaskTracker) -> anyhow::Result<Self> {
@@ -101,6 +112,9 @@ impl Copies {
             snapshots: Own::shared(registry, &SNAPSHOTS),
             restores: Own::shared(registry, &RESTORES),
             runs: Arc::new(Children::new(home)?),
+            dumping: Slots::new(CHILDREN),
+            restoring: Slots::new(CHILDREN),
+            targets: Claimed::default(),
             lead: Lead::default(),
             storage: None,
             tasks: tasks.clone(),
@@ -128,6 +142,9 @@ impl Copies {
             snapshots: InCluster::begin(client.clone(), watching.clone(), &SNAPSHOTS, tasks, over),
             restores: InCluster::begin(client.clone(), watching.clone(), &RESTORES, tasks, over),
             runs,
+            dumping: Slots::new(JOBS),
+            restoring: Slots::new(JOBS),
+            targets: Claimed::default(),
             lead: Lead::default(),
             storage: Some(storage.clone()),
             tasks: tasks.clone(),

@@ -14,7 +14,6 @@ mod endpoint;
 mod holding;
 mod judge;
 mod keep;
-mod kinds;
 mod known;
 pub(crate) mod policy;
 mod preflight;
@@ -39,10 +38,15 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::info;
 
-use crate::{app::App, indexed::Watched, own_account::OwnAccount, verbs::Verbs};
+use crate::{
+    app::App,
+    csi_snapshots::{Kind, Kinds},
+    indexed::Watched,
+    own_account::OwnAccount,
+    verbs::Verbs,
+};
 use contents::{Content, Of};
 use holding::InVain;
-use kinds::{Kind, Kinds};
 use known::Known;
 
 pub(crate) use endpoint::serve;

@@ -18,6 +18,7 @@ pub mod auth;
 mod body;
 mod controllers;
 mod copies;
+mod csi_snapshots;
 mod data_dir;
 mod directory;
 mod discovery;

@@ -2,6 +2,7 @@
 //! does what snapshot-controller and csi-snapshotter do. What really is in such a copy `tests/node` looks at.
 
 mod dumps;
+mod groups;
 mod hand;
 mod restores;
 

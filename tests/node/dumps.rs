@@ -1,15 +1,17 @@
 //! Dumps in a cluster: a Job in the Database's namespace takes them into a bucket, and brings them back into another Database; whoever
 //! leads meanwhile.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use cluster::{Cluster, until};
+use cluster::{Cluster, image, until};
 use fixtures::{Engine, Load, S3, Session, compare};
 use serde_json::{Value, json};
+use tests::cuts::instant;
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::{
+    copies::{KINDS, Kind},
     gates::world::World,
     installed::{DEPLOYMENT, rolled_out, start},
 };
@@ -78,42 +80,58 @@ async fn reaches(world: &World<'_>, kind: &str, name: &str, phase: &str) -> Resu
 async fn a_job_takes_a_dump_under_load_and_another_brings_it_back() {
     let cluster = start().await.unwrap();
     let world = World::prepare(&cluster).await.unwrap();
+    cluster.import_image(&image(&["postgresql", "15"]).await.unwrap()).await.unwrap();
     let store = S3::plain().await.unwrap();
     let endpoint = reachable(&cluster, &store).await.unwrap();
-    let login = world.database(Engine::PostgreSQL, "orders", json!({})).await.unwrap();
-    let target = world.database(Engine::PostgreSQL, "fresh", json!({})).await.unwrap();
     repository(&world, &store, &endpoint).await.unwrap();
+    for kind in &KINDS {
+        round_trip(&world, kind).await;
+    }
+    whoever_leads_next_hears_it(&cluster, &world).await;
+
+    // Deleted, what they stored goes with them.
+    let all = ["snapshots.stillpoint.dev", "--all", "--timeout=120s"];
+    world.kubectl(&[&["delete"], all.as_slice()].concat()).await.unwrap();
+    let left = std::fs::read_dir(store.directory().join("shop/snapshots")).map_or(0, Iterator::count);
+    assert_eq!(left, 0);
+}
+
+/// Into another server of the same version, by its own programs.
+async fn round_trip(world: &World<'_>, kind: &Kind) {
+    let (name, fresh) = (kind.name, format!("{}-fresh", kind.name));
+    let login = kind.database(world, name).await.unwrap();
+    let target = kind.database(world, &fresh).await.unwrap();
     Load::prepare_at(&login).await.unwrap();
-    let mut session = Session::at(&login, "bank").await.unwrap();
-    session.run("CREATE ROLE auditor LOGIN PASSWORD 'x'; GRANT SELECT ON ledger TO auditor").await.unwrap();
+    let extra = match kind.engine {
+        Engine::PostgreSQL => "CREATE ROLE auditor LOGIN PASSWORD 'x'; GRANT SELECT ON ledger TO auditor",
+        Engine::MariaDB => {
+            "CREATE USER auditor@localhost IDENTIFIED BY 'x'; GRANT SELECT ON bank.ledger TO auditor@localhost"
+        }
+    };
+    Session::at(&login, "bank").await.unwrap().run(extra).await.unwrap();
 
     let writers = Load::new(2).start_at(&login);
     writers.next_acknowledgement(Instant::now(), Duration::from_secs(30)).await.unwrap();
-    let (wall, instant) = (SystemTime::now(), Instant::now());
-    world
-        .apply(&object("Snapshot", "first", &json!({"databases": ["orders"], "repository": "nightly"})))
-        .await
-        .unwrap();
-    let status = reaches(&world, "snapshots.stillpoint.dev", "first", "Ready").await.unwrap();
+    let spec = json!({"databases": [name], "repository": "nightly"});
+    world.apply(&object("Snapshot", name, &spec)).await.unwrap();
+    let status = reaches(world, "snapshots.stillpoint.dev", name, "Ready").await.unwrap();
+    let cut = &status["cutBetween"];
+    let (frozen, thawed) = (instant(&cut["frozenAt"]).unwrap(), instant(&cut["thawedAt"]).unwrap());
+    writers.next_acknowledgement(thawed, Duration::from_secs(30)).await.unwrap();
     let acknowledged = writers.stop().await;
     assert_eq!(status["consistency"]["verdict"], "application", "{status:#}");
-    let at = |field: &str| {
-        let at: jiff::Timestamp = status["cutBetween"][field].as_str().unwrap().parse().unwrap();
-        instant + SystemTime::from(at).duration_since(wall).unwrap_or_default()
-    };
-    let (frozen, thawed) = (at("frozenAt"), at("thawedAt"));
-    // What took it is gone, and held no token and no Secret but by reference.
-    assert_eq!(world.list("jobs").await.unwrap(), Vec::<Value>::new());
+    // What took it is gone.
+    until("no Job is left", LIMIT, || async {
+        let jobs = world.list("jobs").await?;
+        ensure!(jobs.is_empty(), "{jobs:?}");
+        Ok(())
+    })
+    .await
+    .unwrap();
 
-    world
-        .apply(&object(
-            "Restore",
-            "back",
-            &json!({"database": "fresh", "source": {"repository": "nightly", "latest": true, "database": "orders"}}),
-        ))
-        .await
-        .unwrap();
-    reaches(&world, "restores.stillpoint.dev", "back", "Complete").await.unwrap();
+    let source = json!({"repository": "nightly", "latest": true, "database": name});
+    world.apply(&object("Restore", name, &json!({"database": fresh, "source": source}))).await.unwrap();
+    reaches(world, "restores.stillpoint.dev", name, "Complete").await.unwrap();
     let verdict = compare(&target, &acknowledged, frozen).await.unwrap();
     assert!(verdict.is_sound() && verdict.acknowledged > 0, "{verdict:?}");
     for one in acknowledged.iter().filter(|one| one.asked > thawed) {
@@ -121,20 +139,29 @@ async fn a_job_takes_a_dump_under_load_and_another_brings_it_back() {
     }
     // The negative control.
     assert!(!compare(&target, &acknowledged, Instant::now()).await.unwrap().is_sound());
-    let mut back = Session::at(&target, "bank").await.unwrap();
-    assert_eq!(back.scalar("SELECT has_table_privilege('auditor', 'ledger', 'SELECT')::text").await.unwrap(), "true");
+    let (may, yes) = match kind.engine {
+        Engine::PostgreSQL => ("SELECT has_table_privilege('auditor', 'ledger', 'SELECT')::text", "true"),
+        Engine::MariaDB => (
+            "SELECT CAST(COUNT(*) AS CHAR) FROM mysql.tables_priv WHERE User = 'auditor' AND Table_name = 'ledger'",
+            "1",
+        ),
+    };
+    assert_eq!(Session::at(&target, "bank").await.unwrap().scalar(may).await.unwrap(), yes);
+}
 
-    // Whoever leads dies while a run waits for a lock; the run goes on, and is heard by whoever leads next.
+/// Whoever leads dies while a run waits for a lock; the run goes on, and is heard by whoever leads next.
+async fn whoever_leads_next_hears_it(cluster: &Cluster, world: &World<'_>) {
+    let login = world.login(Engine::PostgreSQL, "shop").await.unwrap();
+    let mut session = Session::at(&login, "bank").await.unwrap();
     session.run("BEGIN; LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE").await.unwrap();
-    world
-        .apply(&object("Snapshot", "second", &json!({"databases": ["orders"], "repository": "nightly"})))
-        .await
-        .unwrap();
-    let mut looking = Session::at(&login, "postgres").await.unwrap();
-    until("pg_dump waits", LIMIT, || async {
-        let waiting = "SELECT count(*)::text FROM pg_stat_activity WHERE application_name LIKE 'stillpoint/dump%' AND wait_event_type = 'Lock'";
+    let spec = json!({"databases": ["shop"], "repository": "nightly"});
+    world.apply(&object("Snapshot", "second", &spec)).await.unwrap();
+    let waiting = async || {
         let mut looking = Session::at(&login, "postgres").await?;
-        ensure!(looking.scalar(waiting).await? == "1", "not yet");
+        looking.scalar(WAITING).await
+    };
+    until("pg_dump waits", LIMIT, || async {
+        ensure!(waiting().await? == "1", "not yet");
         Ok(())
     })
     .await
@@ -143,14 +170,12 @@ async fn a_job_takes_a_dump_under_load_and_another_brings_it_back() {
     for process in processes.split_whitespace() {
         cluster.on_node("kill", &["-KILL", process]).await.unwrap();
     }
-    rolled_out(&cluster, DEPLOYMENT).await.unwrap();
-    assert_eq!(looking.scalar("SELECT count(*)::text FROM pg_stat_activity WHERE application_name LIKE 'stillpoint/dump%' AND wait_event_type = 'Lock'").await.unwrap(), "1");
+    rolled_out(cluster, DEPLOYMENT).await.unwrap();
+    assert_eq!(waiting().await.unwrap(), "1");
     session.run("COMMIT").await.unwrap();
-    let status = reaches(&world, "snapshots.stillpoint.dev", "second", "Ready").await.unwrap();
+    let status = reaches(world, "snapshots.stillpoint.dev", "second", "Ready").await.unwrap();
     assert_eq!(status["attempts"], 1, "{status:#}");
-
-    // Deleted, what it stored goes with it.
-    world.kubectl(&["delete", "snapshots.stillpoint.dev", "first", "second", "--timeout=120s"]).await.unwrap();
-    let left = std::fs::read_dir(store.directory().join("shop/snapshots")).map_or(0, Iterator::count);
-    assert_eq!(left, 0);
 }
+
+/// Runs of dumps that wait for somebody's lock.
+const WAITING: &str = "SELECT count(*)::text FROM pg_stat_activity WHERE application_name LIKE 'stillpoint/dump%' AND wait_event_type = 'Lock'";

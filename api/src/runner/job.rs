@@ -60,8 +60,8 @@ const SCRATCH: &str = "/scratch";
 const USER: i64 = 65532;
 /// Told to end, a run ends its programs and says what it leaves.
 const GRACE_SECONDS: i64 = 30;
-/// For people, should nobody have removed it.
-const KEPT_SECONDS: i32 = 3600;
+/// What it has said is in its log only, until somebody has heard it; whoever has removes it.
+const KEPT_SECONDS: i32 = 7 * 24 * 3600;
 
 pub fn job(of: &JobOf<'_>) -> Job {
     let labels = labels(of);

@@ -162,13 +162,18 @@ pub fn snapshot(spec: &SnapshotSpec) -> Vec<Cause> {
     }
     let of_volumes = [
         ("spec.volumeSnapshotClassName", spec.volume_snapshot_class_name.is_some()),
+        ("spec.volumeGroupSnapshotClassName", spec.volume_group_snapshot_class_name.is_some()),
         ("spec.onMissed", spec.on_missed.is_some()),
     ];
     for (field, _) in of_volumes.into_iter().filter(|(_, said)| *said && spec.method == SnapshotMethod::Dump) {
         causes.push(cause(field, CauseKind::Forbidden, NOT_OF_A_DUMP.into()));
     }
-    if let Some(class) = &spec.volume_snapshot_class_name {
-        required("spec.volumeSnapshotClassName", class, &mut causes);
+    let classes = [
+        ("spec.volumeSnapshotClassName", &spec.volume_snapshot_class_name),
+        ("spec.volumeGroupSnapshotClassName", &spec.volume_group_snapshot_class_name),
+    ];
+    for (field, class) in classes.into_iter().filter_map(|(field, class)| Some((field, class.as_ref()?))) {
+        required(field, class, &mut causes);
     }
     within("spec.deadlineSeconds", spec.deadline_seconds, 1, LONGEST_DEADLINE, &mut causes);
     runner(spec.runner.as_ref(), &mut causes);

@@ -23,7 +23,7 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::runs::{Order, Running, Runs};
+use super::runs::{NotBegun, Order, Running, Runs};
 use crate::error::ApiError;
 
 #[derive(Debug)]
@@ -74,17 +74,21 @@ impl Children {
 
 #[async_trait]
 impl Runs for Children {
-    async fn begin(&self, order: Order) -> Result<Running, ApiError> {
+    async fn begin(&self, order: Order) -> Result<Running, NotBegun> {
         let directory = self.home.join(&order.name);
         let child = Self::spawn(&directory, &order).map_err(|error| {
             // Secrets are in it.
             fs::remove_dir_all(&directory).ok();
-            ApiError::internal(format!("{error:#}"))
+            NotBegun::Refused(ApiError::internal(format!("{error:#}")))
         })?;
         let (tell, reports) = mpsc::channel(REPORTS);
         let (end, told) = oneshot::channel::<()>();
-        tokio::spawn(watch(order.name, child, directory, tell, told));
-        Ok(Running { reports, end })
+        let (left, gone) = oneshot::channel();
+        tokio::spawn(async move {
+            watch(order.name, child, directory, tell, told).await;
+            drop(left);
+        });
+        Ok(Running { reports, end, gone })
     }
 
     /// They end with whoever began them.

@@ -45,6 +45,8 @@ impl Kind for api::Restore {
 #[async_trait]
 pub(crate) trait Kept<K: Kind>: fmt::Debug + Send + Sync {
     async fn get(&self, namespace: &str, name: &str) -> Result<Arc<K>, ApiError>;
+    /// As it was seen last, which may be a moment ago; also `None` where nothing was seen yet.
+    async fn seen(&self, namespace: &str, name: &str) -> Option<Arc<K>>;
     /// Of one namespace, or of all.
     fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>>;
     fn follow(&self) -> Following<K>;
@@ -73,6 +75,10 @@ impl<K: Kind> Own<K> {
 impl<K: Kind> Kept<K> for Own<K> {
     async fn get(&self, namespace: &str, name: &str) -> Result<Arc<K>, ApiError> {
         self.registry.typed(self.resource, Some(namespace), name).map(Arc::new)
+    }
+
+    async fn seen(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.get(namespace, name).await.ok()
     }
 
     fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>> {

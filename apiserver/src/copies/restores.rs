@@ -1,37 +1,59 @@
 //! Restores, from what was asked for to how it ended. One run each, never a second: what it found may not be what it left.
 
-use std::time::Duration;
+mod order;
+mod target;
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use api::{
-    ChosenCopy, KnownBy, LiveSnapshot, Restore, RestorePhase, RestoreStatus, SnapshotMethod, choose,
+    ChosenCopy, Restore, RestorePhase, RestoreStatus,
     conditions::{self, reasons, types},
-    runner::{FailedRun, Report, RestoreTask, Task, TaskDatabase},
+    runner::{FailedRun, Report},
 };
 use futures::StreamExt;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tracing::debug;
 
 use super::{
     Copies,
-    catalogue::Item,
-    kept::{owner, who},
-    runs::{Order, Place, Running},
+    kept::who,
+    runs::{NotBegun, Running},
+    slots,
     snapshots::not_begun,
     status::Pace,
 };
-use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES, targets};
+use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES};
+use order::Planned;
+pub(super) use target::Claimed;
 
-const AT_ONCE: usize = 4;
+/// Worked on at once; how many of them are runs is another bound ([`super::slots`]).
+const AT_ONCE: usize = 256;
 /// Of a target, where the run did not say what it left.
 const UNKNOWN: &str = "unknown: see what is in it before you restore again";
-/// Of one Restore.
-const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
+/// For so long a Restore waits for what cannot be read now: a server, a Repository.
+const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
 /// How often it is looked for what nobody works on.
 const LOOK: Duration = Duration::from_secs(5);
 /// How often it is looked whether one whose run goes on was deleted.
 const STILL_WANTED: Duration = Duration::from_millis(500);
+
+/// How a run went, as far as it was heard.
+enum Heard {
+    /// Its last word.
+    Said(Report),
+    /// It ended without one.
+    Nothing,
+    /// Its Restore is gone, or goes.
+    Unwanted,
+}
 
 pub(super) async fn run(copies: Copies) {
     let turns = Turns::new(&copies.tasks, AT_ONCE, {
@@ -76,6 +98,10 @@ async fn turn(copies: Copies, namespace: String, name: String) {
     if !copies.lead.is_ours() {
         return;
     }
+    if restore.metadata.deletion_timestamp.is_some() {
+        copies.cancel(&restore).await;
+        return;
+    }
     let done = match restore.status.clone().unwrap_or_default().phase {
         RestorePhase::Pending => copies.bring_back(&restore).await,
         RestorePhase::Running => copies.resume_restore(&restore).await,
@@ -93,33 +119,65 @@ impl Copies {
     }
 
     async fn bring_back(&self, restore: &Restore) -> Result<(), ApiError> {
-        let (order, chosen) = match self.restore_order(restore).await {
-            Ok(ready) => ready,
+        let _target = match self.claim_target(restore) {
+            Ok(claim) => claim,
+            Err(why) => return self.restore_waits(restore, &format!("{why}; it waits for its turn")).await,
+        };
+        let Some(_slot) = self.slot_for_restore(restore).await else { return Ok(()) };
+        let Planned { order, chosen, warnings } = match self.restore_order(restore).await {
+            Ok(planned) => planned,
+            Err(failed) if failed.again && is_young(restore) => {
+                return self.restore_waits(restore, &format!("{}; trying again", failed.message)).await;
+            }
             Err(failed) => return self.restore_failed(restore, failed).await,
         };
         let message = told(&chosen);
-        self.change_restore(restore, |mut status| {
+        let begun = |mut status: RestoreStatus| {
             let now = Timestamp::now();
             status.phase = RestorePhase::Running;
+            status.message = None;
             status.chosen = Some(chosen.clone());
+            status.warnings.clone_from(&warnings);
             status.started_at = Some(Time(now));
             complete(&mut status, false, reasons::IN_PROGRESS, "", now);
             status
-        })
-        .await?;
+        };
+        // Somebody else may have led meanwhile, and have begun it: it is never done twice.
+        if !self.change_restore_where(restore, |status| status.phase == RestorePhase::Pending, begun).await? {
+            return Ok(());
+        }
         self.tell(&RESTORES, restore, true, "Started", &message).await;
+        self.still_leads()?;
         match self.runs.begin(order).await {
             Ok(running) => self.follow_restore(restore, running, &message).await,
-            Err(error) => {
+            Err(NotBegun::Refused(error)) => {
                 let target = Some("as it was: nothing was touched".to_owned());
                 self.restore_failed(restore, FailedRun { target, ..not_begun(error) }).await
             }
+            // Whether it was will be seen.
+            Err(NotBegun::Unknown(error)) => Err(error),
         }
+    }
+
+    /// Waits for one. `None`: it is not wanted any more.
+    async fn slot_for_restore(&self, restore: &Restore) -> Option<OwnedSemaphorePermit> {
+        if let Some(slot) = self.restoring.free() {
+            return Some(slot);
+        }
+        let message = format!("{} Restores go on already; it waits for its turn", self.restoring.most());
+        self.restore_waits(restore, &message).await.ok();
+        let unwanted = async {
+            while self.lead.is_ours() && !self.is_unwanted_restore(restore).await {
+                sleep(slots::LOOK).await;
+            }
+        };
+        self.restoring.next(unwanted).await
     }
 
     /// One that was begun by whoever led before; it may be gone.
     async fn resume_restore(&self, restore: &Restore) -> Result<(), ApiError> {
         let (namespace, _, uid) = who(restore);
+        let _target = self.claim_target(restore);
         if let Some(running) = self.runs.resume(&namespace, &uid).await? {
             let chosen = restore.status.as_ref().and_then(|status| status.chosen.clone()).unwrap_or_default();
             return self.follow_restore(restore, running, &told(&chosen)).await;
@@ -133,172 +191,105 @@ impl Copies {
         self.restore_failed(restore, failed).await
     }
 
-    /// A run, to its end.
-    async fn follow_restore(&self, restore: &Restore, running: Running, message: &str) -> Result<(), ApiError> {
-        match self.hear_restore(restore, running).await? {
-            Some(Report::Restored(restored)) => {
-                self.change_restore(restore, |mut status| {
+    /// One that is being deleted does nothing any more.
+    async fn cancel(&self, restore: &Restore) {
+        let (namespace, name, uid) = who(restore);
+        match self.runs.resume(&namespace, &uid).await {
+            Ok(Some(running)) => running.end().await,
+            Ok(None) => {}
+            Err(error) => debug!(namespace, name, message = %error.message, "a run of a Restore that goes may go on"),
+        }
+    }
+
+    /// A run, to its end. What it has said is written before it is let go.
+    async fn follow_restore(&self, restore: &Restore, mut running: Running, message: &str) -> Result<(), ApiError> {
+        let failed = match self.hear_restore(restore, &mut running).await? {
+            Heard::Said(Report::Restored(restored)) => {
+                let done = |mut status: RestoreStatus| {
                     let now = Timestamp::now();
                     status.phase = RestorePhase::Complete;
                     status.finished_at = Some(Time(now));
                     status.progress = None;
                     status.databases.clone_from(&restored.databases);
-                    status.warnings.clone_from(&restored.warnings);
+                    status.warnings.extend(restored.warnings.iter().cloned());
                     complete(&mut status, true, reasons::OK, "", now);
                     status
-                })
-                .await?;
-                let message = format!("{} of {message}", restored.databases.join(", "));
-                self.tell(&RESTORES, restore, true, "Complete", &message).await;
-                Ok(())
-            }
-            Some(Report::Failed(failed)) => self.restore_failed(restore, failed).await,
-            _ => {
-                let failed = FailedRun {
-                    reason: reasons::RUNNER_DIED.to_owned(),
-                    message: "the run ended without a word".to_owned(),
-                    again: false,
-                    target: None,
                 };
-                self.restore_failed(restore, failed).await
+                let is_news = self.change_restore_where(restore, is_open, done).await?;
+                running.end().await;
+                if is_news {
+                    let message = format!("{} of {message}", restored.databases.join(", "));
+                    self.tell(&RESTORES, restore, true, "Complete", &message).await;
+                }
+                return Ok(());
             }
-        }
+            Heard::Unwanted => {
+                running.end().await;
+                return Ok(());
+            }
+            Heard::Said(Report::Failed(failed)) => failed,
+            Heard::Said(_) | Heard::Nothing => FailedRun {
+                reason: reasons::RUNNER_DIED.to_owned(),
+                message: "the run ended without a word".to_owned(),
+                again: false,
+                target: None,
+            },
+        };
+        self.restore_failed(restore, failed).await?;
+        running.end().await;
+        Ok(())
     }
 
-    async fn hear_restore(&self, restore: &Restore, mut running: Running) -> Result<Option<Report>, ApiError> {
-        let (namespace, name, uid) = who(restore);
+    /// Follows a run to its end; its progress is shown meanwhile. An error: it goes on, and is heard elsewhere.
+    async fn hear_restore(&self, restore: &Restore, running: &mut Running) -> Result<Heard, ApiError> {
+        let (_, _, uid) = who(restore);
         let (mut pace, mut last) = (Pace::default(), None);
         let mut wanted = interval(STILL_WANTED);
+        wanted.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 report = running.reports.recv() => match report {
-                    None => return Ok(last),
+                    None => return Ok(last.map_or(Heard::Nothing, Heard::Said)),
                     Some(Report::Log(line)) => self.logs.say(&uid, &line),
                     Some(Report::Progress { step, bytes, total }) => {
                         let progress = pace.progress(step, bytes, total, Timestamp::now());
                         let shown = |status| RestoreStatus { progress: Some(progress.clone()), ..status };
-                        self.change_restore(restore, shown).await.ok();
+                        self.change_restore_where(restore, is_open, shown).await.ok();
                     }
                     Some(report) => last = Some(report),
                 },
                 _ = wanted.tick() => {
-                    if !self.lead.is_ours() {
-                        return Err(ApiError::unavailable("another replica leads now, and hears how it goes"));
-                    }
-                    let gone = match self.restores.get(&namespace, &name).await {
-                        Ok(now) => now.metadata.uid.as_deref() != Some(&uid),
-                        Err(error) => error.code == 404,
-                    };
-                    if gone {
-                        running.end().await;
-                        return Ok(None);
+                    self.still_leads()?;
+                    if self.is_unwanted_restore(restore).await {
+                        return Ok(Heard::Unwanted);
                     }
                 }
             }
         }
     }
 
-    async fn restore_order(&self, restore: &Restore) -> Result<(Order, ChosenCopy), FailedRun> {
-        let (namespace, _, _) = who(restore);
-        let no = |reason: &str, message: String| FailedRun {
-            reason: reason.to_owned(),
-            message,
-            again: false,
-            target: Some("as it was: nothing was touched".to_owned()),
-        };
-        let target = &restore.spec.database;
-        if target.is_empty() {
-            let message = "say spec.database, the Database that it is restored into: claims are made in a cluster";
-            return Err(no(reasons::UNSUPPORTED, message.to_owned()));
+    /// Whether it is deleted, or being so. What was seen last is asked first: that costs nothing.
+    async fn is_unwanted_restore(&self, restore: &Restore) -> bool {
+        let (namespace, name, uid) = who(restore);
+        let is_gone =
+            |now: &Restore| now.metadata.uid.as_deref() != Some(&uid) || now.metadata.deletion_timestamp.is_some();
+        if self.restores.seen(&namespace, &name).await.is_some_and(|now| !is_gone(&now)) {
+            return false;
         }
-        let database =
-            self.records.database(&namespace, target).await.map_err(|error| no(reasons::NOT_FOUND, error.message))?;
-        let from = restore.spec.source.database.clone().unwrap_or_else(|| target.clone());
-        let copy = self.chosen(&namespace, restore, &from).await.map_err(|why| no(reasons::NOT_FOUND, why))?;
-        let from = match copy.spec.databases.as_slice() {
-            // Of one Database alone it can be no other's.
-            [only] if restore.spec.source.database.is_none() => only.clone(),
-            _ => from,
-        };
-        let name = copy.spec.repository.clone().unwrap_or_default();
-        let repository =
-            self.repositories.get(&namespace, &name).await.map_err(|error| no(reasons::NOT_FOUND, error.message))?;
-        let mut wanted = repository.spec.secrets();
-        wanted.extend(targets::secrets(&database));
-        let secrets = self
-            .depot
-            .values(&namespace, wanted)
-            .await
-            .map_err(|error| no(reasons::CREDENTIALS_MISSING, error.message))?;
-        let chosen = ChosenCopy {
-            snapshot: copy.metadata.name.clone().unwrap_or_default(),
-            repository: name,
-            id: copy.status.id.clone().unwrap_or_default(),
-            taken_at: copy.status.taken_at.clone(),
-        };
-        let task = RestoreTask {
-            repository: repository.spec.clone(),
-            id: chosen.id.clone(),
-            from,
-            to: TaskDatabase { name: target.clone(), spec: database.spec.clone() },
-            databases: restore.spec.databases.clone(),
-            existing: restore.spec.existing,
-            globals: restore.spec.globals,
-        };
-        let place = Place {
-            template: repository.spec.runner.clone().unwrap_or_default().with(restore.spec.runner.as_ref()),
-            owner: owner(restore),
-            databases: vec![database],
-            longest: LONGEST,
-            namespace,
-        };
-        let (_, _, uid) = who(restore);
-        Ok((Order { name: uid, task: Task::Restore(Box::new(task)), secrets, place }, chosen))
+        match self.restores.get(&namespace, &name).await {
+            Ok(now) => is_gone(&now),
+            Err(error) => error.code == 404,
+        }
     }
 
-    /// The copy that is meant, if it can be restored.
-    async fn chosen(&self, namespace: &str, restore: &Restore, from: &str) -> Result<LiveSnapshot, String> {
-        let source = &restore.spec.source;
-        if let Some(name) = &source.snapshot {
-            let copy = self.find(namespace, name).await.map_err(|error| error.message)?;
-            if copy.spec.method == SnapshotMethod::VolumeSnapshot {
-                return Err(format!(
-                    "{name} is of volumes, which are brought back to new claims: leave spec.database out"
-                ));
-            }
-            return match (copy.status.known, &copy.status.id, copy.status.phase.as_str()) {
-                (KnownBy::Foreign, ..) => {
-                    Err(format!("{name} was written by another program: download its files instead"))
-                }
-                (KnownBy::Newer, ..) => {
-                    Err(format!("{name} was written by a newer Stillpoint: restore it with that, or upgrade"))
-                }
-                (_, Some(_), "Ready" | "Replicating") => Ok(copy),
-                (_, _, phase) => Err(format!("{name} cannot be restored: it is {phase}")),
-            };
-        }
-        let all = self.catalogue(Some(namespace)).await;
-        let is_one = |copy: &&LiveSnapshot| {
-            copy.spec.repository == source.repository
-                && copy.spec.databases.iter().any(|database| database == from)
-                && !matches!(copy.status.known, KnownBy::Foreign | KnownBy::Newer)
-                && copy.status.taken_at.is_some()
-                && !copy.status.locations.is_empty()
-        };
-        let taken = |copy: &LiveSnapshot| copy.status.taken_at.as_ref().map_or(Timestamp::MAX, |taken| taken.0);
-        let as_of = source.as_of.as_ref().map(|at| at.0);
-        let copies: Vec<LiveSnapshot> = all.items.iter().map(Item::live).collect();
-        let found = choose(copies.iter().filter(is_one), taken, as_of).cloned();
-        found.ok_or_else(|| {
-            let when = as_of.map(|at| format!(" of {at} or before")).unwrap_or_default();
-            let repository = source.repository.as_deref().unwrap_or_default();
-            let more = if all.warnings.is_empty() { String::new() } else { format!("; {}", all.warnings.join("; ")) };
-            format!("Repository {repository} has no copy of Database {from}{when}{more}")
-        })
+    /// Nothing is done yet; what is in the way may go.
+    async fn restore_waits(&self, restore: &Restore, message: &str) -> Result<(), ApiError> {
+        let said = |status| RestoreStatus { message: Some(message.to_owned()), ..status };
+        self.change_restore_where(restore, |status| status.phase == RestorePhase::Pending, said).await.map(drop)
     }
 
     pub(super) async fn restore_failed(&self, restore: &Restore, failed: FailedRun) -> Result<(), ApiError> {
-        self.change_restore(restore, |mut status| {
+        let done = |mut status: RestoreStatus| {
             let now = Timestamp::now();
             status.phase = RestorePhase::Failed;
             status.finished_at = Some(Time(now));
@@ -307,8 +298,10 @@ impl Copies {
             status.target = failed.target.clone().or_else(|| Some(UNKNOWN.to_owned()));
             complete(&mut status, false, &failed.reason, &failed.message, now);
             status
-        })
-        .await?;
+        };
+        if !self.change_restore_where(restore, is_open, done).await? {
+            return Ok(());
+        }
         self.logs.say(&who(restore).2, &format!("failed: {}: {}", failed.reason, failed.message));
         self.tell(&RESTORES, restore, false, &failed.reason, &failed.message).await;
         Ok(())
@@ -319,18 +312,41 @@ impl Copies {
         restore: &Restore,
         change: impl Fn(RestoreStatus) -> RestoreStatus + Send + Sync,
     ) -> Result<(), ApiError> {
+        self.change_restore_where(restore, |_| true, change).await.map(drop)
+    }
+
+    /// And only where it stands so: whoever led meanwhile may have gone on. Whether it did.
+    async fn change_restore_where(
+        &self,
+        restore: &Restore,
+        is_so: impl Fn(&RestoreStatus) -> bool + Send + Sync,
+        change: impl Fn(RestoreStatus) -> RestoreStatus + Send + Sync,
+    ) -> Result<bool, ApiError> {
         let (namespace, name, uid) = who(restore);
         // Made anew under its name, it is somebody else's.
         if self.restores.get(&namespace, &name).await.is_ok_and(|now| now.metadata.uid.as_deref() != Some(&uid)) {
             return Err(ApiError::not_found(RESTORES.about(&name)));
         }
         let generation = restore.metadata.generation;
+        let was_so = AtomicBool::new(false);
         let change = |status: RestoreStatus| {
+            was_so.store(is_so(&status), Ordering::Relaxed);
             let next = RestoreStatus { observed_generation: generation, ..change(status.clone()) };
-            (next != status).then_some(next)
+            (was_so.load(Ordering::Relaxed) && next != status).then_some(next)
         };
-        self.restores.change(&namespace, &name, &change).await
+        self.restores.change(&namespace, &name, &change).await?;
+        Ok(was_so.into_inner())
     }
+}
+
+/// Whether it can become something still.
+fn is_open(status: &RestoreStatus) -> bool {
+    !status.phase.is_finished()
+}
+
+fn is_young(restore: &Restore) -> bool {
+    let made = restore.metadata.creation_timestamp.as_ref().map_or(Timestamp::MIN, |made| made.0);
+    Timestamp::now().duration_since(made) < PATIENCE
 }
 
 fn told(chosen: &ChosenCopy) -> String {

@@ -3,26 +3,31 @@
 //!
 //! Deleted at any point, it leaves nothing: a run is ended first, and what it had stored is forgotten.
 
+mod hear;
+mod leftovers;
 mod order;
 mod plan;
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use api::{
-    Snapshot, SnapshotMethod, SnapshotStatus,
+    Snapshot, SnapshotMethod, SnapshotPhase, SnapshotStatus,
     conditions::reasons,
-    runner::{DUMPING, Dumped, FailedRun, ReplicateTask, Report, RunName, Task},
+    runner::{FailedRun, ReplicateTask, Report, RunName, Task},
 };
 use futures::StreamExt;
 use jiff::Timestamp;
-use tokio::time::{MissedTickBehavior, interval, sleep};
+use tokio::{
+    sync::OwnedSemaphorePermit,
+    time::{MissedTickBehavior, interval, sleep},
+};
 use tracing::debug;
 
 use super::{
     Copies,
     kept::who,
-    runs::{Order, Running},
-    status,
+    runs::{NotBegun, Order, Running},
+    slots, status,
 };
 use crate::{
     controllers::Turns,
@@ -30,17 +35,16 @@ use crate::{
     records::Seen,
     resources::{Resource, SNAPSHOTS},
 };
-use order::{place, replications_of, run_of, runs_of};
+use hear::Heard;
+use order::{place, replication_of, replications_of, run_of, runs_of};
 use plan::{Next, next};
 
-/// Dumps at once: each is a process, and a load for its database.
-const AT_ONCE: usize = 4;
+/// Worked on at once; how many of them are runs is another bound ([`super::slots`]).
+const AT_ONCE: usize = 256;
 /// How often it is looked for what is due.
 const LOOK: Duration = Duration::from_secs(2);
-/// How often it is looked whether a Snapshot whose run goes on was deleted.
-const STILL_WANTED: Duration = Duration::from_millis(500);
-/// How long is waited after a repository did not do what it should.
-const AGAIN: Duration = Duration::from_secs(5);
+/// How long is waited after something could not be written.
+const MOMENT: Duration = Duration::from_millis(500);
 const KIND: &Resource = &SNAPSHOTS;
 
 pub(super) async fn run(copies: Copies) {
@@ -107,14 +111,11 @@ async fn turn(copies: Copies, namespace: String, name: String) {
         Next::Resume => copies.resume(&snapshot).await,
         Next::Replicate => copies.replicate(&snapshot).await,
         Next::Forget => copies.forget(&snapshot).await,
-        Next::LetGo => {
-            copies.unlock(&snapshot).await;
-            copies.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await
-        }
+        Next::LetGo => copies.let_go(&snapshot).await,
     };
     if let Err(error) = done {
         debug!(namespace, name, message = %error.message, "not now; trying again");
-        sleep(STILL_WANTED).await;
+        sleep(MOMENT).await;
     }
 }
 
@@ -130,21 +131,45 @@ impl Copies {
             self.tell(KIND, snapshot, true, "Stored", "an earlier run of it had stored it, and could not say so").await;
             return Ok(());
         }
+        let Some(_slot) = self.slot_for(snapshot).await else { return Ok(()) };
         let (namespace, name, _) = who(snapshot);
         self.snapshots.keep(&namespace, &name, api::FINALIZER_SNAPSHOT).await?;
-        self.change(snapshot, |status| status::begun(status, Timestamp::now())).await?;
         let number = run.over.len() + 1;
+        let is_next =
+            |status: &SnapshotStatus| status.phase == SnapshotPhase::Pending && status.attempts as usize + 1 == number;
+        // Somebody else may have led meanwhile, and have begun it.
+        if !self.change_where(snapshot, is_next, |status| status::begun(status, Timestamp::now())).await? {
+            return Ok(());
+        }
         let order = match self.order(snapshot, run).await {
             Ok(order) => order,
             Err(failed) => return self.failed(snapshot, &failed).await,
         };
+        self.still_leads()?;
         match self.runs.begin(order).await {
             Ok(running) => {
                 self.tell(KIND, snapshot, true, "Started", &format!("run {number} of the dump")).await;
                 self.follow(snapshot, running).await
             }
-            Err(error) => self.failed(snapshot, &not_begun(error)).await,
+            Err(NotBegun::Refused(error)) => self.failed(snapshot, &not_begun(error)).await,
+            // Whether it was will be seen.
+            Err(NotBegun::Unknown(error)) => Err(error),
         }
+    }
+
+    /// Waits for one. `None`: it is not wanted any more.
+    async fn slot_for(&self, snapshot: &Snapshot) -> Option<OwnedSemaphorePermit> {
+        if let Some(slot) = self.dumping.free() {
+            return Some(slot);
+        }
+        let message = Some(format!("{} dumps go on already; it waits for its turn", self.dumping.most()));
+        self.change(snapshot, |status| SnapshotStatus { message: message.clone(), ..status }).await.ok();
+        let unwanted = async {
+            while self.lead.is_ours() && !self.is_unwanted(snapshot).await {
+                sleep(slots::LOOK).await;
+            }
+        };
+        self.dumping.next(unwanted).await
     }
 
     /// A run that was begun by whoever led before; it may be gone.
@@ -157,11 +182,12 @@ impl Copies {
         }
     }
 
-    /// A run of the dump, to its end.
-    async fn follow(&self, snapshot: &Snapshot, running: Running) -> Result<(), ApiError> {
-        let (namespace, name, uid) = who(snapshot);
-        match self.hear(snapshot, running).await? {
-            Some(Report::Dumped(dumped)) => {
+    /// A run of the dump, to its end. What it has said is written before it is let go.
+    async fn follow(&self, snapshot: &Snapshot, mut running: Running) -> Result<(), ApiError> {
+        let started = snapshot.status.as_ref().and_then(|status| status.started_at.as_ref()).map(|at| at.0);
+        let deadline = snapshot.spec.deadline(started.unwrap_or_else(Timestamp::now));
+        match self.hear(snapshot, &mut running, deadline).await? {
+            Heard::Said(Report::Dumped(dumped)) => {
                 let message = format!(
                     "{}: {} bytes, {} of them new, in {}",
                     dumped.consistency.verdict,
@@ -170,14 +196,31 @@ impl Copies {
                     dumped.whole.join(", ")
                 );
                 self.has_changed(snapshot);
-                self.change(snapshot, |status| status::dumped(status, (*dumped).clone(), Timestamp::now())).await?;
-                self.tell(KIND, snapshot, true, "Stored", &message).await;
+                let done = |status| status::dumped(status, (*dumped).clone(), Timestamp::now());
+                let is_news = self.change_where(snapshot, is_open, done).await?;
+                running.end().await;
+                if is_news {
+                    self.tell(KIND, snapshot, true, "Stored", &message).await;
+                }
                 Ok(())
             }
-            Some(Report::Failed(failed)) => self.failed(snapshot, &failed).await,
-            // It is being deleted.
-            None if self.is_unwanted(&namespace, &name, &uid).await => Ok(()),
-            _ => self.failed(snapshot, &died("the run ended without a word")).await,
+            Heard::Said(Report::Failed(failed)) => {
+                self.failed(snapshot, &failed).await?;
+                running.end().await;
+                Ok(())
+            }
+            Heard::Unwanted => {
+                running.end().await;
+                Ok(())
+            }
+            Heard::TooLate => {
+                running.end().await;
+                self.failed(snapshot, &too_late()).await
+            }
+            Heard::Said(_) | Heard::Nothing => {
+                running.end().await;
+                self.failed(snapshot, &died("the run ended without a word")).await
+            }
         }
     }
 
@@ -189,193 +232,110 @@ impl Copies {
         self.failed(snapshot, &FailedRun { reason, message, again: false, target: None }).await
     }
 
+    /// Gives locations what they lack; one run after the other.
     async fn replicate(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
         let status = snapshot.status.clone().unwrap_or_default();
         let to: Vec<String> = status.locations.iter().filter(|at| !at.stored).map(|at| at.name.clone()).collect();
         let (namespace, _, uid) = who(snapshot);
+        // Whoever led before may have begun one.
+        if let Some(running) = self.runs.resume(&namespace, &replication_of(&uid, status.replications)).await? {
+            return self.follow_replication(snapshot, running, &to).await;
+        }
+        let Some(_slot) = self.slot_for(snapshot).await else { return Ok(()) };
         let name = snapshot.spec.repository.clone().unwrap_or_default();
         let repository = self.repositories.get(&namespace, &name).await?;
         let secrets = self.depot.values(&namespace, repository.spec.secrets()).await?;
-        let id = status.id.unwrap_or_default();
+        let is_next =
+            |now: &SnapshotStatus| now.phase == SnapshotPhase::Replicating && now.replications == status.replications;
+        if !self.change_where(snapshot, is_next, status::replicating).await? {
+            return Ok(());
+        }
         // One at a time: any other is over.
-        let all = replications_of(&uid);
-        let run = RunName { name: format!("{all}{}", Timestamp::now().as_millisecond()), over: vec![all] };
+        let over = vec![replications_of(&uid)];
+        let run = RunName { name: replication_of(&uid, status.replications + 1), over };
+        let id = status.id.unwrap_or_default();
         let task = ReplicateTask { run, repository: repository.spec.clone(), id, to: to.clone() };
         let place = place(snapshot, &repository, Vec::new());
         let order = Order { name: task.run.name.clone(), task: Task::Replicate(Box::new(task)), secrets, place };
-        let running = self.runs.begin(order).await?;
-        let results = match self.hear(snapshot, running).await? {
-            Some(Report::Replicated(results)) => results,
-            Some(Report::Failed(failed)) => {
-                to.iter().map(|name| (name.clone(), Some(failed.message.clone()))).collect()
+        self.still_leads()?;
+        match self.runs.begin(order).await {
+            Ok(running) => self.follow_replication(snapshot, running, &to).await,
+            Err(NotBegun::Refused(error)) => self.replicated(snapshot, &to, not(&to, &error.message)).await,
+            Err(NotBegun::Unknown(error)) => Err(error),
+        }
+    }
+
+    async fn follow_replication(
+        &self,
+        snapshot: &Snapshot,
+        mut running: Running,
+        to: &[String],
+    ) -> Result<(), ApiError> {
+        // However long the dump had: what is missing is given until it is there.
+        let deadline = snapshot.spec.deadline(Timestamp::now());
+        let results = match self.hear(snapshot, &mut running, deadline).await? {
+            Heard::Said(Report::Replicated(results)) => results,
+            Heard::Said(Report::Failed(failed)) => not(to, &failed.message),
+            Heard::Unwanted => {
+                running.end().await;
+                return Ok(());
             }
-            _ => return Ok(()),
+            Heard::Said(_) | Heard::Nothing => not(to, "the run ended without a word"),
+            Heard::TooLate => not(to, "it was not done within spec.deadlineSeconds"),
         };
+        self.replicated(snapshot, to, results).await?;
+        running.end().await;
+        Ok(())
+    }
+
+    /// By location: why it does not have it still.
+    async fn replicated(
+        &self,
+        snapshot: &Snapshot,
+        to: &[String],
+        results: Vec<(String, Option<String>)>,
+    ) -> Result<(), ApiError> {
         let is_done = results.iter().all(|(_, why)| why.is_none());
         self.has_changed(snapshot);
         self.change(snapshot, |status| status::replicated(status, &results, Timestamp::now())).await?;
         if is_done {
             self.tell(KIND, snapshot, true, "Replicated", &format!("{} has it now", to.join(", "))).await;
         }
-        // Some location is still not well: others have their turn meanwhile.
-        sleep(if is_done { Duration::ZERO } else { Duration::from_secs(10) }).await;
         Ok(())
     }
 
-    /// What a run before has stored, of which nobody heard: it died, or we did.
-    async fn stored_before(&self, snapshot: &Snapshot) -> Option<Dumped> {
-        let status = snapshot.status.as_ref()?;
-        if !status.begun {
-            return None;
-        }
-        let (namespace, _, uid) = who(snapshot);
-        let name = snapshot.spec.repository.clone()?;
-        let repository = self.repositories.get(&namespace, &name).await.ok()?;
-        let entries = self.depot.look(&namespace, &name, &repository.spec).await.entries;
-        let locations: Vec<String> = repository.spec.locations.iter().map(|location| location.name.clone()).collect();
-        entries.iter().rev().find_map(|entry| status::of_entry(entry, &uid, &locations))
-    }
-
-    /// No run of it will follow: what locks the last ones may have left is removed now, or is stale in half an hour.
-    async fn unlock(&self, snapshot: &Snapshot) {
-        if snapshot.status.as_ref().is_none_or(|status| !status.begun) {
-            return;
-        }
-        let (namespace, name, uid) = who(snapshot);
-        let of = snapshot.spec.repository.clone().unwrap_or_default();
-        let Ok(repository) = self.repositories.get(&namespace, &of).await else { return };
-        let over = runs_of(snapshot).into_iter().chain([replications_of(&uid)]).collect();
-        if let Err(closed) = self.depot.unlock(&namespace, &of, &repository.spec, over).await {
-            debug!(namespace, name, message = closed.message, "a lock of a dead run may be left");
-        }
-    }
-
-    /// What was stored goes with its Snapshot: also by a run that nobody heard of again.
-    async fn forget(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let (namespace, name, uid) = who(snapshot);
-        let id = snapshot.status.as_ref().and_then(|status| status.id.clone());
-        let of = snapshot.spec.repository.clone().unwrap_or_default();
-        let forgotten = match self.repositories.get(&namespace, &of).await {
-            // Nobody could say any more where it is.
-            Err(error) if error.code == 404 => Ok(()),
-            Err(error) => return Err(error),
-            Ok(repository) => {
-                self.unlock(snapshot).await;
-                self.depot.remove(&namespace, &of, &repository.spec, id, uid).await
-            }
-        };
-        match forgotten {
-            Ok(()) => self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await,
-            Err(closed) => {
-                let message = format!(
-                    "it cannot be removed from Repository {of}: {}; trying again. To leave it there, set spec.deletionPolicy: Retain",
-                    closed.message
-                );
-                let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
-                self.change(snapshot, said).await?;
-                sleep(AGAIN).await;
-                Ok(())
-            }
-        }
-    }
-
     async fn failed(&self, snapshot: &Snapshot, failed: &FailedRun) -> Result<(), ApiError> {
-        let (namespace, name, _) = who(snapshot);
+        let (namespace, name, uid) = who(snapshot);
         let now = Timestamp::now();
         let snapshot = self.snapshots.get(&namespace, &name).await?;
+        if who(&*snapshot).2 != uid || !is_open(&snapshot.status.clone().unwrap_or_default()) {
+            return Ok(());
+        }
         let last = status::is_last(&snapshot, failed, now);
         if last {
             self.unlock(&snapshot).await;
         }
-        self.logs.say(&who(&*snapshot).2, &format!("failed: {}: {}", failed.reason, failed.message));
-        self.change(&snapshot, |status| status::failed(status, failed, last, now)).await?;
-        self.tell(KIND, &*snapshot, false, &failed.reason, &failed.message).await;
+        self.logs.say(&uid, &format!("failed: {}: {}", failed.reason, failed.message));
+        if self.change_where(&snapshot, is_open, |status| status::failed(status, failed, last, now)).await? {
+            self.tell(KIND, &*snapshot, false, &failed.reason, &failed.message).await;
+        }
         Ok(())
     }
 
-    /// Follows a run to its end; its progress is shown meanwhile. `None`: it said nothing at its end, or is not wanted any more.
-    async fn hear(&self, snapshot: &Snapshot, mut running: Running) -> Result<Option<Report>, ApiError> {
-        let (namespace, name, uid) = who(snapshot);
-        let mut pace = status::Pace::default();
-        let mut wanted = interval(STILL_WANTED);
-        let mut last = None;
-        let started = snapshot.status.as_ref().and_then(|status| status.started_at.as_ref()).map(|at| at.0);
-        let deadline = snapshot.spec.deadline(started.unwrap_or_else(Timestamp::now));
-        loop {
-            tokio::select! {
-                report = running.reports.recv() => match report {
-                    None => return Ok(last),
-                    Some(Report::Log(line)) => self.logs.say(&uid, &line),
-                    Some(Report::Progress { step, bytes, total }) => {
-                        let progress = pace.progress(step, bytes, total, Timestamp::now());
-                        let writes = progress.step == DUMPING;
-                        let shown = |status: SnapshotStatus| SnapshotStatus {
-                            begun: status.begun || writes,
-                            progress: Some(progress.clone()),
-                            ..status
-                        };
-                        self.change(snapshot, shown).await.ok();
-                    }
-                    Some(report) => last = Some(report),
-                },
-                _ = wanted.tick() => {
-                    if !self.lead.is_ours() {
-                        return Err(ApiError::unavailable("another replica leads now, and hears how it goes"));
-                    }
-                    if self.is_unwanted(&namespace, &name, &uid).await {
-                        running.end().await;
-                        return Ok(None);
-                    }
-                    if last.is_none() && Timestamp::now() > deadline {
-                        running.end().await;
-                        return Ok(Some(Report::Failed(FailedRun {
-                            reason: reasons::DEADLINE_EXCEEDED.to_owned(),
-                            message: "it was not done within spec.deadlineSeconds".to_owned(),
-                            again: false,
-                            target: None,
-                        })));
-                    }
-                }
-            }
-        }
+    /// What follows on what was written may be done by who leads alone.
+    pub(super) fn still_leads(&self) -> Result<(), ApiError> {
+        let another = || ApiError::unavailable("another replica leads now, and hears how it goes");
+        self.lead.is_ours().then_some(()).ok_or_else(another)
     }
+}
 
-    async fn is_unwanted(&self, namespace: &str, name: &str, uid: &str) -> bool {
-        match self.snapshots.get(namespace, name).await {
-            Ok(now) => now.metadata.uid.as_deref() != Some(uid) || now.metadata.deletion_timestamp.is_some(),
-            Err(error) => error.code == 404,
-        }
-    }
+/// Whether it can become something still.
+fn is_open(status: &SnapshotStatus) -> bool {
+    matches!(status.phase, SnapshotPhase::Pending | SnapshotPhase::Running)
+}
 
-    /// Made anew under its name, it is somebody else's.
-    async fn is_another(&self, snapshot: &Snapshot) -> bool {
-        let (namespace, name, uid) = who(snapshot);
-        self.snapshots.get(&namespace, &name).await.is_ok_and(|now| now.metadata.uid.as_deref() != Some(&uid))
-    }
-
-    /// There is more or less in its Repository than somebody has seen.
-    fn has_changed(&self, snapshot: &Snapshot) {
-        let (namespace, _, _) = who(snapshot);
-        self.depot.has_changed(&namespace, snapshot.spec.repository.as_deref().unwrap_or_default());
-    }
-
-    /// Only as long as it is the same object.
-    pub(super) async fn change(
-        &self,
-        snapshot: &Snapshot,
-        change: impl Fn(SnapshotStatus) -> SnapshotStatus + Send + Sync,
-    ) -> Result<(), ApiError> {
-        let (namespace, name, _) = who(snapshot);
-        let generation = snapshot.metadata.generation;
-        if self.is_another(snapshot).await {
-            return Err(ApiError::not_found(KIND.about(&name)));
-        }
-        let change = |status: SnapshotStatus| {
-            let next = SnapshotStatus { observed_generation: generation, ..change(status.clone()) };
-            (next != status).then_some(next)
-        };
-        self.snapshots.change(&namespace, &name, &change).await
-    }
+fn not(locations: &[String], why: &str) -> Vec<(String, Option<String>)> {
+    locations.iter().map(|name| (name.clone(), Some(why.to_owned()))).collect()
 }
 
 const GONE: &str = "the process that took it is gone";
@@ -387,4 +347,9 @@ pub(super) fn not_begun(error: ApiError) -> FailedRun {
 
 fn died(message: &str) -> FailedRun {
     FailedRun { reason: reasons::RUNNER_DIED.to_owned(), message: message.to_owned(), again: true, target: None }
+}
+
+fn too_late() -> FailedRun {
+    let message = "it was not done within spec.deadlineSeconds".to_owned();
+    FailedRun { reason: reasons::DEADLINE_EXCEEDED.to_owned(), message, again: false, target: None }
 }

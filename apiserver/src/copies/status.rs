@@ -41,6 +41,7 @@ pub(super) fn begun(mut status: SnapshotStatus, now: Timestamp) -> SnapshotStatu
     status.phase = SnapshotPhase::Running;
     status.attempts += 1;
     status.started_at.get_or_insert(Time(now));
+    status.next_run_at = None;
     status.message = None;
     status.progress = Some(Progress { step: "starting".to_owned(), ..Progress::default() });
     ready(&mut status, false, reasons::IN_PROGRESS, "it is being taken", now);
@@ -60,6 +61,7 @@ pub(super) fn dumped(mut status: SnapshotStatus, dumped: Dumped, now: Timestamp)
     status.contents = contents;
     status.warnings = warnings;
     status.progress = None;
+    status.next_run_at = None;
     status.locations = whole.into_iter().map(at).chain(failed.into_iter().map(not)).collect();
     settle(status, now)
 }
@@ -82,6 +84,11 @@ pub(super) fn of_entry(entry: &Entry, uid: &str, locations: &[String]) -> Option
     })
 }
 
+/// A run is begun that gives locations what they lack; its number is that of all of them.
+pub(super) fn replicating(status: SnapshotStatus) -> SnapshotStatus {
+    SnapshotStatus { replications: status.replications + 1, next_run_at: None, ..status }
+}
+
 /// Some locations were given it, or not.
 pub(super) fn replicated(
     mut status: SnapshotStatus,
@@ -97,7 +104,10 @@ pub(super) fn replicated(
             None => {}
         }
     }
-    settle(status, now)
+    status = settle(status, now);
+    let again = Time(next_run(status.replications, now));
+    status.next_run_at = (status.phase == SnapshotPhase::Replicating).then_some(again);
+    status
 }
 
 fn settle(mut status: SnapshotStatus, now: Timestamp) -> SnapshotStatus {
@@ -121,9 +131,8 @@ pub(super) fn failed(mut status: SnapshotStatus, failed: &FailedRun, last: bool,
     status.progress = None;
     status.message = Some(failed.message.clone());
     status.phase = if last { SnapshotPhase::Failed } else { SnapshotPhase::Pending };
-    if last {
-        status.finished_at = Some(Time(now));
-    }
+    status.finished_at = last.then_some(Time(now));
+    status.next_run_at = (!last).then(|| Time(next_run(status.attempts, now)));
     ready(&mut status, false, &failed.reason, &failed.message, now);
     status
 }
@@ -150,16 +159,15 @@ pub(super) fn pause(attempts: u32) -> SignedDuration {
     })
 }
 
-/// The most runs of one Snapshot.
-pub(super) const MOST_ATTEMPTS: u32 = 6;
+fn next_run(attempts: u32, now: Timestamp) -> Timestamp {
+    now.saturating_add(pause(attempts)).unwrap_or(Timestamp::MAX)
+}
 
 /// Whether a failure is the last.
 pub(super) fn is_last(snapshot: &Snapshot, failed: &FailedRun, now: Timestamp) -> bool {
     let status = snapshot.status.clone().unwrap_or_default();
     let started = status.started_at.as_ref().map_or(now, |started| started.0);
-    !failed.again
-        || status.attempts >= MOST_ATTEMPTS
-        || now.saturating_add(pause(status.attempts)).is_ok_and(|next| next >= snapshot.spec.deadline(started))
+    !failed.again || next_run(status.attempts, now) >= snapshot.spec.deadline(started)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Snapshot ─► its Databases' claims (topology) ─► written down ─► a VolumeSnapshot of each ─► what is found of them ─► status
+//!                                                        └─► or a VolumeGroupSnapshot of all ─┘
 //!                                                                        └─► gates hold for its cut, and say what it is worth
 //! Restore  ─► a claim of each VolumeSnapshot ─► bound
 //! ```
@@ -13,6 +14,7 @@ mod bring;
 mod claims;
 mod declare;
 mod found;
+mod group;
 mod kinds;
 mod plan;
 mod take;
@@ -21,22 +23,22 @@ mod worth;
 
 use std::{fmt, time::Duration};
 
-use api::{Snapshot, SnapshotMethod, gate::SNAPSHOTS};
+use api::{Snapshot, SnapshotMethod, gate::Group};
 use futures::{FutureExt, StreamExt, future::BoxFuture};
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::PersistentVolumeClaim;
 use kube::{
     Api, Client,
-    api::{ApiResource, DynamicObject, ListParams},
+    api::{DynamicObject, ListParams},
     runtime::watcher,
 };
-use serde_json::Value;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 use tracing::warn;
 
 use super::{Copies, kept::who};
 use crate::{
     controllers::Turns,
+    csi_snapshots::{Kind, Kinds},
     indexed::Watched,
     records::{Mirror, Seen},
 };
@@ -46,6 +48,7 @@ use kinds::VolumeSnapshot;
 #[derive(Clone)]
 pub(crate) struct Storage {
     client: Client,
+    kinds: Kinds,
     /// Those that were made for a Snapshot.
     made: Mirror<VolumeSnapshot>,
     watched: Watched,
@@ -65,7 +68,7 @@ const CLAIM_FOR: &str = "stillpoint.dev/restore";
 
 impl Storage {
     pub(crate) fn new(client: Client, watched: Watched, gates: bool) -> Self {
-        Self { client, made: Mirror::empty(), watched, gates }
+        Self { kinds: Kinds::new(client.clone()), client, made: Mirror::empty(), watched, gates }
     }
 
     fn snapshots(&self, namespace: &str) -> Api<VolumeSnapshot> {
@@ -73,15 +76,7 @@ impl Storage {
     }
 
     fn contents(&self) -> Api<DynamicObject> {
-        let (version, kind) = ("v1".to_owned(), "VolumeSnapshotContent".to_owned());
-        let resource = ApiResource {
-            group: SNAPSHOTS.to_owned(),
-            api_version: format!("{SNAPSHOTS}/{version}"),
-            version,
-            kind,
-            plural: "volumesnapshotcontents".to_owned(),
-        };
-        Api::all_with(self.client.clone(), &resource)
+        self.kinds.all(Kind::Content, Group::Single)
     }
 
     fn claims(&self, namespace: &str) -> Api<PersistentVolumeClaim> {
@@ -108,7 +103,7 @@ impl Storage {
     /// Those that are made for a Snapshot, for ever. Clusters without the kind are asked again and again.
     async fn follow(self, watching: Client) {
         loop {
-            match self.are_served().await {
+            match self.kinds.are_served(Group::Single).await {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(error) => warn!(%error, "whether this cluster has VolumeSnapshots is not known"),
@@ -117,14 +112,6 @@ impl Storage {
         }
         let which = watcher::Config::default().labels(api::LABEL_SNAPSHOT);
         self.made.run_of(Api::all(watching), which).await;
-    }
-
-    async fn are_served(&self) -> Result<bool, kube::Error> {
-        let request = http::Request::get(format!("/apis/{SNAPSHOTS}")).body(Vec::new());
-        match self.client.request::<Value>(request.map_err(kube::Error::HttpError)?).await {
-            Err(kube::Error::Api(status)) if status.code == 404 => Ok(false),
-            served => served.map(|_| true),
-        }
     }
 }
 
@@ -167,7 +154,7 @@ async fn snapshots(copies: Copies, storage: Storage) {
         tokio::select! {
             next = following.next() => match next {
                 None => return,
-                Some(Seen::There(snapshot)) if copies.lead.is_ours() && !take::is_finished(&snapshot) => take(&snapshot),
+                Some(Seen::There(snapshot)) if copies.lead.is_ours() && take::is_to_do(&snapshot) => take(&snapshot),
                 Some(_) => {}
             },
             Some(Seen::There(one) | Seen::Gone(one)) = made.next() => {
@@ -179,7 +166,7 @@ async fn snapshots(copies: Copies, storage: Storage) {
                 tick += 1;
                 if copies.lead.is_ours() {
                     let (all, now) = (copies.snapshots.all(None), Timestamp::now());
-                    let wanted = all.iter().filter(|one| !take::is_finished(one) && plan::is_due(one, tick, now));
+                    let wanted = all.iter().filter(|one| take::is_to_do(one) && plan::is_due(one, tick, now));
                     wanted.for_each(|one| take(one));
                 }
             }

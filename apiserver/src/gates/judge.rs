@@ -17,12 +17,12 @@ use super::{
     Gates,
     contents::{Content, Fate},
     cut::{self, Together, Wanted},
-    kinds::Kind,
     known::Called,
     policy::{Treatment, treatment},
     said::{self, If},
     verdict::{self, Calls, Held, Seen, Verdict, Window, judge},
 };
+use crate::csi_snapshots::Kind;
 
 /// What was seen of a cut from outside.
 #[derive(Clone, Copy, Debug)]

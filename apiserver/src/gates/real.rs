@@ -7,8 +7,8 @@ use super::{
     Gates,
     contents::{Content, Fate, Of},
     cut::Together,
-    kinds::Kind,
 };
+use crate::csi_snapshots::Kind;
 
 impl Gates {
     /// Whether this is about a content that is there, is about to be cut, and has these volumes: whoever reaches the webhooks' port

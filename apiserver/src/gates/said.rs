@@ -18,10 +18,9 @@ use tracing::{debug, warn};
 use super::{
     Gates,
     contents::{Content, Member, Of},
-    kinds::Kind,
     verdict::{Consistency, Verdict},
 };
-use crate::controllers::events::event_about;
+use crate::{controllers::events::event_about, csi_snapshots::Kind};
 
 /// On what a judgement is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -29,10 +29,10 @@ use super::{
     Gates,
     contents::{Content, Fate},
     judge::{self, Observed},
-    kinds::{Kind, Kinds},
     known::{Called, News},
     said,
 };
+use crate::csi_snapshots::{Kind, Kinds};
 
 /// How often it is looked for claims whose admission was never stored.
 const LOOK: Duration = Duration::from_secs(1);

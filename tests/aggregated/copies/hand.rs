@@ -13,7 +13,7 @@ pub(super) const DATA: &str = "data";
 pub(super) const WAL: &str = "wal";
 /// What Jobs copy the runner from: nobody pulls it.
 pub(super) const RUNNER_IMAGE: &str = "stillpoint.test/runner:1";
-const DRIVER: &str = "hand.stillpoint.test";
+pub(super) const DRIVER: &str = "hand.stillpoint.test";
 
 /// In one namespace.
 pub(super) struct Hand<'s> {

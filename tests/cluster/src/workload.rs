@@ -10,7 +10,12 @@ pub fn postgresql(name: &str) -> [Value; 2] {
     POSTGRESQL.on(name, &[("data", name)])
 }
 
-/// The same with its WAL on a claim of its own.
+/// The same of `tests/tools/image postgresql 15`.
+pub fn postgresql_15(name: &str) -> [Value; 2] {
+    Engine { image: "stillpoint.test/postgresql:15", ..POSTGRESQL }.on(name, &[("data", name)])
+}
+
+/// PostgreSQL 18 with its WAL on a claim of its own.
 pub fn postgresql_with_wal(name: &str, wal: &str) -> [Value; 2] {
     let [mut pod, service] = POSTGRESQL.on(name, &[("data", name), ("wal", wal)]);
     if let Some(environment) = pod["spec"]["containers"][0]["env"].as_array_mut() {

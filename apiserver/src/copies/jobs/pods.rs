@@ -1,5 +1,6 @@
 //! How far the Pod of a run is, in words for people. Pure.
 
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     batch::v1::Job,
     core::v1::{ContainerState, ContainerStatus, Pod},
@@ -15,6 +16,8 @@ pub(super) enum State {
     /// It has a log, perhaps; how the container ended.
     Ended(String, String),
 }
+
+pub(super) const WAITING: &str = "waiting for its Pod";
 
 pub(super) fn state(pod: &Pod, container: &str) -> State {
     let name = pod.metadata.name.clone().unwrap_or_default();
@@ -40,9 +43,15 @@ pub(super) fn state(pod: &Pod, container: &str) -> State {
     let unscheduled = status.conditions.iter().flatten().find(|it| it.type_ == "PodScheduled" && it.status == "False");
     let unscheduled = unscheduled.map(|it| it.message.clone().or_else(|| it.reason.clone()).unwrap_or_default());
     State::Waiting(match unscheduled.or(waiting) {
-        Some(why) => format!("waiting for its Pod: {why}"),
-        None => "waiting for its Pod".to_owned(),
+        Some(why) => format!("{WAITING}: {why}"),
+        None => WAITING.to_owned(),
     })
+}
+
+/// Whether it should have ended so long ago, and nobody says that it has: then its node is gone. A deletion's timestamp is when its grace
+/// period ends (`metav1.ObjectMeta`).
+pub(super) fn is_lost(pod: &Pod, now: Timestamp, after: SignedDuration) -> bool {
+    pod.metadata.deletion_timestamp.as_ref().is_some_and(|ends| now.duration_since(ends.0) > after)
 }
 
 /// Whether nothing will be made for it any more.
@@ -104,6 +113,19 @@ mod tests {
         let soon = json!([{"name": "runner", "image": "", "imageID": "", "ready": false, "restartCount": 0,
             "state": {"waiting": {"reason": "PodInitializing"}}}]);
         assert_eq!(told(json!({"phase": "Pending", "containerStatuses": soon})), "waiting for its Pod");
+    }
+
+    #[test]
+    fn a_pod_is_lost_that_was_deleted_and_does_not_end() {
+        let now: Timestamp = "2026-11-30T12:00:00Z".parse().unwrap();
+        let of = |metadata: Value| {
+            let pod: Pod = serde_json::from_value(json!({"metadata": metadata})).unwrap();
+            is_lost(&pod, now, SignedDuration::from_secs(60))
+        };
+        assert!(!of(json!({})), "it runs");
+        assert!(!of(json!({"deletionTimestamp": "2026-11-30T12:00:30Z"})), "it has time");
+        assert!(!of(json!({"deletionTimestamp": "2026-11-30T11:59:30Z"})), "its kubelet is slow");
+        assert!(of(json!({"deletionTimestamp": "2026-11-30T11:58:59Z"})));
     }
 
     #[test]

@@ -73,6 +73,10 @@ impl<K: Custom> Kept<K> for InCluster<K> {
         found.map(Arc::new).map_err(|error| told(&error, self.resource.about(name)))
     }
 
+    async fn seen(&self, namespace: &str, name: &str) -> Option<Arc<K>> {
+        self.mirror.get(namespace, name)
+    }
+
     fn all(&self, namespace: Option<&str>) -> Vec<Arc<K>> {
         self.mirror.all(namespace)
     }

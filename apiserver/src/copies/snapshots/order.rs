@@ -31,6 +31,10 @@ pub(super) fn replications_of(uid: &str) -> String {
     format!("{uid}-replicate-")
 }
 
+pub(super) fn replication_of(uid: &str, number: u32) -> String {
+    format!("{}{number}", replications_of(uid))
+}
+
 pub(super) fn run_of(uid: &str, number: usize) -> String {
     format!("{uid}-{number}")
 }

@@ -3,8 +3,6 @@
 use api::{DeletionPolicy, Snapshot, SnapshotPhase};
 use jiff::Timestamp;
 
-use crate::copies::status::pause;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Next {
     Nothing,
@@ -14,9 +12,9 @@ pub(super) enum Next {
     Resume,
     /// Locations are given what they lack.
     Replicate,
-    /// It is deleted, and what it stored with it.
+    /// It is deleted, and what it stored with it. What runs of it go on is ended first, here and below.
     Forget,
-    /// It is deleted, and nothing of it is left, or all is to stay.
+    /// It is deleted, and nothing of it is left as far as was heard, or all is to stay.
     LetGo,
 }
 
@@ -32,15 +30,11 @@ pub(super) fn next(snapshot: &Snapshot, now: Timestamp) -> Next {
             _ => Next::LetGo,
         };
     }
+    let is_due = status.next_run_at.is_none_or(|due| due.0 <= now);
     match status.phase {
-        SnapshotPhase::Pending if status.attempts == 0 => Next::Run,
-        SnapshotPhase::Pending => {
-            // The Ready condition turned false, or was false again, when the last run failed.
-            let failed = status.conditions.iter().map(|condition| condition.last_transition_time.0).max();
-            let due = failed.is_none_or(|failed| now.duration_since(failed) >= pause(status.attempts));
-            if due { Next::Run } else { Next::Nothing }
-        }
         SnapshotPhase::Running => Next::Resume,
+        SnapshotPhase::Pending | SnapshotPhase::Replicating if !is_due => Next::Nothing,
+        SnapshotPhase::Pending => Next::Run,
         SnapshotPhase::Replicating => Next::Replicate,
         SnapshotPhase::Ready | SnapshotPhase::Failed => Next::Nothing,
     }
@@ -48,9 +42,11 @@ pub(super) fn next(snapshot: &Snapshot, now: Timestamp) -> Next {
 
 #[cfg(test)]
 mod tests {
+    use api::{SnapshotStatus, runner::FailedRun};
     use serde_json::json;
 
     use super::*;
+    use crate::copies::status::{begun, failed, replicated, replicating};
 
     fn snapshot(status: serde_json::Value, metadata: serde_json::Value, policy: &str) -> Snapshot {
         serde_json::from_value(json!({
@@ -76,21 +72,29 @@ mod tests {
 
     #[test]
     fn a_run_that_failed_is_followed_by_another_after_a_pause() {
-        let failed = |attempts: u32| {
-            snapshot(
-                json!({"phase": "Pending", "attempts": attempts, "conditions": [{
-                    "type": "Ready", "status": "False", "reason": "X", "message": "", "lastTransitionTime": "2026-11-29T12:00:00Z"
-                }]}),
-                json!({"name": "s"}),
-                "Delete",
-            )
-        };
         let at = |seconds: i64| {
             "2026-11-29T12:00:00Z".parse::<Timestamp>().unwrap() + jiff::SignedDuration::from_secs(seconds)
         };
-        assert_eq!(next(&failed(0), at(0)), Next::Run);
-        assert_eq!(next(&failed(1), at(1)), Next::Nothing);
-        assert_eq!(next(&failed(1), at(6)), Next::Run);
-        assert_eq!(next(&failed(3), at(6)), Next::Nothing);
+        let one = |status: SnapshotStatus| Snapshot {
+            status: Some(status),
+            ..snapshot(json!({}), json!({"name": "s"}), "Delete")
+        };
+        assert_eq!(next(&one(SnapshotStatus::default()), at(0)), Next::Run);
+        let why = FailedRun { reason: "X".to_owned(), message: "no".to_owned(), again: true, target: None };
+        let mut status = SnapshotStatus::default();
+        let mut now = at(0);
+        // However often it fails for the same reason.
+        for seconds in [5, 20, 60, 300, 300, 300, 300] {
+            status = failed(begun(status, now), &why, false, now);
+            let just_before = now + jiff::SignedDuration::from_millis(seconds * 1000 - 1);
+            assert_eq!(next(&one(status.clone()), just_before), Next::Nothing, "{seconds}");
+            now += jiff::SignedDuration::from_secs(seconds);
+            assert_eq!(next(&one(status.clone()), now), Next::Run, "{seconds}");
+        }
+        let location = api::CopyAt { name: "a".into(), stored: false, message: None, at: None };
+        let lacking = SnapshotStatus { locations: vec![location], ..SnapshotStatus::default() };
+        let lacking = replicated(replicating(lacking), &[("a".to_owned(), Some("down".to_owned()))], at(0));
+        assert_eq!(next(&one(lacking.clone()), at(1)), Next::Nothing);
+        assert_eq!(next(&one(lacking), at(5)), Next::Replicate);
     }
 }

@@ -16,7 +16,7 @@ use tracing::debug;
 
 use super::{
     Storage, refused,
-    wanted::{claim, planned},
+    wanted::{Planned, claim, planned},
 };
 use crate::{
     copies::{Copies, kept::who, restores::complete},
@@ -70,10 +70,7 @@ impl Copies {
         };
         let about = KIND.about(&name);
         for one in &planned {
-            let there = storage.snapshots(&namespace).get_opt(&one.of.volume_snapshot).await;
-            let there = there.map_err(|error| told(&error, about))?;
-            if there.is_none_or(|there| there.metadata.uid != one.of.uid) {
-                let message = format!("VolumeSnapshot {} is gone: somebody has deleted it", one.of.volume_snapshot);
+            if let Some(message) = is_gone(storage, restore, one).await? {
                 return self.no_claims(restore, reasons::NOT_FOUND, &message).await;
             }
             if storage.claim(&namespace, &one.name).await.map_err(|error| told(&error, about))?.is_some() {
@@ -212,6 +209,9 @@ impl Copies {
         let Some(planned) = planned.ok().and_then(|all| all.into_iter().find(|one| one.name == volume.name)) else {
             return Ok(Err(format!("Snapshot {} has no copy of claim {}", volume.volume_snapshot, volume.claim)));
         };
+        if let Some(gone) = is_gone(storage, restore, &planned).await? {
+            return Ok(Err(gone));
+        }
         let claim = claim(restore, &planned).map_err(ApiError::internal)?;
         match storage.claims(&namespace).create(&PostParams::default(), &claim).await {
             Ok(made) => Ok(Ok(made)),
@@ -229,6 +229,15 @@ impl Copies {
         let failed = FailedRun { reason: reason.to_owned(), message: message.to_owned(), again: false, target };
         self.restore_failed(restore, failed).await
     }
+}
+
+/// Another VolumeSnapshot of its name is another.
+async fn is_gone(storage: &Storage, restore: &Restore, one: &Planned) -> Result<Option<String>, ApiError> {
+    let (namespace, name, _) = who(restore);
+    let there = storage.snapshots(&namespace).get_opt(&one.of.volume_snapshot).await;
+    let there = there.map_err(|error| told(&error, KIND.about(&name)))?;
+    let is_gone = there.is_none_or(|there| there.metadata.uid != one.of.uid);
+    Ok(is_gone.then(|| format!("VolumeSnapshot {} is gone: somebody has deleted it", one.of.volume_snapshot)))
 }
 
 fn is_there(name: &str) -> String {

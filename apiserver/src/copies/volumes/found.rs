@@ -27,10 +27,12 @@ impl Copies {
         let about = SNAPSHOTS.about(&name);
         let asked = storage.snapshots(&namespace).get_opt(&volume.volume_snapshot).await;
         let Some(there) = asked.map_err(|error| told(&error, about))? else { return Ok(None) };
+        let is_of_claim = there.spec.source.persistent_volume_claim_name.as_ref() == Some(&volume.claim);
         let status = there.status.clone().unwrap_or_default();
         let mut found = Found {
             uid: there.metadata.uid.clone().unwrap_or_default(),
-            made_for: there.label(api::LABEL_SNAPSHOT).map(str::to_owned),
+            // Whoever may make VolumeSnapshots could have written so on one of another claim.
+            made_for: there.label(api::LABEL_SNAPSHOT).filter(|_| is_of_claim).map(str::to_owned),
             ready: status.ready_to_use == Some(true),
             size: status.restore_size,
             error: status.error.and_then(|error| error.message),

@@ -13,6 +13,7 @@ use tracing::debug;
 
 use super::{
     MADE_FOR, Storage, claims,
+    group::Cut,
     kinds::VolumeSnapshot,
     plan::{self, Next},
     refused,
@@ -25,16 +26,17 @@ use crate::{
     resources::{Resource, SNAPSHOTS},
 };
 
-const KIND: &Resource = &SNAPSHOTS;
+pub(super) const KIND: &Resource = &SNAPSHOTS;
 
-/// Nothing is to be done about it but when it is deleted.
-pub(super) fn is_finished(snapshot: &Snapshot) -> bool {
+/// Whether it is of volumes, and something is to be done about it: of a finished one nothing but when it is deleted.
+pub(super) fn is_to_do(snapshot: &Snapshot) -> bool {
     let status = snapshot.status.as_ref();
     let is_over = status.is_some_and(|status| match status.phase {
         SnapshotPhase::Failed => status.volumes.is_empty(),
         phase => phase.is_finished(),
     });
-    is_over && snapshot.metadata.deletion_timestamp.is_none()
+    let is_finished = is_over && snapshot.metadata.deletion_timestamp.is_none();
+    snapshot.spec.method == SnapshotMethod::VolumeSnapshot && !is_finished
 }
 
 pub(super) async fn turn(copies: Copies, storage: Storage, namespace: String, name: String) {
@@ -84,12 +86,23 @@ impl Copies {
         }
         let databases: Vec<&Database> = databases.iter().map(AsRef::as_ref).collect();
         let found = claims::claims(&storage.watched.index(), &namespace, &name, &databases);
-        let (mut volumes, warnings) = match found {
+        let (mut volumes, mut warnings) = match found {
             Ok(found) => found,
             Err(unknown) => return self.waits(snapshot, unknown.reason, &unknown.message).await,
         };
+        let group = match storage.how_cut(snapshot, &volumes).await? {
+            Ok(Cut::Together(group)) => Some(group),
+            Ok(Cut::Each(why)) => {
+                warnings.extend(why);
+                None
+            }
+            Err(message) => return self.waits(snapshot, reasons::NOT_FOUND, &message).await,
+        };
         for volume in &mut volumes {
             describe(storage, &namespace, volume).await?;
+            if group.is_some() {
+                volume.volume_snapshot.clear();
+            }
         }
         let contents: Vec<DatabaseCopy> = databases.iter().copied().map(copy_of).collect();
         self.snapshots.keep(&namespace, &name, api::FINALIZER_SNAPSHOT).await?;
@@ -100,6 +113,7 @@ impl Copies {
             status.started_at.get_or_insert(Time(now));
             status.message = None;
             status.volumes.clone_from(&volumes);
+            status.volume_group_snapshot.clone_from(&group);
             status.contents.clone_from(&contents);
             status.warnings.clone_from(&warnings);
             worth::condition(&mut status, false, reasons::IN_PROGRESS, "it is being taken", now);
@@ -113,27 +127,26 @@ impl Copies {
 
     /// Makes what is not there, and says what is.
     async fn look(&self, storage: &Storage, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let (_, _, uid) = who(snapshot);
         let before = snapshot.status.clone().unwrap_or_default();
-        let mut found = Vec::new();
-        for volume in &before.volumes {
-            found.push(self.found(storage, snapshot, volume).await?);
-        }
-        let now = Timestamp::now();
-        let (status, outcome) = looked(before.clone(), &snapshot.spec, &uid, &found, storage.gates, now);
-        let is_late = now > plan::deadline(snapshot);
+        let (status, outcome) = self.seen(storage, snapshot, before.clone()).await?;
+        let is_late = Timestamp::now() > plan::deadline(snapshot);
         match outcome {
             Outcome::Failed { reason, message } => return self.no_copy_of(snapshot, &status, reason, &message).await,
-            Outcome::Make(_) | Outcome::Wait if is_late => {
+            Outcome::Make(_) | Outcome::MakeGroup | Outcome::Wait if is_late => {
                 // What was said last knows more than what is seen now: why it was refused, say.
                 let why = before.message.as_deref().or(status.message.as_deref());
                 let message = too_late(why.unwrap_or_default());
                 return self.no_copy_of(snapshot, &status, reasons::DEADLINE_EXCEEDED, &message).await;
             }
-            Outcome::Make(missing) => {
+            Outcome::Make(_) | Outcome::MakeGroup => {
                 let mut refused = None;
-                for at in missing {
-                    refused = refused.or(self.make(storage, snapshot, &status.volumes[at]).await);
+                if let (Outcome::MakeGroup, Some(group)) = (&outcome, &status.volume_group_snapshot) {
+                    refused = self.make_group(storage, snapshot, group).await;
+                }
+                if let Outcome::Make(missing) = outcome {
+                    for at in missing {
+                        refused = refused.or(self.make(storage, snapshot, &status.volumes[at]).await);
+                    }
                 }
                 let next = SnapshotStatus { message: refused.clone().or(status.message.clone()), ..status };
                 self.put(snapshot, &before, &next).await?;
@@ -155,6 +168,30 @@ impl Copies {
         Ok(())
     }
 
+    /// What is there of it, and what follows.
+    async fn seen(
+        &self,
+        storage: &Storage,
+        snapshot: &Snapshot,
+        mut status: SnapshotStatus,
+    ) -> Result<(SnapshotStatus, Outcome), ApiError> {
+        let (_, _, uid) = who(snapshot);
+        if let Some(group) = status.volume_group_snapshot.clone()
+            && status.volumes.iter().any(|volume| volume.volume_snapshot.is_empty())
+        {
+            let (now, outcome) = self.look_at_group(storage, snapshot, status, &group).await?;
+            match outcome {
+                Some(outcome) => return Ok((now, outcome)),
+                None => status = now,
+            }
+        }
+        let mut found = Vec::new();
+        for volume in &status.volumes {
+            found.push(self.found(storage, snapshot, volume).await?);
+        }
+        Ok(looked(status, &snapshot.spec, &uid, &found, storage.gates, Timestamp::now()))
+    }
+
     /// Only by who has seen what it follows on.
     async fn put(&self, snapshot: &Snapshot, before: &SnapshotStatus, next: &SnapshotStatus) -> Result<(), ApiError> {
         self.change(snapshot, |status| if status == *before { next.clone() } else { status }).await
@@ -162,18 +199,12 @@ impl Copies {
 
     /// Answers why it cannot be made now.
     async fn make(&self, storage: &Storage, snapshot: &Snapshot, volume: &SnapshotVolume) -> Option<String> {
-        let (namespace, name, uid) = who(snapshot);
-        let said = |key: &str, value: Option<String>| value.map(|value| (key.to_owned(), value));
-        // In the words that gates read: a namespace may want otherwise.
-        let on_missed = snapshot.spec.on_missed.map(|on_missed| format!("{on_missed:?}"));
-        let deadline = snapshot.spec.deadline_seconds.map(|seconds| seconds.to_string());
-        let annotations =
-            [said(MADE_FOR, Some(name)), said(gate::ON_MISSED, on_missed), said(gate::DEADLINE_SECONDS, deadline)];
+        let (namespace, _, uid) = who(snapshot);
         let metadata = ObjectMeta {
             name: Some(volume.volume_snapshot.clone()),
             namespace: Some(namespace.clone()),
             labels: Some(BTreeMap::from([(api::LABEL_SNAPSHOT.to_owned(), uid)])),
-            annotations: Some(annotations.into_iter().flatten().collect()),
+            annotations: Some(annotations(snapshot)),
             ..ObjectMeta::default()
         };
         let class = snapshot.spec.volume_snapshot_class_name.as_deref();
@@ -197,8 +228,24 @@ impl Copies {
     async fn remove(&self, storage: &Storage, snapshot: &Snapshot) -> Result<(), ApiError> {
         let (namespace, name, uid) = who(snapshot);
         let (about, snapshots) = (KIND.about(&name), storage.snapshots(&namespace));
+        let status = snapshot.status.clone().unwrap_or_default();
+        let is_deleted = snapshot.metadata.deletion_timestamp.is_some();
+        if let Some(group) = &status.volume_group_snapshot {
+            let message = match self.remove_group(storage, snapshot, group).await {
+                Ok(true) => None,
+                // Why it failed is more than that.
+                Ok(false) if !is_deleted => return Ok(()),
+                Ok(false) => Some(format!("VolumeGroupSnapshot {} is being removed", group.name)),
+                Err(refused) => Some(refused),
+            };
+            if let Some(message) = message {
+                let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
+                return self.change(snapshot, said).await;
+            }
+        }
         let mut left = Vec::new();
-        for volume in snapshot.status.iter().flat_map(|status| &status.volumes) {
+        // Those of a group that was never cut have no names.
+        for volume in status.volumes.iter().filter(|volume| !volume.volume_snapshot.is_empty()) {
             let there = snapshots.get_opt(&volume.volume_snapshot).await.map_err(|error| told(&error, about))?;
             let Some(there) = there.filter(|there| there.label(api::LABEL_SNAPSHOT) == Some(&uid)) else { continue };
             left.push(volume.volume_snapshot.clone());
@@ -217,7 +264,6 @@ impl Copies {
                 }
             }
         }
-        let is_deleted = snapshot.metadata.deletion_timestamp.is_some();
         if !left.is_empty() {
             let message = format!("VolumeSnapshots {} are being removed", left.join(", "));
             let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
@@ -227,7 +273,8 @@ impl Copies {
         if is_deleted {
             return self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await;
         }
-        self.change(snapshot, |status| SnapshotStatus { volumes: Vec::new(), ..status }).await?;
+        let without = |status| SnapshotStatus { volumes: Vec::new(), volume_group_snapshot: None, ..status };
+        self.change(snapshot, without).await?;
         self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await
     }
 
@@ -258,10 +305,24 @@ impl Copies {
         reason: &str,
         message: &str,
     ) -> Result<(), ApiError> {
-        self.change(snapshot, |_| worth::failed(status.clone(), reason, message, Timestamp::now())).await?;
-        self.tell(KIND, snapshot, false, reason, message).await;
+        // Only by who has seen what it follows on: another may have made a copy of it meanwhile.
+        let before = snapshot.status.clone().unwrap_or_default();
+        let failed = |_| worth::failed(status.clone(), reason, message, Timestamp::now());
+        if self.change_where(snapshot, |now| *now == before, failed).await? {
+            self.tell(KIND, snapshot, false, reason, message).await;
+        }
         Ok(())
     }
+}
+
+/// Of what is made for it: its name, and what it wants, in the words that gates read. A namespace may want otherwise.
+pub(super) fn annotations(snapshot: &Snapshot) -> BTreeMap<String, String> {
+    let (_, name, _) = who(snapshot);
+    let said = |key: &str, value: Option<String>| value.map(|value| (key.to_owned(), value));
+    let on_missed = snapshot.spec.on_missed.map(|on_missed| format!("{on_missed:?}"));
+    let deadline = snapshot.spec.deadline_seconds.map(|seconds| seconds.to_string());
+    let all = [said(MADE_FOR, Some(name)), said(gate::ON_MISSED, on_missed), said(gate::DEADLINE_SECONDS, deadline)];
+    all.into_iter().flatten().collect()
 }
 
 /// What a claim that is made of it later has to be like: the claim itself may be gone then.

@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 
 use api::{
-    Consistency, CutBetween, Level, OnMissed, Position, SnapshotPhase, SnapshotSpec, SnapshotStatus, SnapshotVolume,
-    Verdict, conditions,
+    Consistency, CutBetween, Level, OnMissed, Position, SnapshotGroup, SnapshotPhase, SnapshotSpec, SnapshotStatus,
+    SnapshotVolume, Verdict, conditions,
     conditions::{reasons, types},
 };
 use jiff::{SignedDuration, Timestamp};
@@ -41,6 +41,8 @@ pub(super) struct Judged {
 pub(super) enum Outcome {
     /// These are made, by their places in the status.
     Make(Vec<usize>),
+    /// Their VolumeGroupSnapshot is made.
+    MakeGroup,
     Wait,
     Ready,
     Failed {
@@ -73,7 +75,9 @@ pub(super) fn looked(
     }
     status.message = message(&status.volumes);
     if !missing.is_empty() {
-        return (status, Outcome::Make(missing));
+        // Those of a group somebody else makes.
+        let outcome = if status.volume_group_snapshot.is_some() { Outcome::Wait } else { Outcome::Make(missing) };
+        return (status, outcome);
     }
     if spec.on_missed == Some(OnMissed::Fail)
         && let Some(missed) = status.volumes.iter().find(|volume| was_missed(volume))
@@ -153,7 +157,7 @@ fn message(volumes: &[SnapshotVolume]) -> Option<String> {
 
 fn ready(mut status: SnapshotStatus, found: &[Option<Found>], now: Timestamp) -> SnapshotStatus {
     let judged: Vec<&Judged> = found.iter().flatten().filter_map(|found| found.judged.as_ref()).collect();
-    let worth = together(&status.volumes);
+    let worth = together(&status.volumes, status.volume_group_snapshot.as_ref());
     let held: Option<Vec<&CutBetween>> = judged.iter().map(|judged| judged.held.as_ref()).collect();
     let held = held.filter(|_| worth.verdict.was_held() && judged.len() == status.volumes.len());
     status.cut_between = held.and_then(|held| {
@@ -178,7 +182,7 @@ fn ready(mut status: SnapshotStatus, found: &[Option<Found>], now: Timestamp) ->
 }
 
 /// What all of it is worth: no more than the least of it, and of several cuts not all is of one instant.
-fn together(volumes: &[SnapshotVolume]) -> Consistency {
+fn together(volumes: &[SnapshotVolume], group: Option<&SnapshotGroup>) -> Consistency {
     let worths = || volumes.iter().filter_map(|volume| volume.consistency.as_ref());
     let worst = worths().map(|worth| worth.verdict).max().unwrap_or(Verdict::Unknown);
     let levels: Option<Vec<Level>> = worths().map(|worth| worth.level).collect();
@@ -194,6 +198,10 @@ fn together(volumes: &[SnapshotVolume]) -> Consistency {
         format!("{}: {verdict}, {}", volume.claim, worth.map(|worth| worth.reason.as_str()).unwrap_or_default())
     };
     let each = volumes.iter().map(of).collect::<Vec<_>>().join("; ");
+    if let Some(group) = group {
+        let reason = format!("all claims were cut by VolumeGroupSnapshot {}. {each}", group.name);
+        return Consistency { verdict: worst, level, reason };
+    }
     let reason = format!("{} claims were cut one after the other, each by itself. {each}", volumes.len());
     Consistency { verdict: worst.max(Verdict::Partial), level, reason }
 }

@@ -108,6 +108,7 @@ impl Command {
             method: if volumes { SnapshotMethod::VolumeSnapshot } else { SnapshotMethod::Dump },
             repository,
             volume_snapshot_class_name: class,
+            volume_group_snapshot_class_name: None,
             on_missed: None,
             deadline_seconds: deadline.map(|deadline| u32::try_from(deadline.as_secs()).unwrap_or(u32::MAX)),
             deletion_policy: if retain { DeletionPolicy::Retain } else { DeletionPolicy::Delete },

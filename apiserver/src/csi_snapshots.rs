@@ -1,4 +1,4 @@
-//! The kinds of snapshots as this cluster serves them. Of groups of snapshots there were several versions, and clusters without any.
+//! The kinds of CSI snapshots as this cluster serves them. Of groups of snapshots there were several versions, and clusters without any.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -11,7 +11,7 @@ use kube::{
 
 /// What is known of them. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Kinds {
+pub(crate) struct Kinds {
     client: Client,
     /// Of groups of snapshots, as it was found last.
     version: Arc<RwLock<Option<String>>>,
@@ -19,36 +19,36 @@ pub(super) struct Kinds {
 
 /// What a kind is of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     Snapshot,
     Content,
     Class,
 }
 
 impl Kinds {
-    pub(super) fn new(client: Client) -> Self {
+    pub(crate) fn new(client: Client) -> Self {
         Self { client, version: Arc::default() }
     }
 
     /// The same, by another client.
-    pub(super) fn with(&self, client: Client) -> Self {
+    pub(crate) fn with(&self, client: Client) -> Self {
         Self { client, version: Arc::clone(&self.version) }
     }
 
     /// All objects of a kind, whatever their namespace.
-    pub(super) fn all(&self, kind: Kind, group: Group) -> Api<DynamicObject> {
+    pub(crate) fn all(&self, kind: Kind, group: Group) -> Api<DynamicObject> {
         Api::all_with(self.client.clone(), &self.resource(kind, group))
     }
 
-    pub(super) fn snapshots(&self, group: Group, namespace: &str) -> Api<DynamicObject> {
+    pub(crate) fn snapshots(&self, group: Group, namespace: &str) -> Api<DynamicObject> {
         Api::namespaced_with(self.client.clone(), namespace, &self.resource(Kind::Snapshot, group))
     }
 
-    pub(super) fn claims(&self, namespace: &str) -> Api<PersistentVolumeClaim> {
+    pub(crate) fn claims(&self, namespace: &str) -> Api<PersistentVolumeClaim> {
         Api::namespaced(self.client.clone(), namespace)
     }
 
-    pub(super) fn resource(&self, kind: Kind, group: Group) -> ApiResource {
+    pub(crate) fn resource(&self, kind: Kind, group: Group) -> ApiResource {
         let version = match group {
             Group::Single => "v1".to_owned(),
             Group::Group => {
@@ -60,7 +60,7 @@ impl Kinds {
     }
 
     /// Whether the cluster serves them, and in which version from now on. Asks the API server.
-    pub(super) async fn are_served(&self, group: Group) -> Result<bool, kube::Error> {
+    pub(crate) async fn are_served(&self, group: Group) -> Result<bool, kube::Error> {
         let request = http::Request::get(format!("/apis/{}", api_group(group))).body(Vec::new());
         let request = request.map_err(kube::Error::HttpError)?;
         let served: APIGroup = match self.client.request(request).await {
