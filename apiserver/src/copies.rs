@@ -24,6 +24,7 @@ mod runs;
 mod snapshots;
 mod status;
 mod tell;
+mod tools;
 mod volumes;
 
 use std::{
@@ -53,6 +54,7 @@ use jobs::Jobs;
 use kept::{InCluster, Kept, Own};
 use log::Log;
 use runs::{NoRuns, Runs};
+use tools::Tools;
 pub(crate) use volumes::Storage;
 
 /// Everything that copies are made with. Cheap to clone.
@@ -62,6 +64,7 @@ pub(crate) struct Copies {
     repositories: Arc<dyn Kept<Repository>>,
     snapshots: Arc<dyn Kept<Snapshot>>,
     restores: Arc<dyn Kept<Restore>>,
+    tools: Tools,
     depot: Depot,
     runs: Arc<dyn Runs>,
     lead: Lead,
@@ -100,6 +103,7 @@ impl Copies {
             repositories: Own::shared(registry, &REPOSITORIES),
             snapshots: Own::shared(registry, &SNAPSHOTS),
             restores: Own::shared(registry, &RESTORES),
+            tools: Tools::Own(registry.clone()),
             runs: Arc::new(Children::new(home)?),
             lead: Lead::default(),
             storage: None,
@@ -127,6 +131,7 @@ impl Copies {
             repositories: InCluster::begin(client.clone(), watching.clone(), &REPOSITORIES, tasks, over),
             snapshots: InCluster::begin(client.clone(), watching.clone(), &SNAPSHOTS, tasks, over),
             restores: InCluster::begin(client.clone(), watching.clone(), &RESTORES, tasks, over),
+            tools: Tools::InCluster(client.clone()),
             runs,
             lead: Lead::default(),
             storage: Some(storage.clone()),

@@ -18,12 +18,14 @@ use super::{
     catalogue::Item,
     kept::{owner, who},
     runs::{Order, Place, Running},
-    snapshots::not_begun,
+    snapshots::{not_begun, template},
     status::Pace,
 };
 use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES, targets};
 
 const AT_ONCE: usize = 4;
+/// Of a target that no run has seen.
+const UNTOUCHED: &str = "as it was: nothing was touched";
 /// Of a target, where the run did not say what it left.
 const UNKNOWN: &str = "unknown: see what is in it before you restore again";
 /// Of one Restore.
@@ -111,7 +113,7 @@ impl Copies {
         match self.runs.begin(order).await {
             Ok(running) => self.follow_restore(restore, running, &message).await,
             Err(error) => {
-                let target = Some("as it was: nothing was touched".to_owned());
+                let target = Some(UNTOUCHED.to_owned());
                 self.restore_failed(restore, FailedRun { target, ..not_begun(error) }).await
             }
         }
@@ -128,7 +130,7 @@ impl Copies {
             reason: reasons::RUNNER_DIED.to_owned(),
             message: "the process that did it is gone; see what is in the target before you restore again".to_owned(),
             again: false,
-            target: Some("unknown: PostgreSQL's databases are as they were until the restore takes their names; MariaDB's may be restored in part".to_owned()),
+            target: Some("unknown: PostgreSQL's databases are as they were until the restore takes their names; MariaDB's, and what a DumpTool restores, may be restored in part".to_owned()),
         };
         self.restore_failed(restore, failed).await
     }
@@ -204,8 +206,9 @@ impl Copies {
             reason: reason.to_owned(),
             message,
             again: false,
-            target: Some("as it was: nothing was touched".to_owned()),
+            target: Some(UNTOUCHED.to_owned()),
         };
+        let untouched = |failed: FailedRun| FailedRun { target: Some(UNTOUCHED.to_owned()), ..failed };
         let target = &restore.spec.database;
         if target.is_empty() {
             let message = "say spec.database, the Database that it is restored into: claims are made in a cluster";
@@ -220,9 +223,16 @@ impl Copies {
             [only] if restore.spec.source.database.is_none() => only.clone(),
             _ => from,
         };
+        let of_it = copy.status.contents.iter().find(|one| one.database == from);
+        let made_by = of_it.and_then(|one| one.dump_tool.as_ref());
+        let tool = self.tools.restoring(&restore.spec, made_by, database.spec.engine).await.map_err(untouched)?;
         let name = copy.spec.repository.clone().unwrap_or_default();
         let repository =
             self.repositories.get(&namespace, &name).await.map_err(|error| no(reasons::NOT_FOUND, error.message))?;
+        let template = template(&repository, tool.as_ref(), restore.spec.runner.as_ref());
+        if let Some(tool) = &tool {
+            self.has_room(&template, tool, true).map_err(untouched)?;
+        }
         let mut wanted = repository.spec.secrets();
         wanted.extend(targets::secrets(&database));
         let secrets = self
@@ -241,17 +251,12 @@ impl Copies {
             id: chosen.id.clone(),
             from,
             to: TaskDatabase { name: target.clone(), spec: database.spec.clone() },
+            tool,
             databases: restore.spec.databases.clone(),
             existing: restore.spec.existing,
             globals: restore.spec.globals,
         };
-        let place = Place {
-            template: repository.spec.runner.clone().unwrap_or_default().with(restore.spec.runner.as_ref()),
-            owner: owner(restore),
-            databases: vec![database],
-            longest: LONGEST,
-            namespace,
-        };
+        let place = Place { template, owner: owner(restore), databases: vec![database], longest: LONGEST, namespace };
         let (_, _, uid) = who(restore);
         Ok((Order { name: uid, task: Task::Restore(Box::new(task)), secrets, place }, chosen))
     }

@@ -30,6 +30,7 @@ use crate::{
     records::Seen,
     resources::{Resource, SNAPSHOTS},
 };
+pub(super) use order::template;
 use order::{place, replications_of, run_of, runs_of};
 use plan::{Next, next};
 
@@ -201,7 +202,7 @@ impl Copies {
         let all = replications_of(&uid);
         let run = RunName { name: format!("{all}{}", Timestamp::now().as_millisecond()), over: vec![all] };
         let task = ReplicateTask { run, repository: repository.spec.clone(), id, to: to.clone() };
-        let place = place(snapshot, &repository, Vec::new());
+        let place = place(snapshot, &repository, Vec::new(), None);
         let order = Order { name: task.run.name.clone(), task: Task::Replicate(Box::new(task)), secrets, place };
         let running = self.runs.begin(order).await?;
         let results = match self.hear(snapshot, running).await? {
