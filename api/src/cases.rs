@@ -27,7 +27,7 @@ use Verdict::{Right, Wrong, WrongForUs};
 
 /// All of them.
 pub fn all() -> Vec<Case> {
-    databases().into_iter().chain(freezes()).chain(snapshots()).chain(restores()).collect()
+    databases().into_iter().chain(dump_tools()).chain(freezes()).chain(snapshots()).chain(restores()).collect()
 }
 
 fn databases() -> Vec<Case> {
@@ -65,6 +65,36 @@ fn databases() -> Vec<Case> {
         case("verified without a CA", None, pg(json!({"tls": {"mode": "VerifyFull"}})), WrongForUs),
         case("another host", changed.clone(), pg(json!({"endpoint": {"host": "other"}})), Right),
         case("another engine", changed, pg(json!({"engine": "MariaDB"})), Wrong),
+    ]
+}
+
+fn dump_tools() -> Vec<Case> {
+    let case = |name, old: Option<Value>, spec, verdict| Case { name, kind: "DumpTool", old, spec, verdict };
+    let stdout = |command: &[&str], more: Value| merged(json!({"dump": {"command": command}}), more);
+    let directory = |restore: Value| {
+        let dump = json!({"command": ["mydumper", "--outputdir=$(SCRATCH)"], "output": "Directory"});
+        json!({"dump": dump, "restore": merged(json!({"command": ["myloader", "--directory=$(SCRATCH)"]}), restore)})
+    };
+    let with = |settings: Value| stdout(&["t"], json!({"settings": settings}));
+    vec![
+        case("the least", None, stdout(&["pg_dumpall"], json!({})), Right),
+        case("files, and back", None, directory(json!({})), Right),
+        case("files on standard input", None, directory(json!({"input": "Stdin"})), Wrong),
+        case("no program", None, stdout(&[], json!({})), Wrong),
+        case("an engine that nobody serves", None, stdout(&["t"], json!({"engines": ["Oracle"]})), Wrong),
+        case("an output that is none", None, json!({"dump": {"command": ["t"], "output": "Paper"}}), Wrong),
+        case(
+            "one name for many files",
+            None,
+            json!({"dump": {"command": ["t", "$(SCRATCH)"], "output": "Directory", "file": "a"}}),
+            Wrong,
+        ),
+        case("a setting twice", None, with(json!([{"name": "a"}, {"name": "a"}])), Wrong),
+        case("a variable that is none", None, stdout(&["t", "$(PASSWORD)"], json!({})), WrongForUs),
+        case("a value in a script", None, stdout(&["sh", "-c", "t $(HOST)"], json!({})), WrongForUs),
+        case("files that go nowhere", None, json!({"dump": {"command": ["t"], "output": "Directory"}}), WrongForUs),
+        case("a pattern that is none", None, with(json!([{"name": "a", "pattern": "["}])), WrongForUs),
+        case("another program", Some(stdout(&["a"], json!({}))), stdout(&["b"], json!({})), Right),
     ]
 }
 
@@ -116,6 +146,15 @@ fn snapshots() -> Vec<Case> {
         case("a dump of a class", None, dump(json!({"volumeSnapshotClassName": "fast"})), Wrong),
         case("a dump of a group", None, dump(json!({"volumeGroupSnapshotClassName": "all"})), Wrong),
         case("a dump that may be missed", None, dump(json!({"onMissed": "Fail"})), Wrong),
+        case(
+            "a dump by a tool",
+            None,
+            dump(json!({"tool": {"name": "mydumper", "settings": {"threads": "4"}}})),
+            Right,
+        ),
+        case("a tool without a name", None, dump(json!({"tool": {"name": ""}})), Wrong),
+        case("volumes by a tool", None, cut(json!({"tool": {"name": "mydumper"}})), Wrong),
+        case("another tool", Some(dump(json!({"tool": {"name": "a"}}))), dump(json!({"tool": {"name": "b"}})), Wrong),
         case("volumes", None, cut(json!({})), Right),
         case(
             "volumes as they are wanted",
@@ -154,6 +193,8 @@ fn restores() -> Vec<Case> {
         case("the newest of nowhere", None, of(json!({"latest": true}), into()), Wrong),
         case("none", None, of(json!({"repository": "r"}), into()), Wrong),
         case("two", None, of(json!({"snapshot": "noon", "latest": true}), into()), Wrong),
+        case("by a tool", None, noon(merged(into(), json!({"tool": {"name": "mydumper"}}))), Right),
+        case("by a tool to new claims", None, noon(json!({"tool": {"name": "mydumper"}})), Wrong),
         case("to new claims", None, noon(json!({})), Right),
         case("to claims by their names", None, noon(claims(&["copy", "copy-wal"])), Right),
         case("one claim twice", None, noon(claims(&["copy", "copy"])), Wrong),
@@ -184,6 +225,7 @@ mod tests {
         for case in all() {
             let right = match case.kind {
                 "Database" => judge(&case, validate::database, validate::database_update),
+                "DumpTool" => judge(&case, validate::dump_tool, validate::dump_tool_update),
                 "Snapshot" => judge(&case, validate::snapshot, validate::snapshot_update),
                 "Restore" => judge(&case, validate::restore, validate::restore_update),
                 _ => judge(&case, validate::freeze, validate::freeze_update),

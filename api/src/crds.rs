@@ -9,7 +9,10 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::{Database, Freeze, Repository, Restore, Snapshot, validate::copies as said};
+use crate::{
+    Database, DumpTool, Freeze, Repository, Restore, Snapshot,
+    validate::{copies as said, tools},
+};
 
 /// A CEL rule at a place in the schema.
 struct Rule {
@@ -37,6 +40,7 @@ pub const SCHEMA: u32 = 1;
 pub fn all() -> Vec<CustomResourceDefinition> {
     vec![
         complete(Database::crd(), DATABASE_COLUMNS, &[".spec.engine"], DATABASE_RULES),
+        complete(DumpTool::crd(), DUMP_TOOL_COLUMNS, &[], DUMP_TOOL_RULES),
         complete(Freeze::crd(), FREEZE_COLUMNS, &[".status.phase"], FREEZE_RULES),
         complete(Repository::crd(), REPOSITORY_COLUMNS, &[], &[]),
         complete(Restore::crd(), RESTORE_COLUMNS, &[".status.phase"], RESTORE_RULES),
@@ -79,6 +83,21 @@ const DATABASE_RULES: &[Rule] = &[
     },
 ];
 
+const DUMP_TOOL_RULES: &[Rule] = &[
+    Rule { at: &["spec", "dump"], cel: "!has(self.file) || self.output == 'Stdout'", message: tools::ONE_FILE },
+    Rule {
+        at: &["spec"],
+        cel: "self.dump.output == 'Stdout' || !has(self.restore) || !has(self.restore.input) \
+               || self.restore.input == 'Directory'",
+        message: tools::NOT_ON_STDIN,
+    },
+    Rule {
+        at: &["spec"],
+        cel: "!has(self.settings) || self.settings.all(one, self.settings.exists_one(other, other.name == one.name))",
+        message: "a setting is there twice",
+    },
+];
+
 const FREEZE_RULES: &[Rule] = &[
     Rule {
         at: &["spec"],
@@ -107,6 +126,7 @@ const SNAPSHOT_RULES: &[Rule] = &[
         cel: "self.databases == oldSelf.databases && self.method == oldSelf.method \
                && has(self.repository) == has(oldSelf.repository) \
                && (!has(self.repository) || self.repository == oldSelf.repository) \
+               && has(self.tool) == has(oldSelf.tool) && (!has(self.tool) || self.tool == oldSelf.tool) \
                && has(self.volumeSnapshotClassName) == has(oldSelf.volumeSnapshotClassName) \
                && (!has(self.volumeSnapshotClassName) \
                    || self.volumeSnapshotClassName == oldSelf.volumeSnapshotClassName) \
@@ -132,6 +152,7 @@ const SNAPSHOT_RULES: &[Rule] = &[
               || has(self.onMissed))",
         message: "volumeSnapshotClassName, volumeGroupSnapshotClassName and onMissed are for method: VolumeSnapshot",
     },
+    Rule { at: &["spec"], cel: "self.method == 'Dump' || !has(self.tool)", message: said::TOOLS_DUMP },
 ];
 
 const RESTORE_RULES: &[Rule] = &[
@@ -147,6 +168,7 @@ const RESTORE_RULES: &[Rule] = &[
         message: "say in which Repository to look",
     },
     Rule { at: &["spec"], cel: "!(has(self.database) && has(self.volumes))", message: said::INTO_A_SERVER },
+    Rule { at: &["spec"], cel: "has(self.database) || !has(self.tool)", message: said::TOOLS_RESTORE_INTO },
     Rule {
         at: &["spec"],
         cel: "has(self.database) || (has(self.source.snapshot) && self.existing == 'Never' && !has(self.databases))",
@@ -168,6 +190,15 @@ const DATABASE_COLUMNS: &[Column] = &[
     AGE,
     wide("Endpoint", ".spec.endpoint.host", "Where the server listens."),
     wide("Version", ".status.members[0].version", "The server's version."),
+];
+
+const DUMP_TOOL_COLUMNS: &[Column] = &[
+    shown("Engines", ".spec.engines", "Whose Databases it dumps; none: any."),
+    shown("Program", ".spec.dump.command[0]", "What dumps."),
+    shown("Output", ".spec.dump.output", "Where it writes."),
+    shown("Restores-By", ".spec.restore.command[0]", "What restores; none: its copies are restored by hand."),
+    AGE,
+    wide("Image", ".spec.image", "What its commands run in."),
 ];
 
 const FREEZE_COLUMNS: &[Column] = &[
@@ -276,10 +307,11 @@ mod tests {
     fn every_rule_is_in_its_place_and_every_column_leads_to_a_property() {
         for (crd, rules, columns) in [
             (&all()[0], DATABASE_RULES, DATABASE_COLUMNS),
-            (&all()[1], FREEZE_RULES, FREEZE_COLUMNS),
-            (&all()[2], &[], REPOSITORY_COLUMNS),
-            (&all()[3], RESTORE_RULES, RESTORE_COLUMNS),
-            (&all()[4], SNAPSHOT_RULES, SNAPSHOT_COLUMNS),
+            (&all()[1], DUMP_TOOL_RULES, DUMP_TOOL_COLUMNS),
+            (&all()[2], FREEZE_RULES, FREEZE_COLUMNS),
+            (&all()[3], &[], REPOSITORY_COLUMNS),
+            (&all()[4], RESTORE_RULES, RESTORE_COLUMNS),
+            (&all()[5], SNAPSHOT_RULES, SNAPSHOT_COLUMNS),
         ] {
             let schema = serde_json::to_value(&crd.spec.versions[0].schema).unwrap()["openAPIV3Schema"].take();
             let text = schema.to_string();

@@ -72,7 +72,7 @@ pub struct Rule {
 }
 
 /// What the account needs everywhere: what it calls, and nothing beside.
-pub const EVERYWHERE: [Rule; 25] = [
+pub const EVERYWHERE: [Rule; 26] = [
     // One is made for a workload that has agents and no Database.
     rule(crate::GROUP, "databases", "create,get,list,watch"),
     rule(crate::GROUP, "databases/status", "update"),
@@ -82,6 +82,8 @@ pub const EVERYWHERE: [Rule; 25] = [
     rule(crate::GROUP, "restores,snapshots", "create,get,list,watch"),
     rule(crate::GROUP, "snapshots", "patch"),
     rule(crate::GROUP, "repositories", "get,list,watch"),
+    // By which program a dump is made, looked up when it is.
+    rule(crate::GROUP, "dumptools", "get"),
     rule(crate::GROUP, "repositories/status,restores/status,snapshots/status", "update"),
     rule("", "events", "create"),
     // Whose data a volume holds, and who stands still for its cut.
@@ -109,7 +111,7 @@ pub const EVERYWHERE: [Rule; 25] = [
     named(
         "apiextensions.k8s.io",
         "customresourcedefinitions",
-        "databases.stillpoint.dev,freezes.stillpoint.dev,repositories.stillpoint.dev,restores.stillpoint.dev,snapshots.stillpoint.dev",
+        "databases.stillpoint.dev,dumptools.stillpoint.dev,freezes.stillpoint.dev,repositories.stillpoint.dev,restores.stillpoint.dev,snapshots.stillpoint.dev",
         "get",
     ),
 ];

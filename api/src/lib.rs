@@ -15,6 +15,7 @@ pub mod cases;
 pub mod conditions;
 pub mod crds;
 mod database;
+pub mod dump_tool;
 mod freeze;
 pub mod gate;
 pub mod inject;
@@ -34,6 +35,7 @@ pub use database::{
     AgentPolicy, BlockerPolicy, Blockers, ConnectionAddress, Credentials, Database, DatabaseSpec, DatabaseStatus,
     Endpoint, FreezePolicy, LastFreeze, LevelReach, MemberStatus, SecretReference, TargetPolicy, Tls, TlsMode,
 };
+pub use dump_tool::{DumpTool, DumpToolSpec, ToolDump, ToolInput, ToolOutput, ToolRestore, ToolSetting, ToolUse};
 pub use freeze::{
     Artifact, ArtifactKind, Claim, ClaimKind, Freeze, FreezeSpec, FreezeStatus, FreezeTarget, Incarnation, Proof,
     ProofKind, TargetStatus, Undo, Via,

@@ -6,7 +6,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize, de::Error};
 
-use crate::{Progress, runner::RunnerTemplate};
+use crate::{Progress, ToolUse, runner::RunnerTemplate};
 
 /// A copy brought back: a dump into a server, volumes to new claims.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -40,6 +40,10 @@ pub struct RestoreSpec {
     /// Whether roles, users and their grants are restored, too: those that are there already stay as they are.
     #[serde(default = "yes")]
     pub globals: bool,
+    /// Of a copy that a DumpTool made: the one that restores it, and settings that are to be others than those it was made with. Default:
+    /// that which made it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<ToolUse>,
     /// The claims that are made of VolumeSnapshots. Absent: one of each, under `RESTORE-CLAIM`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]

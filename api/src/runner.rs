@@ -4,11 +4,13 @@
 pub mod job;
 mod template;
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 pub use template::{RunnerTemplate, Scratch};
 
-use crate::{Consistency, CutBetween, DatabaseCopy, DatabaseSpec, RepositorySpec};
+use crate::{Consistency, CutBetween, DatabaseCopy, DatabaseSpec, DumpToolSpec, RepositorySpec};
 
 /// What a runner is to do.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -26,6 +28,9 @@ pub struct DumpTask {
     pub run: RunName,
     pub snapshot: ObjectName,
     pub databases: Vec<TaskDatabase>,
+    /// Absent: by the servers' own programs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<TaskTool>,
     pub repository: RepositorySpec,
     /// About as many bytes as the last one had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,6 +58,9 @@ pub struct RestoreTask {
     /// Which Database of the snapshot.
     pub from: String,
     pub to: TaskDatabase,
+    /// Of a copy that a DumpTool made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<TaskTool>,
     /// Databases inside the server; empty: all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub databases: Vec<String>,
@@ -84,6 +92,17 @@ pub struct ObjectName {
 pub struct TaskDatabase {
     pub name: String,
     pub spec: DatabaseSpec,
+}
+
+/// A DumpTool as it was declared when the run began, and how it is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TaskTool {
+    pub name: String,
+    pub spec: DumpToolSpec,
+    /// All of them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
 }
 
 /// One line of a runner's output.
@@ -159,6 +178,8 @@ pub struct FailedRun {
 pub const TASK: &str = "STILLPOINT_TASK";
 /// The variable that names the directory of Secrets: `SECRET/KEY`, as volumes of Secrets are mounted.
 pub const SECRETS: &str = "STILLPOINT_SECRETS";
+/// The variable that names the directory that has room for files of tools. Absent: that of temporary files.
+pub const SCRATCH: &str = "STILLPOINT_SCRATCH";
 /// The variable that says that the runner ends when its standard input does.
 pub const WITH_PARENT: &str = "STILLPOINT_ENDS_WITH_INPUT";
 /// Variables for whoever starts one (manual of glibc, "Memory Allocation Tunables"). Its threads hand packs and chunks on to each other:

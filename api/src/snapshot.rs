@@ -8,7 +8,7 @@ use kube::CustomResource;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::{Engine, Level, Position, runner::RunnerTemplate};
+use crate::{Engine, Level, Position, ToolUse, runner::RunnerTemplate};
 
 /// One restorable copy.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -37,6 +37,9 @@ pub struct SnapshotSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub repository: Option<String>,
+    /// Of a dump: the DumpTool that makes it. Default: the server's own program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tool: Option<ToolUse>,
     /// Of a VolumeSnapshot: its class. Default: the one that its driver's snapshots have.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
@@ -64,7 +67,7 @@ pub struct SnapshotSpec {
 /// How a copy is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum SnapshotMethod {
-    /// By the server's own dump program, into a Repository.
+    /// By the server's own dump program, or by a DumpTool, into a Repository.
     #[default]
     Dump,
     /// By CSI snapshots of the volumes that it has its data on, held for at their cut.
@@ -289,6 +292,9 @@ pub struct DatabaseCopy {
     /// The program that dumped it, as it names itself; none of volumes.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub tool: String,
+    /// The DumpTool that made it, with all of its settings; none of the server's own program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dump_tool: Option<ToolUse>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub position: Option<Position>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -322,6 +328,8 @@ pub enum DumpFormat {
     MariaDBSql,
     /// Users, roles and grants; for `mariadb`.
     MariaDBUsers,
+    /// What a DumpTool wrote; for that one.
+    Tool,
 }
 
 /// Whether a location has it.

@@ -25,6 +25,7 @@ mod slots;
 mod snapshots;
 mod status;
 mod tell;
+mod tools;
 mod volumes;
 
 use std::{
@@ -56,6 +57,7 @@ use log::Log;
 use restores::Claimed;
 use runs::{NoRuns, Runs};
 use slots::Slots;
+use tools::Tools;
 pub(crate) use volumes::Storage;
 
 /// Everything that copies are made with. Cheap to clone.
@@ -65,6 +67,7 @@ pub(crate) struct Copies {
     repositories: Arc<dyn Kept<Repository>>,
     snapshots: Arc<dyn Kept<Snapshot>>,
     restores: Arc<dyn Kept<Restore>>,
+    tools: Tools,
     depot: Depot,
     runs: Arc<dyn Runs>,
     dumping: Slots,
@@ -111,6 +114,7 @@ impl Copies {
             repositories: Own::shared(registry, &REPOSITORIES),
             snapshots: Own::shared(registry, &SNAPSHOTS),
             restores: Own::shared(registry, &RESTORES),
+            tools: Tools::Own(registry.clone()),
             runs: Arc::new(Children::new(home)?),
             dumping: Slots::new(CHILDREN),
             restoring: Slots::new(CHILDREN),
@@ -141,6 +145,7 @@ impl Copies {
             repositories: InCluster::begin(client.clone(), watching.clone(), &REPOSITORIES, tasks, over),
             snapshots: InCluster::begin(client.clone(), watching.clone(), &SNAPSHOTS, tasks, over),
             restores: InCluster::begin(client.clone(), watching.clone(), &RESTORES, tasks, over),
+            tools: Tools::InCluster(client.clone()),
             runs,
             dumping: Slots::new(JOBS),
             restoring: Slots::new(JOBS),

@@ -35,11 +35,11 @@ pub(crate) fn credentials(namespace: &str) -> Value {
 }
 
 const VIEW: [Rule; 3] = [
-    rule(STORED, "databases,freezes,repositories,restores,snapshots", "get,list,watch"),
+    rule(STORED, "databases,dumptools,freezes,repositories,restores,snapshots", "get,list,watch"),
     rule(LIVE, "databases,snapshots", "get,list"),
     rule(LIVE, "restores/log,snapshots/log", "get"),
 ];
-/// No Freeze: whoever may make one may stop the writers of every Database of the namespace. Of which Databases somebody may make a
+/// No DumpTool, which is a program that is run beside everybody's Databases: that is for whoever administers the cluster. No Freeze: whoever may make one may stop the writers of every Database of the namespace. Of which Databases somebody may make a
 /// Snapshot is asked for each: he needs `databases/quiesce`, too.
 const EDIT: [Rule; 2] = [
     rule(STORED, "databases,repositories,restores,snapshots", "create,delete,deletecollection,patch,update"),

@@ -1,11 +1,13 @@
 //! A program whose output is a stream. The stream ends well only if the program did: that its output ended says nothing.
 //!
 //! Dropped, the program is killed, and its sessions end with it. Programs that run can be told to end together: `pg_dump` then cancels
-//! what it waits for at the server, where one that is killed leaves a session that waits on.
+//! what it waits for at the server, where one that is killed leaves a session that waits on. Each has a process group of its own: what it
+//! starts ends with it.
 
 use std::{
     collections::{BTreeSet, VecDeque},
     io::{self, BufRead, BufReader, Read, Write},
+    os::unix::process::CommandExt,
     process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -14,7 +16,7 @@ use std::{
 
 use nix::{
     sys::{
-        signal::{Signal, kill},
+        signal::{Signal, killpg},
         wait::{Id, WaitPidFlag, waitid},
     },
     unistd::Pid,
@@ -62,7 +64,7 @@ impl Stream {
     fn begin(mut command: Command, mut on_line: OnLine) -> io::Result<Self> {
         let name = command.get_program().to_string_lossy().into_owned();
         let name = name.rsplit('/').next().unwrap_or_default().to_owned();
-        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped()).process_group(0);
         let mut child = command.spawn().map_err(|error| io::Error::new(error.kind(), format!("{name}: {error}")))?;
         running().pids.insert(pid_of(&child).as_raw());
         let (Some(output), Some(errors)) = (child.stdout.take(), child.stderr.take()) else {
@@ -83,6 +85,10 @@ impl Stream {
             }
         });
         Ok(Self { name, child, output, errors: Some(errors), last, ended: false })
+    }
+
+    pub(crate) fn ender(&self) -> Ender {
+        Ender(pid_of(&self.child))
     }
 
     /// All of its output, however it ends.
@@ -145,6 +151,11 @@ impl Fed {
         Ok(String::from_utf8_lossy(&output).into_owned())
     }
 
+    /// What it reads, and what it writes, for threads of their own: it may write much before it has read all.
+    pub(crate) fn split(self) -> (Option<ChildStdin>, Stream) {
+        (self.input, self.stream)
+    }
+
     /// Feeds it a text at once.
     pub(crate) fn told(command: Command, input: &str, most: u64) -> io::Result<String> {
         let mut fed = Self::spawn(command, Box::new(|_| {}))?;
@@ -182,8 +193,22 @@ impl Read for Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if !self.ended {
-            self.child.kill().ok();
+            self.ender().kill();
             gone(&mut self.child).ok();
+        }
+    }
+}
+
+/// Ends one program, from wherever.
+#[derive(Clone, Copy)]
+pub(crate) struct Ender(Pid);
+
+impl Ender {
+    /// Nothing, when it is gone: its process id may be somebody else's then.
+    pub(crate) fn kill(self) {
+        let running = running();
+        if running.pids.contains(&self.0.as_raw()) {
+            killpg(self.0, Signal::SIGKILL).ok();
         }
     }
 }
@@ -204,7 +229,7 @@ pub(crate) fn end_all(grace: Duration) {
     };
     let tell = |signal: Signal| {
         for pid in running().pids.intersection(&told) {
-            kill(Pid::from_raw(*pid), signal).ok();
+            killpg(Pid::from_raw(*pid), signal).ok();
         }
     };
     tell(Signal::SIGTERM);
@@ -215,10 +240,12 @@ pub(crate) fn end_all(grace: Duration) {
     tell(Signal::SIGKILL);
 }
 
-/// Waits for its end. While it has not been waited for, its process id is nobody else's: until then it is among those that are told.
+/// Waits for its end, and ends what it has left behind. While it has not been waited for, its process id is nobody else's: until then it
+/// is among those that are told.
 fn gone(child: &mut Child) -> io::Result<ExitStatus> {
     let pid = pid_of(child);
     waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT).ok();
+    killpg(pid, Signal::SIGKILL).ok();
     running().pids.remove(&pid.as_raw());
     child.wait()
 }
@@ -258,5 +285,24 @@ mod tests {
         stream.read_exact(&mut [0; 2]).unwrap();
         drop(stream);
         assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn what_a_program_has_started_is_gone_with_it() {
+        let mut stream = Stream::spawn(shell("sleep 600 & echo $!; exec sleep 600"), Box::new(|_| {})).unwrap();
+        let mut pid = [0; 16];
+        let length = stream.read(&mut pid).unwrap();
+        let pid = String::from_utf8_lossy(&pid[..length]).trim().to_owned();
+        drop(stream);
+        // Whoever adopted it may not have heard yet of its end.
+        let ended = || match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+            Ok(stat) => stat.contains(") Z "),
+            Err(_) => true,
+        };
+        let end = Instant::now() + Duration::from_secs(10);
+        while !ended() {
+            assert!(Instant::now() < end, "{pid} goes on");
+            thread::yield_now();
+        }
     }
 }

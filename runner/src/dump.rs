@@ -16,14 +16,16 @@ use std::{
 
 use api::{
     Consistency, CutBetween, DatabaseCopy, Engine, Level, Verdict,
-    runner::{DUMPING, DumpTask, Dumped, Report, TaskDatabase},
+    runner::{DUMPING, DumpTask, Dumped, Report, TaskDatabase, TaskTool},
 };
 use freeze::Member;
 use jiff::Timestamp;
 use repository::{Capture, Location, Manifest, Opened, Origin, Patience, Repository, Run, Source, StoredFile, Unlock};
 use tokio::runtime::Handle;
 
-use crate::{failure::Failure, mariadb, options::Files, postgresql, report::Reports, secrets::Secrets, stop::Stop};
+use crate::{
+    failure::Failure, mariadb, options::Files, postgresql, report::Reports, secrets::Secrets, stop::Stop, tool,
+};
 
 /// A Database that is about to be read.
 pub(crate) struct Ready {
@@ -40,7 +42,8 @@ pub(crate) struct Described {
     pub(crate) frozen_at: Timestamp,
     pub(crate) thawed_at: Timestamp,
     pub(crate) verdict: Verdict,
-    pub(crate) level: Level,
+    /// None: nothing is known of it.
+    pub(crate) level: Option<Level>,
     pub(crate) reason: String,
     pub(crate) warnings: Vec<String>,
 }
@@ -61,7 +64,7 @@ pub(crate) async fn dump(task: DumpTask, secrets: &Secrets, reports: &Reports, s
             bytes: 0,
             total: task.expected_bytes,
         });
-        let ready = ready(database, secrets, &files, reports).await?;
+        let ready = ready(database, task.tool.as_ref(), secrets, &files, reports).await?;
         sources.extend(ready.sources);
         describes.push(ready.describe);
     }
@@ -112,12 +115,16 @@ pub(crate) async fn dump(task: DumpTask, secrets: &Secrets, reports: &Reports, s
 
 async fn ready(
     database: &TaskDatabase,
+    by: Option<&TaskTool>,
     secrets: &Secrets,
     files: &Arc<Files>,
     reports: &Reports,
 ) -> Result<Ready, Failure> {
     let member = Member::of(&database.spec, &|secret, key| secrets.value(secret, key));
     let member = member.map_err(|error| Failure::no_member(&database.name, &error))?;
+    if let Some(by) = by {
+        return tool::ready(database, member, by, files, reports).await;
+    }
     match database.spec.engine {
         Engine::PostgreSQL => postgresql::ready(&database.name, member, files, reports).await,
         Engine::MariaDB => mariadb::ready(&database.name, member, files, reports).await,
@@ -151,9 +158,9 @@ fn manifest(snapshot: Origin, described: Vec<Described>) -> Manifest {
     let thawed = described.iter().map(|one| one.thawed_at).max();
     let reason =
         described.iter().map(|one| format!("{}: {}", one.copy.database, one.reason)).collect::<Vec<_>>().join("; ");
-    let is_partial = described.iter().any(|one| one.verdict == Verdict::Partial);
-    let verdict = if is_partial { Verdict::Partial } else { Verdict::Application };
-    let level = described.iter().map(|one| one.level).min();
+    // No better than the least of them.
+    let verdict = described.iter().map(|one| one.verdict).max().unwrap_or(Verdict::Unknown);
+    let level = described.iter().map(|one| one.level).min().flatten();
     let cut = frozen
         .zip(thawed)
         .map(|(frozen, thawed)| CutBetween { frozen_at: api::micro_time(frozen), thawed_at: api::micro_time(thawed) });

@@ -24,6 +24,7 @@ mod report;
 mod restore;
 mod secrets;
 mod stop;
+mod tool;
 
 use std::process::ExitCode;
 

@@ -82,6 +82,7 @@ pub(crate) async fn ready(
                 engine: Engine::MariaDB,
                 version: server.version,
                 tool: program.says,
+                dump_tool: None,
                 position: position(&seen.ends),
                 files,
             },
@@ -89,7 +90,7 @@ pub(crate) async fn ready(
             frozen_at: seen.begun.unwrap_or(looked),
             thawed_at: seen.in_transaction.unwrap_or(now),
             verdict: if not_transactional.is_empty() { Verdict::Application } else { Verdict::Partial },
-            level: if replica { Level::Recoverable } else { Level::Durable },
+            level: Some(if replica { Level::Recoverable } else { Level::Durable }),
             reason: if replica {
                 "one transaction of a replica: what it had applied".to_owned()
             } else {

@@ -9,7 +9,7 @@ use std::{
     process::Command,
 };
 
-use api::{ConnectionAddress, TlsMode};
+use api::{ConnectionAddress, Engine, TlsMode};
 use freeze::Member;
 use tempfile::TempDir;
 
@@ -22,7 +22,7 @@ impl Files {
         tempfile::Builder::new().prefix("stillpoint-run-").tempdir().map(Self)
     }
 
-    fn write(&self, name: &str, content: &str) -> io::Result<PathBuf> {
+    pub(crate) fn write(&self, name: &str, content: &str) -> io::Result<PathBuf> {
         let path = self.0.path().join(name);
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
         file.write_all(content.as_bytes())?;
@@ -46,10 +46,9 @@ pub(crate) fn postgresql(program: &Path, member: &Member, files: &Files) -> io::
         .env("PGPORT", port.to_string())
         .env("PGCONNECT_TIMEOUT", "10")
         .env("PGAPPNAME", "stillpoint/dump");
-    let account = member.account.as_ref();
-    command.env("PGUSER", account.map_or("postgres", |account| &account.user));
-    let password = account.and_then(|account| account.password.as_deref()).unwrap_or_default();
-    command.env("PGPASSFILE", files.write("pgpass", &pgpass(password))?);
+    command
+        .env("PGUSER", user(Engine::PostgreSQL, member))
+        .env("PGPASSFILE", client_file(Engine::PostgreSQL, member, files)?);
     let mode = match member.tls.mode {
         TlsMode::Disable => "disable",
         TlsMode::Require => "require",
@@ -72,6 +71,34 @@ pub(crate) fn postgresql(program: &Path, member: &Member, files: &Files) -> io::
 
 /// A program of MariaDB's that knows its server. Its first argument must stay the first.
 pub(crate) fn mariadb(program: &Path, member: &Member, files: &Files) -> io::Result<Command> {
+    let mut command = quiet(program, files);
+    let mut argument = OsStr::new("--defaults-file=").to_owned();
+    argument.push(client_file(Engine::MariaDB, member, files)?);
+    command.arg(argument);
+    Ok(command)
+}
+
+/// Whom to be.
+pub(crate) fn user(engine: Engine, member: &Member) -> &str {
+    let nobody = match engine {
+        Engine::PostgreSQL => "postgres",
+        Engine::MariaDB => "root",
+    };
+    member.account.as_ref().map_or(nobody, |account| &account.user)
+}
+
+/// What the engine's own clients read: PostgreSQL's password file, MariaDB's option file.
+pub(crate) fn client_file(engine: Engine, member: &Member, files: &Files) -> io::Result<PathBuf> {
+    match engine {
+        Engine::PostgreSQL => {
+            let password = member.account.as_ref().and_then(|account| account.password.as_deref());
+            files.write("pgpass", &pgpass(password.unwrap_or_default()))
+        }
+        Engine::MariaDB => mariadb_file(member, files),
+    }
+}
+
+fn mariadb_file(member: &Member, files: &Files) -> io::Result<PathBuf> {
     let mut lines = vec!["[client]".to_owned()];
     let mut set = |name: &str, value: &str| lines.push(format!("{name}={}", quoted(value)));
     match &member.address {
@@ -85,9 +112,8 @@ pub(crate) fn mariadb(program: &Path, member: &Member, files: &Files) -> io::Res
             set("protocol", "socket");
         }
     }
-    let account = member.account.as_ref();
-    set("user", account.map_or("root", |account| &account.user));
-    if let Some(password) = account.and_then(|account| account.password.as_deref()) {
+    set("user", user(Engine::MariaDB, member));
+    if let Some(password) = member.account.as_ref().and_then(|account| account.password.as_deref()) {
         set("password", password);
     }
     set("ssl", if member.tls.mode == TlsMode::Disable { "0" } else { "1" });
@@ -102,16 +128,11 @@ pub(crate) fn mariadb(program: &Path, member: &Member, files: &Files) -> io::Res
             set("ssl-key", &text(&files.write("tls.key", key)?));
         }
     }
-    let path = files.write("mariadb.cnf", &(lines.join("\n") + "\n"))?;
-    let mut command = quiet(program, files);
-    let mut argument = OsStr::new("--defaults-file=").to_owned();
-    argument.push(path);
-    command.arg(argument);
-    Ok(command)
+    files.write("mariadb.cnf", &(lines.join("\n") + "\n"))
 }
 
 /// Nothing of whoever started us: no settings, no language, no home with files that programs read.
-fn quiet(program: &Path, files: &Files) -> Command {
+pub(crate) fn quiet(program: &Path, files: &Files) -> Command {
     let mut command = Command::new(program);
     command.env_clear().env("LC_ALL", "C").env("HOME", files.home()).env("TMPDIR", files.home());
     for kept in ["PATH", "LD_LIBRARY_PATH"] {

@@ -8,6 +8,7 @@
 
 mod mariadb;
 mod postgresql;
+mod tool;
 
 use std::{
     io::{self, Write},
@@ -66,10 +67,12 @@ pub(crate) async fn restore(
         files.map_err(|error| Failure::bug(format!("no directory for the run's files: {error}")).untouched())?;
     let (stop, telling) = (stop.clone(), told.clone());
     let working = tokio::task::spawn_blocking(move || {
+        let by = task.tool.clone();
         let work = ready(task, &opened.repository, member, files, telling, stop).map_err(Failure::untouched)?;
-        match work.copy.engine {
-            Engine::PostgreSQL => postgresql::restore(&work),
-            Engine::MariaDB => mariadb::restore(&work),
+        match (by, work.copy.engine) {
+            (Some(by), _) => tool::restore(&work, &by),
+            (None, Engine::PostgreSQL) => postgresql::restore(&work),
+            (None, Engine::MariaDB) => mariadb::restore(&work),
         }
     });
     reports.during(working, || told.report()).await
@@ -95,6 +98,10 @@ fn ready(
     if copy.engine != engine {
         let message = format!("a copy of {} cannot be restored into {engine}", copy.engine);
         return Err(Failure::new(reasons::UNSUPPORTED, message));
+    }
+    if copy.dump_tool.is_some() != task.tool.is_some() {
+        let by = copy.dump_tool.map_or("the engine's own program".to_owned(), |tool| format!("DumpTool {}", tool.name));
+        return Err(Failure::new(reasons::UNSUPPORTED, format!("the copy was made by {by}: by that it is restored")));
     }
     let work = Work {
         member,

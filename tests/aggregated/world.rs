@@ -25,8 +25,9 @@ pub(crate) const SERVICE: &str = api::install::ACCOUNT;
 pub(crate) const NAMESPACE: &str = api::install::NAMESPACE;
 
 /// What is applied of deploy/: all but the server itself, which is a process of this host.
-const INSTALLED: [&str; 9] = [
+const INSTALLED: [&str; 10] = [
     "crds/databases.yaml",
+    "crds/dumptools.yaml",
     "crds/freezes.yaml",
     "crds/repositories.yaml",
     "crds/restores.yaml",

@@ -6,4 +6,5 @@ mod ends;
 mod killed;
 mod loss;
 mod round_trip;
+mod tools;
 mod world;

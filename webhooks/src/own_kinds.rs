@@ -2,7 +2,7 @@
 //! as the standalone registry and the controllers.
 
 use api::{
-    DatabaseSpec, FreezeSpec, RepositorySpec, RestoreSpec, SnapshotSpec,
+    DatabaseSpec, DumpToolSpec, FreezeSpec, RepositorySpec, RestoreSpec, SnapshotSpec,
     validate::{self, Cause},
 };
 use serde::de::DeserializeOwned;
@@ -34,6 +34,7 @@ pub(crate) fn decide(request: &Request, ours: &Ours) -> Decision {
     }
     match request.resource.as_str() {
         "databases" => judge::<DatabaseSpec>("Database", request, validate::database, validate::database_update),
+        "dumptools" => judge::<DumpToolSpec>("DumpTool", request, validate::dump_tool, validate::dump_tool_update),
         "freezes" => judge::<FreezeSpec>("Freeze", request, validate::freeze, validate::freeze_update),
         "repositories" => {
             judge::<RepositorySpec>("Repository", request, validate::repository, validate::repository_update)

@@ -140,12 +140,10 @@ impl Webhooks<'_> {
         Entry {
             name: "validate.stillpoint.dev",
             path: OWN_KINDS.to_owned(),
-            rules: json!([rule(
-                crate::GROUP,
-                "databases,freezes,repositories,restores,snapshots",
-                "CREATE,UPDATE",
-                "Namespaced"
-            )]),
+            rules: json!([
+                rule(crate::GROUP, "databases,freezes,repositories,restores,snapshots", "CREATE,UPDATE", "Namespaced"),
+                rule(crate::GROUP, "dumptools", "CREATE,UPDATE", "Cluster"),
+            ]),
             // What a freeze writes down must not wait for webhooks that are not there: it gives itself as long as they would have.
             conditions: vec![self.not_ours()],
             namespaces: Some(not_in(&owned(&left_alone(self.namespace)))),

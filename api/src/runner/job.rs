@@ -21,7 +21,7 @@ use k8s_openapi::{
     },
 };
 
-use super::{ALLOCATION, RunnerTemplate, SECRETS, Scratch, TASK, Task};
+use super::{ALLOCATION, RunnerTemplate, SCRATCH, SECRETS, Scratch, TASK, Task};
 
 /// All that a Job is made of.
 #[derive(Clone, Debug)]
@@ -55,7 +55,7 @@ pub const INSTALL: &str = "install";
 const BINARY_DIRECTORY: &str = "/run/stillpoint/bin";
 const SECRETS_DIRECTORY: &str = "/run/stillpoint/secrets";
 const TEMPORARY: &str = "/run/stillpoint/tmp";
-const SCRATCH: &str = "/scratch";
+const SCRATCH_DIRECTORY: &str = "/scratch";
 /// Nobody, as images without root are wont to have it.
 const USER: i64 = 65532;
 /// Told to end, a run ends its programs and says what it leaves.
@@ -141,7 +141,7 @@ fn runner(of: &JobOf<'_>) -> Container {
         mount("secrets", SECRETS_DIRECTORY, true),
         mount("tmp", TEMPORARY, false),
     ];
-    mounts.extend(template.scratch.iter().map(|_| mount("scratch", SCRATCH, false)));
+    mounts.extend(template.scratch.iter().map(|_| mount("scratch", SCRATCH_DIRECTORY, false)));
     mounts.extend(template.volume_mounts.iter().cloned());
     Container {
         name: CONTAINER.to_owned(),
@@ -159,7 +159,8 @@ fn runner(of: &JobOf<'_>) -> Container {
 fn variables(of: &JobOf<'_>) -> Vec<EnvVar> {
     let task = serde_json::to_string(of.task).unwrap_or_default();
     let own = [(TASK, task.as_str()), (SECRETS, SECRETS_DIRECTORY), ("TMPDIR", TEMPORARY)];
-    let own = own.into_iter().chain(ALLOCATION);
+    let scratch = of.template.scratch.iter().map(|_| (SCRATCH, SCRATCH_DIRECTORY));
+    let own = own.into_iter().chain(scratch).chain(ALLOCATION);
     // `$(NAME)` would be another variable's value (Kubernetes API, EnvVar.value).
     let own = own.map(|(name, value)| EnvVar {
         name: name.to_owned(),
@@ -337,6 +338,7 @@ mod tests {
         let value = |name: &str| {
             container["env"].as_array().unwrap().iter().rev().find(|it| it["name"] == name).unwrap()["value"].clone()
         };
+        assert_eq!(value(SCRATCH), json!("/scratch"));
         assert_eq!((value("HTTPS_PROXY"), value("TMPDIR")), (json!("http://proxy"), json!("/run/stillpoint/tmp")));
         let mounts: Vec<_> =
             container["volumeMounts"].as_array().unwrap().iter().map(|it| it["mountPath"].as_str().unwrap()).collect();

@@ -1,6 +1,6 @@
 //! `Repository`, `Snapshot` and `Restore`: what makes them valid.
 
-use super::{Cause, CauseKind, MOST_TARGETS, cause, invalid, required, within};
+use super::{Cause, CauseKind, MOST_TARGETS, cause, invalid, required, tools::tool_use, within};
 use crate::{
     DeletionPolicy, ExistingPolicy, LocationKind, RepositoryLocation, RepositorySpec, RestoreSource, RestoreSpec,
     SnapshotMethod, SnapshotSpec,
@@ -21,6 +21,8 @@ pub(crate) const NOT_OF_A_DUMP: &str = "is for method: VolumeSnapshot";
 pub(crate) const INTO_A_SERVER: &str = "are restored into no Database: give volumes, or a database";
 pub(crate) const OF_NO_DUMP: &str =
     "to new claims (without a database) only a Snapshot is restored that is named, with existing: Never";
+pub(crate) const TOOLS_DUMP: &str = "a DumpTool makes dumps: say method: Dump, and a repository";
+pub(crate) const TOOLS_RESTORE_INTO: &str = "a DumpTool restores into a Database: name one";
 /// The most claims of a Restore.
 const MOST_CLAIMS: usize = 64;
 
@@ -168,6 +170,10 @@ pub fn snapshot(spec: &SnapshotSpec) -> Vec<Cause> {
     for (field, _) in of_volumes.into_iter().filter(|(_, said)| *said && spec.method == SnapshotMethod::Dump) {
         causes.push(cause(field, CauseKind::Forbidden, NOT_OF_A_DUMP.into()));
     }
+    if spec.tool.is_some() && spec.method != SnapshotMethod::Dump {
+        causes.push(cause("spec.tool", CauseKind::Forbidden, TOOLS_DUMP.into()));
+    }
+    tool_use(spec.tool.as_ref(), &mut causes);
     let classes = [
         ("spec.volumeSnapshotClassName", &spec.volume_snapshot_class_name),
         ("spec.volumeGroupSnapshotClassName", &spec.volume_group_snapshot_class_name),
@@ -199,6 +205,10 @@ pub fn snapshot_update(new: &SnapshotSpec, old: &SnapshotSpec) -> Vec<Cause> {
 pub fn restore(spec: &RestoreSpec) -> Vec<Cause> {
     let mut causes = Vec::new();
     claims(spec, &mut causes);
+    if spec.tool.is_some() && spec.database.is_empty() {
+        causes.push(cause("spec.tool", CauseKind::Forbidden, TOOLS_RESTORE_INTO.into()));
+    }
+    tool_use(spec.tool.as_ref(), &mut causes);
     let RestoreSource { repository, snapshot, latest, as_of, database: _ } = &spec.source;
     let said = [snapshot.is_some(), *latest == Some(true), as_of.is_some()];
     if said.into_iter().filter(|said| *said).count() != 1 {

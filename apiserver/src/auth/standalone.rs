@@ -162,6 +162,9 @@ mod tests {
             (asks(Verb::List, "", "secrets", None), Role::Admin),
             (asks(Verb::Create, api::GROUP, "databases", None), Role::Admin),
             (asks(Verb::Delete, api::GROUP, "freezes", None), Role::Admin),
+            (asks(Verb::List, api::GROUP, "dumptools", None), Role::Viewer),
+            (asks(Verb::Create, api::GROUP, "dumptools", None), Role::Admin),
+            (asks(Verb::Patch, api::GROUP, "dumptools", None), Role::Admin),
         ];
         for (target, least) in table {
             for role in Role::ALL {

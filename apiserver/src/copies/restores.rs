@@ -36,6 +36,8 @@ pub(super) use target::Claimed;
 
 /// Worked on at once; how many of them are runs is another bound ([`super::slots`]).
 const AT_ONCE: usize = 256;
+/// Of a target that no run has seen.
+const UNTOUCHED: &str = "as it was: nothing was touched";
 /// Of a target, where the run did not say what it left.
 const UNKNOWN: &str = "unknown: see what is in it before you restore again";
 /// For so long a Restore waits for what cannot be read now: a server, a Repository.
@@ -151,7 +153,7 @@ impl Copies {
         match self.runs.begin(order).await {
             Ok(running) => self.follow_restore(restore, running, &message).await,
             Err(NotBegun::Refused(error)) => {
-                let target = Some("as it was: nothing was touched".to_owned());
+                let target = Some(UNTOUCHED.to_owned());
                 self.restore_failed(restore, FailedRun { target, ..not_begun(error) }).await
             }
             // Whether it was will be seen.
@@ -186,7 +188,7 @@ impl Copies {
             reason: reasons::RUNNER_DIED.to_owned(),
             message: "the process that did it is gone; see what is in the target before you restore again".to_owned(),
             again: false,
-            target: Some("unknown: PostgreSQL's databases are as they were until the restore takes their names; MariaDB's may be restored in part".to_owned()),
+            target: Some("unknown: PostgreSQL's databases are as they were until the restore takes their names; MariaDB's, and what a DumpTool restores, may be restored in part".to_owned()),
         };
         self.restore_failed(restore, failed).await
     }

@@ -36,6 +36,7 @@ use crate::{
     resources::{Resource, SNAPSHOTS},
 };
 use hear::Heard;
+pub(super) use order::template;
 use order::{place, replication_of, replications_of, run_of, runs_of};
 use plan::{Next, next};
 
@@ -255,7 +256,7 @@ impl Copies {
         let run = RunName { name: replication_of(&uid, status.replications + 1), over };
         let id = status.id.unwrap_or_default();
         let task = ReplicateTask { run, repository: repository.spec.clone(), id, to: to.clone() };
-        let place = place(snapshot, &repository, Vec::new());
+        let place = place(snapshot, &repository, Vec::new(), None);
         let order = Order { name: task.run.name.clone(), task: Task::Replicate(Box::new(task)), secrets, place };
         self.still_leads()?;
         match self.runs.begin(order).await {

@@ -7,6 +7,7 @@ mod copies;
 mod core;
 pub mod live;
 mod stillpoint;
+mod tools;
 
 use api::validate::Cause;
 use jiff::Timestamp;
@@ -105,6 +106,7 @@ static ALL: &[&Resource] = &[
     &REPOSITORIES,
     &SNAPSHOTS,
     &RESTORES,
+    &DUMP_TOOLS,
     &live::DATABASES,
     &live::SNAPSHOTS,
     &live::REPOSITORIES,
@@ -114,6 +116,7 @@ static ALL: &[&Resource] = &[
 pub use self::copies::{REPOSITORIES, RESTORES, SNAPSHOTS};
 pub use self::core::{EVENTS, NAMESPACES, SECRETS};
 pub use stillpoint::{DATABASES, FREEZES};
+pub use tools::DUMP_TOOLS;
 
 /// Verbs of a stored resource.
 pub(crate) const EVERY_VERB: &[Verb] = &[

@@ -14,6 +14,7 @@ pub mod restore_plan;
 pub mod snapshot;
 pub mod status;
 pub mod thaw;
+pub mod tool;
 pub mod unquiesce;
 
 use std::io::{self, IsTerminal, Write};

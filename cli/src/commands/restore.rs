@@ -5,7 +5,7 @@ use jiff::{Timestamp, tz::TimeZone};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::{ResourceExt, api::PostParams};
 
-use super::{answer, is_asked};
+use super::{answer, is_asked, tool::Tool};
 use crate::{
     client::{Api, Connection},
     failure::Failure,
@@ -60,6 +60,8 @@ struct Asked {
     /// The Database whose copy it is; the target's own name when absent.
     #[arg(long, value_name = "DATABASE")]
     from: Option<String>,
+    #[command(flatten)]
+    tool: Tool,
     /// A database inside the server, by its own name there; repeat it. Absent: all of the copy.
     #[arg(long = "database", value_name = "NAME")]
     databases: Vec<String>,
@@ -167,7 +169,7 @@ impl Asked {
     }
 
     async fn spec(self, api: &Api) -> Result<(String, RestoreSpec), Failure> {
-        let Self { target, which, repository, from, databases, existing, no_globals, name, .. } = self;
+        let Self { target, which, repository, from, tool, databases, existing, no_globals, name, .. } = self;
         let repository = match (&which.snapshot, repository) {
             // It is its Snapshot's.
             (Some(_), repository) => repository,
@@ -190,6 +192,7 @@ impl Asked {
                 databases,
                 existing,
                 globals: !no_globals,
+                tool: tool.used(),
                 volumes: Vec::new(),
                 runner: None,
             },
@@ -210,7 +213,9 @@ fn show(shown: &mut Shown, status: &RestoreStatus) {
 fn told(target: &str, name: &str, status: &RestoreStatus) -> String {
     let of = status.chosen.as_ref().map(|chosen| format!(" from copy {}", chosen.snapshot)).unwrap_or_default();
     let warnings = print::warnings(&status.warnings);
-    format!("restore {name} is {}: {} into {target}{of}\n{warnings}", status.phase, status.databases.join(", "))
+    // What a DumpTool has restored, only that knows.
+    let what = if status.databases.is_empty() { "all of it".to_owned() } else { status.databases.join(", ") };
+    format!("restore {name} is {}: {what} into {target}{of}\n{warnings}", status.phase)
 }
 
 fn failed(name: &str, status: &RestoreStatus, namespace: &str) -> Failure {

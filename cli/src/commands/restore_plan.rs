@@ -89,7 +89,7 @@ fn which<'c>(copy: &'c LiveSnapshot, from: Option<&str>) -> Result<&'c DatabaseC
         return Err(Failure::new(format!("nothing is stored of {name}: it is {}", status.phase)));
     }
     let names = status.contents.iter().map(|of| of.database.as_str()).collect::<Vec<_>>().join(", ");
-    match (from, status.contents.as_slice()) {
+    let of = match (from, status.contents.as_slice()) {
         (None, [only]) => Ok(only),
         (None, _) => {
             Err(Failure::new(format!("{name} is of several Databases, and a plan is for one: say --from ({names})")))
@@ -98,5 +98,13 @@ fn which<'c>(copy: &'c LiveSnapshot, from: Option<&str>) -> Result<&'c DatabaseC
             .iter()
             .find(|of| of.database == from)
             .ok_or_else(|| Failure::new(format!("{name} has no Database {from}; it has {names}"))),
+    }?;
+    match &of.dump_tool {
+        None => Ok(of),
+        Some(tool) => Err(Failure::new(format!(
+            "{name} was made by DumpTool {}, and only that knows how it is restored: restic restore, or kubectl still snapshot \
+             download, gives back its files",
+            tool.name
+        ))),
     }
 }

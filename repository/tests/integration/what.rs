@@ -44,6 +44,7 @@ pub(crate) fn manifest(files: &[StoredFile]) -> Manifest {
         consistency: None,
         cut_between: Some(CutBetween { frozen_at: now.clone(), thawed_at: now }),
         contents: vec![DatabaseCopy {
+            dump_tool: None,
             database: "orders".into(),
             engine: Engine::PostgreSQL,
             version: "15.14".into(),

@@ -132,3 +132,54 @@ async fn a_repository_is_made_by_who_may_read_secrets_and_pods_are_said_by_who_m
     allow("jobs", "create", "jobs.batch").await;
     until("the right is there", SOON, || async { tried("four", &with_runner).await.ok().map(drop) }).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tool_runs_in_its_own_image_with_room_for_its_files_and_is_for_nobody_in_a_namespace_to_write() {
+    let space = in_world().await.space("tooled").await.unwrap();
+    let store = S3::plain().await.unwrap();
+    database(&space, "orders", &[DATA]).await.unwrap();
+    secrets(&space, &store).await.unwrap();
+    space.apply(object("Repository", "nightly", spec(&store))).await.unwrap();
+    let tool = object(
+        "DumpTool",
+        "tooled",
+        json!({
+            "image": "mydumper:1", "settings": [{"name": "threads", "default": "4"}],
+            "dump": {"command": ["mydumper", "--outputdir=$(SCRATCH)", "--threads=$(settings.threads)"], "output": "Directory"},
+        }),
+    );
+    let admin = Identity::user("tooler", &[]);
+    space.kubectl(&["create", "rolebinding", "tooler", "--clusterrole=admin", "--user=tooler"]).await.unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), tool.to_string()).unwrap();
+    let refused = space.kubectl_as(&admin, &["create", "-f", &file.path().display().to_string()]).await.unwrap();
+    let refused = refused.ok().unwrap_err().to_string();
+    assert!(refused.contains("cannot create resource \"dumptools\""), "{refused}");
+    space.apply(tool).await.unwrap();
+
+    let tool = json!({"name": "tooled", "settings": {"threads": "8"}});
+    let snapshot = json!({"databases": ["orders"], "repository": "nightly", "tool": tool});
+    space.apply(object("Snapshot", "crowded", snapshot.clone())).await.unwrap();
+    until("that it has no room is told", SOON, || async {
+        let status = status(&space, "snapshots.stillpoint.dev", "crowded").await?;
+        ensure!(status["phase"] == "Failed" && status["message"].to_string().contains("runner.scratch"), "{status:#}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    let mut with_room = snapshot;
+    with_room["runner"] = json!({"scratch": {"size": "1Gi"}});
+    space.apply(object("Snapshot", "roomy", with_room)).await.unwrap();
+    let job = until("a Job is made", SOON, || async { listed(&space, "jobs").await?.pop().context("none yet") })
+        .await
+        .unwrap();
+    let container = &job["spec"]["template"]["spec"]["containers"][0];
+    assert_eq!(container["image"], "mydumper:1", "{job:#}");
+    let environment = container["env"].as_array().unwrap();
+    let value = |name: &str| environment.iter().find(|one| one["name"] == name).unwrap()["value"].as_str().unwrap();
+    assert_eq!(value(api::runner::SCRATCH), "/scratch");
+    let task: Value = serde_json::from_str(&value(api::runner::TASK).replace("$$(", "$(")).unwrap();
+    assert_eq!(task["dump"]["tool"]["settings"], json!({"threads": "8"}), "{task:#}");
+    space.kubectl(&["delete", "snapshots.stillpoint.dev", "roomy", "crowded", "--timeout=60s"]).await.unwrap();
+    space.kubectl(&["delete", "dumptools.stillpoint.dev", "tooled"]).await.unwrap();
+}

@@ -9,12 +9,14 @@ use api::{
 };
 use jiff::Timestamp;
 
+use super::UNTOUCHED;
 use crate::{
     copies::{
         Copies,
         catalogue::Item,
         kept::{owner, who},
         runs::{Order, Place},
+        snapshots::template,
     },
     error::ApiError,
     targets,
@@ -38,8 +40,9 @@ impl Copies {
             reason: reason.to_owned(),
             message,
             again: false,
-            target: Some("as it was: nothing was touched".to_owned()),
+            target: Some(UNTOUCHED.to_owned()),
         };
+        let untouched = |failed: FailedRun| FailedRun { target: Some(UNTOUCHED.to_owned()), ..failed };
         let target = &restore.spec.database;
         if target.is_empty() {
             let message = "say spec.database, the Database that it is restored into: claims are made in a cluster";
@@ -56,8 +59,15 @@ impl Copies {
             [only] if restore.spec.source.database.is_none() => only.clone(),
             _ => from,
         };
+        let of_it = copy.status.contents.iter().find(|one| one.database == from);
+        let made_by = of_it.and_then(|one| one.dump_tool.as_ref());
+        let tool = self.tools.restoring(&restore.spec, made_by, database.spec.engine).await.map_err(untouched)?;
         let name = copy.spec.repository.clone().unwrap_or_default();
         let repository = self.repositories.get(&namespace, &name).await.map_err(unread)?;
+        let template = template(&repository, tool.as_ref(), restore.spec.runner.as_ref());
+        if let Some(tool) = &tool {
+            self.has_room(&template, tool, true).map_err(untouched)?;
+        }
         let mut wanted = repository.spec.secrets();
         wanted.extend(targets::secrets(&database));
         let unread = |error: ApiError| FailedRun {
@@ -76,17 +86,12 @@ impl Copies {
             id: chosen.id.clone(),
             from,
             to: TaskDatabase { name: target.clone(), spec: database.spec.clone() },
+            tool,
             databases: restore.spec.databases.clone(),
             existing: restore.spec.existing,
             globals: restore.spec.globals,
         };
-        let place = Place {
-            template: repository.spec.runner.clone().unwrap_or_default().with(restore.spec.runner.as_ref()),
-            owner: owner(restore),
-            databases: vec![database],
-            longest: LONGEST,
-            namespace,
-        };
+        let place = Place { template, owner: owner(restore), databases: vec![database], longest: LONGEST, namespace };
         let (_, _, uid) = who(restore);
         let order = Order { name: uid, task: Task::Restore(Box::new(task)), secrets, place };
         Ok(Planned { order, chosen, warnings })

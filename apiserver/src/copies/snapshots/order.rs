@@ -5,7 +5,7 @@ use std::sync::Arc;
 use api::{
     Database, Repository, Snapshot,
     conditions::reasons,
-    runner::{DumpTask, FailedRun, ObjectName, RunName, Task, TaskDatabase},
+    runner::{DumpTask, FailedRun, ObjectName, RunName, RunnerTemplate, Task, TaskDatabase, TaskTool},
 };
 use jiff::Timestamp;
 
@@ -61,6 +61,12 @@ impl Copies {
         for database in &found {
             wanted.extend(targets::secrets(database));
         }
+        let engines = found.iter().map(|database| database.spec.engine);
+        let tool = self.tools.dumping(snapshot.spec.tool.as_ref(), engines).await?;
+        let place = place(snapshot, &repository, found.clone(), tool.as_ref());
+        if let Some(tool) = &tool {
+            self.has_room(&place.template, tool, false)?;
+        }
         let secrets = self.depot.values(&namespace, wanted).await.map_err(|error| missing("Secret", "", &error))?;
         let databases = found.iter().map(|database| TaskDatabase {
             name: database.metadata.name.clone().unwrap_or_default(),
@@ -70,10 +76,10 @@ impl Copies {
             run: run.clone(),
             snapshot: ObjectName { namespace, name, uid },
             databases: databases.collect(),
+            tool,
             repository: repository.spec.clone(),
             expected_bytes: self.expected(snapshot),
         };
-        let place = place(snapshot, &repository, found);
         Ok(Order { name: run.name, task: Task::Dump(Box::new(task)), secrets, place })
     }
 
@@ -90,10 +96,26 @@ impl Copies {
 }
 
 /// Where a run of it is done.
-pub(super) fn place(snapshot: &Snapshot, repository: &Repository, databases: Vec<Arc<Database>>) -> Place {
+pub(super) fn place(
+    snapshot: &Snapshot,
+    repository: &Repository,
+    databases: Vec<Arc<Database>>,
+    tool: Option<&TaskTool>,
+) -> Place {
     let (namespace, _, _) = who(snapshot);
-    let template = repository.spec.runner.clone().unwrap_or_default().with(snapshot.spec.runner.as_ref());
+    let template = template(repository, tool, snapshot.spec.runner.as_ref());
     let now = Timestamp::now();
     let left = snapshot.spec.deadline(now).duration_since(now).unsigned_abs();
     Place { namespace, owner: owner(snapshot), template, databases, longest: left }
+}
+
+/// How a Pod is made: as the Repository says, with the image of the tool, and as is said for this run.
+pub(in crate::copies) fn template(
+    repository: &Repository,
+    tool: Option<&TaskTool>,
+    own: Option<&RunnerTemplate>,
+) -> RunnerTemplate {
+    let image = tool.and_then(|tool| tool.spec.image.clone());
+    let of_tool = RunnerTemplate { image, ..RunnerTemplate::default() };
+    repository.spec.runner.clone().unwrap_or_default().with(Some(&of_tool)).with(own)
 }

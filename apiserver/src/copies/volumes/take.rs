@@ -348,6 +348,7 @@ fn copy_of(database: &Database) -> DatabaseCopy {
         engine: database.spec.engine,
         version: member.map(|member| member.version.clone()).unwrap_or_default(),
         tool: String::new(),
+        dump_tool: None,
         position: None,
         files: Vec::new(),
     }

@@ -8,6 +8,7 @@ use kube::{ResourceExt, api::PostParams};
 
 use crate::{
     client::Api,
+    commands::tool::Tool,
     failure::Failure,
     follow::{Waiting, follow},
     print::{self, Output},
@@ -25,6 +26,8 @@ use crate::{
 ///
 ///   kubectl still snapshot create orders billing --repository nightly --name before-upgrade --deadline 1h
 ///
+///   kubectl still snapshot create orders --tool mydumper --set threads=8
+///
 ///   kubectl still snapshot create orders --volumes
 #[derive(Debug, clap::Args)]
 #[command(verbatim_doc_comment)]
@@ -35,8 +38,10 @@ pub struct Command {
     /// The Repository that it goes to; may be left out where there is one only.
     #[arg(long, value_name = "NAME")]
     repository: Option<String>,
+    #[command(flatten)]
+    tool: Tool,
     /// In a cluster: of the volumes, by VolumeSnapshots, in place of a dump.
-    #[arg(long, conflicts_with = "repository")]
+    #[arg(long, conflicts_with_all = ["repository", "tool"])]
     volumes: bool,
     /// With --volumes: the VolumeSnapshotClass; the driver's default when absent.
     #[arg(long, value_name = "NAME", requires = "volumes")]
@@ -99,7 +104,7 @@ impl Command {
     }
 
     async fn make(self, api: &Api) -> Result<(Waiting, Snapshot), Failure> {
-        let Self { databases, repository, volumes, class, name, deadline, retain, waiting } = self;
+        let Self { databases, repository, tool, volumes, class, name, deadline, retain, waiting } = self;
         let repository = if volumes { None } else { Some(api.repository(repository).await?) };
         let first = databases.first().map(String::as_str).unwrap_or_default();
         let name = name.unwrap_or_else(|| times::stamped(first, Timestamp::now()));
@@ -107,6 +112,7 @@ impl Command {
             databases,
             method: if volumes { SnapshotMethod::VolumeSnapshot } else { SnapshotMethod::Dump },
             repository,
+            tool: tool.used(),
             volume_snapshot_class_name: class,
             volume_group_snapshot_class_name: None,
             on_missed: None,
