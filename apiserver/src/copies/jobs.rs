@@ -5,11 +5,7 @@
 
 mod pods;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    pin::pin,
-    time::Duration,
-};
+use std::{collections::BTreeSet, pin::pin, time::Duration};
 
 use api::{
     Database,
@@ -121,28 +117,31 @@ impl Jobs {
 
 #[async_trait]
 impl Runs for Jobs {
-    async fn begin(&self, order: Order) -> Result<Running, ApiError> {
+    async fn job(&self, order: &Order) -> Result<Job, ApiError> {
         let place = &order.place;
         let programs = self.programs(place).await?;
-        let secrets: BTreeMap<String, Vec<String>> =
-            order.secrets.iter().map(|(name, values)| (name.clone(), values.keys().cloned().collect())).collect();
-        let job = job::job(&JobOf {
+        Ok(job::job(&JobOf {
             namespace: &place.namespace,
             name: &order.name,
             owner: place.owner.clone(),
             task: &order.task,
-            secrets: &secrets,
+            secrets: &order.secrets,
             template: &place.template,
             ours: &self.ours,
             programs: &programs,
             deadline_seconds: i64::try_from((place.longest + GOODBYE).as_secs()).unwrap_or(i64::MAX),
-        });
-        let run = self.run(&place.namespace, &order.name);
+        }))
+    }
+
+    async fn begin(&self, order: Order) -> Result<Running, ApiError> {
+        let job = self.job(&order).await?;
+        let namespace = &order.place.namespace;
+        let run = self.run(namespace, &order.name);
         match run.jobs.create(&PostParams::default(), &job).await {
             Ok(_) => {}
             // Ours: its name is nobody else's, and the answer to an earlier request was lost.
             Err(kube::Error::Api(status)) if status.code == 409 => {}
-            Err(error) => return Err(refused(&place.namespace, &error)),
+            Err(error) => return Err(refused(namespace, &error)),
         }
         Ok(run.followed())
     }

@@ -17,7 +17,7 @@ use super::{
     Copies,
     catalogue::Item,
     kept::{owner, who},
-    runs::{Order, Place, Running},
+    runs::{Order, Place, Running, keys},
     snapshots::not_begun,
     status::Pace,
 };
@@ -198,7 +198,7 @@ impl Copies {
         }
     }
 
-    async fn restore_order(&self, restore: &Restore) -> Result<(Order, ChosenCopy), FailedRun> {
+    pub(super) async fn restore_order(&self, restore: &Restore) -> Result<(Order, ChosenCopy), FailedRun> {
         let (namespace, _, _) = who(restore);
         let no = |reason: &str, message: String| FailedRun {
             reason: reason.to_owned(),
@@ -225,11 +225,7 @@ impl Copies {
             self.repositories.get(&namespace, &name).await.map_err(|error| no(reasons::NOT_FOUND, error.message))?;
         let mut wanted = repository.spec.secrets();
         wanted.extend(targets::secrets(&database));
-        let secrets = self
-            .depot
-            .values(&namespace, wanted)
-            .await
-            .map_err(|error| no(reasons::CREDENTIALS_MISSING, error.message))?;
+        let secrets = keys(wanted);
         let chosen = ChosenCopy {
             snapshot: copy.metadata.name.clone().unwrap_or_default(),
             repository: name,

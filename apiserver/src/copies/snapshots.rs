@@ -21,7 +21,7 @@ use tracing::debug;
 use super::{
     Copies,
     kept::who,
-    runs::{Order, Running},
+    runs::{Order, Running, keys},
     status,
 };
 use crate::{
@@ -30,7 +30,8 @@ use crate::{
     records::Seen,
     resources::{Resource, SNAPSHOTS},
 };
-use order::{place, replications_of, run_of, runs_of};
+pub(super) use order::run_now;
+use order::{place, replications_of, runs_of};
 use plan::{Next, next};
 
 /// Dumps at once: each is a process, and a load for its database.
@@ -41,6 +42,9 @@ const LOOK: Duration = Duration::from_secs(2);
 const STILL_WANTED: Duration = Duration::from_millis(500);
 /// How long is waited after a repository did not do what it should.
 const AGAIN: Duration = Duration::from_secs(5);
+/// Of a server that is in no cluster.
+pub(super) const NO_VOLUMES: &str =
+    "VolumeSnapshots are taken in a cluster, and this server has none: say method: Dump, and a repository";
 const KIND: &Resource = &SNAPSHOTS;
 
 pub(super) async fn run(copies: Copies) {
@@ -121,9 +125,7 @@ async fn turn(copies: Copies, namespace: String, name: String) {
 impl Copies {
     /// One run, to its end.
     async fn dump(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let (_, _, uid) = who(snapshot);
-        let over = runs_of(snapshot);
-        let run = RunName { name: run_of(&uid, over.len() + 1), over };
+        let run = run_now(snapshot);
         if let Some(found) = self.stored_before(snapshot).await {
             self.unlock(snapshot).await;
             self.change(snapshot, |status| status::dumped(status, found.clone(), Timestamp::now())).await?;
@@ -183,9 +185,7 @@ impl Copies {
 
     /// There is nothing here that could take VolumeSnapshots.
     async fn no_volumes(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let message =
-            "VolumeSnapshots are taken in a cluster, and this server has none: say method: Dump, and a repository";
-        let (reason, message) = (reasons::UNSUPPORTED.to_owned(), message.to_owned());
+        let (reason, message) = (reasons::UNSUPPORTED.to_owned(), NO_VOLUMES.to_owned());
         self.failed(snapshot, &FailedRun { reason, message, again: false, target: None }).await
     }
 
@@ -195,7 +195,7 @@ impl Copies {
         let (namespace, _, uid) = who(snapshot);
         let name = snapshot.spec.repository.clone().unwrap_or_default();
         let repository = self.repositories.get(&namespace, &name).await?;
-        let secrets = self.depot.values(&namespace, repository.spec.secrets()).await?;
+        let secrets = keys(repository.spec.secrets());
         let id = status.id.unwrap_or_default();
         // One at a time: any other is over.
         let all = replications_of(&uid);

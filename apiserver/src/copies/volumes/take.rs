@@ -12,7 +12,8 @@ use kube::api::{DeleteParams, PostParams, Preconditions};
 use tracing::debug;
 
 use super::{
-    MADE_FOR, Storage, claims,
+    MADE_FOR, Storage,
+    claims::{self, Unknown},
     kinds::VolumeSnapshot,
     plan::{self, Next},
     refused,
@@ -26,6 +27,20 @@ use crate::{
 };
 
 const KIND: &Resource = &SNAPSHOTS;
+
+/// Of what a Snapshot is made.
+struct Cuts {
+    volumes: Vec<SnapshotVolume>,
+    contents: Vec<DatabaseCopy>,
+    warnings: Vec<String>,
+}
+
+/// Why it is not known of what.
+enum Hindered {
+    /// What is in the way may go.
+    Now(Unknown),
+    Always(Unknown),
+}
 
 /// Nothing is to be done about it but when it is deleted.
 pub(super) fn is_finished(snapshot: &Snapshot) -> bool {
@@ -67,31 +82,11 @@ impl Copies {
     /// Of what it is, as its Databases stand now.
     async fn begin(&self, storage: &Storage, snapshot: &Snapshot) -> Result<(), ApiError> {
         let (namespace, name, _) = who(snapshot);
-        if !storage.watched.is_complete() {
-            let message = "it is not known yet what stands where in this cluster; in a moment";
-            return self.waits(snapshot, reasons::IN_PROGRESS, message).await;
-        }
-        let mut databases: Vec<Arc<Database>> = Vec::new();
-        for database in &snapshot.spec.databases {
-            match self.records.database(&namespace, database).await {
-                Ok(found) => databases.push(found),
-                Err(error) if error.code == 404 => {
-                    let message = format!("there is no Database {database}");
-                    return self.no_copy(snapshot, reasons::NOT_FOUND, &message).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let databases: Vec<&Database> = databases.iter().map(AsRef::as_ref).collect();
-        let found = claims::claims(&storage.watched.index(), &namespace, &name, &databases);
-        let (mut volumes, warnings) = match found {
-            Ok(found) => found,
-            Err(unknown) => return self.waits(snapshot, unknown.reason, &unknown.message).await,
+        let Cuts { volumes, contents, warnings } = match self.cuts(storage, snapshot).await? {
+            Ok(cuts) => cuts,
+            Err(Hindered::Now(why)) => return self.waits(snapshot, why.reason, &why.message).await,
+            Err(Hindered::Always(why)) => return self.no_copy(snapshot, why.reason, &why.message).await,
         };
-        for volume in &mut volumes {
-            describe(storage, &namespace, volume).await?;
-        }
-        let contents: Vec<DatabaseCopy> = databases.iter().copied().map(copy_of).collect();
         self.snapshots.keep(&namespace, &name, api::FINALIZER_SNAPSHOT).await?;
         self.change(snapshot, |mut status| {
             let now = Timestamp::now();
@@ -109,6 +104,53 @@ impl Copies {
         let all = volumes.iter().map(|volume| volume.claim.as_str()).collect::<Vec<_>>().join(", ");
         self.tell(KIND, snapshot, true, "Started", &format!("of claims {all}")).await;
         Ok(())
+    }
+
+    /// As its Databases stand now.
+    async fn cuts(&self, storage: &Storage, snapshot: &Snapshot) -> Result<Result<Cuts, Hindered>, ApiError> {
+        let (namespace, name, _) = who(snapshot);
+        if !storage.watched.is_complete() {
+            let message = "it is not known yet what stands where in this cluster; in a moment".to_owned();
+            return Ok(Err(Hindered::Now(Unknown { reason: reasons::IN_PROGRESS, message })));
+        }
+        let mut databases: Vec<Arc<Database>> = Vec::new();
+        for database in &snapshot.spec.databases {
+            match self.records.database(&namespace, database).await {
+                Ok(found) => databases.push(found),
+                Err(error) if error.code == 404 => {
+                    let message = format!("there is no Database {database}");
+                    return Ok(Err(Hindered::Always(Unknown { reason: reasons::NOT_FOUND, message })));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let databases: Vec<&Database> = databases.iter().map(AsRef::as_ref).collect();
+        let found = claims::claims(&storage.watched.index(), &namespace, &name, &databases);
+        let (mut volumes, warnings) = match found {
+            Ok(found) => found,
+            Err(unknown) => return Ok(Err(Hindered::Now(unknown))),
+        };
+        for volume in &mut volumes {
+            describe(storage, &namespace, volume).await?;
+        }
+        let contents = databases.iter().copied().map(copy_of).collect();
+        Ok(Ok(Cuts { volumes, contents, warnings }))
+    }
+
+    /// Those that are made for it: of what was written down, or would be now.
+    pub(in crate::copies) async fn volume_snapshots(
+        &self,
+        storage: &Storage,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<VolumeSnapshot>, ApiError> {
+        let made = |volumes: &[SnapshotVolume]| volumes.iter().map(|of| volume_snapshot(snapshot, of)).collect();
+        match snapshot.status.as_ref().map(|status| status.volumes.as_slice()) {
+            Some(begun @ [_, ..]) => Ok(made(begun)),
+            _ => match self.cuts(storage, snapshot).await? {
+                Ok(cuts) => Ok(made(&cuts.volumes)),
+                Err(Hindered::Now(why) | Hindered::Always(why)) => Err(ApiError::conflict_message(why.message)),
+            },
+        }
     }
 
     /// Makes what is not there, and says what is.
@@ -162,22 +204,8 @@ impl Copies {
 
     /// Answers why it cannot be made now.
     async fn make(&self, storage: &Storage, snapshot: &Snapshot, volume: &SnapshotVolume) -> Option<String> {
-        let (namespace, name, uid) = who(snapshot);
-        let said = |key: &str, value: Option<String>| value.map(|value| (key.to_owned(), value));
-        // In the words that gates read: a namespace may want otherwise.
-        let on_missed = snapshot.spec.on_missed.map(|on_missed| format!("{on_missed:?}"));
-        let deadline = snapshot.spec.deadline_seconds.map(|seconds| seconds.to_string());
-        let annotations =
-            [said(MADE_FOR, Some(name)), said(gate::ON_MISSED, on_missed), said(gate::DEADLINE_SECONDS, deadline)];
-        let metadata = ObjectMeta {
-            name: Some(volume.volume_snapshot.clone()),
-            namespace: Some(namespace.clone()),
-            labels: Some(BTreeMap::from([(api::LABEL_SNAPSHOT.to_owned(), uid)])),
-            annotations: Some(annotations.into_iter().flatten().collect()),
-            ..ObjectMeta::default()
-        };
-        let class = snapshot.spec.volume_snapshot_class_name.as_deref();
-        let made = VolumeSnapshot::new(metadata, &volume.claim, class);
+        let (namespace, _, _) = who(snapshot);
+        let made = volume_snapshot(snapshot, volume);
         match storage.snapshots(&namespace).create(&PostParams::default(), &made).await {
             Ok(_) => None,
             // Whose it is shows when it is looked at.
@@ -262,6 +290,25 @@ impl Copies {
         self.tell(KIND, snapshot, false, reason, message).await;
         Ok(())
     }
+}
+
+/// Pure.
+fn volume_snapshot(snapshot: &Snapshot, volume: &SnapshotVolume) -> VolumeSnapshot {
+    let (namespace, name, uid) = who(snapshot);
+    let said = |key: &str, value: Option<String>| value.map(|value| (key.to_owned(), value));
+    // In the words that gates read: a namespace may want otherwise.
+    let on_missed = snapshot.spec.on_missed.map(|on_missed| format!("{on_missed:?}"));
+    let deadline = snapshot.spec.deadline_seconds.map(|seconds| seconds.to_string());
+    let annotations =
+        [said(MADE_FOR, Some(name)), said(gate::ON_MISSED, on_missed), said(gate::DEADLINE_SECONDS, deadline)];
+    let metadata = ObjectMeta {
+        name: Some(volume.volume_snapshot.clone()),
+        namespace: Some(namespace),
+        labels: Some(BTreeMap::from([(api::LABEL_SNAPSHOT.to_owned(), uid)])),
+        annotations: Some(annotations.into_iter().flatten().collect()),
+        ..ObjectMeta::default()
+    };
+    VolumeSnapshot::new(metadata, &volume.claim, snapshot.spec.volume_snapshot_class_name.as_deref())
 }
 
 /// What a claim that is made of it later has to be like: the claim itself may be gone then.
