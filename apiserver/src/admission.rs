@@ -1,7 +1,8 @@
 //! What a cluster asks by policy, asked here: whoever names a Secret must be allowed to read it; whoever declares a Freeze
-//! must be allowed to quiesce what it holds.
+//! must be allowed to quiesce what it holds; whoever has a copy restored, to do that by the verb; whoever says how Pods are made, to
+//! make them.
 
-use api::{Database, FreezeSpec, Repository, RestoreSpec, SnapshotSpec};
+use api::{Database, FreezeSpec, Repository, RestoreSpec, SnapshotSpec, runner::RunnerTemplate};
 use async_trait::async_trait;
 use serde_json::Value;
 
@@ -10,7 +11,7 @@ use crate::{
     auth::{self, Authorizer},
     error::ApiError,
     registry::Admit,
-    resources::{DATABASES, FREEZES, REPOSITORIES, RESTORES, SECRETS, SNAPSHOTS},
+    resources::{DATABASES, FREEZES, REPOSITORIES, RESTORES, SECRETS, SNAPSHOTS, live},
     target::{ResourceTarget, Verb},
     verbs::Verbs,
 };
@@ -37,6 +38,7 @@ impl Admit for Author<'_> {
         {
             let names: Vec<&str> = repository.spec.secrets().into_iter().map(|(name, _)| name).collect();
             self.may_read(namespace, &names).await?;
+            self.may_make_jobs(namespace, repository.spec.runner.as_ref()).await?;
         }
         if asked.resource.kind == SNAPSHOTS.kind
             && let Ok(spec) = serde_json::from_value::<SnapshotSpec>(object["spec"].clone())
@@ -44,10 +46,13 @@ impl Admit for Author<'_> {
             for database in &spec.databases {
                 verbs.may_quiesce(asked.user, namespace, database).await?;
             }
+            self.may_make_jobs(namespace, spec.runner.as_ref()).await?;
         }
         if asked.resource.kind == RESTORES.kind
             && let Ok(spec) = serde_json::from_value::<RestoreSpec>(object["spec"].clone())
         {
+            self.may_restore(namespace, spec.source.snapshot.as_deref()).await?;
+            self.may_make_jobs(namespace, spec.runner.as_ref()).await?;
             // To new claims nothing of any server's is touched.
             if !spec.database.is_empty() {
                 verbs.may_quiesce(asked.user, namespace, &spec.database).await?;
@@ -80,5 +85,35 @@ impl Author<'_> {
             auth::ask(self.authorizer, self.asked.user, (&target).into()).await?;
         }
         Ok(())
+    }
+
+    /// A copy by its name; what is chosen by time may be any.
+    async fn may_restore(&self, namespace: &str, copy: Option<&str>) -> Result<(), ApiError> {
+        let target = ResourceTarget {
+            verb: Verb::Create,
+            group: live::SNAPSHOTS.group.to_owned(),
+            version: live::SNAPSHOTS.version.to_owned(),
+            namespace: Some(namespace.to_owned()),
+            resource: live::SNAPSHOTS.plural.to_owned(),
+            name: copy.map(str::to_owned),
+            subresource: Some("restore".to_owned()),
+        };
+        auth::ask(self.authorizer, self.asked.user, (&target).into()).await
+    }
+
+    async fn may_make_jobs(&self, namespace: &str, said: Option<&RunnerTemplate>) -> Result<(), ApiError> {
+        if said.is_none() {
+            return Ok(());
+        }
+        let target = ResourceTarget {
+            verb: Verb::Create,
+            group: "batch".to_owned(),
+            version: "v1".to_owned(),
+            namespace: Some(namespace.to_owned()),
+            resource: "jobs".to_owned(),
+            name: None,
+            subresource: None,
+        };
+        auth::ask(self.authorizer, self.asked.user, (&target).into()).await
     }
 }

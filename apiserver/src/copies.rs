@@ -7,6 +7,7 @@
 //! in a cluster: VolumeSnapshots and claims of them ─► volumes
 //! live       ─► catalogue      Snapshots and what is in repositories, as one list
 //!               download       files of a copy, in ranges
+//!               generate       what is made for a Snapshot or a Restore, for people to see
 //!               check          whether a repository is whole
 //! ```
 
@@ -15,6 +16,7 @@ mod check;
 mod children;
 mod depot;
 mod download;
+mod generate;
 mod jobs;
 mod kept;
 mod log;
@@ -108,14 +110,15 @@ impl Copies {
     /// Of a standalone server: `home` is for its runs alone.
     pub(crate) fn standalone(registry: &Registry, home: PathBuf, tasks: &TaskTracker) -> anyhow::Result<Self> {
         let records: Arc<dyn Records> = Arc::new(registry.clone());
+        let depot = Depot::new(Arc::clone(&records));
         Ok(Self {
-            depot: Depot::new(Arc::clone(&records)),
+            runs: Arc::new(Children::new(home, depot.clone())?),
+            depot,
             records,
             repositories: Own::shared(registry, &REPOSITORIES),
             snapshots: Own::shared(registry, &SNAPSHOTS),
             restores: Own::shared(registry, &RESTORES),
             tools: Tools::Own(registry.clone()),
-            runs: Arc::new(Children::new(home)?),
             dumping: Slots::new(CHILDREN),
             restoring: Slots::new(CHILDREN),
             targets: Claimed::default(),

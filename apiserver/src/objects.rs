@@ -1,5 +1,6 @@
 //! Requests for resources: from a permitted target to the registry or the verbs, and back to bytes.
 
+mod generate;
 mod lists;
 mod repositories;
 mod snapshots;

@@ -71,6 +71,7 @@ enum Command {
     Snapshot(commands::snapshot::Command),
     Restore(commands::restore::Command),
     RestorePlan(commands::restore_plan::Command),
+    Generate(commands::generate::Command),
     /// Break-glass: end every claim, whoever holds it.
     Thaw(commands::thaw::Command),
     #[command(name = supervise::SUPERVISE, hide = true)]
@@ -102,6 +103,7 @@ impl Args {
             Command::Snapshot(command) => command.run(connection, output).await,
             Command::Restore(command) => command.run(connection, output).await,
             Command::RestorePlan(command) => command.run(connection, output).await,
+            Command::Generate(command) => command.run(connection, output).await,
             Command::Thaw(command) => command.run(connection, output).await,
             Command::Supervise { parent, command } => Ok(supervise::supervise(parent, &command).await),
         }

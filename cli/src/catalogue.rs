@@ -1,4 +1,4 @@
-//! What only `live.stillpoint.dev` has of copies: the catalogue with its warnings, files in ranges, logs, checks.
+//! What only `live.stillpoint.dev` has of copies: the catalogue with its warnings, files in ranges, logs, checks, what is made for them.
 
 use api::{LIVE_API_VERSION, LiveSnapshot, Repository, RepositoryCheck, RepositoryCheckSpec};
 use http::{HeaderMap, Request, header};
@@ -8,7 +8,7 @@ use kube::{
     core::{Status, metadata::ListMeta},
 };
 use serde::{Deserialize, de::DeserializeOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{client::Api, failure::Failure};
 
@@ -92,6 +92,29 @@ impl Api {
     pub async fn log(&self, plural: &str, name: &str) -> Result<String, Failure> {
         let (_, bytes) = self.bytes(Request::get(self.of(plural, &format!("{name}/log"))), Vec::new()).await?;
         Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// What is made for a Snapshot or a Restore, and what a person should know of it: for the one of this name, or for one that is sent.
+    pub async fn generated(
+        &self,
+        plural: &str,
+        name: &str,
+        sent: Option<&Value>,
+    ) -> Result<(Vec<Value>, Vec<String>), kube::Error> {
+        #[derive(Deserialize)]
+        struct List {
+            items: Vec<Value>,
+        }
+        let path = self.of(plural, &format!("{name}/generate"));
+        let (headers, bytes) = match sent {
+            None => self.bytes(Request::get(path), Vec::new()).await?,
+            Some(object) => {
+                let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+                self.bytes(request, object.to_string().into_bytes()).await?
+            }
+        };
+        let list: List = serde_json::from_slice(&bytes).map_err(kube::Error::SerdeError)?;
+        Ok((list.items, warnings(&headers)))
     }
 
     /// Has a repository checked; that may take long.

@@ -6,6 +6,7 @@ mod client;
 mod commands;
 mod failure;
 mod follow;
+mod manifests;
 mod password;
 mod print;
 mod progress;

@@ -37,13 +37,14 @@ pub(crate) fn credentials(namespace: &str) -> Value {
 const VIEW: [Rule; 3] = [
     rule(STORED, "databases,dumptools,freezes,repositories,restores,snapshots", "get,list,watch"),
     rule(LIVE, "databases,snapshots", "get,list"),
-    rule(LIVE, "restores/log,snapshots/log", "get"),
+    // What is made for a copy says no more than the copy, its Databases and their Pods do.
+    rule(LIVE, "restores/generate,restores/log,snapshots/generate,snapshots/log", "get"),
 ];
 /// No DumpTool, which is a program that is run beside everybody's Databases: that is for whoever administers the cluster. No Freeze: whoever may make one may stop the writers of every Database of the namespace. Of which Databases somebody may make a
 /// Snapshot is asked for each: he needs `databases/quiesce`, too.
 const EDIT: [Rule; 2] = [
     rule(STORED, "databases,repositories,restores,snapshots", "create,delete,deletecollection,patch,update"),
-    rule(LIVE, "repositories/check,snapshots,snapshots/restore", "create"),
+    rule(LIVE, "repositories/check,restores/generate,snapshots,snapshots/generate,snapshots/restore", "create"),
 ];
 /// What is in a copy is all that is in its Databases: no role but this one reads it.
 const ADMIN: [Rule; 3] = [

@@ -2,13 +2,17 @@
 //! does what snapshot-controller and csi-snapshotter do. What really is in such a copy `tests/node` looks at.
 
 mod dumps;
+mod generated;
 mod groups;
 mod hand;
 mod restores;
 
+use std::{path::Path, process::Stdio};
+
 use anyhow::{Context, Result, ensure};
 use cluster::{Identity, until};
 use serde_json::{Value, json};
+use tokio::process::Command;
 
 use self::hand::{DATA, Hand, WAL, database, in_world, snapshot};
 use crate::world::{NAMESPACE, SERVICE, SOON, Space};
@@ -241,6 +245,37 @@ async fn a_copy_is_taken_and_brought_back_by_the_live_group_for_whom_may_quiesce
     // All that is in it is not an editor's to read.
     let download = space.kubectl_as(&editor, &["get", "--raw", &format!("{all}/now/download")]).await.unwrap();
     assert!(download.ok().unwrap_err().to_string().contains("orbidden"));
+}
+
+/// What the command line said.
+struct Said {
+    code: i32,
+    stdout: String,
+    stderr: String,
+}
+
+/// `kubectl still`, as the administrator.
+async fn still(space: &Space<'_>, arguments: &[&str]) -> Result<Said> {
+    still_with(space, space.world.cluster.kubeconfig(), arguments).await
+}
+
+async fn still_as(space: &Space<'_>, who: &Identity, arguments: &[&str]) -> Result<Said> {
+    still_with(space, &space.world.cluster.kubeconfig_of(who).await?, arguments).await
+}
+
+async fn still_with(space: &Space<'_>, kubeconfig: &Path, arguments: &[&str]) -> Result<Said> {
+    let still = Command::new(tests::binary("kubectl-still")?)
+        .args(arguments)
+        .args(["-n", &space.name])
+        .env("KUBECONFIG", kubeconfig)
+        .stdin(Stdio::null())
+        .output()
+        .await?;
+    Ok(Said {
+        code: still.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&still.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&still.stderr).into_owned(),
+    })
 }
 
 /// What is waited for of one object.

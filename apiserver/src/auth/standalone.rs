@@ -156,6 +156,8 @@ mod tests {
             (asks(Verb::List, api::LIVE_GROUP, "snapshots", None), Role::Viewer),
             (asks(Verb::Get, api::LIVE_GROUP, "snapshots", Some("download")), Role::Admin),
             (asks(Verb::Create, api::LIVE_GROUP, "snapshots", Some("restore")), Role::Admin),
+            (asks(Verb::Get, api::LIVE_GROUP, "snapshots", Some("generate")), Role::Viewer),
+            (asks(Verb::Create, api::LIVE_GROUP, "snapshots", Some("generate")), Role::Admin),
             (asks(Verb::Create, api::LIVE_GROUP, "repositories", Some("check")), Role::Admin),
             (asks(Verb::Get, api::LIVE_GROUP, "restores", Some("log")), Role::Viewer),
             (asks(Verb::Get, "", "secrets", None), Role::Admin),

@@ -14,6 +14,7 @@ use std::{
 
 use api::runner::{ALLOCATION, LONGEST_LINE, Report, SECRETS, TASK, WITH_PARENT};
 use async_trait::async_trait;
+use k8s_openapi::api::batch::v1::Job;
 use nix::{sys::signal::Signal, unistd::Pid};
 use tokio::{
     io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, BufReader},
@@ -23,13 +24,18 @@ use tokio::{
 };
 use tracing::{debug, warn};
 
-use super::runs::{NotBegun, Order, Running, Runs};
+use super::{
+    depot::{Depot, Values},
+    runs::{NotBegun, Order, Running, Runs},
+};
 use crate::error::ApiError;
 
 #[derive(Debug)]
 pub(crate) struct Children {
     /// Of the data directory; one directory for each run.
     home: PathBuf,
+    /// Reads Secrets.
+    depot: Depot,
 }
 
 /// The argument by which this program is a runner.
@@ -41,18 +47,18 @@ const REPORTS: usize = 64;
 
 impl Children {
     /// Removes what runs of before have left.
-    pub(crate) fn new(home: PathBuf) -> io::Result<Self> {
+    pub(crate) fn new(home: PathBuf, depot: Depot) -> io::Result<Self> {
         match fs::remove_dir_all(&home) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}
         }
         private_directory(&home)?;
-        Ok(Self { home })
+        Ok(Self { home, depot })
     }
 
-    fn spawn(directory: &Path, order: &Order) -> anyhow::Result<Child> {
+    fn spawn(directory: &Path, order: &Order, secrets: &Values) -> anyhow::Result<Child> {
         private_directory(directory)?;
-        for (secret, values) in &order.secrets {
+        for (secret, values) in secrets {
             let below = directory.join(secret);
             private_directory(&below)?;
             for (key, value) in values {
@@ -74,9 +80,16 @@ impl Children {
 
 #[async_trait]
 impl Runs for Children {
+    async fn job(&self, _: &Order) -> Result<Job, ApiError> {
+        Err(ApiError::bad_request("there are no Jobs here: without a cluster a run is a child process of this server"))
+    }
+
     async fn begin(&self, order: Order) -> Result<Running, NotBegun> {
         let directory = self.home.join(&order.name);
-        let child = Self::spawn(&directory, &order).map_err(|error| {
+        let named =
+            order.secrets.iter().map(|(secret, keys)| (secret.as_str(), keys.iter().map(String::as_str).collect()));
+        let secrets = self.depot.values(&order.place.namespace, named.collect()).await.map_err(NotBegun::Refused)?;
+        let child = Self::spawn(&directory, &order, &secrets).map_err(|error| {
             // Secrets are in it.
             fs::remove_dir_all(&directory).ok();
             NotBegun::Refused(ApiError::internal(format!("{error:#}")))

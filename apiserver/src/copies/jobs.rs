@@ -6,14 +6,14 @@
 mod pods;
 mod run;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use api::{
     Database,
     runner::job::{self, JobOf},
 };
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
 use kube::{Api, Client};
 
 use super::runs::{NotBegun, Order, Place, Running, Runs};
@@ -87,24 +87,27 @@ impl Jobs {
 
 #[async_trait]
 impl Runs for Jobs {
-    async fn begin(&self, order: Order) -> Result<Running, NotBegun> {
+    async fn job(&self, order: &Order) -> Result<Job, ApiError> {
         let place = &order.place;
-        let programs = self.programs(place).await.map_err(NotBegun::Refused)?;
-        let secrets: BTreeMap<String, Vec<String>> =
-            order.secrets.iter().map(|(name, values)| (name.clone(), values.keys().cloned().collect())).collect();
-        let job = job::job(&JobOf {
+        let programs = self.programs(place).await?;
+        Ok(job::job(&JobOf {
             namespace: &place.namespace,
             name: &order.name,
             owner: place.owner.clone(),
             task: &order.task,
-            secrets: &secrets,
+            secrets: &order.secrets,
             template: &place.template,
             ours: &self.ours,
             programs: &programs,
             deadline_seconds: i64::try_from((place.longest + GOODBYE).as_secs()).unwrap_or(i64::MAX),
-        });
-        let run = self.run(&place.namespace, &order.name);
-        run.made(&job, &place.namespace).await?;
+        }))
+    }
+
+    async fn begin(&self, order: Order) -> Result<Running, NotBegun> {
+        let job = self.job(&order).await.map_err(NotBegun::Refused)?;
+        let namespace = &order.place.namespace;
+        let run = self.run(namespace, &order.name);
+        run.made(&job, namespace).await?;
         Ok(run.followed())
     }
 

@@ -133,6 +133,13 @@ impl Copies {
             }
             Err(failed) => return self.restore_failed(restore, failed).await,
         };
+        match self.has_secrets(&order).await {
+            Err(failed) if failed.again && is_young(restore) => {
+                return self.restore_waits(restore, &format!("{}; trying again", failed.message)).await;
+            }
+            Err(failed) => return self.restore_failed(restore, failed).await,
+            Ok(()) => {}
+        }
         let message = told(&chosen);
         let begun = |mut status: RestoreStatus| {
             let now = Timestamp::now();

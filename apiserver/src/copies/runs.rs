@@ -7,7 +7,7 @@ use api::{
     runner::{Report, RunnerTemplate, Task},
 };
 use async_trait::async_trait;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+use k8s_openapi::{api::batch::v1::Job, apimachinery::pkg::apis::meta::v1::OwnerReference};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::ApiError;
@@ -17,10 +17,13 @@ pub(crate) struct Order {
     /// No other run's, ever.
     pub(crate) name: String,
     pub(crate) task: Task,
-    /// Values by Secret and key: only those that the task names.
-    pub(crate) secrets: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    /// Only what the task names. The values are read where it is done: by a kubelet, or for a child process.
+    pub(crate) secrets: Keys,
     pub(crate) place: Place,
 }
+
+/// By Secret, the keys of it.
+pub(crate) type Keys = BTreeMap<String, Vec<String>>;
 
 /// Where it is done, and how, where that is to be said.
 pub(crate) struct Place {
@@ -53,6 +56,19 @@ pub(crate) enum NotBegun {
     Unknown(ApiError),
 }
 
+/// Of what several have named, each once.
+pub(crate) fn keys(wanted: Vec<(&str, Vec<&str>)>) -> Keys {
+    let mut keys = Keys::new();
+    for (secret, of) in wanted {
+        keys.entry(secret.to_owned()).or_default().extend(of.into_iter().map(str::to_owned));
+    }
+    for of in keys.values_mut() {
+        of.sort();
+        of.dedup();
+    }
+    keys
+}
+
 impl Running {
     /// Tells it to end, if it goes on still, and waits until nothing of it is left.
     pub(crate) async fn end(self) {
@@ -66,6 +82,9 @@ impl Running {
 /// Who does tasks: child processes, or Jobs.
 #[async_trait]
 pub(crate) trait Runs: fmt::Debug + Send + Sync {
+    /// The Job that [`begin`](Self::begin) makes of it, where runs are Jobs.
+    async fn job(&self, order: &Order) -> Result<Job, ApiError>;
+
     async fn begin(&self, order: Order) -> Result<Running, NotBegun>;
 
     /// One that somebody else has begun, if it is still there.
@@ -78,13 +97,33 @@ pub(crate) struct NoRuns;
 
 #[async_trait]
 impl Runs for NoRuns {
+    async fn job(&self, _: &Order) -> Result<Job, ApiError> {
+        Err(nobody_does())
+    }
+
     async fn begin(&self, _: Order) -> Result<Running, NotBegun> {
-        Err(NotBegun::Refused(ApiError::unavailable(
-            "dumps are neither taken nor restored here: start the server with --runner-image (runners.enabled of the chart)",
-        )))
+        Err(NotBegun::Refused(nobody_does()))
     }
 
     async fn resume(&self, _: &str, _: &str) -> Result<Option<Running>, ApiError> {
         Ok(None)
+    }
+}
+
+fn nobody_does() -> ApiError {
+    ApiError::unavailable(
+        "dumps are neither taken nor restored here: start the server with --runner-image (runners.enabled of the chart)",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_that_several_name_is_there_once_with_the_keys_of_all() {
+        let wanted = vec![("account", vec!["user", "password"]), ("ca", vec!["ca.crt"]), ("account", vec!["password"])];
+        let of = |secret: &str, keys: &[&str]| (secret.to_owned(), keys.iter().map(|key| (*key).to_owned()).collect());
+        assert_eq!(keys(wanted), Keys::from([of("account", &["password", "user"]), of("ca", &["ca.crt"])]));
     }
 }

@@ -26,7 +26,7 @@ use tracing::debug;
 use super::{
     Copies,
     kept::who,
-    runs::{NotBegun, Order, Running},
+    runs::{NotBegun, Order, Running, keys},
     slots, status,
 };
 use crate::{
@@ -36,8 +36,8 @@ use crate::{
     resources::{Resource, SNAPSHOTS},
 };
 use hear::Heard;
-pub(super) use order::template;
-use order::{place, replication_of, replications_of, run_of, runs_of};
+use order::{place, replication_of, replications_of, runs_of};
+pub(super) use order::{run_now, template};
 use plan::{Next, next};
 
 /// Worked on at once; how many of them are runs is another bound ([`super::slots`]).
@@ -46,6 +46,9 @@ const AT_ONCE: usize = 256;
 const LOOK: Duration = Duration::from_secs(2);
 /// How long is waited after something could not be written.
 const MOMENT: Duration = Duration::from_millis(500);
+/// Of a server that is in no cluster.
+pub(super) const NO_VOLUMES: &str =
+    "VolumeSnapshots are taken in a cluster, and this server has none: say method: Dump, and a repository";
 const KIND: &Resource = &SNAPSHOTS;
 
 pub(super) async fn run(copies: Copies) {
@@ -123,9 +126,7 @@ async fn turn(copies: Copies, namespace: String, name: String) {
 impl Copies {
     /// One run, to its end.
     async fn dump(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let (_, _, uid) = who(snapshot);
-        let over = runs_of(snapshot);
-        let run = RunName { name: run_of(&uid, over.len() + 1), over };
+        let run = run_now(snapshot);
         if let Some(found) = self.stored_before(snapshot).await {
             self.unlock(snapshot).await;
             self.change(snapshot, |status| status::dumped(status, found.clone(), Timestamp::now())).await?;
@@ -146,6 +147,9 @@ impl Copies {
             Ok(order) => order,
             Err(failed) => return self.failed(snapshot, &failed).await,
         };
+        if let Err(failed) = self.has_secrets(&order).await {
+            return self.failed(snapshot, &failed).await;
+        }
         self.still_leads()?;
         match self.runs.begin(order).await {
             Ok(running) => {
@@ -227,9 +231,7 @@ impl Copies {
 
     /// There is nothing here that could take VolumeSnapshots.
     async fn no_volumes(&self, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let message =
-            "VolumeSnapshots are taken in a cluster, and this server has none: say method: Dump, and a repository";
-        let (reason, message) = (reasons::UNSUPPORTED.to_owned(), message.to_owned());
+        let (reason, message) = (reasons::UNSUPPORTED.to_owned(), NO_VOLUMES.to_owned());
         self.failed(snapshot, &FailedRun { reason, message, again: false, target: None }).await
     }
 
@@ -245,7 +247,7 @@ impl Copies {
         let Some(_slot) = self.slot_for(snapshot).await else { return Ok(()) };
         let name = snapshot.spec.repository.clone().unwrap_or_default();
         let repository = self.repositories.get(&namespace, &name).await?;
-        let secrets = self.depot.values(&namespace, repository.spec.secrets()).await?;
+        let secrets = keys(repository.spec.secrets());
         let is_next =
             |now: &SnapshotStatus| now.phase == SnapshotPhase::Replicating && now.replications == status.replications;
         if !self.change_where(snapshot, is_next, status::replicating).await? {
@@ -321,6 +323,19 @@ impl Copies {
             self.tell(KIND, &*snapshot, false, &failed.reason, &failed.message).await;
         }
         Ok(())
+    }
+
+    /// What it names is there: a Pod would wait for it without an end.
+    pub(super) async fn has_secrets(&self, order: &Order) -> Result<(), FailedRun> {
+        let named = order.secrets.iter();
+        let named = named.map(|(secret, keys)| (secret.as_str(), keys.iter().map(String::as_str).collect()));
+        let values = self.depot.values(&order.place.namespace, named.collect()).await;
+        values.map(drop).map_err(|error| FailedRun {
+            reason: reasons::CREDENTIALS_MISSING.to_owned(),
+            again: error.code.is_server_error(),
+            message: error.message,
+            target: Some("as it was: nothing was touched".to_owned()),
+        })
     }
 
     /// What follows on what was written may be done by who leads alone.

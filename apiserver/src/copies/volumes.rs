@@ -17,6 +17,7 @@ mod found;
 mod group;
 mod kinds;
 mod plan;
+mod remove;
 mod take;
 mod wanted;
 mod worth;

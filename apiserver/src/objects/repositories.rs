@@ -1,4 +1,4 @@
-//! What can be done with stored Repositories and Restores beside storing them: a check, a log.
+//! What can be done with stored Repositories and Restores beside storing them: a check, a log, a look at what is made.
 
 use api::RepositoryCheck;
 use http::StatusCode;
@@ -24,6 +24,7 @@ impl Objects {
         let namespace = asked.target.namespace.as_deref().unwrap_or_default();
         match asked.target.subresource.as_deref() {
             Some("check") => check(copies, asked, namespace, bytes).await,
+            Some("generate") => self.generate_restore(copies, asked, bytes).await,
             Some("log") => copies.restore_log(namespace, asked.name()).await.map(text),
             _ => Err(ApiError::no_such_path()),
         }

@@ -1,4 +1,4 @@
-//! `snapshots` of `live.stillpoint.dev`: the catalogue, a copy taken now, its files, its log, and the way back.
+//! `snapshots` of `live.stillpoint.dev`: the catalogue, a copy taken now, its files, its log, the way back, and what is made for each.
 
 use api::{LiveSnapshot, RestoreSource, SnapshotMethod};
 use http::{StatusCode, header};
@@ -12,13 +12,22 @@ use crate::{
     admission::Author,
     answer::{Answer, json_answer},
     asked::Asked,
-    body,
+    body::{self, Body},
     copies::{Copies, Download},
     error::ApiError,
     negotiate::Form,
+    registry::{Write, Written},
     resources::{RESTORES, Resource, SNAPSHOTS},
-    target::Verb,
+    target::{ResourceTarget, Verb},
 };
+
+/// What becomes of one that is declared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// Unless it is a dry run.
+    AsAsked,
+    Never,
+}
 
 impl Objects {
     pub(super) async fn live_snapshots(&self, asked: &Asked<'_>, bytes: &[u8]) -> Result<Answer, ApiError> {
@@ -33,6 +42,7 @@ impl Objects {
                 let copy = copies.find(namespace, asked.name()).await?;
                 Ok(text(copies.log(&copy)))
             }
+            (Some("generate"), _) => self.generate_snapshot(copies, asked, bytes).await,
             (Some("restore"), _) => self.restore_snapshot(copies, asked, bytes).await,
             (Some(_), _) => Err(ApiError::no_such_path()),
         }
@@ -121,26 +131,43 @@ impl Objects {
     ) -> Result<Answer, ApiError> {
         body["apiVersion"] = resource.api_version().into();
         body["kind"] = resource.kind.into();
-        let target = crate::target::ResourceTarget {
-            verb: Verb::Create,
-            group: resource.group.to_owned(),
-            version: resource.version.to_owned(),
-            namespace: asked.target.namespace.clone(),
-            resource: resource.plural.to_owned(),
-            name: None,
-            subresource: None,
-        };
-        let asked = Asked { user: asked.user, resource, target: &target, parts: asked.parts, now: asked.now };
-        let mut body = body::Body { value: body, duplicates: Vec::new() };
-        super::declare(resource, &mut body, asked.user);
-        let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked: &asked };
-        let write = asked.write(&author)?;
-        let namespace = asked.target.namespace.as_deref();
-        let written = match &self.registry {
-            Some(kept) => kept.create(resource, namespace, body, write, asked.now).await?,
-            None => copies.declare(resource, namespace.unwrap_or_default(), body, write).await?,
-        };
+        let target = creation(resource, asked.target);
+        let asked = Asked { resource, target: &target, ..*asked };
+        let body = Body { value: body, duplicates: Vec::new() };
+        let written = self.declared(copies, &asked, body, Stored::AsAsked).await?;
         asked.written(&written.object, StatusCode::CREATED, written.warnings)
+    }
+
+    /// One that is to be made, checked as its kind wants it, and admitted.
+    pub(super) async fn declared(
+        &self,
+        copies: &Copies,
+        asked: &Asked<'_>,
+        mut body: Body,
+        stored: Stored,
+    ) -> Result<Written, ApiError> {
+        super::declare(asked.resource, &mut body, asked.user);
+        let author = Author { authorizer: self.authorizer.as_ref(), verbs: &self.verbs, asked };
+        let write = asked.write(&author)?;
+        let write = Write { dry_run: write.dry_run || stored == Stored::Never, ..write };
+        let namespace = asked.target.namespace.as_deref();
+        match &self.registry {
+            Some(kept) => kept.create(asked.resource, namespace, body, write, asked.now).await,
+            None => copies.declare(asked.resource, namespace.unwrap_or_default(), body, write).await,
+        }
+    }
+}
+
+/// What whoever makes one of this kind asks for.
+pub(super) fn creation(resource: &Resource, asked: &ResourceTarget) -> ResourceTarget {
+    ResourceTarget {
+        verb: Verb::Create,
+        group: resource.group.to_owned(),
+        version: resource.version.to_owned(),
+        namespace: asked.namespace.clone(),
+        resource: resource.plural.to_owned(),
+        name: None,
+        subresource: None,
     }
 }
 

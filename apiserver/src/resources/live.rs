@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use api::{
     Database, Freeze, LiveDatabase, LiveDatabaseStatus, LiveSnapshotSpec, LiveSnapshotStatus, Quiesce, Renew,
-    RepositoryCheck, RestoreSpec, Unquiesce,
+    RepositoryCheck, RestoreSpec, SnapshotSpec, Unquiesce,
 };
 use freeze::{FreezeName, FreezeView};
 use jiff::Timestamp;
-use schemars::{JsonSchema, Schema, json_schema};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 
 use super::{
     Column, Resource, Storage, Subresource,
@@ -142,11 +142,12 @@ pub static SNAPSHOTS: Resource = Resource {
     storage: Storage::Live,
     verbs: &[Verb::Create, Verb::Get, Verb::List],
     subresources: &[
+        Subresource { name: "restore", kind: "Restore", verbs: &[Verb::Create], schema: Some(restore) },
         Subresource {
-            name: "restore",
-            kind: "Restore",
-            verbs: &[Verb::Create],
-            schema: Some(RestoreSpec::json_schema),
+            name: "generate",
+            kind: "Snapshot",
+            verbs: &[Verb::Create, Verb::Get],
+            schema: Some(|generator| sent::<SnapshotSpec>(generator, "A Snapshot that is not stored.")),
         },
         Subresource { name: "download", kind: "LiveSnapshot", verbs: &[Verb::Get], schema: None },
         Subresource { name: "log", kind: "LiveSnapshot", verbs: &[Verb::Get], schema: None },
@@ -256,11 +257,30 @@ pub static RESTORES: Resource = Resource {
     namespaced: true,
     storage: Storage::Live,
     verbs: &[],
-    subresources: &[Subresource { name: "log", kind: "LiveRestore", verbs: &[Verb::Get], schema: None }],
+    subresources: &[
+        Subresource { name: "generate", kind: "Restore", verbs: &[Verb::Create, Verb::Get], schema: Some(restore) },
+        Subresource { name: "log", kind: "LiveRestore", verbs: &[Verb::Get], schema: None },
+    ],
     columns: &[NAME],
     fields: &[],
     schema: |_| bare("What can be asked of a Restore."),
 };
+
+fn restore(generator: &mut SchemaGenerator) -> Schema {
+    sent::<RestoreSpec>(generator, "A Restore that is asked for.")
+}
+
+/// Of the body of a verb that has the form of a stored kind.
+fn sent<S: JsonSchema>(generator: &mut SchemaGenerator, description: &str) -> Schema {
+    let metadata = generator.subschema_for::<k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta>();
+    let spec = generator.subschema_for::<S>();
+    let mut schema = bare(description);
+    if let Some(properties) = schema.ensure_object()["properties"].as_object_mut() {
+        properties.insert("metadata".to_owned(), metadata.to_value());
+        properties.insert("spec".to_owned(), spec.to_value());
+    }
+    schema
+}
 
 /// Of what is never answered as an object.
 fn bare(description: &str) -> Schema {

@@ -131,7 +131,7 @@ pub(crate) const EVERY_VERB: &[Verb] = &[
 ];
 
 /// Those of a server that stands behind a kube-apiserver.
-static LIVE: &[&Resource] = &[&live::DATABASES, &live::SNAPSHOTS];
+static LIVE: &[&Resource] = &[&live::DATABASES, &live::SNAPSHOTS, &live::REPOSITORIES, &live::RESTORES];
 
 impl Served {
     /// In the order of discovery.

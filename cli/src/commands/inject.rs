@@ -1,22 +1,19 @@
 //! `inject`: what the webhooks would make of Pods, printed, with no cluster asked. For pipelines, for GitOps, and for whoever wants to
 //! see it first.
 
-use std::{
-    fs,
-    io::{self, Read},
-    path::{Path, PathBuf},
-};
+use std::path::PathBuf;
 
 use api::{
     inject::{self, Asked, Decided, Installation, Verdict},
     install,
 };
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use crate::{
     client::Connection,
     failure::Failure,
-    print::{self, Output},
+    manifests::{self, objects, read},
+    print::Output,
 };
 
 #[derive(Debug, clap::Args)]
@@ -77,10 +74,7 @@ impl Command {
         let said: Vec<Said> =
             objects.iter_mut().flat_map(|object| injected(object, namespace, installation, DEEPEST)).collect();
         said.iter().flat_map(Said::lines).for_each(|line| eprintln!("{line}"));
-        match output {
-            Output::Json => print::json(&whole(objects))?,
-            Output::Text => print!("{}", yaml(&objects)?),
-        }
+        manifests::print(objects, output)?;
         Ok(u8::from(said.iter().any(|said| said.decided.verdict == Verdict::Skipped)))
     }
 }
@@ -98,24 +92,6 @@ impl Said {
             }
         }
     }
-}
-
-fn read(path: &Path) -> Result<String, Failure> {
-    let text = if path.as_os_str() == "-" {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).map(|_| text)
-    } else {
-        fs::read_to_string(path)
-    };
-    text.map_err(|error| Failure::new(format!("{}: {error}", path.display())))
-}
-
-/// As kubectl reads them: YAML 1.1, in which `0440` is an octal number. Empty documents are none.
-fn objects(text: &str) -> Result<Vec<Value>, String> {
-    let options = serde_saphyr::options! { legacy_octal_numbers: true, with_snippet: false };
-    let objects: Vec<Value> =
-        serde_saphyr::from_multiple_with_options(text, options).map_err(|error| error.to_string())?;
-    Ok(objects.into_iter().filter(|object| !object.is_null()).collect())
 }
 
 /// Puts an agent into each Pod of an object. Whoever runs this asks for it as a Namespace does: for all that look like a database.
@@ -139,23 +115,12 @@ fn injected(object: &mut Value, namespace: &str, installation: Installation<'_>,
     vec![Said { of, decided }]
 }
 
-/// One object as it is, several as kubectl has them.
-fn whole(mut objects: Vec<Value>) -> Value {
-    match objects.len() {
-        1 => objects.remove(0),
-        _ => json!({"apiVersion": "v1", "kind": "List", "items": objects}),
-    }
-}
-
-fn yaml(objects: &[Value]) -> Result<String, Failure> {
-    let documents = objects.iter().map(serde_saphyr::to_string);
-    let documents: Result<Vec<String>, _> = documents.collect();
-    documents.map(|documents| documents.join("---\n")).map_err(|error| Failure::new(error.to_string()))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::{fs, path::Path};
+
     use super::*;
+    use crate::manifests::yaml;
 
     const CA: &str = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n";
 
@@ -256,12 +221,6 @@ items:
             );
         }
         assert!(objects("a: [").unwrap_err().contains("line"));
-    }
-
-    #[test]
-    fn several_objects_are_a_list_in_json() {
-        assert_eq!(whole(vec![json!({"kind": "Pod"})])["kind"], "Pod");
-        assert_eq!(whole(vec![json!({"kind": "Pod"}), json!({"kind": "Pod"})])["items"][1]["kind"], "Pod");
     }
 
     /// The same as at the webhooks' door, for every Pod that is written down there.

@@ -4,6 +4,7 @@ pub mod coverage;
 pub mod database;
 pub mod doctor;
 pub mod enable;
+pub mod generate;
 pub mod grants;
 pub mod inject;
 pub mod preflight;

@@ -8,11 +8,11 @@ use serde_json::{Value, json};
 use super::hand::{DATA, RUNNER_IMAGE, database, in_world};
 use crate::world::{SOON, Space};
 
-fn object(kind: &str, name: &str, spec: Value) -> Value {
+pub(super) fn object(kind: &str, name: &str, spec: Value) -> Value {
     json!({"apiVersion": api::API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
 }
 
-fn spec(store: &S3) -> Value {
+pub(super) fn spec(store: &S3) -> Value {
     let bucket = json!({"name": "bucket", "s3": {
         "bucket": store.bucket, "endpoint": store.endpoint(), "region": S3::REGION,
         "credentials": {"secretRef": {"name": "bucket-account"}},
@@ -20,7 +20,7 @@ fn spec(store: &S3) -> Value {
     json!({"locations": [bucket], "encryption": {"passwordSecretRef": {"name": "nightly-key"}}})
 }
 
-async fn secrets(space: &Space<'_>, store: &S3) -> Result<()> {
+pub(super) async fn secrets(space: &Space<'_>, store: &S3) -> Result<()> {
     let account = json!({"access-key-id": store.access_key, "secret-access-key": store.secret_key});
     for (name, values) in [("bucket-account", account), ("nightly-key", json!({"password": "correct horse"}))] {
         space
@@ -30,7 +30,7 @@ async fn secrets(space: &Space<'_>, store: &S3) -> Result<()> {
     Ok(())
 }
 
-async fn listed(space: &Space<'_>, kind: &str) -> Result<Vec<Value>> {
+pub(super) async fn listed(space: &Space<'_>, kind: &str) -> Result<Vec<Value>> {
     let list: Value = serde_json::from_str(&space.kubectl(&["get", kind, "-o", "json"]).await?)?;
     Ok(list["items"].as_array().cloned().unwrap_or_default())
 }

@@ -194,6 +194,7 @@ async fn a_copy_is_taken_downloaded_and_brought_back_with_us_and_without_us() {
     let said = user.does(&["snapshot", "create", "orders", "--name", "first"]);
     assert!(said.contains("snapshot first is Ready: application at Durable"), "{said}");
     assert!(user.does(&["snapshot", "log", "first"]).contains("Z "));
+    user.fails(&["generate", "snapshot", "first"], &["there are no Jobs here"]);
     let list = user.does(&["snapshot", "list", "--repository", "nightly"]);
     let row = list.lines().find(|line| line.starts_with("first ")).unwrap();
     assert!(["orders", "application", "nightly", "Snapshot", "Ready"].iter().all(|cell| row.contains(cell)), "{list}");

@@ -15,7 +15,7 @@ use crate::{
         Copies,
         catalogue::Item,
         kept::{owner, who},
-        runs::{Order, Place},
+        runs::{Order, Place, keys},
         snapshots::template,
     },
     error::ApiError,
@@ -23,8 +23,8 @@ use crate::{
 };
 
 /// What is to be done for one.
-pub(super) struct Planned {
-    pub(super) order: Order,
+pub(in crate::copies) struct Planned {
+    pub(in crate::copies) order: Order,
     pub(super) chosen: ChosenCopy,
     /// What a person should know of the choice.
     pub(super) warnings: Vec<String>,
@@ -34,7 +34,7 @@ pub(super) struct Planned {
 const LONGEST: Duration = Duration::from_secs(7 * 24 * 3600);
 
 impl Copies {
-    pub(super) async fn restore_order(&self, restore: &Restore) -> Result<Planned, FailedRun> {
+    pub(in crate::copies) async fn restore_order(&self, restore: &Restore) -> Result<Planned, FailedRun> {
         let (namespace, _, _) = who(restore);
         let no = |reason: &str, message: String| FailedRun {
             reason: reason.to_owned(),
@@ -70,11 +70,7 @@ impl Copies {
         }
         let mut wanted = repository.spec.secrets();
         wanted.extend(targets::secrets(&database));
-        let unread = |error: ApiError| FailedRun {
-            again: error.code.is_server_error(),
-            ..no(reasons::CREDENTIALS_MISSING, error.message)
-        };
-        let secrets = self.depot.values(&namespace, wanted).await.map_err(unread)?;
+        let secrets = keys(wanted);
         let chosen = ChosenCopy {
             snapshot: copy.metadata.name.clone().unwrap_or_default(),
             repository: name,

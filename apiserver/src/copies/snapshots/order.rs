@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::{
-    Database, Repository, Snapshot,
+    Database, Repository, Snapshot, SnapshotPhase,
     conditions::reasons,
     runner::{DumpTask, FailedRun, ObjectName, RunName, RunnerTemplate, Task, TaskDatabase, TaskTool},
 };
@@ -13,7 +13,7 @@ use crate::{
     copies::{
         Copies,
         kept::{owner, who},
-        runs::{Order, Place},
+        runs::{Order, Place, keys},
     },
     error::ApiError,
     targets,
@@ -39,9 +39,18 @@ pub(super) fn run_of(uid: &str, number: usize) -> String {
     format!("{uid}-{number}")
 }
 
+/// The run that it is to have next; where it has one, or had its last, that.
+pub(in crate::copies) fn run_now(snapshot: &Snapshot) -> RunName {
+    let (_, _, uid) = who(snapshot);
+    let mut over = runs_of(snapshot);
+    let phase = snapshot.status.as_ref().map(|status| status.phase).unwrap_or_default();
+    let begun = if phase == SnapshotPhase::Pending { None } else { over.pop() };
+    RunName { name: begun.unwrap_or_else(|| run_of(&uid, over.len() + 1)), over }
+}
+
 impl Copies {
     /// What a run is to know: everything as it is declared now.
-    pub(super) async fn order(&self, snapshot: &Snapshot, run: RunName) -> Result<Order, FailedRun> {
+    pub(in crate::copies) async fn order(&self, snapshot: &Snapshot, run: RunName) -> Result<Order, FailedRun> {
         let (namespace, name, uid) = who(snapshot);
         let missing = |kind: &str, name: &str, error: &ApiError| FailedRun {
             reason: reasons::NOT_FOUND.to_owned(),
@@ -67,7 +76,7 @@ impl Copies {
         if let Some(tool) = &tool {
             self.has_room(&place.template, tool, false)?;
         }
-        let secrets = self.depot.values(&namespace, wanted).await.map_err(|error| missing("Secret", "", &error))?;
+        let secrets = keys(wanted);
         let databases = found.iter().map(|database| TaskDatabase {
             name: database.metadata.name.clone().unwrap_or_default(),
             spec: database.spec.clone(),

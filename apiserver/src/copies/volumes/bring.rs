@@ -25,6 +25,9 @@ use crate::{
     resources::{RESTORES, Resource},
 };
 
+/// A reason and a message.
+type Why = (&'static str, String);
+
 const KIND: &Resource = &RESTORES;
 /// How long claims may take until they have their volumes: drivers copy for hours.
 const LONGEST: SignedDuration = SignedDuration::from_hours(24);
@@ -58,25 +61,14 @@ pub(super) async fn turn(copies: Copies, storage: Storage, namespace: String, na
 impl Copies {
     /// Everything is looked at before anything is made.
     async fn begin_claims(&self, storage: &Storage, restore: &Restore) -> Result<(), ApiError> {
-        let (namespace, name, _) = who(restore);
-        let snapshot = match self.copy_of_volumes(restore).await? {
-            Ok(snapshot) => snapshot,
+        let (snapshot, planned) = match self.planned_of(restore).await? {
+            Ok(found) => found,
             Err((reason, message)) => return self.no_claims(restore, reason, &message).await,
         };
-        let status = snapshot.status.clone().unwrap_or_default();
-        let planned = match planned(&name, &restore.spec, &status.volumes) {
-            Ok(planned) => planned,
-            Err(message) => return self.no_claims(restore, reasons::NOT_FOUND, &message).await,
-        };
-        let about = KIND.about(&name);
-        for one in &planned {
-            if let Some(message) = is_gone(storage, restore, one).await? {
-                return self.no_claims(restore, reasons::NOT_FOUND, &message).await;
-            }
-            if storage.claim(&namespace, &one.name).await.map_err(|error| told(&error, about))?.is_some() {
-                return self.no_claims(restore, reasons::EXISTS, &is_there(&one.name)).await;
-            }
+        if let Some((reason, message)) = in_the_way(storage, restore, &planned).await? {
+            return self.no_claims(restore, reason, &message).await;
         }
+        let status = snapshot.status.clone().unwrap_or_default();
         let taken = status.cut_between.as_ref().map(|cut| Time(cut.frozen_at.0)).or(status.finished_at);
         let chosen = ChosenCopy {
             snapshot: snapshot.metadata.name.clone().unwrap_or_default(),
@@ -107,11 +99,37 @@ impl Copies {
         Ok(())
     }
 
-    /// The Snapshot that is meant, or why there is none that can be restored so.
-    async fn copy_of_volumes(
+    /// Those that are made of it; of one that is not begun when nothing is in the way.
+    pub(in crate::copies) async fn claims(
         &self,
+        storage: &Storage,
         restore: &Restore,
-    ) -> Result<Result<Arc<Snapshot>, (&'static str, String)>, ApiError> {
+    ) -> Result<Vec<PersistentVolumeClaim>, ApiError> {
+        let no = |(_, message): Why| ApiError::conflict_message(message);
+        let (_, planned) = self.planned_of(restore).await?.map_err(no)?;
+        let phase = restore.status.as_ref().map(|status| status.phase).unwrap_or_default();
+        if phase == RestorePhase::Pending
+            && let Some(why) = in_the_way(storage, restore, &planned).await?
+        {
+            return Err(no(why));
+        }
+        planned.iter().map(|one| claim(restore, one).map_err(ApiError::internal)).collect()
+    }
+
+    /// The Snapshot that is meant, and the claims that are made of it.
+    async fn planned_of(&self, restore: &Restore) -> Result<Result<(Arc<Snapshot>, Vec<Planned>), Why>, ApiError> {
+        let snapshot = match self.copy_of_volumes(restore).await? {
+            Ok(snapshot) => snapshot,
+            Err(why) => return Ok(Err(why)),
+        };
+        let (_, name, _) = who(restore);
+        let volumes = snapshot.status.as_ref().map(|status| status.volumes.as_slice()).unwrap_or_default();
+        let planned = planned(&name, &restore.spec, volumes).map_err(|message| (reasons::NOT_FOUND, message));
+        Ok(planned.map(|planned| (snapshot, planned)))
+    }
+
+    /// The Snapshot that is meant, or why there is none that can be restored so.
+    async fn copy_of_volumes(&self, restore: &Restore) -> Result<Result<Arc<Snapshot>, Why>, ApiError> {
         let (namespace, _, _) = who(restore);
         let name = restore.spec.source.snapshot.clone().unwrap_or_default();
         let snapshot = match self.snapshots.get(&namespace, &name).await {
@@ -199,14 +217,12 @@ impl Copies {
         restore: &Restore,
         volume: &RestoredVolume,
     ) -> Result<Result<PersistentVolumeClaim, String>, ApiError> {
-        let (namespace, name, _) = who(restore);
-        let snapshot = match self.copy_of_volumes(restore).await? {
-            Ok(snapshot) => snapshot,
+        let (namespace, _, _) = who(restore);
+        let planned = match self.planned_of(restore).await? {
+            Ok((_, planned)) => planned,
             Err((_, message)) => return Ok(Err(message)),
         };
-        let status = snapshot.status.clone().unwrap_or_default();
-        let planned = planned(&name, &restore.spec, &status.volumes);
-        let Some(planned) = planned.ok().and_then(|all| all.into_iter().find(|one| one.name == volume.name)) else {
+        let Some(planned) = planned.into_iter().find(|one| one.name == volume.name) else {
             return Ok(Err(format!("Snapshot {} has no copy of claim {}", volume.volume_snapshot, volume.claim)));
         };
         if let Some(gone) = is_gone(storage, restore, &planned).await? {
@@ -238,6 +254,21 @@ async fn is_gone(storage: &Storage, restore: &Restore, one: &Planned) -> Result<
     let there = there.map_err(|error| told(&error, KIND.about(&name)))?;
     let is_gone = there.is_none_or(|there| there.metadata.uid != one.of.uid);
     Ok(is_gone.then(|| format!("VolumeSnapshot {} is gone: somebody has deleted it", one.of.volume_snapshot)))
+}
+
+/// What has a name already, or is gone: nothing is made then.
+async fn in_the_way(storage: &Storage, restore: &Restore, planned: &[Planned]) -> Result<Option<Why>, ApiError> {
+    let (namespace, name, _) = who(restore);
+    for one in planned {
+        if let Some(message) = is_gone(storage, restore, one).await? {
+            return Ok(Some((reasons::NOT_FOUND, message)));
+        }
+        let there = storage.claim(&namespace, &one.name).await;
+        if there.map_err(|error| told(&error, KIND.about(&name)))?.is_some() {
+            return Ok(Some((reasons::EXISTS, is_there(&one.name))));
+        }
+    }
+    Ok(None)
 }
 
 fn is_there(name: &str) -> String {

@@ -11,7 +11,7 @@ use api::{
 };
 use kube::{
     Api,
-    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions, TypeMeta},
+    api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::json;
 
@@ -83,22 +83,10 @@ impl Copies {
         snapshot: &Snapshot,
         group: &SnapshotGroup,
     ) -> Option<String> {
-        let (namespace, _, uid) = who(snapshot);
-        let object = json!({
-            "metadata": {
-                "name": group.name, "namespace": namespace, "labels": {api::LABEL_SNAPSHOT: uid},
-                "annotations": super::take::annotations(snapshot),
-            },
-            "spec": {
-                "volumeGroupSnapshotClassName": group.class_name,
-                "source": {"selector": {"matchLabels": group.match_labels}},
-            },
-        });
+        let (namespace, _, _) = who(snapshot);
         let made = async {
             let groups = storage.groups(&namespace).await?;
-            let mut object: DynamicObject = serde_json::from_value(object).map_err(kube::Error::SerdeError)?;
-            let kind = storage.kinds.resource(Kind::Snapshot, Group::Group);
-            object.types = Some(TypeMeta { api_version: kind.api_version, kind: kind.kind });
+            let object = object(storage, snapshot, group).map_err(kube::Error::SerdeError)?;
             groups.create(&PostParams::default(), &object).await
         };
         match made.await {
@@ -136,6 +124,27 @@ impl Copies {
         };
         removed.await.map_err(|error| refused(&error, "VolumeGroupSnapshots, nor delete them,", &namespace))
     }
+}
+
+/// As it is made, in the version that was served last.
+pub(super) fn object(
+    storage: &Storage,
+    snapshot: &Snapshot,
+    group: &SnapshotGroup,
+) -> Result<DynamicObject, serde_json::Error> {
+    let (namespace, _, uid) = who(snapshot);
+    let kind = storage.kinds.resource(Kind::Snapshot, Group::Group);
+    serde_json::from_value(json!({
+        "apiVersion": kind.api_version, "kind": kind.kind,
+        "metadata": {
+            "name": group.name, "namespace": namespace, "labels": {api::LABEL_SNAPSHOT: uid},
+            "annotations": super::take::annotations(snapshot),
+        },
+        "spec": {
+            "volumeGroupSnapshotClassName": group.class_name,
+            "source": {"selector": {"matchLabels": group.match_labels}},
+        },
+    }))
 }
 
 async fn group_found(

@@ -3,17 +3,19 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use api::{
-    Database, DatabaseCopy, Snapshot, SnapshotMethod, SnapshotPhase, SnapshotStatus, SnapshotVolume, Verdict,
-    conditions::reasons, gate,
+    Database, DatabaseCopy, Snapshot, SnapshotGroup, SnapshotMethod, SnapshotPhase, SnapshotStatus, SnapshotVolume,
+    Verdict, conditions::reasons, gate,
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::api::PostParams;
+use serde_json::Value;
 use tracing::debug;
 
 use super::{
-    MADE_FOR, Storage, claims,
-    group::Cut,
+    MADE_FOR, Storage,
+    claims::{self, Unknown},
+    group::{self, Cut},
     kinds::VolumeSnapshot,
     plan::{self, Next},
     refused,
@@ -27,6 +29,22 @@ use crate::{
 };
 
 pub(super) const KIND: &Resource = &SNAPSHOTS;
+
+/// Of what a Snapshot is made.
+struct Cuts {
+    volumes: Vec<SnapshotVolume>,
+    contents: Vec<DatabaseCopy>,
+    warnings: Vec<String>,
+    /// What cuts all of them at one instant, where that is done.
+    group: Option<SnapshotGroup>,
+}
+
+/// Why it is not known of what.
+enum Hindered {
+    /// What is in the way may go.
+    Now(Unknown),
+    Always(Unknown),
+}
 
 /// Whether it is of volumes, and something is to be done about it: of a finished one nothing but when it is deleted.
 pub(super) fn is_to_do(snapshot: &Snapshot) -> bool {
@@ -69,42 +87,11 @@ impl Copies {
     /// Of what it is, as its Databases stand now.
     async fn begin(&self, storage: &Storage, snapshot: &Snapshot) -> Result<(), ApiError> {
         let (namespace, name, _) = who(snapshot);
-        if !storage.watched.is_complete() {
-            let message = "it is not known yet what stands where in this cluster; in a moment";
-            return self.waits(snapshot, reasons::IN_PROGRESS, message).await;
-        }
-        let mut databases: Vec<Arc<Database>> = Vec::new();
-        for database in &snapshot.spec.databases {
-            match self.records.database(&namespace, database).await {
-                Ok(found) => databases.push(found),
-                Err(error) if error.code == 404 => {
-                    let message = format!("there is no Database {database}");
-                    return self.no_copy(snapshot, reasons::NOT_FOUND, &message).await;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        let databases: Vec<&Database> = databases.iter().map(AsRef::as_ref).collect();
-        let found = claims::claims(&storage.watched.index(), &namespace, &name, &databases);
-        let (mut volumes, mut warnings) = match found {
-            Ok(found) => found,
-            Err(unknown) => return self.waits(snapshot, unknown.reason, &unknown.message).await,
+        let Cuts { volumes, contents, warnings, group } = match self.cuts(storage, snapshot).await? {
+            Ok(cuts) => cuts,
+            Err(Hindered::Now(why)) => return self.waits(snapshot, why.reason, &why.message).await,
+            Err(Hindered::Always(why)) => return self.no_copy(snapshot, why.reason, &why.message).await,
         };
-        let group = match storage.how_cut(snapshot, &volumes).await? {
-            Ok(Cut::Together(group)) => Some(group),
-            Ok(Cut::Each(why)) => {
-                warnings.extend(why);
-                None
-            }
-            Err(message) => return self.waits(snapshot, reasons::NOT_FOUND, &message).await,
-        };
-        for volume in &mut volumes {
-            describe(storage, &namespace, volume).await?;
-            if group.is_some() {
-                volume.volume_snapshot.clear();
-            }
-        }
-        let contents: Vec<DatabaseCopy> = databases.iter().copied().map(copy_of).collect();
         self.snapshots.keep(&namespace, &name, api::FINALIZER_SNAPSHOT).await?;
         self.change(snapshot, |mut status| {
             let now = Timestamp::now();
@@ -123,6 +110,72 @@ impl Copies {
         let all = volumes.iter().map(|volume| volume.claim.as_str()).collect::<Vec<_>>().join(", ");
         self.tell(KIND, snapshot, true, "Started", &format!("of claims {all}")).await;
         Ok(())
+    }
+
+    /// As its Databases stand now.
+    async fn cuts(&self, storage: &Storage, snapshot: &Snapshot) -> Result<Result<Cuts, Hindered>, ApiError> {
+        let (namespace, name, _) = who(snapshot);
+        if !storage.watched.is_complete() {
+            let message = "it is not known yet what stands where in this cluster; in a moment".to_owned();
+            return Ok(Err(Hindered::Now(Unknown { reason: reasons::IN_PROGRESS, message })));
+        }
+        let mut databases: Vec<Arc<Database>> = Vec::new();
+        for database in &snapshot.spec.databases {
+            match self.records.database(&namespace, database).await {
+                Ok(found) => databases.push(found),
+                Err(error) if error.code == 404 => {
+                    let message = format!("there is no Database {database}");
+                    return Ok(Err(Hindered::Always(Unknown { reason: reasons::NOT_FOUND, message })));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let databases: Vec<&Database> = databases.iter().map(AsRef::as_ref).collect();
+        let found = claims::claims(&storage.watched.index(), &namespace, &name, &databases);
+        let (mut volumes, mut warnings) = match found {
+            Ok(found) => found,
+            Err(unknown) => return Ok(Err(Hindered::Now(unknown))),
+        };
+        let group = match storage.how_cut(snapshot, &volumes).await? {
+            Ok(Cut::Together(group)) => Some(group),
+            Ok(Cut::Each(why)) => {
+                warnings.extend(why);
+                None
+            }
+            Err(message) => return Ok(Err(Hindered::Now(Unknown { reason: reasons::NOT_FOUND, message }))),
+        };
+        for volume in &mut volumes {
+            describe(storage, &namespace, volume).await?;
+            if group.is_some() {
+                volume.volume_snapshot.clear();
+            }
+        }
+        let contents = databases.iter().copied().map(copy_of).collect();
+        Ok(Ok(Cuts { volumes, contents, warnings, group }))
+    }
+
+    /// Those that are made for it, or the one VolumeGroupSnapshot: of what was written down, or would be now.
+    pub(in crate::copies) async fn volume_snapshots(
+        &self,
+        storage: &Storage,
+        snapshot: &Snapshot,
+    ) -> Result<Vec<Value>, ApiError> {
+        let status = snapshot.status.clone().unwrap_or_default();
+        let (volumes, group) = if status.volumes.is_empty() {
+            match self.cuts(storage, snapshot).await? {
+                Ok(cuts) => (cuts.volumes, cuts.group),
+                Err(Hindered::Now(why) | Hindered::Always(why)) => {
+                    return Err(ApiError::conflict_message(why.message));
+                }
+            }
+        } else {
+            (status.volumes, status.volume_group_snapshot)
+        };
+        let made: Result<Vec<Value>, serde_json::Error> = match &group {
+            Some(group) => group::object(storage, snapshot, group).and_then(|one| Ok(vec![serde_json::to_value(one)?])),
+            None => volumes.iter().map(|of| serde_json::to_value(volume_snapshot(snapshot, of))).collect(),
+        };
+        made.map_err(ApiError::internal)
     }
 
     /// Makes what is not there, and says what is.
@@ -199,16 +252,8 @@ impl Copies {
 
     /// Answers why it cannot be made now.
     async fn make(&self, storage: &Storage, snapshot: &Snapshot, volume: &SnapshotVolume) -> Option<String> {
-        let (namespace, _, uid) = who(snapshot);
-        let metadata = ObjectMeta {
-            name: Some(volume.volume_snapshot.clone()),
-            namespace: Some(namespace.clone()),
-            labels: Some(BTreeMap::from([(api::LABEL_SNAPSHOT.to_owned(), uid)])),
-            annotations: Some(annotations(snapshot)),
-            ..ObjectMeta::default()
-        };
-        let class = snapshot.spec.volume_snapshot_class_name.as_deref();
-        let made = VolumeSnapshot::new(metadata, &volume.claim, class);
+        let (namespace, _, _) = who(snapshot);
+        let made = volume_snapshot(snapshot, volume);
         match storage.snapshots(&namespace).create(&PostParams::default(), &made).await {
             Ok(_) => None,
             // Whose it is shows when it is looked at.
@@ -222,60 +267,6 @@ impl Copies {
         if let Some(news) = now.filter(|_| now != before) {
             self.tell(KIND, snapshot, false, reason, news).await;
         }
-    }
-
-    /// Has what was made for it go; when all of it has, the Snapshot may, too.
-    async fn remove(&self, storage: &Storage, snapshot: &Snapshot) -> Result<(), ApiError> {
-        let (namespace, name, uid) = who(snapshot);
-        let (about, snapshots) = (KIND.about(&name), storage.snapshots(&namespace));
-        let status = snapshot.status.clone().unwrap_or_default();
-        let is_deleted = snapshot.metadata.deletion_timestamp.is_some();
-        if let Some(group) = &status.volume_group_snapshot {
-            let message = match self.remove_group(storage, snapshot, group).await {
-                Ok(true) => None,
-                // Why it failed is more than that.
-                Ok(false) if !is_deleted => return Ok(()),
-                Ok(false) => Some(format!("VolumeGroupSnapshot {} is being removed", group.name)),
-                Err(refused) => Some(refused),
-            };
-            if let Some(message) = message {
-                let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
-                return self.change(snapshot, said).await;
-            }
-        }
-        let mut left = Vec::new();
-        // Those of a group that was never cut have no names.
-        for volume in status.volumes.iter().filter(|volume| !volume.volume_snapshot.is_empty()) {
-            let there = snapshots.get_opt(&volume.volume_snapshot).await.map_err(|error| told(&error, about))?;
-            let Some(there) = there.filter(|there| there.label(api::LABEL_SNAPSHOT) == Some(&uid)) else { continue };
-            left.push(volume.volume_snapshot.clone());
-            if there.metadata.deletion_timestamp.is_some() {
-                continue;
-            }
-            let this = Preconditions { uid: there.metadata.uid, resource_version: None };
-            let this = DeleteParams { preconditions: Some(this), ..DeleteParams::default() };
-            match snapshots.delete(&volume.volume_snapshot, &this).await {
-                Ok(_) => {}
-                Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => {}
-                Err(error) => {
-                    let message = refused(&error, "VolumeSnapshots, nor delete them,", &namespace);
-                    let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
-                    return self.change(snapshot, said).await;
-                }
-            }
-        }
-        if !left.is_empty() {
-            let message = format!("VolumeSnapshots {} are being removed", left.join(", "));
-            let said = |status: SnapshotStatus| SnapshotStatus { message: Some(message.clone()), ..status };
-            // Why it failed is more than that.
-            return if is_deleted { self.change(snapshot, said).await } else { Ok(()) };
-        }
-        if is_deleted {
-            return self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await;
-        }
-        let without = |status| SnapshotStatus { volumes: Vec::new(), volume_group_snapshot: None, ..status };
-        self.change(snapshot, without).await?;
-        self.snapshots.let_go(&namespace, &name, api::FINALIZER_SNAPSHOT).await
     }
 
     /// Nothing goes on now; what is in the way may go.
@@ -323,6 +314,19 @@ pub(super) fn annotations(snapshot: &Snapshot) -> BTreeMap<String, String> {
     let deadline = snapshot.spec.deadline_seconds.map(|seconds| seconds.to_string());
     let all = [said(MADE_FOR, Some(name)), said(gate::ON_MISSED, on_missed), said(gate::DEADLINE_SECONDS, deadline)];
     all.into_iter().flatten().collect()
+}
+
+/// Pure.
+fn volume_snapshot(snapshot: &Snapshot, volume: &SnapshotVolume) -> VolumeSnapshot {
+    let (namespace, _, uid) = who(snapshot);
+    let metadata = ObjectMeta {
+        name: Some(volume.volume_snapshot.clone()),
+        namespace: Some(namespace),
+        labels: Some(BTreeMap::from([(api::LABEL_SNAPSHOT.to_owned(), uid)])),
+        annotations: Some(annotations(snapshot)),
+        ..ObjectMeta::default()
+    };
+    VolumeSnapshot::new(metadata, &volume.claim, snapshot.spec.volume_snapshot_class_name.as_deref())
 }
 
 /// What a claim that is made of it later has to be like: the claim itself may be gone then.
