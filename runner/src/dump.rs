@@ -23,7 +23,15 @@ use jiff::Timestamp;
 use repository::{Capture, Location, Manifest, Opened, Origin, Patience, Repository, Run, Source, StoredFile, Unlock};
 use tokio::runtime::Handle;
 
-use crate::{failure::Failure, mariadb, options::Files, postgresql, report::Reports, secrets::Secrets, stop::Stop};
+use crate::{
+    failure::Failure,
+    mariadb,
+    options::Files,
+    postgresql,
+    report::{Reports, can_be_told},
+    secrets::Secrets,
+    stop::Stop,
+};
 
 /// A Database that is about to be read.
 pub(crate) struct Ready {
@@ -65,6 +73,7 @@ pub(crate) async fn dump(task: DumpTask, secrets: &Secrets, reports: &Reports, s
         sources.extend(ready.sources);
         describes.push(ready.describe);
     }
+    can_be_told(sources.iter().map(|source| source.path.as_str()))?;
     let origin = Origin {
         namespace: task.snapshot.namespace.clone(),
         name: task.snapshot.name.clone(),
