@@ -4,6 +4,8 @@ mod by_kubectl;
 mod cli;
 mod ends;
 mod killed;
+mod left_over;
 mod loss;
+mod meanwhile;
 mod round_trip;
 mod world;
