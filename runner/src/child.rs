@@ -22,6 +22,8 @@ use nix::{
     unistd::Pid,
 };
 
+use crate::said::Said;
+
 /// A running program.
 pub(crate) struct Stream {
     name: String,
@@ -34,7 +36,7 @@ pub(crate) struct Stream {
 
 /// Hears each line that the program writes to standard error.
 pub(crate) type OnLine = Box<dyn FnMut(&str) + Send>;
-/// The last lines that it wrote there.
+/// The last lines that it wrote there, as they may be told.
 type LastLines = Arc<Mutex<VecDeque<String>>>;
 
 /// The programs that run. A runner does one task: they are all of it.
@@ -50,7 +52,6 @@ struct Running {
 
 /// Of standard error, for the message.
 const LINES: usize = 12;
-const LONGEST_LINE: usize = 400;
 
 impl Stream {
     /// None is begun once all were told to end: of a dump nothing has to be cleaned up.
@@ -74,14 +75,16 @@ impl Stream {
         let last = LastLines::default();
         let heard = Arc::clone(&last);
         let errors = thread::spawn(move || {
+            let mut said = Said::default();
             for line in BufReader::new(errors).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line);
                 on_line(&line);
+                let Some(told) = said.line(&line) else { continue };
                 let mut last = heard.lock().unwrap_or_else(PoisonError::into_inner);
                 if last.len() == LINES {
                     last.pop_front();
                 }
-                last.push_back(line.chars().take(LONGEST_LINE).collect());
+                last.push_back(told);
             }
         });
         Ok(Self { name, child, output, errors: Some(errors), last, ended: false })
@@ -122,8 +125,7 @@ impl Stream {
             return Ok(());
         }
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        // With --verbose there is much that is no error.
-        let told: Vec<&str> = last.iter().map(String::as_str).filter(|line| !line.starts_with("-- ")).collect();
+        let told: Vec<&str> = last.iter().map(String::as_str).collect();
         Err(io::Error::other(format!("{} ended with {status}: {}", self.name, told.join("; "))))
     }
 }
@@ -276,6 +278,16 @@ mod tests {
         assert!(Stream::all(shell("printf abc; kill -9 $$"), 10).is_err(), "killed is not ended");
         assert!(Stream::all(shell("printf abcd"), 3).unwrap_err().to_string().contains("more than 3"));
         assert!(Stream::all(Command::new("/nowhere/pg_dump"), 3).unwrap_err().to_string().contains("pg_dump"));
+    }
+
+    #[test]
+    fn of_rows_nothing_is_told() {
+        let script = "echo 'ERROR 1062 (23000): Duplicate entry '\\''s3cr3t'\\'' for key' >&2; echo 'DETAIL:  Key (id)=(s3cr3t)' >&2; exit 1";
+        let error = Stream::all(shell(script), 10).unwrap_err().to_string();
+        assert!(
+            !error.contains("s3cr3t") && error.contains("Duplicate entry") && error.contains("Key (id)"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -24,7 +24,14 @@ use repository::{Capture, Location, Manifest, Opened, Origin, Patience, Reposito
 use tokio::runtime::Handle;
 
 use crate::{
-    failure::Failure, mariadb, options::Files, postgresql, report::Reports, secrets::Secrets, stop::Stop, tool,
+    failure::Failure,
+    mariadb,
+    options::Files,
+    postgresql,
+    report::{Reports, can_be_told},
+    secrets::Secrets,
+    stop::Stop,
+    tool,
 };
 
 /// A Database that is about to be read.
@@ -68,6 +75,7 @@ pub(crate) async fn dump(task: DumpTask, secrets: &Secrets, reports: &Reports, s
         sources.extend(ready.sources);
         describes.push(ready.describe);
     }
+    can_be_told(sources.iter().map(|source| source.path.as_str()))?;
     let origin = Origin {
         namespace: task.snapshot.namespace.clone(),
         name: task.snapshot.name.clone(),

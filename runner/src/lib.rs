@@ -22,6 +22,7 @@ mod programs;
 mod replicate;
 mod report;
 mod restore;
+mod said;
 mod secrets;
 mod stop;
 mod tool;

@@ -23,7 +23,7 @@ use crate::{
     failure::Failure,
     options::{self, Files},
     programs::{self, Program},
-    report::Reports,
+    report::{Reports, listed},
 };
 
 /// What is learnt while it is dumped.
@@ -73,7 +73,7 @@ pub(crate) async fn ready(
         if !not_transactional.is_empty() {
             warnings.push(format!(
                 "not held still, for their engines know no transactions: {}",
-                not_transactional.join(", ")
+                listed(&not_transactional)
             ));
         }
         Described {

@@ -2,9 +2,7 @@
 
 use std::{
     ffi::OsStr,
-    fs::OpenOptions,
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     process::Command,
 };
@@ -22,10 +20,12 @@ impl Files {
         tempfile::Builder::new().prefix("stillpoint-run-").tempdir().map(Self)
     }
 
+    /// All at once: a program that was begun before may be reading it. For us alone, as temporary files are.
     pub(crate) fn write(&self, name: &str, content: &str) -> io::Result<PathBuf> {
         let path = self.0.path().join(name);
-        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
+        let mut file = tempfile::NamedTempFile::new_in(self.0.path())?;
         file.write_all(content.as_bytes())?;
+        file.persist(&path)?;
         Ok(path)
     }
 
@@ -160,9 +160,24 @@ fn text(path: &Path) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt};
+
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn whoever_reads_a_file_that_is_written_again_has_all_of_it_and_nobody_else_may() {
+        let files = Files::new().unwrap();
+        let path = files.write("mariadb.cnf", "first").unwrap();
+        let read = fs::File::open(&path).unwrap();
+        files.write("mariadb.cnf", "second").unwrap();
+        assert_eq!(
+            (io::read_to_string(read).unwrap(), fs::read_to_string(&path).unwrap()),
+            ("first".into(), "second".into())
+        );
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    }
 
     proptest! {
         #[test]

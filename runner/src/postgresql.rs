@@ -27,6 +27,8 @@ use crate::{
     report::Reports,
 };
 
+/// Databases of restores, that are not whole yet or not needed any more, are called so; they are not dumped.
+pub(crate) const OURS: &str = "stillpoint-restore-";
 /// How long `pg_dump` waits for a lock that some `ALTER TABLE` holds, before it gives up and the run is tried again.
 const LOCK_WAIT: Duration = Duration::from_secs(60);
 /// Of all roles and tablespaces.
@@ -38,7 +40,8 @@ pub(crate) async fn ready(
     files: &Arc<Files>,
     reports: &Reports,
 ) -> Result<Ready, Failure> {
-    let exported = export(&member, Instant::now() + LOOK).await.map_err(|error| Failure::about(database, &error))?;
+    let exported =
+        export(&member, OURS, Instant::now() + LOOK).await.map_err(|error| Failure::about(database, &error))?;
     let server = exported.server;
     let major =
         server.version.split(|c: char| !c.is_ascii_digit()).next().and_then(|major| major.parse().ok()).unwrap_or(0);

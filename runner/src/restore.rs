@@ -1,7 +1,8 @@
 //! A restore, from its task to databases that can be used. The order of things:
 //!
 //! ```text
-//! every byte of what is to be restored is read and checked ─► may it be there? ─► roles ─► databases ─► done
+//! no other restore goes on there ─► every byte of what is to be restored is read and checked ─► may it be there? ─► roles
+//!     ─► databases ─► may it still be there? ─► done
 //! ```
 //! Until the check is over nothing of the target is touched. What a failure leaves is said, and is what was there before wherever
 //! the engine allows it: PostgreSQL's databases are made under other names and take theirs at the end.
@@ -9,6 +10,7 @@
 mod mariadb;
 mod postgresql;
 mod tool;
+mod turn;
 
 use std::{
     io::{self, Write},
@@ -26,8 +28,16 @@ use api::{
 use freeze::Member;
 use repository::{Catalogue, Repository, Restorable};
 
+use turn::Alone;
+
 use crate::{
-    child::settle, dump::open, failure::Failure, options::Files, report::Reports, secrets::Secrets, stop::Stop,
+    child::settle,
+    dump::open,
+    failure::Failure,
+    options::Files,
+    report::{Reports, listed},
+    secrets::Secrets,
+    stop::Stop,
 };
 
 /// Everything that a restore of one engine works with. On a thread that may block.
@@ -42,6 +52,14 @@ pub(crate) struct Work {
     pub(crate) files: Files,
     pub(crate) told: Told,
     pub(crate) stop: Stop,
+    pub(crate) alone: Alone,
+}
+
+/// Where it goes.
+struct Target {
+    member: Member,
+    files: Files,
+    alone: Alone,
 }
 
 /// What is being done, and how far it is.
@@ -65,10 +83,12 @@ pub(crate) async fn restore(
     let files = Files::new();
     let files =
         files.map_err(|error| Failure::bug(format!("no directory for the run's files: {error}")).untouched())?;
+    let alone = turn::alone(&task.to.name, task.to.spec.engine, &member).await.map_err(Failure::untouched)?;
+    let target = Target { member, files, alone };
     let (stop, telling) = (stop.clone(), told.clone());
     let working = tokio::task::spawn_blocking(move || {
         let by = task.tool.clone();
-        let work = ready(task, &opened.repository, member, files, telling, stop).map_err(Failure::untouched)?;
+        let work = ready(task, &opened.repository, target, telling, stop).map_err(Failure::untouched)?;
         match (by, work.copy.engine) {
             (Some(by), _) => tool::restore(&work, &by),
             (None, Engine::PostgreSQL) => postgresql::restore(&work),
@@ -78,12 +98,11 @@ pub(crate) async fn restore(
     reports.during(working, || told.report()).await
 }
 
-/// Everything of the copy is there, and as it was written; nothing was asked of the target yet.
+/// Everything of the copy is there, and as it was written; of the target we have the turn, and nothing else.
 fn ready(
     task: RestoreTask,
     repository: &Repository,
-    member: Member,
-    files: Files,
+    Target { member, files, alone }: Target,
     told: Told,
     stop: Stop,
 ) -> Result<Work, Failure> {
@@ -113,6 +132,7 @@ fn ready(
         files,
         told,
         stop,
+        alone,
     };
     work.verify()?;
     Ok(work)
@@ -140,7 +160,7 @@ impl Work {
 
     /// Before what takes long.
     pub(crate) fn go_on(&self) -> Result<(), Failure> {
-        if self.stop.is_set() { Err(Failure::new(reasons::SHUTDOWN, "told to end")) } else { Ok(()) }
+        if self.stop.is_set() { Err(Failure::new(reasons::SHUTDOWN, "told to end")) } else { self.alone.still() }
     }
 
     /// A file, to its end.
@@ -196,6 +216,6 @@ impl Write for Counted<'_> {
 
 /// Nothing is touched, and here is what is in the way.
 pub(crate) fn exists(names: &[String], what: &str) -> Failure {
-    let message = format!("{} {what}: name other databases, or set spec.existing: Replace", names.join(", "));
+    let message = format!("{} {what}: name other databases, or set spec.existing: Replace", listed(names));
     Failure::new(reasons::EXISTS, message).leaves("as it was: nothing was touched")
 }

@@ -17,6 +17,7 @@ mod connect;
 mod errors;
 mod hold;
 mod survey;
+mod turn;
 
 use std::sync::Arc;
 
@@ -32,6 +33,7 @@ use crate::{
 };
 use connect::{Link, MARK, literal, text};
 pub use survey::{Survey, survey};
+pub use turn::{Held, turn};
 
 /// The MariaDB engine.
 #[derive(Clone, Copy, Debug, Default)]

@@ -14,6 +14,7 @@ pub mod mariadb;
 pub mod memory;
 pub mod postgresql;
 pub(crate) mod text;
+pub mod turn;
 
 /// The drivers that a freezer works with, by engine.
 #[derive(Clone, Debug)]

@@ -22,6 +22,7 @@ mod locks;
 mod markers;
 mod recipe;
 mod search;
+mod turn;
 
 use std::sync::Arc;
 
@@ -37,6 +38,7 @@ use crate::{
 };
 use connect::{Link, MARK, literal, text};
 pub use export::{Export, Exported, export};
+pub use turn::{Held, turn};
 
 /// The PostgreSQL engine.
 #[derive(Clone, Debug, Default)]

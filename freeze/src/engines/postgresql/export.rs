@@ -9,7 +9,7 @@ use std::time::Duration;
 use api::{Position, PostgresqlPosition};
 use tokio::time::{Instant, sleep};
 
-use super::connect::{Link, text};
+use super::connect::{Link, literal, text};
 use crate::{
     driver::{Member, Moment, ServerInfo},
     error::Error,
@@ -45,15 +45,18 @@ const ANSWER: Duration = Duration::from_secs(10);
 const EXPORT: &str = "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; \
     SELECT pg_export_snapshot(), CASE WHEN pg_is_in_recovery() THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_insert_lsn() END";
 
-/// Of the databases that the member names, or all that accept connections.
-pub async fn export(member: &Member, deadline: Instant) -> Result<Export, Error> {
+/// Of the databases that the member names, or all that accept connections but those whose names begin with `but`.
+pub async fn export(member: &Member, but: &str, deadline: Instant) -> Result<Export, Error> {
     let mut first = Link::open(member, None, None, IDLE, deadline).await?;
     first.hello.supported()?;
     let server = first.hello.server();
     let names = match member.databases.as_slice() {
         [] => {
-            let sql = "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate ORDER BY 1";
-            let rows = first.run(deadline, "listing databases", sql).await?;
+            let sql = format!(
+                "SELECT datname FROM pg_database WHERE datallowconn AND NOT datistemplate AND NOT starts_with(datname, {}) ORDER BY 1",
+                literal(but)
+            );
+            let rows = first.run(deadline, "listing databases", &sql).await?;
             rows.iter().filter_map(|row| text(row, 0)).collect()
         }
         names => names.to_vec(),
