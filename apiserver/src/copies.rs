@@ -38,6 +38,7 @@ use std::{
 
 use api::{Repository, Restore, Snapshot, SnapshotMethod};
 use futures::{FutureExt, future::BoxFuture};
+use jiff::SignedDuration;
 use kube::Client;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -59,8 +60,12 @@ use log::Log;
 use restores::Claimed;
 use runs::{NoRuns, Runs};
 use slots::Slots;
+use status::Pace;
 use tools::Tools;
 pub(crate) use volumes::Storage;
+
+/// How often the progress of a step is written in a cluster; elsewhere it is as often as a run tells it.
+const PROGRESS: SignedDuration = SignedDuration::from_secs(5);
 
 /// Everything that copies are made with. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -167,6 +172,11 @@ impl Copies {
         let mut loops = volumes::loops(self, &place.storage, place.watching);
         loops.extend(self.loops());
         loops
+    }
+
+    /// Of one run. Each write of a cluster goes to etcd, and to all who watch.
+    fn pace(&self) -> Pace {
+        if self.storage.is_some() { Pace::with_rest(PROGRESS) } else { Pace::default() }
     }
 
     /// Whether a Snapshot is of volumes, which are taken elsewhere.

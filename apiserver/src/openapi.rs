@@ -113,7 +113,8 @@ fn document(served: Served, group: &str, version: &str) -> Value {
     document
 }
 
-fn add_paths(resource: &Resource, paths: &mut Map<String, Value>) {
+fn add_paths(resource: &Resource, all: &mut Map<String, Value>) {
+    let mut paths = Map::new();
     let base = format!("/{}", path_of(resource.group, resource.version));
     let collection = if resource.namespaced {
         format!("{base}/namespaces/{{namespace}}/{}", resource.plural)
@@ -136,6 +137,9 @@ fn add_paths(resource: &Resource, paths: &mut Map<String, Value>) {
         let path = format!("{object}/{}", subresource.name);
         paths.insert(path, item(resource, subresource.verbs, Some(subresource), &named));
     }
+    // One that is there for its subresources alone has nothing of its own to be asked for.
+    paths.retain(|_, item| item.as_object().is_some_and(|item| item.keys().any(|key| key != "parameters")));
+    all.extend(paths);
 }
 
 fn item(resource: &Resource, verbs: &[Verb], subresource: Option<&Subresource>, path_parameters: &[&str]) -> Value {
@@ -341,6 +345,7 @@ mod tests {
         let document: Value = serde_json::from_slice(&v2(Served::Standalone).0).unwrap();
         check(&document, &document["definitions"], "#/definitions/");
         for (path, item) in document["paths"].as_object().unwrap() {
+            assert!(item.as_object().unwrap().len() > 1, "{path} has no operation");
             for (method, operation) in item.as_object().unwrap().iter().filter(|(method, _)| *method != "parameters") {
                 assert!(operation["responses"].is_object(), "{method} {path}");
             }

@@ -124,12 +124,28 @@ mod tests {
     #[test]
     fn a_restore_names_one_copy_and_its_log_is_no_database() {
         let parses = |line: &str| Args::try_parse_from(format!("still restore {line}").split(' ')).is_ok();
-        for right in ["orders --latest", "log back", "orders --snapshot first --database shop", "--latest -- log"] {
+        for right in [
+            "orders --latest",
+            "log back",
+            "orders --snapshot first --database shop",
+            "--latest -- log",
+            "--to-claims --snapshot first",
+            "--to-claims --snapshot first --claim copy=data:20Gi --claim wal --storage-class fast --name back",
+        ] {
             assert!(parses(right), "{right}");
         }
-        for wrong in
-            ["orders", "--latest", "orders --latest --snapshot first", "orders --as-of 2026-11-29T03:00:00", "log"]
-        {
+        for wrong in [
+            "orders",
+            "--latest",
+            "orders --latest --snapshot first",
+            "orders --as-of 2026-11-29T03:00:00",
+            "log",
+            "orders --to-claims --snapshot first",
+            "--to-claims --latest",
+            "--to-claims --snapshot first --existing replace",
+            "--to-claims --snapshot first --storage-class fast",
+            "orders --snapshot first --claim copy",
+        ] {
             assert!(!parses(wrong), "{wrong}");
         }
     }

@@ -83,6 +83,7 @@ async fn the_doctor_passes_what_stands_and_says_of_what_does_not_what_to_do() {
     );
     assert!(says(&here, "webhooks", "Fail", "leads to nobody").await.contains("component=webhooks"));
     the_gates_are_looked_at(&here).await;
+    copies_are_looked_at(&here).await;
     what_is_broken_is_told(&mut here).await;
 }
 
@@ -103,6 +104,27 @@ async fn the_gates_are_looked_at(here: &Installation) {
     here.run("kubectl label namespace kube-system stillpoint.dev/snapshots=Required").await.unwrap();
     assert!(says(here, "required", "Warn", "kube-system is left alone").await.contains("take the label off"));
     here.run("kubectl label namespace kube-system stillpoint.dev/snapshots-").await.unwrap();
+}
+
+/// Whether what copies are made of may be made where there are some.
+async fn copies_are_looked_at(here: &Installation) {
+    let (_, before) = doctor(here).await.unwrap();
+    assert!(before.iter().all(|check| check["check"] != "copies"), "where there are none nothing is said: {before:#?}");
+    let snapshot = r#"{"apiVersion": "stillpoint.dev/v1alpha1", "kind": "Snapshot", "metadata": {"name": "never", "namespace": "shop"},
+        "spec": {"databases": ["none"], "method": "VolumeSnapshot"}}"#;
+    here.run(&format!("kubectl create -f - <<< '{snapshot}'")).await.unwrap();
+    says(here, "copies", "Pass", "rights that copies need").await;
+    // As it was granted by an older installation.
+    let older = r#"[{"op": "replace", "path": "/rules", "value": [{"apiGroups": [""], "resources": ["secrets"], "verbs": ["get"]}]}]"#;
+    here.run(&format!("kubectl patch clusterrole stillpoint:credentials --type=json -p '{older}'")).await.unwrap();
+    assert!(says(here, "copies", "Fail", "create jobs.batch in shop").await.contains("rights.yaml"));
+    here.run("kubectl apply -f deploy/apiserver/rights.yaml").await.unwrap();
+    says(here, "copies", "Pass", "rights that copies need").await;
+    here.run("kubectl still disable shop").await.unwrap();
+    assert_eq!(says(here, "copies", "Fail", "was not let in").await, "kubectl still enable shop");
+    here.run("kubectl still enable shop").await.unwrap();
+    says(here, "copies", "Pass", "rights that copies need").await;
+    here.run("kubectl delete -n shop snapshots.stillpoint.dev never").await.unwrap();
 }
 
 async fn enable_and_disable(here: &Installation) -> Result<()> {

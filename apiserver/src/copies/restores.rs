@@ -28,7 +28,6 @@ use super::{
     runs::{NotBegun, Running},
     slots,
     snapshots::not_begun,
-    status::Pace,
 };
 use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES};
 use order::Planned;
@@ -252,7 +251,7 @@ impl Copies {
     /// Follows a run to its end; its progress is shown meanwhile. An error: it goes on, and is heard elsewhere.
     async fn hear_restore(&self, restore: &Restore, running: &mut Running) -> Result<Heard, ApiError> {
         let (_, _, uid) = who(restore);
-        let (mut pace, mut last) = (Pace::default(), None);
+        let (mut pace, mut last) = (self.pace(), None);
         let mut wanted = interval(STILL_WANTED);
         wanted.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -261,9 +260,14 @@ impl Copies {
                     None => return Ok(last.map_or(Heard::Nothing, Heard::Said)),
                     Some(Report::Log(line)) => self.logs.say(&uid, &line),
                     Some(Report::Progress { step, bytes, total }) => {
-                        let progress = pace.progress(step, bytes, total, Timestamp::now());
+                        let now = Timestamp::now();
+                        let progress = pace.progress(step, bytes, total, now);
                         let shown = |status| RestoreStatus { progress: Some(progress.clone()), ..status };
-                        self.change_restore_where(restore, is_open, shown).await.ok();
+                        if pace.is_due(&progress.step, now)
+                            && self.change_restore_where(restore, is_open, shown).await.is_ok()
+                        {
+                            pace.has_written(&progress.step, now);
+                        }
                     }
                     Some(report) => last = Some(report),
                 },

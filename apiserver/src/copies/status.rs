@@ -9,17 +9,35 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use repository::Entry;
 
-/// How fast a run is, over its last reports.
+/// How fast a run is, over its last reports; and which of these are written.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pace {
     /// When so many bytes were done.
     points: std::collections::VecDeque<(Timestamp, u64)>,
+    /// For so long a step that was written is not written again.
+    rest: SignedDuration,
+    /// The step that was written last.
+    written: Option<(Timestamp, String)>,
 }
 
 /// So many seconds of reports tell how fast it is.
 const WINDOW: usize = 20;
 
 impl Pace {
+    pub(super) fn with_rest(rest: SignedDuration) -> Self {
+        Self { rest, ..Self::default() }
+    }
+
+    /// Whether it is to be written now. Another step is at once.
+    pub(super) fn is_due(&self, step: &str, now: Timestamp) -> bool {
+        let rests = |(at, written): &(Timestamp, String)| written == step && now.duration_since(*at) < self.rest;
+        !self.written.as_ref().is_some_and(rests)
+    }
+
+    pub(super) fn has_written(&mut self, step: &str, now: Timestamp) {
+        self.written = Some((now, step.to_owned()));
+    }
+
     pub(super) fn progress(&mut self, step: String, bytes: u64, total: Option<u64>, now: Timestamp) -> Progress {
         if self.points.back().is_some_and(|(_, before)| *before > bytes) {
             self.points.clear();
@@ -185,6 +203,25 @@ mod tests {
         let beyond = pace.progress("dumping".into(), 1500, Some(1000), at(10));
         assert_eq!((beyond.bytes_per_second, beyond.remaining_seconds), (150, None));
         assert_eq!(pace.progress("verifying".into(), 0, None, at(11)).bytes_per_second, 0, "another step begins anew");
+    }
+
+    #[test]
+    fn a_step_is_written_at_once_and_then_every_so_often() {
+        let at = |milliseconds| Timestamp::from_millisecond(milliseconds).unwrap();
+        let mut pace = Pace::with_rest(SignedDuration::from_secs(5));
+        assert!(
+            pace.is_due("dumping", at(0)) && pace.is_due("dumping", at(1)),
+            "one that was not written is due still"
+        );
+        pace.has_written("dumping", at(0));
+        for (step, now, due) in
+            [("dumping", 1000, false), ("dumping", 4999, false), ("dumping", 5000, true), ("verifying", 1000, true)]
+        {
+            assert_eq!(pace.is_due(step, at(now)), due, "{step} {now}");
+        }
+        let mut without = Pace::default();
+        without.has_written("dumping", at(0));
+        assert!(without.is_due("dumping", at(0)));
     }
 
     #[test]

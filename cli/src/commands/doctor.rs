@@ -1,6 +1,7 @@
 //! `doctor`: what stands of an installation, what is missing, and what to do about it. It reads, and changes nothing.
 
 mod agents;
+mod copies;
 mod databases;
 mod installed;
 mod policies;
@@ -109,7 +110,8 @@ async fn look(api: &Api, namespace: Option<&str>) -> Vec<Finding> {
         None
     };
     findings.extend(databases::look(api, namespace, home.as_deref()).await);
-    if home.is_some() {
+    if let Some(home) = &home {
+        findings.extend(copies::look(api, namespace, home).await);
         findings.extend(agents::look(api, namespace).await);
     }
     findings

@@ -1,4 +1,6 @@
-//! `restore`: brings a copy back into a Database, and follows that; `restore log` says what its run said.
+//! `restore`: brings a copy back into a Database, or to new claims, and follows that; `restore log` says what its run said.
+
+mod claims;
 
 use api::{ExistingPolicy, Restore, RestorePhase, RestoreSource, RestoreSpec, RestoreStatus};
 use jiff::{Timestamp, tz::TimeZone};
@@ -14,8 +16,10 @@ use crate::{
     progress::Shown,
     times,
 };
+use claims::NewClaims;
 
 /// Bring a copy back into a Database, and wait until it is there. Every byte is checked before anything of the Database is touched.
+/// In a cluster a copy of volumes is brought back to new claims; a claim that is there already is never touched.
 ///
 /// Exit code: 0 restored; 1 not, and in what state that left the Database is said; 124 not within --timeout; 130 after Ctrl-C.
 /// A restore goes on without us.
@@ -27,6 +31,8 @@ use crate::{
 ///   kubectl still restore fresh --latest --from orders --repository nightly
 ///
 ///   kubectl still restore orders --as-of 2026-11-29T03:00:00+01:00 --database shop --existing replace
+///
+///   kubectl still restore --to-claims --snapshot before-upgrade --claim copy=data:20Gi --storage-class fast
 ///
 ///   kubectl still restore log fresh-20261129-030405-678
 #[derive(Debug, clap::Args)]
@@ -50,10 +56,12 @@ enum Log {
 #[derive(Debug, clap::Args)]
 struct Asked {
     /// The Database that it is restored into. One that is called `log` is named after `--`.
-    #[arg(required = true, value_name = "DATABASE")]
+    #[arg(required_unless_present = "to_claims", value_name = "DATABASE")]
     target: Option<String>,
     #[command(flatten)]
     which: Which,
+    #[command(flatten)]
+    to: NewClaims,
     /// The Repository that the copy is in; may be left out where there is one only, or with --snapshot.
     #[arg(long, value_name = "NAME")]
     repository: Option<String>,
@@ -71,7 +79,7 @@ struct Asked {
     /// Leave out roles, users and grants.
     #[arg(long)]
     no_globals: bool,
-    /// What the Restore is called; DATABASE-YYYYMMDD-HHMMSS in UTC when absent.
+    /// What the Restore is called; DATABASE-YYYYMMDD-HHMMSS in UTC when absent, with --to-claims SNAPSHOT-YYYYMMDD-HHMMSS.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Do not ask on a terminal. Without one it is needed for --existing replace.
@@ -115,9 +123,10 @@ impl Command {
 
 impl Asked {
     async fn run(self, api: &Api, output: Output) -> Result<u8, Failure> {
-        // clap wants it, unless it is the log that is asked for.
-        let target = self.target.clone().unwrap_or_default();
-        self.is_meant(&target)?;
+        if let Some(target) = &self.target {
+            self.is_meant(target)?;
+        }
+        let target = self.target.clone();
         let waiting = self.waiting.clone();
         let (name, spec) = self.spec(api).await?;
         let made = api.objects::<Restore>().create(&PostParams::default(), &Restore::new(&name, spec)).await?;
@@ -147,11 +156,12 @@ impl Asked {
         let done = followed.reached(&format!("restore {name}"), &how)?;
         let status = done.status.clone().unwrap_or_default();
         if status.phase == RestorePhase::Failed {
-            return Err(failed(&name, &status, &api.namespace));
+            return Err(failed(&name, target.as_deref(), &status, &api.namespace));
         }
-        match output {
-            Output::Json => print::json(&done)?,
-            Output::Text => print!("{}", told(&target, &done.name_any(), &status)),
+        match (output, target) {
+            (Output::Json, _) => print::json(&done)?,
+            (Output::Text, Some(target)) => print!("{}", told(&target, &done.name_any(), &status)),
+            (Output::Text, None) => print!("{}", claims::told(&done.name_any(), &status)),
         }
         Ok(0)
     }
@@ -169,14 +179,15 @@ impl Asked {
     }
 
     async fn spec(self, api: &Api) -> Result<(String, RestoreSpec), Failure> {
-        let Self { target, which, repository, from, tool, databases, existing, no_globals, name, .. } = self;
+        let Self { target, which, to, repository, from, tool, databases, existing, no_globals, name, .. } = self;
         let repository = match (&which.snapshot, repository) {
             // It is its Snapshot's.
             (Some(_), repository) => repository,
             (None, repository) => Some(api.repository(repository).await?),
         };
-        let target = target.unwrap_or_default();
-        let name = name.unwrap_or_else(|| times::stamped(&target, Timestamp::now()));
+        // To new claims there is none.
+        let base = target.as_ref().or(which.snapshot.as_ref()).cloned().unwrap_or_default();
+        let name = name.unwrap_or_else(|| times::stamped(&base, Timestamp::now()));
         let source = RestoreSource {
             repository,
             snapshot: which.snapshot,
@@ -188,12 +199,12 @@ impl Asked {
             name,
             RestoreSpec {
                 source,
-                database: target,
+                database: target.unwrap_or_default(),
                 databases,
                 existing,
                 globals: !no_globals,
                 tool: tool.used(),
-                volumes: Vec::new(),
+                volumes: to.volumes(),
                 runner: None,
             },
         ))
@@ -203,7 +214,15 @@ impl Asked {
 fn show(shown: &mut Shown, status: &RestoreStatus) {
     if let Some(chosen) = &status.chosen {
         let taken = chosen.taken_at.as_ref().map(|at| format!(", taken at {}", at.0)).unwrap_or_default();
-        shown.say(&format!("copy {} of Repository {}{taken}", chosen.snapshot, chosen.repository));
+        let copy = match chosen.repository.as_str() {
+            "" => format!("Snapshot {}", chosen.snapshot),
+            repository => format!("copy {} of Repository {repository}", chosen.snapshot),
+        };
+        shown.say(&format!("{copy}{taken}"));
+    }
+    // Of claims, what they wait for.
+    if let (None, Some(message)) = (&status.progress, &status.message) {
+        return shown.show(&format!("{}: {message}", status.phase), None);
     }
     let step = status.progress.as_ref().map(|progress| format!(": {}", progress.step)).unwrap_or_default();
     shown.show(&format!("{}{step}", status.phase), status.progress.as_ref());
@@ -218,14 +237,18 @@ fn told(target: &str, name: &str, status: &RestoreStatus) -> String {
     format!("restore {name} is {}: {what} into {target}{of}\n{warnings}", status.phase)
 }
 
-fn failed(name: &str, status: &RestoreStatus, namespace: &str) -> Failure {
+fn failed(name: &str, target: Option<&str>, status: &RestoreStatus, namespace: &str) -> Failure {
     let why = status.message.as_deref().unwrap_or("nobody said why").replace(REPLACE, REPLACE_HERE);
     let failure = Failure::new(format!("restore {name} failed: {why}"));
+    let (state, more) = match target {
+        Some(_) => ("the Database is ", format!("kubectl still restore log {name} -n {namespace}")),
+        None => ("", format!("kubectl describe restores.stillpoint.dev {name} -n {namespace}")),
+    };
     let failure = match &status.target {
-        Some(target) => failure.detail(format!("the Database is {target}")),
+        Some(target) => failure.detail(format!("{state}{target}")),
         None => failure,
     };
-    failure.detail(format!("more: kubectl still restore log {name} -n {namespace}"))
+    failure.detail(format!("more: {more}"))
 }
 
 fn existing(text: &str) -> Result<ExistingPolicy, String> {
@@ -258,12 +281,19 @@ mod tests {
             target: Some("as it was: nothing was touched".into()),
             ..RestoreStatus::default()
         };
-        let failure = format!("{:?}", failed("back", &status, "shop"));
+        let failure = format!("{:?}", failed("back", Some("fresh"), &status, "shop"));
         assert!(failure.contains("no database x") && failure.contains("the Database is as it was"), "{failure}");
         assert!(failure.contains("restore log back -n shop"), "{failure}");
         let message = "shop is there already: name other databases, or set spec.existing: Replace";
         let status = RestoreStatus { message: Some(message.into()), ..RestoreStatus::default() };
-        let failure = failed("back", &status, "shop").to_string();
+        let failure = failed("back", Some("fresh"), &status, "shop").to_string();
         assert!(failure.ends_with("spec.existing: Replace (here: --existing replace)"), "{failure}");
+    }
+    #[test]
+    fn of_claims_no_state_of_a_database_is_told() {
+        let status = RestoreStatus { target: Some("no claim was made".into()), ..RestoreStatus::default() };
+        let failure = format!("{:?}", failed("back", None, &status, "shop"));
+        assert!(failure.contains("\"no claim was made\"") && !failure.contains("Database"), "{failure}");
+        assert!(failure.contains("kubectl describe restores.stillpoint.dev back -n shop"), "{failure}");
     }
 }

@@ -27,9 +27,12 @@ fn objects(text: &str) -> Result<Vec<Value>> {
     Ok(printed["items"].as_array().cloned().unwrap_or_else(|| vec![printed]))
 }
 
+/// Whether a key of an object was added.
+type Added = fn(&str) -> bool;
+
 /// Of what an API server has stored, all that neither it nor a controller has added.
 fn own(mut stored: Value) -> Value {
-    let added: [(&str, fn(&str) -> bool); 6] = [
+    let added: [(&str, Added); 6] = [
         ("", |key| key == "status"),
         ("/metadata", |key| !["annotations", "labels", "namespace", "ownerReferences"].contains(&key)),
         ("/metadata/annotations", |key| key.starts_with("volume.") || key.starts_with("pv.")),

@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::{
     hand::{DATA, Hand, WAL, database, in_world, snapshot},
-    until_object,
+    still, until_object,
 };
 use crate::world::Space;
 
@@ -21,6 +21,19 @@ fn restore(name: &str, more: Value) -> Value {
         spec.extend(more);
     }
     json!({"apiVersion": api::API_VERSION, "kind": "Restore", "metadata": {"name": name}, "spec": spec})
+}
+
+const FIRST_POD: &str = "WaitForFirstConsumer";
+
+/// A StorageClass of which nobody makes volumes.
+async fn class(space: &Space<'_>, name: &str, mode: &str) -> Result<String> {
+    let name = format!("{name}-{}", space.name);
+    let class = json!({
+        "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": name},
+        "provisioner": "hand.stillpoint.test", "volumeBindingMode": mode,
+    });
+    space.world.cluster.apply(&class.to_string()).await?;
+    Ok(name)
 }
 
 async fn phase(space: &Space<'_>, name: &str, phase: &str) -> Result<Value> {
@@ -43,14 +56,8 @@ async fn claims_are_made_of_what_was_cut_and_those_that_are_there_are_left_alone
     hand.phase("noon", "Ready").await.unwrap();
 
     // Of a class whose volumes are made for the first Pod nothing more is to be waited for.
-    for (class, mode) in [("late", "WaitForFirstConsumer"), ("now", "Immediate")] {
-        let class = json!({
-            "apiVersion": "storage.k8s.io/v1", "kind": "StorageClass", "metadata": {"name": format!("{class}-{}", space.name)},
-            "provisioner": "hand.stillpoint.test", "volumeBindingMode": mode,
-        });
-        space.world.cluster.apply(&class.to_string()).await.unwrap();
-    }
-    let (late, now) = (format!("late-{}", space.name), format!("now-{}", space.name));
+    let (late, now) =
+        (class(&space, "late", FIRST_POD).await.unwrap(), class(&space, "now", "Immediate").await.unwrap());
     let volumes = json!({"volumes": [{"name": "copy", "claim": DATA, "storageClassName": late, "size": "3Gi"}]});
     space.apply(restore("one", volumes)).await.unwrap();
     let one = phase(&space, "one", "Complete").await.unwrap();
@@ -108,4 +115,54 @@ async fn what_cannot_be_restored_so_says_why() {
     space.apply(restore("gone", json!({}))).await.unwrap();
     let gone = phase(&space, "gone", "Failed").await.unwrap();
     assert!(gone["status"]["message"].as_str().unwrap().contains("somebody has deleted it"), "{gone}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_command_line_makes_claims_and_says_how_that_ended() {
+    let space = in_world().await.space("commanded").await.unwrap();
+    let hand = Hand::of(&space);
+    database(&space, "orders", &[DATA, WAL]).await.unwrap();
+    space.apply(snapshot("noon", json!({}))).await.unwrap();
+    for claim in [DATA, WAL] {
+        hand.cut(&format!("noon-{claim}"), "application").await.unwrap();
+    }
+    hand.phase("noon", "Ready").await.unwrap();
+    let (late, now) =
+        (class(&space, "late", FIRST_POD).await.unwrap(), class(&space, "now", "Immediate").await.unwrap());
+    let restore = async |name: &str, claim: &str, class: &str, more: &[&str]| {
+        let to = [
+            "restore",
+            "--to-claims",
+            "--snapshot",
+            "noon",
+            "--name",
+            name,
+            "--claim",
+            claim,
+            "--storage-class",
+            class,
+        ];
+        still(&space, &[&to[..], more].concat()).await.unwrap()
+    };
+    let done = restore("back", &format!("copy={DATA}:3Gi"), &late, &[]).await;
+    assert!(
+        done.code == 0 && done.stdout.starts_with("restore back is Complete: claims copy of Snapshot noon"),
+        "{}",
+        done.stderr
+    );
+    assert!(done.stdout.contains("warning: the first Pod"), "{}", done.stdout);
+    let copy = made(&space, "copy").await.unwrap();
+    assert_eq!(copy["spec"]["dataSource"]["name"], format!("noon-{DATA}"), "{copy}");
+    let spec = &copy["spec"];
+    assert_eq!((&spec["storageClassName"], &spec["resources"]["requests"]["storage"]), (&json!(late), &json!("3Gi")));
+
+    let again = restore("again", &format!("copy={DATA}"), &late, &[]).await;
+    assert_eq!(again.code, 1, "{}", again.stderr);
+    for says in ["there is a claim copy already", "- no claim was made", "describe restores.stillpoint.dev again"] {
+        assert!(again.stderr.contains(says), "{says}: {}", again.stderr);
+    }
+    // Nobody makes its volume: it goes on without us.
+    let slow = restore("slow", &format!("slow={WAL}"), &now, &["--timeout", "5s"]).await;
+    assert!(slow.code == 124 && slow.stderr.contains("it goes on"), "{} {}", slow.code, slow.stderr);
+    assert_eq!(phase(&space, "slow", "Running").await.unwrap()["status"]["volumes"][0]["name"], "slow");
 }

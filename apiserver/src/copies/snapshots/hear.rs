@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::KIND;
 use crate::{
-    copies::{Copies, kept::who, runs::Running, status},
+    copies::{Copies, kept::who, runs::Running},
     error::ApiError,
 };
 
@@ -41,7 +41,7 @@ impl Copies {
         deadline: Timestamp,
     ) -> Result<Heard, ApiError> {
         let (_, _, uid) = who(snapshot);
-        let mut pace = status::Pace::default();
+        let mut pace = self.pace();
         let mut wanted = interval(STILL_WANTED);
         wanted.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut last = None;
@@ -51,14 +51,17 @@ impl Copies {
                     None => return Ok(last.map_or(Heard::Nothing, Heard::Said)),
                     Some(Report::Log(line)) => self.logs.say(&uid, &line),
                     Some(Report::Progress { step, bytes, total }) => {
-                        let progress = pace.progress(step, bytes, total, Timestamp::now());
+                        let now = Timestamp::now();
+                        let progress = pace.progress(step, bytes, total, now);
                         let writes = progress.step == DUMPING;
                         let shown = |status: SnapshotStatus| SnapshotStatus {
                             begun: status.begun || writes,
                             progress: Some(progress.clone()),
                             ..status
                         };
-                        self.change(snapshot, shown).await.ok();
+                        if pace.is_due(&progress.step, now) && self.change(snapshot, shown).await.is_ok() {
+                            pace.has_written(&progress.step, now);
+                        }
                     }
                     Some(report) => last = Some(report),
                 },

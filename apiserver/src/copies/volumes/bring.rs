@@ -241,8 +241,13 @@ impl Copies {
     async fn no_claims(&self, restore: &Restore, reason: &str, message: &str) -> Result<(), ApiError> {
         let made = restore.status.iter().flat_map(|status| &status.volumes).filter(|volume| volume.uid.is_some());
         let made = made.map(|volume| volume.name.as_str()).collect::<Vec<_>>().join(", ");
-        let target = (!made.is_empty()).then(|| format!("claims {made} were made, and are there"));
-        let failed = FailedRun { reason: reason.to_owned(), message: message.to_owned(), again: false, target };
+        let target = if made.is_empty() {
+            "no claim was made".to_owned()
+        } else {
+            format!("claims {made} were made, and are there")
+        };
+        let (reason, message, target) = (reason.to_owned(), message.to_owned(), Some(target));
+        let failed = FailedRun { reason, message, again: false, target };
         self.restore_failed(restore, failed).await
     }
 }
