@@ -1,10 +1,12 @@
 //! What makes an object valid, as pure functions. The registry, the webhooks and the controllers call the same ones.
 
 pub(crate) mod copies;
+mod locations;
 
 use kube::core::Selector;
 
 pub use copies::{repository, repository_update, restore, restore_update, snapshot, snapshot_update};
+pub use locations::location;
 
 use crate::{AgentPolicy, Copy, DatabaseSpec, FreezeSpec, Level, QuiesceSpec, TlsMode};
 

@@ -10,6 +10,7 @@
 //!               check          whether a repository is whole
 //! ```
 
+mod ambient;
 pub(crate) mod catalogue;
 mod check;
 mod children;
@@ -43,6 +44,7 @@ use crate::{
     registry::Registry,
     resources::{REPOSITORIES, RESTORES, SNAPSHOTS},
 };
+pub(crate) use ambient::Ambient;
 use check::Checking;
 pub(crate) use check::LONGEST as LONGEST_CHECK;
 use children::Children;
@@ -81,6 +83,7 @@ pub(crate) struct Place {
     pub(crate) watched: Watched,
     /// The image with the runner of dumps in it. `None`: none are taken.
     pub(crate) runner_image: Option<String>,
+    pub(crate) ambient: Ambient,
 }
 
 /// Whether what only one replica has to do is done here.
@@ -95,7 +98,7 @@ impl Copies {
     pub(crate) fn standalone(registry: &Registry, home: PathBuf, tasks: &TaskTracker) -> anyhow::Result<Self> {
         let records: Arc<dyn Records> = Arc::new(registry.clone());
         Ok(Self {
-            depot: Depot::new(Arc::clone(&records)),
+            depot: Depot::new(Arc::clone(&records), Ambient::All),
             records,
             repositories: Own::shared(registry, &REPOSITORIES),
             snapshots: Own::shared(registry, &SNAPSHOTS),
@@ -116,13 +119,13 @@ impl Copies {
         tasks: &TaskTracker,
         over: &CancellationToken,
     ) -> Self {
-        let Place { client, watching, storage, watched, runner_image } = place;
+        let Place { client, watching, storage, watched, runner_image, ambient } = place;
         let runs: Arc<dyn Runs> = match runner_image {
             Some(image) => Arc::new(Jobs::new(client.clone(), watching.clone(), image.clone(), watched.clone())),
             None => Arc::new(NoRuns),
         };
         Self {
-            depot: Depot::in_cluster(Arc::clone(&records)),
+            depot: Depot::new(Arc::clone(&records), *ambient),
             records,
             repositories: InCluster::begin(client.clone(), watching.clone(), &REPOSITORIES, tasks, over),
             snapshots: InCluster::begin(client.clone(), watching.clone(), &SNAPSHOTS, tasks, over),
