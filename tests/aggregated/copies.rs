@@ -4,6 +4,7 @@
 mod dumps;
 mod hand;
 mod restores;
+mod unreadable;
 
 use anyhow::{Context, Result, ensure};
 use cluster::{Identity, until};
