@@ -1,8 +1,9 @@
 //! What a cluster asks by policy, asked here: whoever names a Secret must be allowed to read it; whoever declares a Freeze
-//! must be allowed to quiesce what it holds.
+//! must be allowed to quiesce what it holds; whoever says how Pods are made, to make them.
 
 use api::{Database, FreezeSpec, Repository, RestoreSpec, SnapshotSpec};
 use async_trait::async_trait;
+use k8s_openapi::{Resource as _, api::batch::v1::Job};
 use serde_json::Value;
 
 use crate::{
@@ -27,6 +28,9 @@ impl Admit for Author<'_> {
     async fn admit(&self, object: &Value) -> Result<(), ApiError> {
         let Self { verbs, asked, .. } = self;
         let namespace = asked.target.namespace.as_deref().unwrap_or_default();
+        if !object["spec"]["runner"].is_null() {
+            self.may_make_pods(namespace).await?;
+        }
         if asked.resource.kind == DATABASES.kind
             && let Ok(database) = serde_json::from_value::<Database>(object.clone())
         {
@@ -80,5 +84,22 @@ impl Author<'_> {
             auth::ask(self.authorizer, self.asked.user, (&target).into()).await?;
         }
         Ok(())
+    }
+
+    /// `spec.runner` is a Pod of anybody's image with the Database's password in it, and we make it for whoever asked.
+    async fn may_make_pods(&self, namespace: &str) -> Result<(), ApiError> {
+        let jobs = ResourceTarget {
+            verb: Verb::Create,
+            group: Job::GROUP.to_owned(),
+            version: Job::VERSION.to_owned(),
+            namespace: Some(namespace.to_owned()),
+            resource: Job::URL_PATH_SEGMENT.to_owned(),
+            name: None,
+            subresource: None,
+        };
+        auth::ask(self.authorizer, self.asked.user, (&jobs).into()).await.map_err(|error| ApiError {
+            message: format!("spec.runner says how Pods are made, so leave it out, or have create on jobs (batch) granted to you: {}", error.message),
+            ..error
+        })
     }
 }
