@@ -27,7 +27,14 @@ use Verdict::{Right, Wrong, WrongForUs};
 
 /// All of them.
 pub fn all() -> Vec<Case> {
-    databases().into_iter().chain(dump_tools()).chain(freezes()).chain(snapshots()).chain(restores()).collect()
+    databases()
+        .into_iter()
+        .chain(dump_tools())
+        .chain(freezes())
+        .chain(repositories())
+        .chain(snapshots())
+        .chain(restores())
+        .collect()
 }
 
 fn databases() -> Vec<Case> {
@@ -135,11 +142,41 @@ fn freezes() -> Vec<Case> {
     ]
 }
 
+fn repositories() -> Vec<Case> {
+    let case = |name, kind: &str, location, verdict| {
+        let mut place = json!({"name": "a"});
+        place[kind] = location;
+        let spec = json!({"locations": [place], "encryption": {"passwordSecretRef": {"name": "key"}}});
+        Case { name, kind: "Repository", old: None, spec, verdict }
+    };
+    let azure = |account: &str, container: &str| json!({"account": account, "container": container});
+    let minio = |bucket: &str, endpoint: &str| json!({"bucket": bucket, "endpoint": endpoint});
+    vec![
+        case("Amazon's", "s3", json!({"bucket": "backups.example.org", "region": "eu-central-1"}), Right),
+        case("another S3", "s3", minio("Old_Backups", "http://[::1]:9000/base"), Right),
+        case("Google's", "gcs", json!({"bucket": "my_backups", "prefix": "shop/orders"}), Right),
+        case("Azure's", "azure", azure("backups1", "dumps-of-2026"), Right),
+        case("an account that is a host", "azure", azure("evil.example/x", "box"), Wrong),
+        case("a container that is a path", "azure", azure("backups1", "../other"), Wrong),
+        case("a container with two hyphens", "azure", azure("backups1", "a--b"), Wrong),
+        case("a bucket that is a path", "gcs", json!({"bucket": "evil/x"}), Wrong),
+        case("a bucket that is a host", "s3", json!({"bucket": "evil.example/x"}), Wrong),
+        case("a bucket that Amazon does not name so", "s3", json!({"bucket": "Backups"}), WrongForUs),
+        case("a region that is a host", "s3", json!({"bucket": "backups", "region": "x.evil.example/"}), Wrong),
+        case("an endpoint without a scheme", "s3", minio("b", "s3.example.org"), Wrong),
+        case("an endpoint without a host", "s3", minio("b", "https:///x"), Wrong),
+        case("an endpoint with an account", "s3", minio("b", "https://me:pw@host"), Wrong),
+        case("a port that is none", "s3", minio("b", "https://host:0"), WrongForUs),
+        case("a prefix that leads out", "gcs", json!({"bucket": "backups", "prefix": "a/../b"}), WrongForUs),
+    ]
+}
+
 fn snapshots() -> Vec<Case> {
     let case = |name, old: Option<Value>, spec, verdict| Case { name, kind: "Snapshot", old, spec, verdict };
     let dump = |more: Value| merged(json!({"databases": ["orders"], "repository": "nightly"}), more);
     let cut = |more: Value| merged(json!({"databases": ["orders"], "method": "VolumeSnapshot"}), more);
     let many: Vec<String> = (0..17).map(|n| format!("d{n}")).collect();
+    let volume = |kind: &str| json!({"runner": {"volumes": [{"name": "more", (kind): {}}]}});
     vec![
         case("a dump", None, dump(json!({})), Right),
         case("a dump to nowhere", None, json!({"databases": ["orders"]}), Wrong),
@@ -175,6 +212,24 @@ fn snapshots() -> Vec<Case> {
         case("another group", Some(cut(json!({}))), cut(json!({"volumeGroupSnapshotClassName": "all"})), Wrong),
         case("more time", Some(cut(json!({}))), cut(json!({"deadlineSeconds": 60})), Wrong),
         case("a dump after all", Some(cut(json!({}))), dump(json!({})), Wrong),
+        case("a runner", None, dump(runner()), Right),
+        case(
+            "the same runner",
+            Some(dump(runner())),
+            dump(merged(runner(), json!({"deletionPolicy": "Retain"}))),
+            Right,
+        ),
+        case("a runner after all", Some(dump(json!({}))), dump(runner()), Wrong),
+        case("no runner any more", Some(dump(runner())), dump(json!({})), Wrong),
+        case("another runner", Some(dump(runner())), dump(json!({"runner": {"image": "mine"}})), Wrong),
+        // What kube-apiserver takes for the same (deploy/src/policies.rs); a policy asks.
+        case("a volume of another kind", Some(dump(volume("emptyDir"))), dump(volume("secret")), WrongForUs),
+        case(
+            "a value that is no text",
+            None,
+            dump(json!({"runner": {"env": [{"name": "P", "value": 8080}]}})),
+            WrongForUs,
+        ),
     ]
 }
 
@@ -183,6 +238,7 @@ fn restores() -> Vec<Case> {
     let of = |source: Value, more: Value| merged(json!({"source": source}), more);
     let noon = |more: Value| of(json!({"snapshot": "noon"}), more);
     let into = || json!({"database": "orders"});
+    let as_of = |time: &str| of(json!({"asOf": time, "repository": "r"}), into());
     let claims = |names: &[&str]| {
         let volumes: Vec<_> = names.iter().map(|name| json!({"name": name})).collect();
         json!({"volumes": volumes})
@@ -205,7 +261,25 @@ fn restores() -> Vec<Case> {
         case("the newest to new claims", None, of(json!({"latest": true, "repository": "r"}), json!({})), Wrong),
         case("another name", Some(noon(json!({}))), noon(claims(&["copy"])), Wrong),
         case("the same", Some(noon(json!({}))), noon(json!({})), Right),
+        case("a runner after all", Some(noon(into())), noon(merged(into(), runner())), Wrong),
+        case(
+            "a user that is a text",
+            None,
+            noon(json!({"runner": {"securityContext": {"runAsUser": "999"}}})),
+            WrongForUs,
+        ),
+        case("a zone that is none", None, as_of("2026-11-29T03:00:00+99:99"), Wrong),
+        case("a time without a zone", None, as_of("2026-11-29T03:00:00"), Wrong),
+        case("a time finer than there is", None, as_of("2026-11-29T03:00:00.0123456789Z"), WrongForUs),
     ]
+}
+
+/// Of each kind of field: text, a list of objects, and what a schema leaves open.
+fn runner() -> Value {
+    json!({"runner": {
+        "image": "postgres:18", "env": [{"name": "HTTPS_PROXY", "value": "http://proxy"}],
+        "volumes": [{"name": "more", "emptyDir": {}}], "securityContext": {"runAsUser": 999},
+    }})
 }
 
 fn merged(mut object: Value, more: Value) -> Value {
@@ -226,6 +300,7 @@ mod tests {
             let right = match case.kind {
                 "Database" => judge(&case, validate::database, validate::database_update),
                 "DumpTool" => judge(&case, validate::dump_tool, validate::dump_tool_update),
+                "Repository" => judge(&case, validate::repository, validate::repository_update),
                 "Snapshot" => judge(&case, validate::snapshot, validate::snapshot_update),
                 "Restore" => judge(&case, validate::restore, validate::restore_update),
                 _ => judge(&case, validate::freeze, validate::freeze_update),

@@ -100,6 +100,8 @@ pub mod reasons {
     /// No process could be begun.
     pub const NOT_STARTED: &str = "NotStarted";
     pub const IN_PROGRESS: &str = "InProgress";
+    /// What is stored is not of its kind, though its schema has let it pass.
+    pub const UNREADABLE: &str = "Unreadable";
 }
 
 /// Sets `type_` to `status`, and moves `lastTransitionTime` only when the status changes (Kubernetes API conventions,

@@ -136,7 +136,8 @@ const SNAPSHOT_RULES: &[Rule] = &[
                && has(self.onMissed) == has(oldSelf.onMissed) \
                && (!has(self.onMissed) || self.onMissed == oldSelf.onMissed) \
                && has(self.deadlineSeconds) == has(oldSelf.deadlineSeconds) \
-               && (!has(self.deadlineSeconds) || self.deadlineSeconds == oldSelf.deadlineSeconds)",
+               && (!has(self.deadlineSeconds) || self.deadlineSeconds == oldSelf.deadlineSeconds) \
+               && has(self.runner) == has(oldSelf.runner) && (!has(self.runner) || self.runner == oldSelf.runner)",
         message: "only deletionPolicy may change; make another Snapshot for anything else",
     },
     Rule {

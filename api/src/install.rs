@@ -59,7 +59,9 @@ pub mod policies {
     pub const RESTORE: &str = "restore.stillpoint.dev";
     /// A Repository is made only by who may read the Secrets of its namespace.
     pub const REPOSITORY: &str = "repository.stillpoint.dev";
-    pub const ALL: [&str; 8] = [QUIESCE, THAW, THAW_MORE, JOURNAL, SECRETS, COPY, RESTORE, REPOSITORY];
+    /// How Pods of runs are made is said, of a Snapshot and of a Restore, only by who may make Jobs.
+    pub const RUNNER: &str = "runner.stillpoint.dev";
+    pub const ALL: [&str; 9] = [QUIESCE, THAW, THAW_MORE, JOURNAL, SECRETS, COPY, RESTORE, REPOSITORY, RUNNER];
 }
 
 /// One rule of RBAC; `resources`, `names` and `verbs` are lists with commas. Without names it is about all.

@@ -23,6 +23,7 @@ pub mod install;
 mod live;
 mod live_snapshot;
 mod position;
+mod reading;
 pub mod repository;
 mod repository_check;
 mod restore;
@@ -46,6 +47,7 @@ pub use live::{
 };
 pub use live_snapshot::{KnownBy, LiveSnapshot, LiveSnapshotSpec, LiveSnapshotStatus};
 pub use position::{MariadbPosition, Position, PostgresqlPosition};
+pub use reading::{Unreadable, read};
 pub use repository::{
     AzureLocation, DirectoryLocation, Encryption, GcsLocation, LocationKind, LocationStatus, Repository,
     RepositoryLocation, RepositorySpec, RepositoryStatus, S3CredentialsReference, S3Location,

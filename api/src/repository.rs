@@ -62,19 +62,22 @@ pub struct DirectoryLocation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct S3Location {
+    #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,254}$"))]
     pub bucket: String,
     /// Below which folder of the bucket.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
     /// `https://HOST[:PORT]`; Amazon's own when absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^https?://[^/?#@\s]+(/[^?#@\s]*)?$"))]
     pub endpoint: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_-]{1,63}$"))]
     pub region: Option<String>,
     /// Whether the bucket is in the path and not in the host's name. Default: true where there is an endpoint.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path_style: Option<bool>,
-    /// Absent: the identity of the machine or Pod.
+    /// Absent: the identity of the machine or Pod, in a cluster only where its operator lends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<S3CredentialsReference>,
     /// A Secret whose key `ca.crt` holds PEM certificates to trust beside the system's.
@@ -100,10 +103,11 @@ pub struct S3CredentialsReference {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct GcsLocation {
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]$"))]
     pub bucket: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// A Secret whose key `service-account.json` holds an account's key. Absent: the identity of the machine or Pod.
+    /// A Secret whose key `service-account.json` holds an account's key. Absent: the identity of the machine or Pod, in a cluster only where its operator lends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service_account_secret_ref: Option<SecretReference>,
 }
@@ -112,11 +116,13 @@ pub struct GcsLocation {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct AzureLocation {
+    #[schemars(regex(pattern = r"^[a-z0-9]{3,24}$"))]
     pub account: String,
+    #[schemars(regex(pattern = r"^[a-z0-9](-?[a-z0-9]){2,62}$"))]
     pub container: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<String>,
-    /// A Secret with a key `account-key` or `sas-token`. Absent: the identity of the machine or Pod.
+    /// A Secret with a key `account-key` or `sas-token`. Absent: the identity of the machine or Pod, in a cluster only where its operator lends it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_ref: Option<SecretReference>,
 }
@@ -214,6 +220,17 @@ impl RepositoryLocation {
             Some(LocationKind::Directory(_)) | None => {}
         }
         secrets
+    }
+
+    /// The field that would say by which account it is reached, where none does: then it is by the identity of the machine or Pod.
+    pub fn lacks_credentials(&self) -> Option<&'static str> {
+        let (field, is_said) = match self.kind()? {
+            LocationKind::Directory(_) => return None,
+            LocationKind::S3(s3) => ("s3.credentials", s3.credentials.is_some()),
+            LocationKind::Gcs(gcs) => ("gcs.serviceAccountSecretRef", gcs.service_account_secret_ref.is_some()),
+            LocationKind::Azure(azure) => ("azure.secretRef", azure.secret_ref.is_some()),
+        };
+        (!is_said).then_some(field)
     }
 
     /// For people: `s3://BUCKET/PREFIX`, `/a/directory`.

@@ -1,11 +1,13 @@
 //! What makes an object valid, as pure functions. The registry, the webhooks and the controllers call the same ones.
 
 pub(crate) mod copies;
+mod locations;
 pub(crate) mod tools;
 
 use kube::core::Selector;
 
 pub use copies::{repository, repository_update, restore, restore_update, snapshot, snapshot_update};
+pub use locations::location;
 pub use tools::{dump_tool, dump_tool_update};
 
 use crate::{AgentPolicy, Copy, DatabaseSpec, FreezeSpec, Level, QuiesceSpec, TlsMode};

@@ -2,8 +2,9 @@
 //! must be allowed to quiesce what it holds; whoever has a copy restored, to do that by the verb; whoever says how Pods are made, to
 //! make them.
 
-use api::{Database, FreezeSpec, Repository, RestoreSpec, SnapshotSpec, runner::RunnerTemplate};
+use api::{Database, FreezeSpec, Repository, RestoreSpec, SnapshotSpec};
 use async_trait::async_trait;
+use k8s_openapi::{Resource as _, api::batch::v1::Job};
 use serde_json::Value;
 
 use crate::{
@@ -28,6 +29,9 @@ impl Admit for Author<'_> {
     async fn admit(&self, object: &Value) -> Result<(), ApiError> {
         let Self { verbs, asked, .. } = self;
         let namespace = asked.target.namespace.as_deref().unwrap_or_default();
+        if !object["spec"]["runner"].is_null() {
+            self.may_make_pods(namespace).await?;
+        }
         if asked.resource.kind == DATABASES.kind
             && let Ok(database) = serde_json::from_value::<Database>(object.clone())
         {
@@ -38,7 +42,6 @@ impl Admit for Author<'_> {
         {
             let names: Vec<&str> = repository.spec.secrets().into_iter().map(|(name, _)| name).collect();
             self.may_read(namespace, &names).await?;
-            self.may_make_jobs(namespace, repository.spec.runner.as_ref()).await?;
         }
         if asked.resource.kind == SNAPSHOTS.kind
             && let Ok(spec) = serde_json::from_value::<SnapshotSpec>(object["spec"].clone())
@@ -46,13 +49,11 @@ impl Admit for Author<'_> {
             for database in &spec.databases {
                 verbs.may_quiesce(asked.user, namespace, database).await?;
             }
-            self.may_make_jobs(namespace, spec.runner.as_ref()).await?;
         }
         if asked.resource.kind == RESTORES.kind
             && let Ok(spec) = serde_json::from_value::<RestoreSpec>(object["spec"].clone())
         {
             self.may_restore(namespace, spec.source.snapshot.as_deref()).await?;
-            self.may_make_jobs(namespace, spec.runner.as_ref()).await?;
             // To new claims nothing of any server's is touched.
             if !spec.database.is_empty() {
                 verbs.may_quiesce(asked.user, namespace, &spec.database).await?;
@@ -101,19 +102,20 @@ impl Author<'_> {
         auth::ask(self.authorizer, self.asked.user, (&target).into()).await
     }
 
-    async fn may_make_jobs(&self, namespace: &str, said: Option<&RunnerTemplate>) -> Result<(), ApiError> {
-        if said.is_none() {
-            return Ok(());
-        }
-        let target = ResourceTarget {
+    /// `spec.runner` is a Pod of anybody's image with the Database's password in it, and we make it for whoever asked.
+    async fn may_make_pods(&self, namespace: &str) -> Result<(), ApiError> {
+        let jobs = ResourceTarget {
             verb: Verb::Create,
-            group: "batch".to_owned(),
-            version: "v1".to_owned(),
+            group: Job::GROUP.to_owned(),
+            version: Job::VERSION.to_owned(),
             namespace: Some(namespace.to_owned()),
-            resource: "jobs".to_owned(),
+            resource: Job::URL_PATH_SEGMENT.to_owned(),
             name: None,
             subresource: None,
         };
-        auth::ask(self.authorizer, self.asked.user, (&target).into()).await
+        auth::ask(self.authorizer, self.asked.user, (&jobs).into()).await.map_err(|error| ApiError {
+            message: format!("spec.runner says how Pods are made, so leave it out, or have create on jobs (batch) granted to you: {}", error.message),
+            ..error
+        })
     }
 }

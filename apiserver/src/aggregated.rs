@@ -26,7 +26,7 @@ use tracing::info;
 use crate::{
     agents::{self, Agents, Door, Workloads},
     auth::delegated::{Delegated, KubeReviews, SubjectAccessReviews, Trust},
-    copies::{self, Copies, Storage},
+    copies::{self, Ambient, Copies, Storage},
     gates::{self, Gates, Keeper},
     health::Condition,
     indexed::Watched,
@@ -61,6 +61,8 @@ pub struct Place {
     pub agents: Option<SocketAddr>,
     /// What Jobs of dumps and restores copy the runner from. `None`: there are none.
     pub runner_image: Option<String>,
+    /// Whether a Repository that names no account is reached by ours.
+    pub lends_identity: bool,
 }
 
 /// How long a connection to an API server may say nothing while we wait for its answer. The watch of Leases, too: on it our own
@@ -108,6 +110,7 @@ pub async fn bind(place: Place, ending: Ending, drivers: Drivers) -> anyhow::Res
         storage,
         watched: watched.clone(),
         runner_image: place.runner_image,
+        ambient: if place.lends_identity { Ambient::Identity } else { Ambient::Nothing },
     };
     let copies = Copies::in_cluster(Arc::clone(&records), &of_copies, &tasks, &over);
     let (trust, schema) = (Arc::new(Trust::default()), Arc::new(Condition::new("crds")));

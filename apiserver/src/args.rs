@@ -45,6 +45,10 @@ pub struct Args {
     /// In a cluster: the image that has the runner of dumps and restores in it, as this one has. Without it none are taken there.
     #[arg(long, value_name = "IMAGE", conflicts_with = "standalone", value_parser = image)]
     runner_image: Option<String>,
+    /// In a cluster: Repositories that name no account are reached by this server's own cloud identity (workload identity, instance
+    /// metadata), whoever wrote them. Without it they are refused.
+    #[arg(long, conflicts_with = "standalone")]
+    ambient_credentials: bool,
     /// In a cluster: the Service that the APIService names; our certificate is for it, and our authority in its namespace.
     #[arg(
         long,
@@ -136,6 +140,7 @@ impl Args {
                     gates: self.gates_listen,
                     agents: self.agents_listen,
                     runner_image: self.runner_image,
+                    lends_identity: self.ambient_credentials,
                     identity: self.identity.unwrap_or_else(|| format!("process {}", std::process::id())),
                 };
                 let server = aggregated::bind(place, ending, Drivers::real()).await?;

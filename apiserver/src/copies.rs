@@ -11,6 +11,7 @@
 //!               check          whether a repository is whole
 //! ```
 
+mod ambient;
 pub(crate) mod catalogue;
 mod check;
 mod children;
@@ -48,6 +49,7 @@ use crate::{
     registry::Registry,
     resources::{REPOSITORIES, RESTORES, SNAPSHOTS},
 };
+pub(crate) use ambient::Ambient;
 use check::Checking;
 pub(crate) use check::LONGEST as LONGEST_CHECK;
 use children::Children;
@@ -98,6 +100,7 @@ pub(crate) struct Place {
     pub(crate) watched: Watched,
     /// The image with the runner of dumps in it. `None`: none are taken.
     pub(crate) runner_image: Option<String>,
+    pub(crate) ambient: Ambient,
 }
 
 /// Whether what only one replica has to do is done here.
@@ -115,7 +118,7 @@ impl Copies {
     /// Of a standalone server: `home` is for its runs alone.
     pub(crate) fn standalone(registry: &Registry, home: PathBuf, tasks: &TaskTracker) -> anyhow::Result<Self> {
         let records: Arc<dyn Records> = Arc::new(registry.clone());
-        let depot = Depot::new(Arc::clone(&records));
+        let depot = Depot::new(Arc::clone(&records), Ambient::All);
         Ok(Self {
             runs: Arc::new(Children::new(home, depot.clone())?),
             depot,
@@ -142,13 +145,13 @@ impl Copies {
         tasks: &TaskTracker,
         over: &CancellationToken,
     ) -> Self {
-        let Place { client, watching, storage, watched, runner_image } = place;
+        let Place { client, watching, storage, watched, runner_image, ambient } = place;
         let runs: Arc<dyn Runs> = match runner_image {
             Some(image) => Arc::new(Jobs::new(client.clone(), watching.clone(), image.clone(), watched.clone())),
             None => Arc::new(NoRuns),
         };
         Self {
-            depot: Depot::in_cluster(Arc::clone(&records)),
+            depot: Depot::new(Arc::clone(&records), *ambient),
             records,
             repositories: InCluster::begin(client.clone(), watching.clone(), &REPOSITORIES, tasks, over),
             snapshots: InCluster::begin(client.clone(), watching.clone(), &SNAPSHOTS, tasks, over),

@@ -9,6 +9,8 @@
 pub(crate) mod cluster;
 mod mirror;
 mod own;
+mod readable;
+mod told;
 
 use std::{fmt, sync::Arc};
 

@@ -105,6 +105,7 @@ fn server() -> Value {
                 &json!(format!("--runner-image={OWN_IMAGE}")).to_string(),
                 &format!("--runner-image={}", image("runners.image")),
             ),
+            optional("runners.ambientCredentials", "--ambient-credentials"),
             format!("--service={NAMESPACE}/{ACCOUNT}"),
             "--identity=$(POD_NAME)",
             "--advertise=$(POD_IP)",

@@ -14,7 +14,7 @@ pub(crate) const NAMESPACE: &str = "⟦\"stillpoint\"¦$.Release.Namespace⟧";
 /// One value of the chart: its path, its default as JSON, and what is said about it in `values.yaml`.
 struct Setting(&'static str, &'static str, &'static str);
 
-const SETTINGS: [Setting; 36] = [
+const SETTINGS: [Setting; 37] = [
     Setting(
         "image.repository",
         r#""stillpoint""#,
@@ -84,6 +84,11 @@ const SETTINGS: [Setting; 36] = [
     Setting("agents.image", r#""""#, "Their image; the server's own when empty, which has the agent in it"),
     Setting("runners.enabled", "true", "Dumps are taken and restored by Jobs; false: no Repository can be made"),
     Setting("runners.image", r#""""#, "With the runner in it; the server's own when empty"),
+    Setting(
+        "runners.ambientCredentials",
+        "false",
+        "true: a Repository that names no account is reached by the server's own cloud identity, whoever wrote it",
+    ),
     Setting("nodeSelector", "{}", ""),
     Setting("tolerations", "[]", ""),
     Setting("podAnnotations", "{}", ""),

@@ -18,13 +18,16 @@ impl<F: Fn(&str, &str) -> Option<String>> Secrets for F {
     }
 }
 
-/// Where a location is.
+/// Where a location is. One whose names could lead elsewhere is none, whoever has let it be stored: what follows sends credentials there.
 pub fn place(location: &RepositoryLocation, secrets: &dyn Secrets) -> Result<Place> {
     let wrong = |why: String| Error::Misdescribed { location: location.name.clone(), why };
     let needed = |secret: &str, key: &str| {
         secrets.value(secret, key).ok_or_else(|| wrong(format!("Secret {secret} is not there, or has no key {key}")))
     };
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    if let Some(cause) = api::validate::location(location).first() {
+        return Err(wrong(format!("{} {}", cause.field, cause.message)));
+    }
     Ok(match location.kind().ok_or_else(|| wrong("it must say exactly one of directory, s3, gcs, azure".into()))? {
         LocationKind::Directory(directory) => Place::Directory { path: directory.path.clone().into() },
         LocationKind::S3(s3) => Place::S3(S3 {
@@ -72,4 +75,24 @@ pub fn place(location: &RepositoryLocation, secrets: &dyn Secrets) -> Result<Pla
             })
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_could_lead_elsewhere_is_no_place_and_what_is_right_is_one() {
+        let of = |account: &str| {
+            let azure = json!({"account": account, "container": "box", "secretRef": {"name": "s"}});
+            let location = serde_json::from_value(json!({"name": "a", "azure": azure})).unwrap();
+            place(&location, &|_: &str, _: &str| Some("token".to_owned())).map(drop).map_err(|error| error.to_string())
+        };
+        assert!(
+            of("evil.example/x").unwrap_err().contains("azure.account must be 3 to 24 lower-case letters and digits")
+        );
+        assert_eq!(of("backups1"), Ok(()));
+    }
 }

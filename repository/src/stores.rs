@@ -7,8 +7,11 @@ use std::{
 };
 
 use object_store::{
-    BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig, aws::AmazonS3Builder,
-    azure::MicrosoftAzureBuilder, gcp::GoogleCloudStorageBuilder, local::LocalFileSystem,
+    BackoffConfig, Certificate, ClientOptions, ObjectStore, RetryConfig,
+    aws::AmazonS3Builder,
+    azure::{AzureConfigKey, MicrosoftAzureBuilder},
+    gcp::GoogleCloudStorageBuilder,
+    local::LocalFileSystem,
 };
 use webpki_root_certs::TLS_SERVER_ROOT_CERTS;
 
@@ -99,21 +102,9 @@ fn directory(path: &Path) -> Result<LocalFileSystem, String> {
 }
 
 fn amazon(s3: &S3, patience: Patience) -> object_store::Result<Arc<dyn ObjectStore>> {
-    // An access key that is given has nothing to do with the session that the environment may be in.
-    let builder = match &s3.credentials {
-        Some(credentials) => {
-            let builder = AmazonS3Builder::new()
-                .with_access_key_id(&credentials.access_key_id)
-                .with_secret_access_key(&credentials.secret_access_key);
-            match &credentials.session_token {
-                Some(token) => builder.with_token(token),
-                None => builder,
-            }
-        }
-        None => AmazonS3Builder::from_env(),
-    };
+    let mut builder = amazon_account(s3.credentials.as_ref()).with_bucket_name(&s3.bucket);
     // Not every store has requests that remove several objects, and we remove them one by one.
-    let mut builder = builder.with_bucket_name(&s3.bucket).with_disable_bulk_delete(true);
+    builder = builder.with_disable_bulk_delete(true);
     builder = builder.with_virtual_hosted_style_request(!s3.path_style);
     if let Some(region) = &s3.region {
         builder = builder.with_region(region);
@@ -124,6 +115,40 @@ fn amazon(s3: &S3, patience: Patience) -> object_store::Result<Arc<dyn ObjectSto
         client = client.with_allow_http(endpoint.starts_with("http://"));
     }
     Ok(Arc::new(builder.with_retry(retries(patience)).with_client_options(client).build()?))
+}
+
+/// The environment is read only where nothing is given: an account that is has nothing to do with the session, the endpoint or the
+/// identity that this process may have.
+fn amazon_account(credentials: Option<&S3Credentials>) -> AmazonS3Builder {
+    let Some(credentials) = credentials else { return AmazonS3Builder::from_env() };
+    let builder = AmazonS3Builder::new()
+        .with_access_key_id(&credentials.access_key_id)
+        .with_secret_access_key(&credentials.secret_access_key);
+    match &credentials.session_token {
+        Some(token) => builder.with_token(token),
+        None => builder,
+    }
+}
+
+fn google_account(service_account: Option<&str>) -> GoogleCloudStorageBuilder {
+    match service_account {
+        Some(json) => GoogleCloudStorageBuilder::new().with_service_account_key(json),
+        None => GoogleCloudStorageBuilder::from_env(),
+    }
+}
+
+fn microsoft_account(azure: &Azure) -> MicrosoftAzureBuilder {
+    let mut builder = match (&azure.access_key, &azure.sas_token) {
+        (None, None) => MicrosoftAzureBuilder::from_env(),
+        _ => MicrosoftAzureBuilder::new(),
+    };
+    if let Some(key) = &azure.access_key {
+        builder = builder.with_access_key(key);
+    }
+    if let Some(token) = &azure.sas_token {
+        builder = builder.with_config(AzureConfigKey::SasKey, token);
+    }
+    builder.with_account(&azure.account).with_container_name(&azure.container)
 }
 
 /// As the library wants it: with the bucket, where that is in the host's name.
@@ -142,10 +167,7 @@ fn google(
     endpoint: Option<&str>,
     patience: Patience,
 ) -> object_store::Result<Arc<dyn ObjectStore>> {
-    let mut builder = GoogleCloudStorageBuilder::from_env().with_bucket_name(bucket);
-    if let Some(json) = service_account {
-        builder = builder.with_service_account_key(json);
-    }
+    let mut builder = google_account(service_account).with_bucket_name(bucket);
     if let Some(endpoint) = endpoint {
         builder = builder.with_base_url(endpoint);
     }
@@ -153,14 +175,7 @@ fn google(
 }
 
 fn microsoft(azure: &Azure, patience: Patience) -> object_store::Result<Arc<dyn ObjectStore>> {
-    let mut builder =
-        MicrosoftAzureBuilder::from_env().with_account(&azure.account).with_container_name(&azure.container);
-    if let Some(key) = &azure.access_key {
-        builder = builder.with_access_key(key);
-    }
-    if let Some(token) = &azure.sas_token {
-        builder = builder.with_config(object_store::azure::AzureConfigKey::SasKey, token);
-    }
+    let mut builder = microsoft_account(azure);
     if let Some(endpoint) = &azure.endpoint {
         builder = builder.with_endpoint(endpoint.clone()).with_allow_http(endpoint.starts_with("http://"));
     }
@@ -191,6 +206,8 @@ fn retries(patience: Patience) -> RetryConfig {
 
 #[cfg(test)]
 mod tests {
+    use object_store::{aws::AmazonS3ConfigKey, gcp::GoogleConfigKey};
+
     use super::*;
 
     #[test]
@@ -201,5 +218,37 @@ mod tests {
             ("https://s3.example.com:9000", "https://dumps.s3.example.com:9000")
         );
         assert_eq!(endpoint_of("https://dumps.s3.example.com", "dumps", false), "https://dumps.s3.example.com");
+    }
+
+    /// What an identity that lies in the environment would be known by. This test is run once more, by itself, with one.
+    const IDENTITY: [(&str, &str); 4] = [
+        ("AWS_SESSION_TOKEN", "ours"),
+        ("AWS_ENDPOINT", "https://elsewhere.example"),
+        ("GOOGLE_BUCKET", "ours"),
+        ("AZURE_CLIENT_ID", "ours"),
+    ];
+
+    #[test]
+    fn the_environment_is_read_only_where_no_account_is_given() {
+        if std::env::var_os("AZURE_CLIENT_ID").is_none() {
+            let name = "stores::tests::the_environment_is_read_only_where_no_account_is_given";
+            let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+            assert!(again.args(["--exact", name]).envs(IDENTITY).status().unwrap().success());
+            return;
+        }
+        let key = || "key".to_owned();
+        let given = S3Credentials { access_key_id: key(), secret_access_key: key(), session_token: None };
+        let amazons = |credentials| {
+            let builder = amazon_account(credentials);
+            [AmazonS3ConfigKey::Token, AmazonS3ConfigKey::Endpoint].map(|key| builder.get_config_value(&key).is_some())
+        };
+        assert_eq!((amazons(Some(&given)), amazons(None)), ([false; 2], [true; 2]));
+        let googles = |json| google_account(json).get_config_value(&GoogleConfigKey::Bucket).is_some();
+        assert_eq!((googles(Some("{}")), googles(None)), (false, true));
+        let azures = |access_key, sas_token| {
+            let azure = Azure { access_key, sas_token, ..Azure::default() };
+            microsoft_account(&azure).get_config_value(&AzureConfigKey::ClientId).is_some()
+        };
+        assert_eq!((azures(Some(key()), None), azures(None, Some(key())), azures(None, None)), (false, false, true));
     }
 }

@@ -6,6 +6,7 @@ mod generated;
 mod groups;
 mod hand;
 mod restores;
+mod unreadable;
 
 use std::{path::Path, process::Stdio};
 
@@ -276,6 +277,52 @@ async fn still_with(space: &Space<'_>, kubeconfig: &Path, arguments: &[&str]) ->
         stdout: String::from_utf8_lossy(&still.stdout).into_owned(),
         stderr: String::from_utf8_lossy(&still.stderr).into_owned(),
     })
+}
+
+/// We make the object, so that no policy asks who has it made: we do.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_pods_are_made_is_said_to_the_live_group_only_by_who_may_make_jobs() {
+    let space = in_world().await.space("runner").await.unwrap();
+    let hand = Hand::of(&space);
+    database(&space, "orders", &[DATA]).await.unwrap();
+    space.apply(snapshot("noon", json!({}))).await.unwrap();
+    hand.cut("noon", "application").await.unwrap();
+    hand.phase("noon", "Ready").await.unwrap();
+    let (user, subject) = (Identity::user(&format!("dev@{}", space.name), &[]), format!("--user=dev@{}", space.name));
+    let allow = async |name: &str, resources: &str| {
+        let (role, resources) = (format!("--role={name}"), format!("--resource={resources}"));
+        space.kubectl(&["create", "role", name, "--verb=create", &resources]).await.unwrap();
+        space.kubectl(&["create", "rolebinding", name, &role, &subject]).await.unwrap();
+    };
+    let live = |resource: &str| resource.replacen('/', &format!(".{}/", api::LIVE_GROUP), 1);
+    allow("take", &format!("snapshots.{}", api::LIVE_GROUP)).await;
+    allow("restore", &live("snapshots/restore")).await;
+    allow("quiesce", &live("databases/quiesce")).await;
+    let all = format!("/apis/{}/namespaces/{}/snapshots", api::LIVE_API_VERSION, space.name);
+    let tried = async |name: &str, path: &str, runner: Value| {
+        let mut body = json!({"metadata": {"name": name}, "spec": {"runner": runner}});
+        if path == all {
+            body["spec"]["databases"] = json!(["orders"]);
+            body["spec"]["method"] = "VolumeSnapshot".into();
+        }
+        let file = space.file(name, &body)?;
+        space.kubectl_as(&user, &["create", "--raw", path, "-f", &file]).await?.ok()
+    };
+    let back = format!("{all}/noon/restore");
+    let runner = json!({"image": "mine"});
+    // The controls: without it, and by whoever may make Jobs.
+    for (at, path) in [&all, &back].into_iter().enumerate() {
+        let (plain, named) = (format!("plain-{at}"), format!("named-{at}"));
+        until("it is made as we make it", SOON, || tried(&plain, path, Value::Null)).await.unwrap();
+        let refused = tried(&named, path, runner.clone()).await.unwrap_err().to_string();
+        assert!(refused.contains("spec.runner says how Pods are made") && refused.contains("jobs.batch"), "{refused}");
+    }
+    allow("jobs", "jobs.batch").await;
+    for (at, path) in [&all, &back].into_iter().enumerate() {
+        let named = format!("named-{at}");
+        let made = until("it is made as was said", SOON, || tried(&named, path, runner.clone())).await.unwrap();
+        assert!(made.contains(r#""image":"mine""#), "{made}");
+    }
 }
 
 /// What is waited for of one object.

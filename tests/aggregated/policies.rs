@@ -193,6 +193,55 @@ async fn a_restore_is_declared_only_by_who_may_restore_that_copy_and_quiesce_wha
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn how_pods_of_runs_are_made_is_said_only_by_who_may_make_jobs() {
+    let space = World::get().await.space("runner").await.unwrap();
+    let restore = json!({"apiGroups": [api::LIVE_GROUP], "resources": ["snapshots/restore"], "verbs": ["create"]});
+    let jobs = json!({"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["create"]});
+    let (snapshots, restores, orders) = (writes("snapshots"), writes("restores"), verbs("quiesce", &["orders"]));
+    let rules = [&snapshots, &restores, &restore, &orders];
+    let dev = user(&space, "dev", &rules).await;
+    let maker = user(&space, "maker", &[&rules[..], &[&jobs]].concat()).await;
+    let said = |mut object: Value, volume: Value| {
+        object["spec"]["runner"] = json!({"image": "mine", "volumes": [volume]});
+        object
+    };
+    let back = json!({
+        "apiVersion": api::API_VERSION, "kind": "Restore", "metadata": {"name": "back"},
+        "spec": {"source": {"snapshot": "noon"}},
+    });
+    let room = json!({"name": "more", "emptyDir": {}});
+    let mut attempts = Vec::new();
+    for (plain, resource) in [(snapshot("noon", &["orders"]), "snapshots"), (back, "restores")] {
+        create(&space, &dev, &plain).is_done().await;
+        let with_runner = said(plain, room.clone());
+        create(&space, &maker, &with_runner).is_done().await;
+        attempts.push(create(&space, &dev, &with_runner));
+        // Of one that is there the CRD refuses a change; but for one that kube-apiserver takes for none.
+        let mut stored = with_runner;
+        stored["metadata"]["name"] = "stored".into();
+        space.apply(stored).await.unwrap();
+        let (name, resource) = ("stored", format!("{resource}.{}", api::GROUP));
+        let changed = |volume: Value| json!({"spec": {"runner": {"volumes": [volume]}}}).to_string();
+        let patched = |who, patch: &str| {
+            attempt(&space, who, &["patch", "--dry-run=server", &resource, name, "--type=merge", "-p", patch])
+        };
+        let more = changed(json!({"name": "more", "emptyDir": {}, "secret": {"secretName": "theirs"}}));
+        let refused = space.kubectl(&["patch", &resource, name, "--type=merge", "-p", &more]).await.unwrap_err();
+        assert!(refused.to_string().contains("make another"), "{refused}");
+        let other = changed(json!({"name": "more", "secret": {"secretName": "theirs"}}));
+        attempts.push(patched(&dev, &other));
+        // Whoever changes something else is not asked.
+        patched(&dev, r#"{"metadata":{"labels":{"team":"shop"}}}"#).is_done().await;
+    }
+    for attempt in &attempts {
+        attempt.is_refused(policies::RUNNER, "you may make no Jobs here").await;
+    }
+    for attempt in &attempts {
+        attempt.is_done_without(policies::RUNNER).await;
+    }
+}
+
 /// kube-apiserver checks the types of the expressions against the CRDs, and only warns.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn kube_apiserver_has_nothing_to_say_about_the_expressions() {

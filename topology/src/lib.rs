@@ -15,7 +15,7 @@ use std::{
     net::IpAddr,
 };
 
-use api::{Database, Role, gate::UNRELATED_CLAIMS};
+use api::{Database, Role, gate::UNRELATED_CLAIMS, runner::job::is_run};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
@@ -117,9 +117,13 @@ impl Index {
         self.reach.remove_slice(name);
     }
 
+    /// One of a run of ours is no member, whatever labels its template has given it, and what it mounts is nobody's data.
     pub fn put_pod(&mut self, pod: &Pod) {
         let Some(name) = name_of(&pod.metadata) else { return };
         self.remove_pod(&name);
+        if pod.metadata.labels.as_ref().is_some_and(is_run) {
+            return;
+        }
         let place = Place::of(pod);
         for claim in &place.claims {
             self.mounted.entry((name.0.clone(), claim.clone())).or_default().insert(name.1.clone());
@@ -248,7 +252,10 @@ impl Index {
             return self.selected(pods, namespace, selector);
         }
         let host = database.spec.endpoint.host.as_ref();
-        host.map(|host| self.reach.pods(namespace, host, &self.domain)).unwrap_or_default()
+        let mut behind = host.map(|host| self.reach.pods(namespace, host, &self.domain)).unwrap_or_default();
+        // A Service may lead to what is no server.
+        behind.retain(|pod| self.pod(namespace, pod).is_some());
+        behind
     }
 
     /// Of these Pods those that are a Database's members: of labels nobody else is looked at.

@@ -142,6 +142,11 @@ impl Behind {
         self.all.extend(other.all.iter().cloned());
         self.ready.extend(other.ready.iter().cloned());
     }
+
+    pub(crate) fn retain(&mut self, is_one: impl Fn(&String) -> bool) {
+        self.all.retain(&is_one);
+        self.ready.retain(&is_one);
+    }
 }
 
 /// What leads to it. The address of one that is over may be another's by now.

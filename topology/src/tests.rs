@@ -287,3 +287,35 @@ fn members_are_known_by_their_labels_where_a_database_says_so() {
     index.remove_pod(&("shop".to_owned(), "c".to_owned()));
     assert!(index.members("shop", &database).is_empty());
 }
+
+#[test]
+fn a_run_of_ours_is_no_member_whatever_labels_it_was_given() {
+    let by_labels: Database = serde_json::from_value(json!({
+        "apiVersion": api::API_VERSION, "kind": "Database", "metadata": {"namespace": "shop", "name": "orders"},
+        "spec": {"engine": "PostgreSQL", "agent": "Required", "podSelector": {"matchLabels": {"app": "orders"}}},
+    }))
+    .unwrap();
+    let mut index = index();
+    let mut dump = pod("dump", &["data-0"], "Running", "10.0.1.1");
+    let (name, component) = (api::runner::job::NAME, api::runner::job::COMPONENT);
+    let labels = [("app", "orders"), name, component].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    dump.metadata.labels = Some(labels.into());
+    index.put_slice(&slice("primary", &["pg-0", "dump"]));
+    index.put_pod(&dump);
+    let by_service = database("primary");
+    assert!(index.members("shop", &by_labels).is_empty());
+    assert_eq!(index.members("shop", &by_service), ["pg-0".to_owned()].into());
+    let found = in_pg_0(["data-0", "wal-0"].map(str::to_owned).into());
+    assert_eq!(index.holds("shop", "data-0", [&by_service]), Holds::Databases(vec![found]));
+    // The control: it is for these two labels alone.
+    for (key, _) in [name, component] {
+        let mut other = dump.clone();
+        other.metadata.labels.as_mut().unwrap().remove(key);
+        index.put_pod(&other);
+        assert_eq!(index.members("shop", &by_labels), ["dump".to_owned()].into(), "{key}");
+        assert_eq!(index.members("shop", &by_service).len(), 2, "{key}");
+    }
+    // It is found out to be one.
+    index.put_pod(&dump);
+    assert!(index.members("shop", &by_labels).is_empty());
+}

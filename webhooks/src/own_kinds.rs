@@ -2,8 +2,8 @@
 //! as the standalone registry and the controllers.
 
 use api::{
-    DatabaseSpec, DumpToolSpec, FreezeSpec, RepositorySpec, RestoreSpec, SnapshotSpec,
-    validate::{self, Cause},
+    DatabaseSpec, DumpToolSpec, FreezeSpec, RepositorySpec, RestoreSpec, SnapshotSpec, Unreadable,
+    validate::{self, Cause, CauseKind},
 };
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -51,14 +51,11 @@ fn judge<Spec: DeserializeOwned>(
     create: impl Fn(&Spec) -> Vec<Cause>,
     update: impl Fn(&Spec, &Spec) -> Vec<Cause>,
 ) -> Decision {
-    let spec = match read::<Spec>(&request.object) {
-        Ok(spec) => spec,
-        // The schema has passed it: it is of a later version than we are, and whoever reads it will say more.
-        Err(error) => return Decision::Answer(Answer::warned(format!("not checked: spec cannot be read: {error}"))),
-    };
-    let causes = match (request.operation, read::<Spec>(&request.old_object)) {
-        (Operation::Update, Ok(old)) => update(&spec, &old),
-        _ => create(&spec),
+    let causes = match (read::<Spec>(&request.object), request.operation, read::<Spec>(&request.old_object)) {
+        (Ok(spec), Operation::Update, Ok(old)) => update(&spec, &old),
+        (Ok(spec), ..) => create(&spec),
+        // A schema that leaves a field open has passed it; stored, nobody of ours could do anything about it but say so.
+        (Err(wrong), ..) => vec![unreadable(wrong)],
     };
     if causes.is_empty() {
         return Decision::Allow("valid");
@@ -66,6 +63,11 @@ fn judge<Spec: DeserializeOwned>(
     Decision::Answer(Answer::invalid(kind, request.text("/metadata/name").unwrap_or_default(), &causes))
 }
 
-fn read<Spec: DeserializeOwned>(object: &Value) -> Result<Spec, serde_json::Error> {
-    Spec::deserialize(object.get("spec").unwrap_or(&Value::Null))
+fn read<Spec: DeserializeOwned>(object: &Value) -> Result<Spec, Unreadable> {
+    api::read(object.get("spec").unwrap_or(&Value::Null))
+}
+
+fn unreadable(Unreadable { field, why }: Unreadable) -> Cause {
+    let field = if field.is_empty() { "spec".to_owned() } else { format!("spec.{field}") };
+    Cause { field, kind: CauseKind::Invalid, message: why }
 }

@@ -22,6 +22,7 @@ use k8s_openapi::{
 };
 
 use super::{ALLOCATION, RunnerTemplate, SCRATCH, SECRETS, Scratch, TASK, Task};
+use crate::inject;
 
 /// All that a Job is made of.
 #[derive(Clone, Debug)]
@@ -44,6 +45,7 @@ pub struct JobOf<'a> {
 }
 
 /// On Jobs and their Pods.
+pub const NAME: (&str, &str) = ("app.kubernetes.io/name", "stillpoint");
 pub const COMPONENT: (&str, &str) = ("app.kubernetes.io/component", "runner");
 /// The container that works, and whose output is its reports.
 pub const CONTAINER: &str = "runner";
@@ -94,10 +96,16 @@ pub fn job(of: &JobOf<'_>) -> Job {
 
 fn labels(of: &JobOf<'_>) -> BTreeMap<String, String> {
     let mut labels = of.template.labels.clone();
-    for (key, value) in [("app.kubernetes.io/name", "stillpoint"), COMPONENT] {
+    // It runs a server's image, and is none: a Namespace that has agents put beside its databases has none put here.
+    for (key, value) in [NAME, COMPONENT, (inject::LABEL, "false")] {
         labels.insert(key.to_owned(), value.to_owned());
     }
     labels
+}
+
+/// Whether these are the labels of a run's Pod: whatever else it has of a template, it is no server.
+pub fn is_run(labels: &BTreeMap<String, String>) -> bool {
+    [NAME, COMPONENT].iter().all(|(key, value)| labels.get(*key).is_some_and(|found| found == value))
 }
 
 fn pod(of: &JobOf<'_>) -> PodSpec {
@@ -319,7 +327,7 @@ mod tests {
     #[test]
     fn a_template_is_heeded_and_what_is_ours_stays() {
         let template: RunnerTemplate = serde_json::from_value(json!({
-            "serviceAccountName": "backups", "nodeSelector": {"disk": "fast"}, "labels": {"team": "db", "app.kubernetes.io/name": "x"},
+            "serviceAccountName": "backups", "nodeSelector": {"disk": "fast"}, "labels": {"team": "db", "app.kubernetes.io/name": "x", inject::LABEL: "true"},
             "env": [{"name": "TMPDIR", "value": "/elsewhere"}, {"name": "HTTPS_PROXY", "value": "http://proxy"}],
             "securityContext": {"runAsUser": 999}, "scratch": {"size": "10Gi"},
             "volumes": [{"name": "more", "emptyDir": {}}], "volumeMounts": [{"name": "more", "mountPath": "/more"}],
@@ -329,6 +337,11 @@ mod tests {
         assert_eq!(
             (&pod["metadata"]["labels"]["team"], &pod["metadata"]["labels"]["app.kubernetes.io/name"]),
             (&json!("db"), &json!("stillpoint"))
+        );
+        assert_eq!(
+            pod["metadata"]["labels"][inject::LABEL],
+            "false",
+            "it is no database that an agent could stand beside"
         );
         let (spec, container) = (&pod["spec"], &pod["spec"]["containers"][0]);
         assert_eq!(
@@ -344,6 +357,23 @@ mod tests {
             container["volumeMounts"].as_array().unwrap().iter().map(|it| it["mountPath"].as_str().unwrap()).collect();
         assert!(mounts.contains(&"/scratch") && mounts.contains(&"/more"), "{mounts:?}");
         assert_eq!(spec["automountServiceAccountToken"], json!(false));
+    }
+
+    #[test]
+    fn a_run_is_known_by_its_labels_and_gets_no_agent_in_a_namespace_where_all_do() {
+        let pod = made(&RunnerTemplate::default())["spec"]["template"].take();
+        let labels: BTreeMap<String, String> = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap();
+        assert!(is_run(&labels));
+        assert!(!is_run(&BTreeMap::from([(COMPONENT.0.to_owned(), COMPONENT.1.to_owned())])), "another's runner");
+        let (image, apiserver, ca) = (Some("agent:1"), Some("stillpoint:1234"), Some("CA"));
+        let installation = inject::Installation { namespace: "stillpoint", image, apiserver, ca };
+        let verdict =
+            |pod: &serde_json::Value| inject::decide(pod, "shop", inject::Asked::Namespace, installation).verdict;
+        assert_eq!(verdict(&pod), inject::Verdict::LeftAlone);
+        // The control: by its image it is taken for a database.
+        let mut without = pod;
+        without["metadata"]["labels"] = json!({});
+        assert_ne!(verdict(&without), inject::Verdict::LeftAlone);
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! `Repository`, `Snapshot` and `Restore`: what makes them valid.
 
-use super::{Cause, CauseKind, MOST_TARGETS, cause, invalid, required, tools::tool_use, within};
+use super::{
+    Cause, CauseKind, MOST_TARGETS, cause, invalid, locations::one_location, required, tools::tool_use, within,
+};
 use crate::{
-    DeletionPolicy, ExistingPolicy, LocationKind, RepositoryLocation, RepositorySpec, RestoreSource, RestoreSpec,
-    SnapshotMethod, SnapshotSpec,
+    DeletionPolicy, ExistingPolicy, RepositorySpec, RestoreSource, RestoreSpec, SnapshotMethod, SnapshotSpec,
     inject::{bytes, is_image},
     runner::RunnerTemplate,
 };
@@ -55,36 +56,6 @@ pub fn repository(spec: &RepositorySpec) -> Vec<Cause> {
 /// A change of `Repository.spec`: locations come and go, and what a location is may change as long as it holds the same.
 pub fn repository_update(new: &RepositorySpec, _old: &RepositorySpec) -> Vec<Cause> {
     repository(new)
-}
-
-fn one_location(field: &str, location: &RepositoryLocation, causes: &mut Vec<Cause>) {
-    let name = &location.name;
-    let is_word = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
-    if name.is_empty() || name.len() > 63 || !name.chars().all(is_word) {
-        causes.push(invalid(&format!("{field}.name"), "must be 1 to 63 lower-case letters, digits and hyphens"));
-    }
-    match location.kind() {
-        None => causes.push(invalid(field, "must say exactly one of directory, s3, gcs, azure")),
-        Some(LocationKind::Directory(directory)) => {
-            let path = &directory.path;
-            if !path.starts_with('/') || path.contains('\0') || path.split('/').any(|part| part == "..") {
-                causes.push(invalid(&format!("{field}.directory.path"), "must be an absolute path without .."));
-            }
-        }
-        Some(LocationKind::S3(s3)) => {
-            required(&format!("{field}.s3.bucket"), &s3.bucket, causes);
-            let is_url = |url: &String| url.starts_with("https://") || url.starts_with("http://");
-            if s3.endpoint.as_ref().is_some_and(|endpoint| !is_url(endpoint) || endpoint.contains('@')) {
-                causes
-                    .push(invalid(&format!("{field}.s3.endpoint"), "must be https://HOST[:PORT], without credentials"));
-            }
-        }
-        Some(LocationKind::Gcs(gcs)) => required(&format!("{field}.gcs.bucket"), &gcs.bucket, causes),
-        Some(LocationKind::Azure(azure)) => {
-            required(&format!("{field}.azure.account"), &azure.account, causes);
-            required(&format!("{field}.azure.container"), &azure.container, causes);
-        }
-    }
 }
 
 /// Volumes of a run's own.
@@ -295,7 +266,11 @@ mod tests {
                 json!([{"name": "a", "s3": {"bucket": "x", "endpoint": "https://me:pw@host"}}]),
                 "spec.locations[0].s3.endpoint",
             ),
-            (json!([{"name": "a", "azure": {"account": "x", "container": ""}}]), "spec.locations[0].azure.container"),
+            (json!([{"name": "a", "azure": {"account": "me1", "container": ""}}]), "spec.locations[0].azure.container"),
+            (
+                json!([{"name": "a", "azure": {"account": "evil.example/x", "container": "box"}}]),
+                "spec.locations[0].azure.account",
+            ),
         ] {
             assert_eq!(fields(&of(locations.clone())), [field], "{locations}");
         }

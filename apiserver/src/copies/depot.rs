@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use api::{RepositoryLocation, RepositorySpec, conditions::reasons};
+use api::{RepositorySpec, conditions::reasons};
 use lru::LruCache;
 use repository::{
     Catalogue, Entry, Fault, Finding, Key, Location, Opened, Patience, ReadData, Repository, Restorable, StoreError,
@@ -16,6 +16,7 @@ use repository::{
 use sha2::{Digest, Sha256};
 use tokio::{runtime::Handle, sync::Semaphore, time::timeout};
 
+use super::ambient::Ambient;
 use crate::{error::ApiError, records::Records};
 
 /// Of one repository.
@@ -28,8 +29,7 @@ pub(crate) struct Depot {
     known: Arc<Mutex<HashMap<Name, Arc<Known>>>>,
     /// Deriving a key takes 135 MiB: one at a time.
     deriving: Arc<Semaphore>,
-    /// Then a directory is nobody's: this process is where it happens to be.
-    in_cluster: bool,
+    ambient: Ambient,
 }
 
 /// Of a Repository, in its namespace.
@@ -81,12 +81,8 @@ pub(crate) const LISTING: Duration = Duration::from_secs(8);
 const YOUNG: Duration = Duration::from_secs(2);
 
 impl Depot {
-    pub(crate) fn new(records: Arc<dyn Records>) -> Self {
-        Self { records, known: Arc::default(), deriving: Arc::new(Semaphore::new(1)), in_cluster: false }
-    }
-
-    pub(crate) fn in_cluster(records: Arc<dyn Records>) -> Self {
-        Self { in_cluster: true, ..Self::new(records) }
+    pub(crate) fn new(records: Arc<dyn Records>, ambient: Ambient) -> Self {
+        Self { records, known: Arc::default(), deriving: Arc::new(Semaphore::new(1)), ambient }
     }
 
     /// Opens it, or makes it where `create` says so.
@@ -108,15 +104,8 @@ impl Depot {
         spec: &RepositorySpec,
         create: bool,
     ) -> Result<(Opened, Arc<Known>), Closed> {
-        let is_directory = |location: &&RepositoryLocation| location.directory.is_some();
-        if let Some(location) = spec.locations.iter().find(is_directory).filter(|_| self.in_cluster) {
-            return Err(Closed {
-                reason: reasons::UNSUPPORTED,
-                message: format!(
-                    "location {} is a directory, which is of a standalone server's machine: in a cluster name a bucket (s3, gcs, azure)",
-                    location.name
-                ),
-            });
+        if let Some(refused) = self.ambient.refusal(spec) {
+            return Err(refused);
         }
         let values = self
             .values(namespace, spec.secrets())

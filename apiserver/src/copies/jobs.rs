@@ -10,10 +10,16 @@ use std::collections::BTreeSet;
 
 use api::{
     Database,
-    runner::job::{self, JobOf},
+    runner::{
+        RunnerTemplate,
+        job::{self, JobOf},
+    },
 };
 use async_trait::async_trait;
-use k8s_openapi::api::{batch::v1::Job, core::v1::Pod};
+use k8s_openapi::api::{
+    batch::v1::Job,
+    core::v1::{LocalObjectReference, Pod},
+};
 use kube::{Api, Client};
 
 use super::runs::{NotBegun, Order, Place, Running, Runs};
@@ -36,25 +42,27 @@ impl Jobs {
         Self { client, following, ours, watched }
     }
 
-    /// The image with the programs of the servers: the one that is named, or that the Databases' own Pods run.
-    async fn programs(&self, place: &Place) -> Result<String, ApiError> {
+    /// The image with the programs of the servers: the one that is named, or that the Databases' own Pods run; and by what these pull it.
+    async fn programs(&self, place: &Place) -> Result<(String, Vec<LocalObjectReference>), ApiError> {
         if let Some(image) = &place.template.image {
-            return Ok(image.clone());
+            return Ok((image.clone(), Vec::new()));
         }
-        let mut images = BTreeSet::new();
+        let (mut images, mut pulls) = (BTreeSet::new(), BTreeSet::new());
         for database in &place.databases {
             let name = database.metadata.name.as_deref().unwrap_or_default();
-            let image = self.image_of(&place.namespace, database).await.ok_or_else(|| {
+            let (image, by) = self.image_of(&place.namespace, database).await.ok_or_else(|| {
                 ApiError::conflict_message(format!(
                     "no Pod of Database {name} is known whose image could be used: name one with its server's programs (spec.runner.image)"
                 ))
             })?;
             images.insert(image);
+            pulls.extend(by);
         }
+        let pulls = pulls.into_iter().map(|name| LocalObjectReference { name }).collect();
         match images.len() {
             // Nothing but ours is needed.
-            0 => Ok(self.ours.clone()),
-            1 => Ok(images.pop_first().unwrap_or_default()),
+            0 => Ok((self.ours.clone(), pulls)),
+            1 => Ok((images.pop_first().unwrap_or_default(), pulls)),
             _ => Err(ApiError::conflict_message(format!(
                 "its Databases run several images ({}): name one with the programs of all (spec.runner.image), or take a Snapshot of each",
                 images.into_iter().collect::<Vec<_>>().join(", ")
@@ -62,14 +70,15 @@ impl Jobs {
         }
     }
 
-    async fn image_of(&self, namespace: &str, database: &Database) -> Option<String> {
+    async fn image_of(&self, namespace: &str, database: &Database) -> Option<(String, Vec<String>)> {
         let pods: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         for member in self.watched.members(namespace, database) {
             if let Ok(pod) = pods.get(&member).await
-                && let Ok(pod) = serde_json::to_value(pod)
-                && let Some(image) = api::inject::image_of(&pod, database.spec.engine)
+                && let Ok(value) = serde_json::to_value(&pod)
+                && let Some(image) = api::inject::image_of(&value, database.spec.engine)
             {
-                return Some(image);
+                let pulls = pod.spec.and_then(|spec| spec.image_pull_secrets).into_iter().flatten();
+                return Some((image, pulls.map(|secret| secret.name).collect()));
             }
         }
         None
@@ -89,14 +98,15 @@ impl Jobs {
 impl Runs for Jobs {
     async fn job(&self, order: &Order) -> Result<Job, ApiError> {
         let place = &order.place;
-        let programs = self.programs(place).await?;
+        let (programs, image_pull_secrets) = self.programs(place).await?;
+        let template = RunnerTemplate { image_pull_secrets, ..RunnerTemplate::default() }.with(Some(&place.template));
         Ok(job::job(&JobOf {
             namespace: &place.namespace,
             name: &order.name,
             owner: place.owner.clone(),
             task: &order.task,
             secrets: &order.secrets,
-            template: &place.template,
+            template: &template,
             ours: &self.ours,
             programs: &programs,
             deadline_seconds: i64::try_from((place.longest + GOODBYE).as_secs()).unwrap_or(i64::MAX),

@@ -25,6 +25,7 @@ use tokio::time::sleep;
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing::debug;
 
+pub(crate) use super::told::told;
 use super::{Change, Following, Records, mirror::Mirror};
 use crate::{
     error::{About, ApiError},
@@ -371,26 +372,6 @@ where
         }
     }
     Err(ApiError::modified(about))
-}
-
-/// What the API server said, as our clients may hear it.
-pub(crate) fn told(error: &kube::Error, about: About<'_>) -> ApiError {
-    match error {
-        kube::Error::Api(status) => match status.code {
-            404 => ApiError::not_found(about),
-            409 if status.reason == "AlreadyExists" => ApiError::already_exists(about),
-            409 => ApiError::modified(about),
-            // Not our caller's fault: it is we who were refused.
-            code => ApiError {
-                internal: Some(format!("{code} {}: {}", status.reason, status.message)),
-                ..ApiError::unavailable("the cluster's API server refused what Stillpoint asked of it; see the log")
-            },
-        },
-        other => ApiError {
-            internal: Some(other.to_string()),
-            ..ApiError::unavailable("the cluster's API server cannot be reached; see the log")
-        },
-    }
 }
 
 impl std::fmt::Debug for Cluster {

@@ -8,15 +8,19 @@ use std::{
 };
 
 use futures::{StreamExt, pin_mut, stream};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{
     Api, Resource,
     runtime::{WatchStreamExt, watcher},
 };
 use serde::de::DeserializeOwned;
-use tokio::sync::{broadcast, watch};
+use tokio::sync::{broadcast, mpsc, watch};
 use tracing::warn;
 
-use super::{Following, Seen};
+use super::{
+    Following, Seen,
+    readable::{Readable, Unread, tell_of},
+};
 
 /// The copy in memory. Cheap to clone.
 pub(crate) struct Mirror<K>(Arc<Shared<K>>);
@@ -58,6 +62,8 @@ fn lighten<K: Resource + Clone>(object: &mut K) {
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// Changes that a follower may be behind.
 const BEHIND: usize = 4096;
+/// Objects that cannot be read, and of which no Event is written yet.
+const UNTOLD: usize = 64;
 
 impl<K> Mirror<K>
 where
@@ -73,17 +79,29 @@ where
     }
 
     /// Follows the API server for ever; a watch that breaks is begun again, with pauses that grow.
-    pub(crate) async fn run(self, api: Api<K>) {
+    pub(crate) async fn run(self, api: Api<Readable<K>>) {
         self.run_of(api, watcher::Config::default()).await;
     }
 
     /// Only of those that `which` says.
-    pub(crate) async fn run_of(self, api: Api<K>, which: watcher::Config) {
+    pub(crate) async fn run_of(self, api: Api<Readable<K>>, which: watcher::Config) {
+        let (tell, told) = mpsc::channel(UNTOLD);
+        tokio::join!(self.follow_of(api.clone(), which, tell), tell_of::<K>(api.into_client(), told));
+    }
+
+    async fn follow_of(self, api: Api<Readable<K>>, which: watcher::Config, tell: mpsc::Sender<Box<Unread>>) {
         let events = watcher(api, which).default_backoff();
         pin_mut!(events);
         while let Some(event) = events.next().await {
             match event {
-                Ok(event) => self.take(event),
+                Ok(event) => {
+                    if let Some(unread) = self.take(event) {
+                        let ObjectMeta { namespace, name, .. } = &unread.metadata;
+                        warn!(kind = %K::kind(&()), ?namespace, ?name, why = unread.why, "an object cannot be read; it is left out");
+                        // Nobody waits for this: what there is no room for is in the log.
+                        tell.try_send(unread).ok();
+                    }
+                }
                 Err(error) => warn!(kind = %K::kind(&()), %error, "objects cannot be followed now; trying again"),
             }
         }
@@ -146,16 +164,17 @@ where
         .boxed()
     }
 
-    fn take(&self, event: watcher::Event<K>) {
-        let event = event.modify(lighten);
+    /// Answers the object if it cannot be read: it is as if it were not there.
+    fn take(&self, event: watcher::Event<Readable<K>>) -> Option<Box<Unread>> {
         let mut state = self.write();
         match event {
             watcher::Event::Init => state.listed = Some(BTreeMap::new()),
-            watcher::Event::InitApply(object) => {
-                state.note(&object);
+            watcher::Event::InitApply(Readable(Ok(mut object))) => {
+                lighten(&mut object);
+                state.note(object.meta());
                 let object = Arc::new(object);
                 if let Some(listed) = &mut state.listed {
-                    listed.insert(key(&*object), Arc::clone(&object));
+                    listed.insert(key(object.meta()), Arc::clone(&object));
                 }
                 self.there(&mut state, object);
             }
@@ -168,21 +187,33 @@ where
                 drop(state);
                 self.0.complete.send_replace(true);
             }
-            watcher::Event::Apply(object) => {
-                state.note(&object);
+            watcher::Event::Apply(Readable(Ok(mut object))) => {
+                lighten(&mut object);
+                state.note(object.meta());
                 self.there(&mut state, Arc::new(object));
             }
-            watcher::Event::Delete(object) => {
-                state.note(&object);
-                let key = key(&object);
+            watcher::Event::Delete(Readable(Ok(mut object))) => {
+                lighten(&mut object);
+                state.note(object.meta());
+                let key = key(object.meta());
                 state.objects.insert(key.clone(), Arc::new(object));
                 self.gone(&mut state, &key);
             }
+            watcher::Event::Delete(Readable(Err(unread))) => {
+                state.note(&unread.metadata);
+                self.gone(&mut state, &key(&unread.metadata));
+            }
+            watcher::Event::InitApply(Readable(Err(unread))) | watcher::Event::Apply(Readable(Err(unread))) => {
+                state.note(&unread.metadata);
+                self.gone(&mut state, &key(&unread.metadata));
+                return Some(unread);
+            }
         }
+        None
     }
 
     fn there(&self, state: &mut State<K>, object: Arc<K>) {
-        let key = key(&*object);
+        let key = key(object.meta());
         let old = state.objects.insert(key.clone(), Arc::clone(&object));
         let version = |object: &K| object.meta().resource_version.clone();
         // A list after a break shows again what was seen.
@@ -206,11 +237,11 @@ where
     }
 }
 
-impl<K: Resource<DynamicType = ()>> State<K> {
+impl<K> State<K> {
     /// Keeps the newest version: they are numbers that grow, whatever else upstream reserves for itself.
-    fn note(&mut self, object: &K) {
+    fn note(&mut self, seen: &ObjectMeta) {
         let number = |text: &str| text.parse::<u64>().unwrap_or(0);
-        if let Some(version) = &object.meta().resource_version
+        if let Some(version) = &seen.resource_version
             && number(version) > number(&self.revision)
         {
             self.revision.clone_from(version);
@@ -218,8 +249,7 @@ impl<K: Resource<DynamicType = ()>> State<K> {
     }
 }
 
-fn key(object: &impl Resource<DynamicType = ()>) -> Key {
-    let meta = object.meta();
+fn key(meta: &ObjectMeta) -> Key {
     (meta.namespace.clone().unwrap_or_default(), meta.name.clone().unwrap_or_default())
 }
 
@@ -251,11 +281,15 @@ mod tests {
 
     use super::*;
 
-    fn database(name: &str, version: u64) -> Database {
+    fn database(name: &str, version: u64) -> Readable<Database> {
+        of_engine(name, version, "PostgreSQL")
+    }
+
+    fn of_engine(name: &str, version: u64, engine: &str) -> Readable<Database> {
         serde_json::from_value(json!({
             "apiVersion": api::API_VERSION, "kind": "Database",
             "metadata": {"name": name, "namespace": "ns", "resourceVersion": version.to_string()},
-            "spec": {"engine": "PostgreSQL", "endpoint": {"host": "db"}},
+            "spec": {"engine": engine, "endpoint": {"host": "db"}},
         }))
         .unwrap()
     }
@@ -298,6 +332,31 @@ mod tests {
         assert_eq!(next(&mut following, 2).await, ["c", "-b"]);
         assert_eq!((mirror.all(Some("ns")).len(), mirror.all(Some("other")).len()), (2, 0));
         assert_eq!(mirror.revision(), "7");
+    }
+
+    #[tokio::test]
+    async fn what_cannot_be_read_is_as_if_it_were_not_there_and_nothing_else_is_hidden() {
+        let mirror = Mirror::<Database>::empty();
+        let told = [
+            watcher::Event::Init,
+            watcher::Event::InitApply(database("a", 1)),
+            watcher::Event::InitApply(of_engine("bad", 2, "Abacus")),
+            watcher::Event::InitApply(database("z", 3)),
+            watcher::Event::InitDone,
+        ]
+        .map(|event| mirror.take(event).map(|unread| unread.why));
+        let [None, None, Some(why), None, None] = told else { panic!("{told:?}") };
+        assert!(why.starts_with("spec.engine: unknown variant `Abacus`"), "{why}");
+        assert!(mirror.is_complete());
+        let mut following = mirror.follow();
+        assert_eq!(next(&mut following, 2).await, ["a", "z"]);
+        // One becomes so, is mended, and goes.
+        assert!(mirror.take(watcher::Event::Apply(of_engine("a", 4, "Abacus"))).is_some());
+        assert_eq!(next(&mut following, 1).await, ["-a"]);
+        assert!(mirror.take(watcher::Event::Apply(database("a", 5))).is_none());
+        assert_eq!(next(&mut following, 1).await, ["a"]);
+        assert!(mirror.take(watcher::Event::Delete(of_engine("bad", 6, "Abacus"))).is_none());
+        assert_eq!((mirror.all(None).len(), mirror.revision()), (2, "6".to_owned()));
     }
 
     #[tokio::test]

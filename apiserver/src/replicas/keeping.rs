@@ -13,7 +13,10 @@ use futures::{
 };
 use jiff::Timestamp;
 use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::MicroTime};
-use kube::api::{DeleteParams, PostParams, Preconditions};
+use kube::{
+    Api,
+    api::{DeleteParams, PostParams, Preconditions},
+};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
@@ -44,7 +47,8 @@ impl Replicas {
         stored: CancellationToken,
         recovered: CancellationToken,
     ) -> Vec<(&'static str, BoxFuture<'static, ()>)> {
-        let (mirror, leases) = (self.0.mirror.clone(), self.0.leases.clone());
+        let (mirror, leases) = (self.0.mirror.clone(), &self.0.leases);
+        let leases = Api::namespaced(leases.clone().into_client(), leases.namespace().unwrap_or_default());
         vec![
             ("leases", mirror.run(leases).boxed()),
             ("who lives", self.clone().look().boxed()),

@@ -5,8 +5,8 @@ use cluster::{Identity, until};
 use fixtures::S3;
 use serde_json::{Value, json};
 
-use super::hand::{DATA, RUNNER_IMAGE, database, in_world};
-use crate::world::{SOON, Space};
+use super::hand::{DATA, REGISTRY, RUNNER_IMAGE, database, in_world};
+use crate::world::{NAMESPACE, SERVICE, SOON, Space};
 
 pub(super) fn object(kind: &str, name: &str, spec: Value) -> Value {
     json!({"apiVersion": api::API_VERSION, "kind": kind, "metadata": {"name": name}, "spec": spec})
@@ -35,6 +35,11 @@ pub(super) async fn listed(space: &Space<'_>, kind: &str) -> Result<Vec<Value>> 
     Ok(list["items"].as_array().cloned().unwrap_or_default())
 }
 
+/// The one Job.
+async fn made(space: &Space<'_>) -> Result<Value> {
+    until("a Job is made", SOON, || async { listed(space, "jobs").await?.pop().context("none yet") }).await
+}
+
 async fn status(space: &Space<'_>, kind: &str, name: &str) -> Result<Value> {
     let object: Value = serde_json::from_str(&space.kubectl(&["get", kind, name, "-o", "json"]).await?)?;
     Ok(object["status"].clone())
@@ -53,9 +58,7 @@ async fn a_dump_is_a_job_beside_its_database_with_its_secrets_by_reference_and_g
         .unwrap();
     let snapshot = json!({"databases": ["orders"], "repository": "nightly", "runner": {"labels": {"team": "db"}}});
     space.apply(object("Snapshot", "first", snapshot)).await.unwrap();
-    let job = until("a Job is made", SOON, || async { listed(&space, "jobs").await?.pop().context("none yet") })
-        .await
-        .unwrap();
+    let job = made(&space).await.unwrap();
     assert_eq!(job["metadata"]["ownerReferences"][0]["name"], "first", "{job:#}");
     let pod = &job["spec"]["template"];
     assert_eq!(
@@ -64,6 +67,8 @@ async fn a_dump_is_a_job_beside_its_database_with_its_secrets_by_reference_and_g
     );
     // The Database's own Pod says `none`.
     assert_eq!(pod["spec"]["containers"][0]["image"], "none");
+    assert_eq!(pod["spec"]["imagePullSecrets"], json!([{"name": REGISTRY}]), "as its Pod pulls it");
+    assert_eq!(pod["metadata"]["labels"][api::inject::LABEL], "false");
     assert_eq!(pod["spec"]["initContainers"][0]["image"], RUNNER_IMAGE);
     for secret in ["correct horse", &store.secret_key] {
         assert!(!job.to_string().contains(secret), "a value of a Secret is in the Job");
@@ -83,23 +88,81 @@ async fn a_dump_is_a_job_beside_its_database_with_its_secrets_by_reference_and_g
     })
     .await
     .unwrap();
+    // An image that is said is pulled as is said.
+    let snapshot = json!({"databases": ["orders"], "repository": "nightly", "runner": {"image": "mine"}});
+    space.apply(object("Snapshot", "second", snapshot)).await.unwrap();
+    let job = made(&space).await.unwrap();
+    assert_eq!(job["spec"]["template"]["spec"]["imagePullSecrets"], Value::Null, "{job:#}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn where_no_job_may_be_made_or_no_directory_can_be_that_is_said() {
+async fn where_no_directory_can_be_and_no_account_is_named_that_is_said() {
+    let space = in_world().await.space("unkept").await.unwrap();
+    let store = S3::plain().await.unwrap();
+    secrets(&space, &store).await.unwrap();
+    let of = |location: Value| json!({"locations": [location], "encryption": {"passwordSecretRef": {"name": "nightly-key"}}});
+    let [mut ambient, mut elsewhere] = [(); 2].map(|()| spec(&store)["locations"][0].take());
+    ambient["s3"].as_object_mut().unwrap().remove("credentials");
+    elsewhere["s3"]["prefix"] = "../others".into();
+    for (name, location, says) in [
+        ("disk", json!({"name": "disk", "directory": {"path": "/copies"}}), "name a bucket"),
+        ("ambient", ambient, "the server's own is lent to nobody: name a Secret in its s3.credentials"),
+        // No webhook has looked at it.
+        ("elsewhere", elsewhere, "s3.prefix must be folders without . and .."),
+    ] {
+        space.apply(object("Repository", name, of(location))).await.unwrap();
+        until(says, SOON, || async {
+            let status = status(&space, "repositories.stillpoint.dev", name).await?;
+            ensure!(status["conditions"][0]["message"].to_string().contains(says), "{status:#}");
+            Ok(())
+        })
+        .await
+        .unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_no_job_may_be_made_that_is_said_until_it_may() {
     let space = in_world().await.space("undumped").await.unwrap();
-    let directory = json!({
-        "locations": [{"name": "disk", "directory": {"path": "/copies"}}],
-        "encryption": {"passwordSecretRef": {"name": "nightly-key"}},
-    });
-    space.apply(object("Repository", "disk", directory)).await.unwrap();
-    until("a directory is refused", SOON, || async {
-        let status = status(&space, "repositories.stillpoint.dev", "disk").await?;
-        ensure!(status["conditions"][0]["message"].to_string().contains("name a bucket"), "{status:#}");
+    let store = S3::plain().await.unwrap();
+    database(&space, "orders", &[DATA]).await.unwrap();
+    secrets(&space, &store).await.unwrap();
+    let us = format!("--serviceaccount={NAMESPACE}:{SERVICE}");
+    // Secrets may be read, so that there is a Repository; and nothing may be made.
+    space.kubectl(&["delete", "rolebinding", "credentials"]).await.unwrap();
+    space.kubectl(&["create", "role", "secrets", "--verb=get", "--resource=secrets"]).await.unwrap();
+    space.kubectl(&["create", "rolebinding", "secrets", "--role=secrets", &us]).await.unwrap();
+    until("the right is gone", SOON, || async {
+        let account = Identity::service_account(NAMESPACE, SERVICE);
+        let may = space.kubectl_as(&account, &["auth", "can-i", "create", "jobs.batch"]).await?;
+        ensure!(may.ok().is_err(), "it is there");
         Ok(())
     })
     .await
     .unwrap();
+    space.apply(object("Repository", "nightly", spec(&store))).await.unwrap();
+    let ready = ["wait", "--for=condition=Ready", "--timeout=60s", "repositories.stillpoint.dev/nightly"];
+    space.kubectl(&ready).await.unwrap();
+    let snapshot = json!({"databases": ["orders"], "repository": "nightly", "runner": {"image": "mine"}});
+    space.apply(object("Snapshot", "first", snapshot)).await.unwrap();
+    let advice = format!("`kubectl still enable {}` lets us", space.name);
+    until("it is said", SOON, || async {
+        let status = status(&space, "snapshots.stillpoint.dev", "first").await?;
+        let told = status.to_string();
+        ensure!(told.contains("no Job may be made in namespace") && told.contains(&advice), "{status:#}");
+        ensure!(status["phase"] != "Failed", "{status:#}");
+        Ok(())
+    })
+    .await
+    .unwrap();
+    assert!(listed(&space, "jobs").await.unwrap().is_empty());
+    space
+        .kubectl(&["create", "rolebinding", "credentials", "--clusterrole=stillpoint:credentials", &us])
+        .await
+        .unwrap();
+    until("a Job is made", 2 * SOON, || async { listed(&space, "jobs").await?.pop().context("none yet") })
+        .await
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,6 +13,8 @@ pub(super) const DATA: &str = "data";
 pub(super) const WAL: &str = "wal";
 /// What Jobs copy the runner from: nobody pulls it.
 pub(super) const RUNNER_IMAGE: &str = "stillpoint.test/runner:1";
+/// By what the Database's Pod pulls its image.
+pub(super) const REGISTRY: &str = "registry";
 pub(super) const DRIVER: &str = "hand.stillpoint.test";
 
 /// In one namespace.
@@ -74,7 +76,10 @@ pub(super) async fn database(space: &Space<'_>, name: &str, claims: &[&str]) -> 
     space
         .apply(json!({
             "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "labels": {"app": name}},
-            "spec": {"containers": [{"name": "db", "image": "none", "volumeMounts": mounts}], "volumes": volumes},
+            "spec": {
+                "containers": [{"name": "db", "image": "none", "volumeMounts": mounts}], "volumes": volumes,
+                "imagePullSecrets": [{"name": REGISTRY}],
+            },
         }))
         .await?;
     let status = json!({"status": {
