@@ -42,7 +42,7 @@ struct Beginning {
 }
 
 /// Of data packs, at first; they grow with the root of what is in the repository (32 MiB at 1 TiB), up to [`LARGEST_PACK`].
-const PACK: &str = "4MiB";
+const PACK: &str = "2MiB";
 /// Five or so are in memory at a time: they are what a run's memory is of.
 const LARGEST_PACK: &str = "32MiB";
 

@@ -55,10 +55,7 @@ impl Run {
     pub(super) async fn made(&self, job: &Job, namespace: &str) -> Result<(), NotBegun> {
         let late = Instant::now() + ANSWERED;
         loop {
-            let error = match self.jobs.create(&PostParams::default(), job).await {
-                Ok(_) => return Ok(()),
-                Err(error) => error,
-            };
+            let Err(error) = self.jobs.create(&PostParams::default(), job).await else { return Ok(()) };
             match &error {
                 kube::Error::Api(status) if status.code == 409 => match self.jobs.get_opt(&self.name).await {
                     Ok(Some(there)) if there.metadata.owner_references == job.metadata.owner_references => {

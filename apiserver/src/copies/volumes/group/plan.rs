@@ -190,8 +190,8 @@ mod tests {
         let several = [("slow", "d"), ("default", "d")];
         assert_eq!(of(&means(&both, &[], &several), None), group("default", ab.clone()));
         assert_eq!(of(&means(&both, &[], &several), Some("slow")), group("slow", ab.clone()));
-        assert_eq!(of(&means(&[one.clone()], &[], &only), None), Ok(Cut::Each(None)));
-        assert_eq!(of(&means(&[one.clone()], &[], &only), Some("only")), group("only", ab.clone()));
+        assert_eq!(of(&means(std::slice::from_ref(&one), &[], &only), None), Ok(Cut::Each(None)));
+        assert_eq!(of(&means(std::slice::from_ref(&one), &[], &only), Some("only")), group("only", ab.clone()));
 
         says(of(&means(&both, &[("replica", ab.clone())], &only), None), "claim replica has all labels");
         says(
