@@ -87,6 +87,7 @@ async fn a_job_takes_a_dump_under_load_and_another_brings_it_back() {
     for kind in &KINDS {
         round_trip(&world, kind).await;
     }
+    a_tool_runs_beside_the_database(&cluster, &world).await;
     whoever_leads_next_hears_it(&cluster, &world).await;
 
     // Deleted, what they stored goes with them.
@@ -147,6 +148,28 @@ async fn round_trip(world: &World<'_>, kind: &Kind) {
         ),
     };
     assert_eq!(Session::at(&target, "bank").await.unwrap().scalar(may).await.unwrap(), yes);
+}
+
+/// In the image of its Pod; and what ends with an error is no copy.
+async fn a_tool_runs_beside_the_database(cluster: &Cluster, world: &World<'_>) {
+    let program = ["pg_dumpall", "--host=$(HOST)", "--port=$(PORT)", "--username=$(USERNAME)", "--no-password"];
+    let wrong = [&program[..], &["--no-such-option"]].concat();
+    for (name, command, phase) in [("all", program.to_vec(), "Ready"), ("broken", wrong, "Pending")] {
+        let tool = object("DumpTool", name, &json!({"dump": {"command": command, "file": "all.sql"}}));
+        cluster.apply(&tool.to_string()).await.unwrap();
+        let spec = json!({"databases": ["shop"], "repository": "nightly", "tool": {"name": name}});
+        world.apply(&object("Snapshot", name, &spec)).await.unwrap();
+        let status = until(&format!("Snapshot {name} is {phase} after a run"), LIMIT, || async {
+            let mut object = world.object("snapshots.stillpoint.dev", name).await?;
+            let status = object["status"].take();
+            ensure!(status["phase"] == phase && status["attempts"].as_u64() >= Some(1), "{status:#}");
+            Ok(status)
+        })
+        .await
+        .unwrap();
+        assert_eq!(status["contents"][0]["dumpTool"]["name"] == "all", phase == "Ready", "{status:#}");
+        assert_eq!(status["id"].is_string(), phase == "Ready", "{status:#}");
+    }
 }
 
 /// Whoever leads dies while a run waits for a lock; the run goes on, and is heard by whoever leads next.

@@ -7,7 +7,10 @@ mod contract;
 use std::{
     collections::{HashMap, HashSet},
     fmt,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use async_trait::async_trait;
@@ -55,6 +58,44 @@ pub(crate) trait Kept<K: Kind>: fmt::Debug + Send + Sync {
     async fn keep(&self, namespace: &str, name: &str, finalizer: &str) -> Result<(), ApiError>;
     /// Lets one go that is being deleted.
     async fn let_go(&self, namespace: &str, name: &str, finalizer: &str) -> Result<(), ApiError>;
+}
+
+/// Whether it is deleted, or being so. What was seen last is asked first: that costs nothing.
+pub(crate) async fn is_unwanted<K: Kind + kube::Resource>(kept: &dyn Kept<K>, object: &K) -> bool {
+    let (namespace, name, uid) = who(object);
+    let is_gone = |now: &K| now.meta().uid.as_deref() != Some(&uid) || now.meta().deletion_timestamp.is_some();
+    if kept.seen(&namespace, &name).await.is_some_and(|now| !is_gone(&now)) {
+        return false;
+    }
+    match kept.get(&namespace, &name).await {
+        Ok(now) => is_gone(&now),
+        Err(error) => error.code == 404,
+    }
+}
+
+/// Changes a status as long as it is the same object's, and where it stands so: whoever led meanwhile may have gone on. Whether it did.
+pub(crate) async fn change_where<K: Kind + kube::Resource>(
+    kept: &dyn Kept<K>,
+    object: &K,
+    is_so: impl Fn(&K::Status) -> bool + Send + Sync,
+    change: impl Fn(K::Status) -> K::Status + Send + Sync,
+) -> Result<bool, ApiError>
+where
+    K::Status: Clone + PartialEq,
+{
+    let (namespace, name, uid) = who(object);
+    // Made anew under its name, it is somebody else's.
+    if kept.get(&namespace, &name).await.is_ok_and(|now| now.meta().uid.as_deref() != Some(&uid)) {
+        return Err(ApiError::gone(format!("{name} is another by now")));
+    }
+    let was_so = AtomicBool::new(false);
+    let change = |status: K::Status| {
+        was_so.store(is_so(&status), Ordering::Relaxed);
+        let next = change(status.clone());
+        (was_so.load(Ordering::Relaxed) && next != status).then_some(next)
+    };
+    kept.change(&namespace, &name, &change).await?;
+    Ok(was_so.into_inner())
 }
 
 /// Those of a standalone server.

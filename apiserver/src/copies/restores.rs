@@ -3,10 +3,7 @@
 mod order;
 mod target;
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use api::{
     ChosenCopy, Restore, RestorePhase, RestoreStatus,
@@ -24,7 +21,7 @@ use tracing::debug;
 
 use super::{
     Copies,
-    kept::who,
+    kept::{change_where, is_unwanted, who},
     runs::{NotBegun, Running},
     slots,
     snapshots::not_begun,
@@ -175,7 +172,7 @@ impl Copies {
         let message = format!("{} Restores go on already; it waits for its turn", self.restoring.most());
         self.restore_waits(restore, &message).await.ok();
         let unwanted = async {
-            while self.lead.is_ours() && !self.is_unwanted_restore(restore).await {
+            while self.lead.is_ours() && !is_unwanted(&*self.restores, restore).await {
                 sleep(slots::LOOK).await;
             }
         };
@@ -273,25 +270,11 @@ impl Copies {
                 },
                 _ = wanted.tick() => {
                     self.still_leads()?;
-                    if self.is_unwanted_restore(restore).await {
+                    if is_unwanted(&*self.restores, restore).await {
                         return Ok(Heard::Unwanted);
                     }
                 }
             }
-        }
-    }
-
-    /// Whether it is deleted, or being so. What was seen last is asked first: that costs nothing.
-    async fn is_unwanted_restore(&self, restore: &Restore) -> bool {
-        let (namespace, name, uid) = who(restore);
-        let is_gone =
-            |now: &Restore| now.metadata.uid.as_deref() != Some(&uid) || now.metadata.deletion_timestamp.is_some();
-        if self.restores.seen(&namespace, &name).await.is_some_and(|now| !is_gone(&now)) {
-            return false;
-        }
-        match self.restores.get(&namespace, &name).await {
-            Ok(now) => is_gone(&now),
-            Err(error) => error.code == 404,
         }
     }
 
@@ -335,20 +318,9 @@ impl Copies {
         is_so: impl Fn(&RestoreStatus) -> bool + Send + Sync,
         change: impl Fn(RestoreStatus) -> RestoreStatus + Send + Sync,
     ) -> Result<bool, ApiError> {
-        let (namespace, name, uid) = who(restore);
-        // Made anew under its name, it is somebody else's.
-        if self.restores.get(&namespace, &name).await.is_ok_and(|now| now.metadata.uid.as_deref() != Some(&uid)) {
-            return Err(ApiError::not_found(RESTORES.about(&name)));
-        }
         let generation = restore.metadata.generation;
-        let was_so = AtomicBool::new(false);
-        let change = |status: RestoreStatus| {
-            was_so.store(is_so(&status), Ordering::Relaxed);
-            let next = RestoreStatus { observed_generation: generation, ..change(status.clone()) };
-            (was_so.load(Ordering::Relaxed) && next != status).then_some(next)
-        };
-        self.restores.change(&namespace, &name, &change).await?;
-        Ok(was_so.into_inner())
+        let change = |status| RestoreStatus { observed_generation: generation, ..change(status) };
+        change_where(&*self.restores, restore, is_so, change).await
     }
 }
 

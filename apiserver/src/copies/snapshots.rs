@@ -25,7 +25,7 @@ use tracing::debug;
 
 use super::{
     Copies,
-    kept::who,
+    kept::{is_unwanted, who},
     runs::{NotBegun, Order, Running, keys},
     slots, status,
 };
@@ -170,7 +170,7 @@ impl Copies {
         let message = Some(format!("{} dumps go on already; it waits for its turn", self.dumping.most()));
         self.change(snapshot, |status| SnapshotStatus { message: message.clone(), ..status }).await.ok();
         let unwanted = async {
-            while self.lead.is_ours() && !self.is_unwanted(snapshot).await {
+            while self.lead.is_ours() && !is_unwanted(&*self.snapshots, snapshot).await {
                 sleep(slots::LOOK).await;
             }
         };

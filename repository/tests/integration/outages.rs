@@ -13,7 +13,7 @@ use crate::{
 
 const MIB: usize = 1 << 20;
 
-/// A run beside which the store is stopped, and started again at an offset of what is stored, or after it. Packs have 4 MiB.
+/// A run beside which the store is stopped, and started again at an offset of what is stored, or after it. Packs have 2 MiB.
 fn stopped(store: &Store, stop: usize, start: Option<usize>) -> Result<Captured> {
     let files = [("orders/shop.dump", noise(3, 20 * MIB))];
     // The server ends with the thread that started it: that has to be this one.

@@ -22,7 +22,7 @@ fn a_run_that_was_given_up_and_goes_on_writes_no_index_of_what_was_swept() {
     let repository = world.empty(&["main", "other"], &[]);
     let (second, files) = (repository.clone(), [("orders/shop.dump", noise(2, 3 * MIB))]);
     let after = files.clone();
-    // By then packs of it are there, of 4 MiB each; its index comes at the end.
+    // By then packs of it are there, of 2 MiB each; its index comes at the end.
     let stream = Eventful::new(noise(1, 40 * MIB)).at(38 * MIB, move || {
         second.capture(&run_after("b", "a"), capture(&after)).unwrap();
         Ok(())

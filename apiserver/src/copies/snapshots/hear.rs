@@ -1,9 +1,6 @@
 //! What is heard of a run of a Snapshot, and how its status is written meanwhile.
 
-use std::{
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::time::Duration;
 
 use api::{
     Snapshot, SnapshotStatus,
@@ -12,9 +9,12 @@ use api::{
 use jiff::Timestamp;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::KIND;
 use crate::{
-    copies::{Copies, kept::who, runs::Running},
+    copies::{
+        Copies,
+        kept::{change_where, is_unwanted, who},
+        runs::Running,
+    },
     error::ApiError,
 };
 
@@ -67,7 +67,7 @@ impl Copies {
                 },
                 _ = wanted.tick() => {
                     self.still_leads()?;
-                    if self.is_unwanted(snapshot).await {
+                    if is_unwanted(&*self.snapshots, snapshot).await {
                         return Ok(Heard::Unwanted);
                     }
                     if last.is_none() && Timestamp::now() > deadline {
@@ -76,26 +76,6 @@ impl Copies {
                 }
             }
         }
-    }
-
-    /// Whether it is deleted, or being so. What was seen last is asked first: that costs nothing.
-    pub(super) async fn is_unwanted(&self, snapshot: &Snapshot) -> bool {
-        let (namespace, name, uid) = who(snapshot);
-        let is_gone =
-            |now: &Snapshot| now.metadata.uid.as_deref() != Some(&uid) || now.metadata.deletion_timestamp.is_some();
-        if self.snapshots.seen(&namespace, &name).await.is_some_and(|now| !is_gone(&now)) {
-            return false;
-        }
-        match self.snapshots.get(&namespace, &name).await {
-            Ok(now) => is_gone(&now),
-            Err(error) => error.code == 404,
-        }
-    }
-
-    /// Made anew under its name, it is somebody else's.
-    async fn is_another(&self, snapshot: &Snapshot) -> bool {
-        let (namespace, name, uid) = who(snapshot);
-        self.snapshots.get(&namespace, &name).await.is_ok_and(|now| now.metadata.uid.as_deref() != Some(&uid))
     }
 
     /// There is more or less in its Repository than somebody has seen.
@@ -120,18 +100,8 @@ impl Copies {
         is_so: impl Fn(&SnapshotStatus) -> bool + Send + Sync,
         change: impl Fn(SnapshotStatus) -> SnapshotStatus + Send + Sync,
     ) -> Result<bool, ApiError> {
-        let (namespace, name, _) = who(snapshot);
         let generation = snapshot.metadata.generation;
-        if self.is_another(snapshot).await {
-            return Err(ApiError::not_found(KIND.about(&name)));
-        }
-        let was_so = AtomicBool::new(false);
-        let change = |status: SnapshotStatus| {
-            was_so.store(is_so(&status), Ordering::Relaxed);
-            let next = SnapshotStatus { observed_generation: generation, ..change(status.clone()) };
-            (was_so.load(Ordering::Relaxed) && next != status).then_some(next)
-        };
-        self.snapshots.change(&namespace, &name, &change).await?;
-        Ok(was_so.into_inner())
+        let change = |status| SnapshotStatus { observed_generation: generation, ..change(status) };
+        change_where(&*self.snapshots, snapshot, is_so, change).await
     }
 }
