@@ -187,6 +187,8 @@ pub const WITH_PARENT: &str = "STILLPOINT_ENDS_WITH_INPUT";
 /// large blocks back at once, which costs a tenth of its time.
 pub const ALLOCATION: [(&str, &str); 3] =
     [("MALLOC_ARENA_MAX", "1"), ("MALLOC_MMAP_THRESHOLD_", "524288"), ("MALLOC_TRIM_THRESHOLD_", "1048576")];
+/// What is said of a target that a restore has not touched.
+pub const UNTOUCHED: &str = "as it was: nothing was touched";
 /// The step of a dump in which it writes: from then on something may be stored.
 pub const DUMPING: &str = "dumping";
 /// No line of output is longer.

@@ -18,6 +18,7 @@ mod children;
 mod depot;
 mod download;
 mod generate;
+mod hear;
 mod jobs;
 mod kept;
 mod log;

@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use api::{conditions::reasons, runner::FailedRun};
+use api::{
+    conditions::reasons,
+    runner::{FailedRun, UNTOUCHED},
+};
 use freeze::{Error as Frozen, NoMember};
 use repository::{Error as Stored, Fault, StoreError};
 
@@ -32,7 +35,7 @@ impl Failure {
 
     /// Of a restore that was still looking.
     pub(crate) fn untouched(self) -> Self {
-        Self { target: self.target.or_else(|| Some("as it was: nothing was touched".to_owned())), ..self }
+        Self { target: self.target.or_else(|| Some(UNTOUCHED.to_owned())), ..self }
     }
 
     pub(crate) fn told(self) -> FailedRun {

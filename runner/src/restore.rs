@@ -23,7 +23,7 @@ use std::{
 use api::{
     DatabaseCopy, DumpFile, DumpFormat, Engine, ExistingPolicy,
     conditions::reasons,
-    runner::{Report, RestoreTask, Restored},
+    runner::{Report, RestoreTask, Restored, UNTOUCHED},
 };
 use freeze::Member;
 use repository::{Catalogue, Repository, Restorable};
@@ -217,5 +217,5 @@ impl Write for Counted<'_> {
 /// Nothing is touched, and here is what is in the way.
 pub(crate) fn exists(names: &[String], what: &str) -> Failure {
     let message = format!("{} {what}: name other databases, or set spec.existing: Replace", listed(names));
-    Failure::new(reasons::EXISTS, message).leaves("as it was: nothing was touched")
+    Failure::new(reasons::EXISTS, message).leaves(UNTOUCHED)
 }

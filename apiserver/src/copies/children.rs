@@ -26,7 +26,7 @@ use tracing::{debug, warn};
 
 use super::{
     depot::{Depot, Values},
-    runs::{NotBegun, Order, Running, Runs},
+    runs::{NotBegun, Order, Running, Runs, named},
 };
 use crate::error::ApiError;
 
@@ -86,9 +86,8 @@ impl Runs for Children {
 
     async fn begin(&self, order: Order) -> Result<Running, NotBegun> {
         let directory = self.home.join(&order.name);
-        let named =
-            order.secrets.iter().map(|(secret, keys)| (secret.as_str(), keys.iter().map(String::as_str).collect()));
-        let secrets = self.depot.values(&order.place.namespace, named.collect()).await.map_err(NotBegun::Refused)?;
+        let secrets = self.depot.values(&order.place.namespace, named(&order.secrets)).await;
+        let secrets = secrets.map_err(NotBegun::Refused)?;
         let child = Self::spawn(&directory, &order, &secrets).map_err(|error| {
             // Secrets are in it.
             fs::remove_dir_all(&directory).ok();

@@ -8,22 +8,22 @@ use std::time::Duration;
 use api::{
     ChosenCopy, Restore, RestorePhase, RestoreStatus,
     conditions::{self, reasons, types},
-    runner::{FailedRun, Report},
+    runner::{FailedRun, Report, UNTOUCHED},
 };
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use tokio::{
     sync::OwnedSemaphorePermit,
-    time::{MissedTickBehavior, interval, sleep},
+    time::{MissedTickBehavior, interval},
 };
 use tracing::debug;
 
 use super::{
     Copies,
-    kept::{change_where, is_unwanted, who},
+    hear::{Event, Heard, Hearing},
+    kept::{change_where, who},
     runs::{NotBegun, Running},
-    slots,
     snapshots::not_begun,
 };
 use crate::{controllers::Turns, error::ApiError, records::Seen, resources::RESTORES};
@@ -32,27 +32,12 @@ pub(super) use target::Claimed;
 
 /// Worked on at once; how many of them are runs is another bound ([`super::slots`]).
 const AT_ONCE: usize = 256;
-/// Of a target that no run has seen.
-const UNTOUCHED: &str = "as it was: nothing was touched";
 /// Of a target, where the run did not say what it left.
 const UNKNOWN: &str = "unknown: see what is in it before you restore again";
 /// For so long a Restore waits for what cannot be read now: a server, a Repository.
 const PATIENCE: SignedDuration = SignedDuration::from_hours(1);
 /// How often it is looked for what nobody works on.
 const LOOK: Duration = Duration::from_secs(5);
-/// How often it is looked whether one whose run goes on was deleted.
-const STILL_WANTED: Duration = Duration::from_millis(500);
-
-/// How a run went, as far as it was heard.
-enum Heard {
-    /// Its last word.
-    Said(Report),
-    /// It ended without one.
-    Nothing,
-    /// Its Restore is gone, or goes.
-    Unwanted,
-}
-
 pub(super) async fn run(copies: Copies) {
     let turns = Turns::new(&copies.tasks, AT_ONCE, {
         let copies = copies.clone();
@@ -122,20 +107,17 @@ impl Copies {
             Err(why) => return self.restore_waits(restore, &format!("{why}; it waits for its turn")).await,
         };
         let Some(_slot) = self.slot_for_restore(restore).await else { return Ok(()) };
-        let Planned { order, chosen, warnings } = match self.restore_order(restore).await {
+        let planned = match self.restore_order(restore).await {
+            Ok(planned) => self.may_read_secrets(&planned.order).await.map(|()| planned),
+            failed => failed,
+        };
+        let Planned { order, chosen, warnings } = match planned {
             Ok(planned) => planned,
             Err(failed) if failed.again && is_young(restore) => {
                 return self.restore_waits(restore, &format!("{}; trying again", failed.message)).await;
             }
             Err(failed) => return self.restore_failed(restore, failed).await,
         };
-        match self.has_secrets(&order).await {
-            Err(failed) if failed.again && is_young(restore) => {
-                return self.restore_waits(restore, &format!("{}; trying again", failed.message)).await;
-            }
-            Err(failed) => return self.restore_failed(restore, failed).await,
-            Ok(()) => {}
-        }
         let message = told(&chosen);
         let begun = |mut status: RestoreStatus| {
             let now = Timestamp::now();
@@ -166,17 +148,8 @@ impl Copies {
 
     /// Waits for one. `None`: it is not wanted any more.
     async fn slot_for_restore(&self, restore: &Restore) -> Option<OwnedSemaphorePermit> {
-        if let Some(slot) = self.restoring.free() {
-            return Some(slot);
-        }
         let message = format!("{} Restores go on already; it waits for its turn", self.restoring.most());
-        self.restore_waits(restore, &message).await.ok();
-        let unwanted = async {
-            while self.lead.is_ours() && !is_unwanted(&*self.restores, restore).await {
-                sleep(slots::LOOK).await;
-            }
-        };
-        self.restoring.next(unwanted).await
+        self.slot(&self.restoring, &*self.restores, restore, self.restore_waits(restore, &message)).await
     }
 
     /// One that was begun by whoever led before; it may be gone.
@@ -233,7 +206,7 @@ impl Copies {
                 return Ok(());
             }
             Heard::Said(Report::Failed(failed)) => failed,
-            Heard::Said(_) | Heard::Nothing => FailedRun {
+            Heard::Said(_) | Heard::Nothing | Heard::TooLate => FailedRun {
                 reason: reasons::RUNNER_DIED.to_owned(),
                 message: "the run ended without a word".to_owned(),
                 again: false,
@@ -247,33 +220,16 @@ impl Copies {
 
     /// Follows a run to its end; its progress is shown meanwhile. An error: it goes on, and is heard elsewhere.
     async fn hear_restore(&self, restore: &Restore, running: &mut Running) -> Result<Heard, ApiError> {
-        let (_, _, uid) = who(restore);
-        let (mut pace, mut last) = (self.pace(), None);
-        let mut wanted = interval(STILL_WANTED);
-        wanted.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Its Job has one, and nothing else does.
+        let mut hearing = Hearing::new(self, running, Timestamp::MAX);
         loop {
-            tokio::select! {
-                report = running.reports.recv() => match report {
-                    None => return Ok(last.map_or(Heard::Nothing, Heard::Said)),
-                    Some(Report::Log(line)) => self.logs.say(&uid, &line),
-                    Some(Report::Progress { step, bytes, total }) => {
-                        let now = Timestamp::now();
-                        let progress = pace.progress(step, bytes, total, now);
-                        let shown = |status| RestoreStatus { progress: Some(progress.clone()), ..status };
-                        if pace.is_due(&progress.step, now)
-                            && self.change_restore_where(restore, is_open, shown).await.is_ok()
-                        {
-                            pace.has_written(&progress.step, now);
-                        }
-                    }
-                    Some(report) => last = Some(report),
-                },
-                _ = wanted.tick() => {
-                    self.still_leads()?;
-                    if is_unwanted(&*self.restores, restore).await {
-                        return Ok(Heard::Unwanted);
-                    }
-                }
+            let progress = match hearing.next(self, &*self.restores, restore).await? {
+                Event::Progress(progress) => progress,
+                Event::Over(heard) => return Ok(heard),
+            };
+            let shown = |status| RestoreStatus { progress: Some(progress.clone()), ..status };
+            if self.change_restore_where(restore, is_open, shown).await.is_ok() {
+                hearing.has_written(&progress);
             }
         }
     }

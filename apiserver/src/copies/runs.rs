@@ -69,6 +69,11 @@ pub(crate) fn keys(wanted: Vec<(&str, Vec<&str>)>) -> Keys {
     keys
 }
 
+/// As whoever reads Secrets is asked.
+pub(crate) fn named(keys: &Keys) -> Vec<(&str, Vec<&str>)> {
+    keys.iter().map(|(secret, keys)| (secret.as_str(), keys.iter().map(String::as_str).collect())).collect()
+}
+
 impl Running {
     /// Tells it to end, if it goes on still, and waits until nothing of it is left.
     pub(crate) async fn end(self) {

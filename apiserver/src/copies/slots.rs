@@ -2,7 +2,16 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::sleep,
+};
+
+use super::{
+    Copies,
+    kept::{Kept, Kind, is_unwanted},
+};
+use crate::error::ApiError;
 
 /// Cheap to clone.
 #[derive(Clone, Debug)]
@@ -12,7 +21,7 @@ pub(super) struct Slots {
 }
 
 /// How often it is looked whether what waits is wanted still.
-pub(super) const LOOK: Duration = Duration::from_secs(2);
+const LOOK: Duration = Duration::from_secs(2);
 
 impl Slots {
     pub(super) fn new(most: usize) -> Self {
@@ -24,16 +33,39 @@ impl Slots {
     }
 
     /// One that is free now.
-    pub(super) fn free(&self) -> Option<OwnedSemaphorePermit> {
+    fn free(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.free).try_acquire_owned().ok()
     }
 
     /// Waits for one. `None`: it is `unwanted` before.
-    pub(super) async fn next(&self, unwanted: impl Future<Output = ()>) -> Option<OwnedSemaphorePermit> {
+    async fn next(&self, unwanted: impl Future<Output = ()>) -> Option<OwnedSemaphorePermit> {
         tokio::select! {
             slot = Arc::clone(&self.free).acquire_owned() => slot.ok(),
             () = unwanted => None,
         }
+    }
+}
+
+impl Copies {
+    /// Waits for one, and has it said if there is none now. `None`: the object is not wanted any more, or not ours.
+    pub(super) async fn slot<K: Kind + kube::Resource>(
+        &self,
+        slots: &Slots,
+        kept: &dyn Kept<K>,
+        object: &K,
+        say: impl Future<Output = Result<(), ApiError>>,
+    ) -> Option<OwnedSemaphorePermit> {
+        if let Some(slot) = slots.free() {
+            return Some(slot);
+        }
+        // That it could not be said is no reason not to wait.
+        say.await.ok();
+        let unwanted = async {
+            while self.lead.is_ours() && !is_unwanted(kept, object).await {
+                sleep(LOOK).await;
+            }
+        };
+        slots.next(unwanted).await
     }
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Deleted at any point, it leaves nothing: a run is ended first, and what it had stored is forgotten.
 
-mod hear;
+mod change;
 mod leftovers;
 mod order;
 mod plan;
@@ -13,7 +13,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use api::{
     Snapshot, SnapshotMethod, SnapshotPhase, SnapshotStatus,
     conditions::reasons,
-    runner::{FailedRun, ReplicateTask, Report, RunName, Task},
+    runner::{FailedRun, ReplicateTask, Report, RunName, Task, UNTOUCHED},
 };
 use futures::StreamExt;
 use jiff::Timestamp;
@@ -25,9 +25,10 @@ use tracing::debug;
 
 use super::{
     Copies,
-    kept::{is_unwanted, who},
-    runs::{NotBegun, Order, Running, keys},
-    slots, status,
+    hear::Heard,
+    kept::who,
+    runs::{NotBegun, Order, Running, keys, named},
+    status,
 };
 use crate::{
     controllers::Turns,
@@ -35,7 +36,6 @@ use crate::{
     records::Seen,
     resources::{Resource, SNAPSHOTS},
 };
-use hear::Heard;
 use order::{place, replication_of, replications_of, runs_of};
 pub(super) use order::{run_now, template};
 use plan::{Next, next};
@@ -147,7 +147,7 @@ impl Copies {
             Ok(order) => order,
             Err(failed) => return self.failed(snapshot, &failed).await,
         };
-        if let Err(failed) = self.has_secrets(&order).await {
+        if let Err(failed) = self.may_read_secrets(&order).await {
             return self.failed(snapshot, &failed).await;
         }
         self.still_leads()?;
@@ -164,17 +164,9 @@ impl Copies {
 
     /// Waits for one. `None`: it is not wanted any more.
     async fn slot_for(&self, snapshot: &Snapshot) -> Option<OwnedSemaphorePermit> {
-        if let Some(slot) = self.dumping.free() {
-            return Some(slot);
-        }
-        let message = Some(format!("{} dumps go on already; it waits for its turn", self.dumping.most()));
-        self.change(snapshot, |status| SnapshotStatus { message: message.clone(), ..status }).await.ok();
-        let unwanted = async {
-            while self.lead.is_ours() && !is_unwanted(&*self.snapshots, snapshot).await {
-                sleep(slots::LOOK).await;
-            }
-        };
-        self.dumping.next(unwanted).await
+        let message = format!("{} dumps go on already; it waits for its turn", self.dumping.most());
+        let said = |status| SnapshotStatus { message: Some(message.clone()), ..status };
+        self.slot(&self.dumping, &*self.snapshots, snapshot, self.change(snapshot, said)).await
     }
 
     /// A run that was begun by whoever led before; it may be gone.
@@ -325,16 +317,14 @@ impl Copies {
         Ok(())
     }
 
-    /// What it names is there: a Pod would wait for it without an end.
-    pub(super) async fn has_secrets(&self, order: &Order) -> Result<(), FailedRun> {
-        let named = order.secrets.iter();
-        let named = named.map(|(secret, keys)| (secret.as_str(), keys.iter().map(String::as_str).collect()));
-        let values = self.depot.values(&order.place.namespace, named.collect()).await;
+    /// A namespace that we were not let into is told at once, and not by a run that comes to nothing. What is not in a Secret the run tells.
+    pub(super) async fn may_read_secrets(&self, order: &Order) -> Result<(), FailedRun> {
+        let values = self.depot.values(&order.place.namespace, named(&order.secrets)).await;
         values.map(drop).map_err(|error| FailedRun {
             reason: reasons::CREDENTIALS_MISSING.to_owned(),
             again: error.code.is_server_error(),
             message: error.message,
-            target: Some("as it was: nothing was touched".to_owned()),
+            target: Some(UNTOUCHED.to_owned()),
         })
     }
 

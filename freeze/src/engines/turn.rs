@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use tokio::time::sleep;
+
 /// Whose turn it is.
 #[derive(Debug)]
 pub enum Turn<Held> {
@@ -13,6 +15,14 @@ pub enum Turn<Held> {
 
 /// The server ends a session of ours after so long a silence.
 pub(super) const IDLE: Duration = Duration::from_secs(60);
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(10);
+const HEARTBEAT: Duration = Duration::from_secs(10);
 /// Of one heartbeat.
 pub(super) const ANSWER: Duration = Duration::from_secs(10);
+
+/// Waits until the next heartbeat is due. `false`: the turn is not wanted any more.
+pub(super) async fn is_due(until: &mut (impl Future + Unpin)) -> bool {
+    tokio::select! {
+        _ = until => false,
+        () = sleep(HEARTBEAT) => true,
+    }
+}

@@ -8,7 +8,11 @@ mod users;
 
 use std::collections::BTreeSet;
 
-use api::{DumpFormat, ExistingPolicy, conditions::reasons, runner::Restored};
+use api::{
+    DumpFormat, ExistingPolicy,
+    conditions::reasons,
+    runner::{Restored, UNTOUCHED},
+};
 
 use super::{Work, exists};
 use crate::{
@@ -81,7 +85,7 @@ impl Server<'_> {
         match self.work.databases.iter().find(|name| !found.contains(*name)) {
             Some(name) => {
                 let message = format!("the copy has no database {name}");
-                Err(Failure::new(reasons::NOT_FOUND, message).leaves("as it was: nothing was touched"))
+                Err(Failure::new(reasons::NOT_FOUND, message).leaves(UNTOUCHED))
             }
             None => Ok(self.work.databases.iter().cloned().collect()),
         }

@@ -9,7 +9,11 @@ mod server;
 
 use std::collections::HashSet;
 
-use api::{DumpFile, DumpFormat, ExistingPolicy, conditions::reasons, runner::Restored};
+use api::{
+    DumpFile, DumpFormat, ExistingPolicy,
+    conditions::reasons,
+    runner::{Restored, UNTOUCHED},
+};
 
 use super::{Work, exists, undisturbed};
 use crate::{child::Fed, failure::Failure, postgresql::OURS};
@@ -83,7 +87,7 @@ impl<'w> Server<'w> {
         for wanted in &work.databases {
             if !files.iter().any(|file| file.database.as_ref() == Some(wanted)) {
                 let message = format!("the copy has no database {wanted}");
-                return Err(Failure::new(reasons::NOT_FOUND, message).leaves("as it was: nothing was touched"));
+                return Err(Failure::new(reasons::NOT_FOUND, message).leaves(UNTOUCHED));
             }
         }
         let (mut coming, mut in_the_way) = (Vec::new(), Vec::new());

@@ -4,7 +4,7 @@ use std::{pin::pin, time::Duration};
 
 use api::{
     conditions::reasons,
-    runner::{FailedRun, LONGEST_LINE, Report, job::CONTAINER},
+    runner::{FailedRun, LONGEST_LINE, Report, UNTOUCHED, job::CONTAINER},
 };
 use futures::{AsyncBufRead, AsyncBufReadExt, AsyncReadExt};
 use jiff::{SignedDuration, Timestamp};
@@ -276,8 +276,7 @@ fn died(message: String) -> FailedRun {
 }
 
 fn not_started(message: String) -> FailedRun {
-    let target = Some("as it was: nothing was touched".to_owned());
-    FailedRun { reason: reasons::NOT_STARTED.to_owned(), message, again: true, target }
+    FailedRun { reason: reasons::NOT_STARTED.to_owned(), message, again: true, target: Some(UNTOUCHED.to_owned()) }
 }
 
 fn is_last(report: &Report) -> bool {

@@ -5,11 +5,10 @@ use std::time::Duration;
 use api::{
     ChosenCopy, KnownBy, LiveSnapshot, Restore, SnapshotMethod, choose,
     conditions::reasons,
-    runner::{FailedRun, RestoreTask, Task, TaskDatabase},
+    runner::{FailedRun, RestoreTask, Task, TaskDatabase, UNTOUCHED},
 };
 use jiff::Timestamp;
 
-use super::UNTOUCHED;
 use crate::{
     copies::{
         Copies,

@@ -185,25 +185,22 @@ impl Copies {
         let is_late = Timestamp::now() > plan::deadline(snapshot);
         match outcome {
             Outcome::Failed { reason, message } => return self.no_copy_of(snapshot, &status, reason, &message).await,
-            Outcome::Make(_) | Outcome::MakeGroup | Outcome::Wait if is_late => {
+            Outcome::Make(_) | Outcome::MakeGroup(_) | Outcome::Wait if is_late => {
                 // What was said last knows more than what is seen now: why it was refused, say.
                 let why = before.message.as_deref().or(status.message.as_deref());
                 let message = too_late(why.unwrap_or_default());
                 return self.no_copy_of(snapshot, &status, reasons::DEADLINE_EXCEEDED, &message).await;
             }
-            Outcome::Make(_) | Outcome::MakeGroup => {
+            Outcome::MakeGroup(group) => {
+                let refused = self.make_group(storage, snapshot, &group).await;
+                self.has_made(snapshot, &before, status, refused).await?;
+            }
+            Outcome::Make(missing) => {
                 let mut refused = None;
-                if let (Outcome::MakeGroup, Some(group)) = (&outcome, &status.volume_group_snapshot) {
-                    refused = self.make_group(storage, snapshot, group).await;
+                for at in missing {
+                    refused = refused.or(self.make(storage, snapshot, &status.volumes[at]).await);
                 }
-                if let Outcome::Make(missing) = outcome {
-                    for at in missing {
-                        refused = refused.or(self.make(storage, snapshot, &status.volumes[at]).await);
-                    }
-                }
-                let next = SnapshotStatus { message: refused.clone().or(status.message.clone()), ..status };
-                self.put(snapshot, &before, &next).await?;
-                self.tell_news(snapshot, "VolumeSnapshotRefused", before.message.as_ref(), refused.as_ref()).await;
+                self.has_made(snapshot, &before, status, refused).await?;
             }
             Outcome::Wait => {
                 self.put(snapshot, &before, &status).await?;
@@ -243,6 +240,20 @@ impl Copies {
             found.push(self.found(storage, snapshot, volume).await?);
         }
         Ok(looked(status, &snapshot.spec, &uid, &found, storage.gates, Timestamp::now()))
+    }
+
+    /// What was missing; or not, and why.
+    async fn has_made(
+        &self,
+        snapshot: &Snapshot,
+        before: &SnapshotStatus,
+        status: SnapshotStatus,
+        refused: Option<String>,
+    ) -> Result<(), ApiError> {
+        let next = SnapshotStatus { message: refused.clone().or(status.message.clone()), ..status };
+        self.put(snapshot, before, &next).await?;
+        self.tell_news(snapshot, "VolumeSnapshotRefused", before.message.as_ref(), refused.as_ref()).await;
+        Ok(())
     }
 
     /// Only by who has seen what it follows on.

@@ -42,7 +42,7 @@ pub(super) enum Outcome {
     /// These are made, by their places in the status.
     Make(Vec<usize>),
     /// Their VolumeGroupSnapshot is made.
-    MakeGroup,
+    MakeGroup(SnapshotGroup),
     Wait,
     Ready,
     Failed {

@@ -1,11 +1,11 @@
 //! See [`Turn`]: a user lock (MariaDB documentation, "GET_LOCK"), which is of the whole server.
 
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::connect::{Link, text};
 use crate::{
     driver::Member,
-    engines::turn::{ANSWER, HEARTBEAT, IDLE, Turn},
+    engines::turn::{ANSWER, IDLE, Turn, is_due},
     error::Error,
 };
 
@@ -37,11 +37,7 @@ impl Held {
     /// Keeps it until it is not wanted any more, and gives it back; or answers with the error that lost it.
     pub async fn keep(mut self, until: impl Future + Send) -> Option<Error> {
         tokio::pin!(until);
-        loop {
-            tokio::select! {
-                _ = &mut until => break,
-                () = sleep(HEARTBEAT) => {}
-            }
+        while is_due(&mut until).await {
             if let Err(error) = self.0.run(Instant::now() + ANSWER, "keeping the turn", "DO 1").await {
                 return Some(error);
             }

@@ -117,7 +117,7 @@ pub(super) fn looked(
     let Some(found) = found else {
         let message = format!("VolumeGroupSnapshot {name} is gone: somebody has deleted it; make another Snapshot");
         return match &group.uid {
-            None => (status, Some(Outcome::MakeGroup)),
+            None => (status, Some(Outcome::MakeGroup(group.clone()))),
             Some(_) => (status, Some(Outcome::Failed { reason: reasons::NOT_FOUND, message })),
         };
     };
@@ -219,7 +219,7 @@ mod tests {
             Some(GroupFound { uid: "g".to_owned(), made_for: Some(made_for.to_owned()), members, error: None })
         };
         let of = |group: &SnapshotGroup, found| looked(status.clone(), group, "s", found);
-        assert_eq!(of(&group, None).1, Some(Outcome::MakeGroup));
+        assert_eq!(of(&group, None).1, Some(Outcome::MakeGroup(group.clone())));
         assert!(matches!(of(&known, None).1, Some(Outcome::Failed { reason: reasons::NOT_FOUND, .. })));
         for (group, found) in [
             (&group, found("another", &[])),
